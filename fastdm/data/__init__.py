@@ -1,0 +1,1 @@
+"""Data sets as class-sorted uint8 pools."""
