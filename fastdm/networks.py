@@ -319,10 +319,8 @@ def evaluation_pool(mode: str, network: str) -> list[str]:
     if mode == "S":
         return [network.replace("BN", "")]
     if mode not in _POOLS_OF_NETWORKS:
-        raise FastDMError(
         known = ", ".join([*_POOLS_OF_NETWORKS, "S", "SS"])
         raise FastDMError(f"unknown evaluation mode {mode!r}; choose one of {known}")
-        )
     return list(_POOLS_OF_NETWORKS[mode])
 
 
