@@ -1,1 +1,21 @@
 """Ops of distribution matching: plain PyTorch references and fused Triton kernels (installed as ``fastdm.kernels``)."""
+
+from .ops import (
+    class_mean_difference,
+    draw,
+    dsa,
+    norm_relu_pool,
+    norm_relu_pool_mean,
+    uniform,
+    use_backend,
+)
+
+__all__ = [
+    "class_mean_difference",
+    "draw",
+    "dsa",
+    "norm_relu_pool",
+    "norm_relu_pool_mean",
+    "uniform",
+    "use_backend",
+]

@@ -1,0 +1,77 @@
+"""Philox, uniform and draw against published vectors and a plain statement of Floyd's algorithm."""
+
+import pytest
+import torch
+from fastdm.kernels import draw, reference, uniform
+
+
+@pytest.mark.parametrize(
+    ("key", "counter", "words"),
+    [
+        ((0, 0), (0, 0, 0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+        ((0xFFFFFFFF,) * 2, (0xFFFFFFFF,) * 4, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
+        (
+            (0xA4093822, 0x299F31D0),
+            (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+            (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+        ),
+    ],
+    ids=["zeros", "ones", "pi"],
+)
+def test_philox_gives_the_published_vectors(key, counter, words):
+    assert tuple(int(w) for w in reference.philox(key, [torch.tensor(c) for c in counter])) == words
+
+
+def test_uniform_takes_the_upper_24_bits_of_its_words():
+    seed, step, stream = 0x1234_5678_9ABC_DEF0, 3, 2
+    rows = torch.tensor([0, 7, 2**32 - 1])
+    values = uniform(torch.tensor([seed, step]), rows, 6, stream)
+    for r, row in enumerate(rows.tolist()):
+        for j in range(6):
+            counter = [torch.tensor(v) for v in (step, row, stream, j // 4)]
+            word = int(reference.philox((seed & 0xFFFFFFFF, seed >> 32), counter)[j % 4])
+            assert values[r, j].item() == (word >> 8) / 2**24
+
+
+def floyd(key, class_offsets, n, label):
+    words = reference.random_words(key, torch.tensor([label]), n, reference.DRAW_STREAM)[0].tolist()
+    start, size = int(class_offsets[label]), int(class_offsets[label + 1] - class_offsets[label])
+    taken = set()
+    for i, word in enumerate(words):
+        last = size - n + i
+        candidate = word * (last + 1) >> 32
+        taken.add(last if candidate in taken else candidate)
+    return sorted(start + t for t in taken)
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 33, 50])
+def test_draw_is_floyds_algorithm(n):
+    offsets = torch.tensor([0, 50, 101, 5101])  # The first class is drawn whole, the last one hardly repeats.
+    for step in range(20):
+        key = torch.tensor([-5, step])
+        expected = [floyd(key, offsets, n, label) for label in range(3)]
+        assert draw(key, offsets, n).tolist() == expected
+        assert draw(key, offsets, n, torch.tensor([2, 0])).tolist() == [expected[2], expected[0]]
+
+
+def test_draw_is_uniform_over_subsets():
+    # 2 of 4 images: 6 subsets, 6,000 draws; each count is 1,000 ± 29 (binomial), so ± 6 deviations is ± 173.
+    offsets = torch.arange(6001) * 4
+    subsets = draw(torch.tensor([1, 0]), offsets, 2) - offsets[:-1, None]
+    counts = (subsets[:, 0] * 4 + subsets[:, 1]).bincount(minlength=16)
+    assert counts.count_nonzero() == 6
+    assert (counts[counts > 0] - 1000).abs().max() < 173
+
+
+def test_bad_arguments_are_refused():
+    key, offsets = torch.tensor([0, 0]), torch.tensor([0, 5, 8])
+    with pytest.raises(ValueError, match="class 1 has 3 images, but 4"):
+        draw(key, offsets, 4)
+    with pytest.raises(ValueError, match="classes holds 0 to 2"):
+        draw(key, offsets, 1, torch.tensor([0, 2]))
+    with pytest.raises(TypeError, match="key is torch"):
+        draw(key.int(), offsets, 1)
+    with pytest.raises(ValueError, match="stream is"):
+        uniform(key, torch.arange(3), 4, 2**32)
+    with pytest.raises(ValueError, match="seed, step"):
+        uniform(torch.zeros(3, dtype=torch.int64), torch.arange(3), 4, 0)
