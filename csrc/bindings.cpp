@@ -1,6 +1,147 @@
-// The binding file only binds: the core stands in the headers, which know no Python.
+// The binding file only binds: it checks what Python hands over, lets go of the GIL and calls the headers, which know
+// no Python. Results go into buffers of the caller.
 #include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <string>
+#include <vector>
+
+#include "draw.h"
+#include "gather.h"
 
 namespace nb = nanobind;
+using namespace nb::literals;
 
-NB_MODULE(_native, module) { module.doc() = "fastdm's C++ core."; }
+namespace fastdm {
+namespace {
+
+template <class T, int kDims>
+using Array = nb::ndarray<T, nb::ndim<kDims>, nb::c_contig, nb::device::cpu>;
+using Index = Array<const int64_t, 1>;
+using Shape = std::vector<int64_t>;
+
+void require(bool holds, const std::string& message) {
+    if (!holds) throw nb::value_error(message.c_str());
+}
+
+std::string text(const Shape& shape) {
+    std::string numbers;
+    for (int64_t size : shape) numbers += (numbers.empty() ? "" : ", ") + std::to_string(size);
+    return "[" + numbers + "]";
+}
+
+template <class A>
+void require_shape(const A& out, const Shape& shape) {
+    Shape found;
+    for (size_t i = 0; i < out.ndim(); ++i) found.push_back(static_cast<int64_t>(out.shape(i)));
+    require(found == shape, "out has the shape " + text(found) + " and should have " + text(shape) + ".");
+}
+
+void require_in_range(const Index& index, int64_t count, const std::string& what) {
+    const int64_t wrong = find_out_of_range(index.data(), static_cast<int64_t>(index.size()), count);
+    if (wrong < 0) return;
+    require(false, what + " " + std::to_string(index.data()[wrong]) + " at position " + std::to_string(wrong) +
+                       " does not exist: there are " + std::to_string(count) + ".");
+}
+
+void register_draw(nb::module_& module) {
+    module.def(
+        "draw",
+        [](uint64_t seed, uint32_t step, const Index& offsets, const Index& classes, const Array<int64_t, 2>& out) {
+            const int64_t n = static_cast<int64_t>(out.shape(1));
+            const int64_t rows = static_cast<int64_t>(classes.size());
+            require_shape(out, {rows, n});
+            require(offsets.size() > 0, "class_offsets is empty.");
+            require_in_range(classes, static_cast<int64_t>(offsets.size()) - 1, "Class");
+            for (int64_t row = 0; row < rows; ++row) {
+                const int64_t id = classes.data()[row];
+                const int64_t first = offsets.data()[id], end = offsets.data()[id + 1];
+                require(0 <= first && first <= end, "class_offsets does not rise at class " + std::to_string(id) + ".");
+                require(end - first < int64_t{1} << 32, "Class " + std::to_string(id) + " has 2^32 images or more.");
+                require(n <= end - first, "Class " + std::to_string(id) + " has " + std::to_string(end - first) +
+                                              " images: " + std::to_string(n) + " cannot be drawn without repeats.");
+            }
+            nb::gil_scoped_release unlocked;
+            draw(shared_pool(), {seed, step}, offsets.data(), classes.data(), rows, n, out.data());
+        },
+        "seed"_a, "step"_a, "class_offsets"_a.noconvert(), "classes"_a.noconvert(), "out"_a.noconvert(),
+        "out[i] = out.shape[1] distinct indices of class classes[i], ascending.");
+    module.def(
+        "uniform",
+        [](uint64_t seed, uint32_t step, const Index& rows, uint32_t stream, const Array<float, 2>& out) {
+            const int64_t n = static_cast<int64_t>(out.shape(1));
+            require_shape(out, {static_cast<int64_t>(rows.size()), n});
+            require_in_range(rows, int64_t{1} << 32, "Row");
+            nb::gil_scoped_release unlocked;
+            uniform(shared_pool(), {seed, step}, rows.data(), static_cast<int64_t>(rows.size()), stream, n, out.data());
+        },
+        "seed"_a, "step"_a, "rows"_a.noconvert(), "stream"_a, "out"_a.noconvert(),
+        "out[i] = numbers in [0, 1) keyed by (seed, step, rows[i], stream).");
+}
+
+Layout layout_of(const std::string& name) {
+    if (name == "planar") return Layout::planar;
+    if (name == "last") return Layout::last;
+    require(name == "rgbx", "The layout '" + name + "' is none of planar, last, rgbx.");
+    return Layout::rgbx;
+}
+
+Normalisation normalisation_of(const std::vector<float>& scale, const std::vector<float>& shift, int64_t channels) {
+    require(static_cast<int64_t>(scale.size()) == channels && static_cast<int64_t>(shift.size()) == channels,
+            "scale and shift must have one number for each of the " + std::to_string(channels) + " channels.");
+    Normalisation norm{};
+    std::copy(scale.begin(), scale.end(), norm.scale);
+    std::copy(shift.begin(), shift.end(), norm.shift);
+    return norm;
+}
+
+void register_gather(nb::module_& module) {
+    module.def(
+        "gather",
+        [](const Array<const uint8_t, 4>& images, const Index& index,
+           const nb::ndarray<nb::ndim<4>, nb::c_contig, nb::device::cpu>& out, const std::string& layout_name,
+           const std::vector<float>& scale, const std::vector<float>& shift, int threads) {
+            const int64_t n = static_cast<int64_t>(index.size()), channels = static_cast<int64_t>(images.shape(1));
+            const int64_t height = static_cast<int64_t>(images.shape(2)), width = static_cast<int64_t>(images.shape(3));
+            const Layout layout = layout_of(layout_name);
+            require(channels == 1 || channels == 3,
+                    "The images have " + std::to_string(channels) + " channels; 1 or 3 can be gathered.");
+            require(layout != Layout::rgbx || channels == 3, "The layout rgbx needs 3 channels.");
+            require_shape(out, layout == Layout::planar ? Shape{n, channels, height, width}
+                                                        : Shape{n, height, width, layout == Layout::rgbx ? 4 : channels});
+            const Records records{images.data(), static_cast<int64_t>(images.shape(0)), channels, height * width};
+            require_in_range(index, records.count, "Image");
+            ThreadPool& pool = shared_pool();
+            const int64_t* rows = index.data();
+            if (out.dtype() == nb::dtype<uint8_t>()) {
+                auto* numbers = static_cast<uint8_t*>(out.data());
+                nb::gil_scoped_release unlocked;
+                if (layout == Layout::planar) return gather(pool, records, rows, n, numbers, threads);
+                return gather_convert(pool, records, {}, layout, rows, n, numbers, threads);
+            }
+            const Normalisation norm = normalisation_of(scale, shift, channels);
+            if (out.dtype() == nb::dtype<float>()) {
+                nb::gil_scoped_release unlocked;
+                return gather_convert(pool, records, norm, layout, rows, n, static_cast<float*>(out.data()), threads);
+            }
+            const nb::dlpack::dtype bf16{static_cast<uint8_t>(nb::dlpack::dtype_code::Bfloat), 16, 1};
+            if (out.dtype() != bf16) throw nb::type_error("out must hold uint8, float32 or bfloat16.");
+            nb::gil_scoped_release unlocked;
+            gather_convert(pool, records, norm, layout, rows, n, static_cast<bfloat16*>(out.data()), threads);
+        },
+        "images"_a.noconvert(), "index"_a.noconvert(), "out"_a.noconvert(), "layout"_a = "planar",
+        "scale"_a = std::vector<float>{}, "shift"_a = std::vector<float>{}, "threads"_a = 0,
+        "out[i] = images[index[i]]: uint8 as it is, float32 and bfloat16 as x * scale + shift per channel.");
+    module.def("threads", [] { return shared_pool().threads(); }, "How many threads the core works with.");
+}
+
+}  // namespace
+}  // namespace fastdm
+
+NB_MODULE(_native, module) {
+    module.doc() = "fastdm's C++ core.";
+    fastdm::register_draw(module);
+    fastdm::register_gather(module);
+}

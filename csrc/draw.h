@@ -1,0 +1,67 @@
+// Random numbers and class-conditional draws, keyed by (seed, step, row): the same on every platform and thread count,
+// and the same as fastdm.kernels.uniform and fastdm.kernels.draw.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "philox.h"
+#include "thread_pool.h"
+
+namespace fastdm {
+
+constexpr uint32_t kDrawStream = 1;
+
+// out[j] uniform in [0, 1): the upper 24 bits of word j % 4 of block j / 4, so that every value is exact in float32.
+inline void uniform_row(RandomKey key, uint32_t row, uint32_t stream, int64_t n, float* out) {
+    for (int64_t j = 0; j < n; j += 4) {
+        const PhiloxWords words = key.words(row, stream, static_cast<uint32_t>(j / 4));
+        for (int64_t i = j; i < n && i < j + 4; ++i) out[i] = static_cast<float>(words[i - j] >> 8) * 0x1p-24f;
+    }
+}
+
+// n distinct indices of [first, first + size), ascending, uniform over all n-subsets: Floyd's algorithm (Bentley &
+// Floyd, "A sample of brilliance", CACM 1987). The drawn set is a bitmap, so reading it out sorts it.
+// Requires n <= size < 2^32.
+inline void draw_class(RandomKey key, uint32_t class_id, int64_t first, int64_t size, int64_t n,
+                       std::vector<uint64_t>& drawn, int64_t* out) {
+    drawn.assign(static_cast<size_t>((size + 63) / 64), 0);
+    PhiloxWords words{};
+    for (int64_t i = 0; i < n; ++i) {
+        if (i % 4 == 0) words = key.words(class_id, kDrawStream, static_cast<uint32_t>(i / 4));
+        const uint64_t last = static_cast<uint64_t>(size - n + i);
+        uint64_t pick = (words[i % 4] * (last + 1)) >> 32;
+        if (drawn[pick / 64] >> (pick % 64) & 1) pick = last;
+        drawn[pick / 64] |= uint64_t{1} << (pick % 64);
+    }
+    for (size_t word = 0; word < drawn.size(); ++word) {
+        for (uint64_t bits = drawn[word]; bits != 0; bits &= bits - 1) {
+            *out++ = first + static_cast<int64_t>(word) * 64 + __builtin_ctzll(bits);
+        }
+    }
+}
+
+// Rows of uniform_row, out [rows, n].
+inline void uniform(ThreadPool& pool, RandomKey key, const int64_t* row_ids, int64_t rows, uint32_t stream, int64_t n,
+                    float* out) {
+    pool.run(rows, 1 + 4096 / (n + 1), [&](int64_t begin, int64_t end) {
+        for (int64_t row = begin; row < end; ++row) {
+            uniform_row(key, static_cast<uint32_t>(row_ids[row]), stream, n, out + row * n);
+        }
+    });
+}
+
+// Rows of draw_class, out [classes, n]. offsets: where each class of the pool starts, one more for the end.
+inline void draw(ThreadPool& pool, RandomKey key, const int64_t* offsets, const int64_t* class_ids, int64_t classes,
+                 int64_t n, int64_t* out) {
+    pool.run(classes, 1 + 4096 / (n + 1), [&](int64_t begin, int64_t end) {
+        std::vector<uint64_t> drawn;
+        for (int64_t row = begin; row < end; ++row) {
+            const int64_t id = class_ids[row];
+            draw_class(key, static_cast<uint32_t>(id), offsets[id], offsets[id + 1] - offsets[id], n, drawn,
+                       out + row * n);
+        }
+    });
+}
+
+}  // namespace fastdm

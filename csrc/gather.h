@@ -1,0 +1,98 @@
+// Records of a pool by index → a caller's buffer: uint8 as it is, or converted on the way.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "convert.h"
+#include "copy.h"
+#include "thread_pool.h"
+
+namespace fastdm {
+
+// uint8 [count, channels, pixels]; pixels = height · width.
+struct Records {
+    const uint8_t* data;
+    int64_t count;
+    int64_t channels;
+    int64_t pixels;
+
+    int64_t bytes() const { return channels * pixels; }
+    const uint8_t* operator[](int64_t index) const { return data + index * bytes(); }
+};
+
+// The first index that is no record, or -1.
+inline int64_t find_out_of_range(const int64_t* index, int64_t n, int64_t count) {
+    for (int64_t i = 0; i < n; ++i) {
+        if (index[i] < 0 || index[i] >= count) return i;
+    }
+    return -1;
+}
+
+// Enough records for a block of work that is worth a thread's while.
+inline int64_t records_per_block(int64_t out_bytes) { return 1 + (int64_t{256} << 10) / (out_bytes + 1); }
+
+// out[i] = records[index[i]].
+inline void gather(ThreadPool& pool, const Records& records, const int64_t* index, int64_t n, uint8_t* out,
+                   int threads = 0, Cpu cpu = this_cpu()) {
+    const int64_t bytes = records.bytes();
+    const bool past_caches = n * bytes > cache_bytes();
+    const StreamCopy copy = stream_copy(past_caches ? cpu : Cpu::plain);
+    pool.run(
+        n, records_per_block(bytes),
+        [&](int64_t begin, int64_t end) {
+            for (int64_t i = begin; i < end; ++i) {
+                const bool last = i + 1 == end;
+                copy(out + i * bytes, records[index[i]], bytes, last ? nullptr : records[index[i + 1]],
+                     last ? 0 : bytes);
+            }
+            stream_fence();
+        },
+        threads);
+}
+
+// out[i] = records[index[i]] in the wanted layout, as Out (uint8_t: the pixel; float, bfloat16: normalised).
+// Records have 1 or 3 channels; layout rgbx needs 3.
+template <class Out>
+void gather_convert(ThreadPool& pool, const Records& records, const Normalisation& norm, Layout layout,
+                    const int64_t* index, int64_t n, Out* out, int threads = 0, Cpu cpu = this_cpu()) {
+    // One channel at a time where channels stand apart, all at once where they are interleaved.
+    const bool apart = layout == Layout::planar || records.channels == 1;
+    const int64_t stride = apart ? 1 : layout == Layout::rgbx ? 4 : 3;
+    const int64_t planes = apart ? records.channels : 1;
+    const ConvertPixels convert = apart                    ? convert_pixels_for<Out, 1, 1>(cpu)
+                                  : layout == Layout::rgbx ? convert_pixels_for<Out, 3, 4>(cpu)
+                                                           : convert_pixels_for<Out, 3, 3>(cpu);
+    const int64_t record_numbers = planes * stride * records.pixels;
+    const bool past_caches = n * record_numbers * static_cast<int64_t>(sizeof(Out)) > cache_bytes();
+    const StreamCopy copy = stream_copy(cpu);
+    constexpr int64_t kPiece = 1024;  // pixels: 16 KB of float32 RGBx at most, which stays in the nearest cache
+
+    pool.run(
+        n, records_per_block(record_numbers * static_cast<int64_t>(sizeof(Out))),
+        [&](int64_t begin, int64_t end) {
+            alignas(kLine) Out piece[kPiece * 4];
+            for (int64_t i = begin; i < end; ++i) {
+                const uint8_t* from = records[index[i]];
+                const uint8_t* ahead = i + 1 < end ? records[index[i + 1]] : nullptr;
+                for (int64_t plane = 0; plane < planes; ++plane) {
+                    for (int64_t pixel = 0; pixel < records.pixels; pixel += kPiece) {
+                        const int64_t count = std::min(kPiece, records.pixels - pixel);
+                        const int64_t at = plane * records.pixels + pixel;
+                        Out* to = out + i * record_numbers + at * stride;
+                        convert(from + at, records.pixels, count, norm.scale + plane, norm.shift + plane,
+                                past_caches ? piece : to);
+                        if (past_caches) {
+                            copy(reinterpret_cast<uint8_t*>(to), reinterpret_cast<const uint8_t*>(piece),
+                                 count * stride * static_cast<int64_t>(sizeof(Out)), ahead ? ahead + at : nullptr,
+                                 ahead ? count : 0);
+                        }
+                    }
+                }
+            }
+            stream_fence();
+        },
+        threads);
+}
+
+}  // namespace fastdm
