@@ -1,7 +1,6 @@
 """The ops that the C++ extension implements on the CPU, with the signatures of ``reference.py``.
 
-A function of ``fastdm._native`` fills the buffers that it is handed, outputs first; every buffer is a contiguous CPU
-tensor. What the extension does not have (or an installation without it) stays with the reference.
+A function of ``fastdm._native`` fills the buffers that it is handed; every buffer is a contiguous CPU tensor. What the extension does not have (or an installation without it) stays with the reference.
 """
 
 import importlib
@@ -29,11 +28,13 @@ def find(name: str) -> Callable[..., Any] | None:
 
 def uniform(key: Tensor, rows: Tensor, n: int, stream: int) -> Tensor:
     out = torch.empty(len(rows), n)
-    _native().uniform(out, key, rows.contiguous(), stream)
+    seed, step = key.tolist()
+    _native().uniform(seed, step, rows.contiguous(), stream, out)
     return out
 
 
 def draw(key: Tensor, class_offsets: Tensor, n: int, classes: Tensor) -> Tensor:
     out = torch.empty(len(classes), n, dtype=torch.int64)
-    _native().draw(out, key, class_offsets.contiguous(), classes.contiguous())
+    seed, step = key.tolist()
+    _native().draw(seed, step, class_offsets.contiguous(), classes.contiguous(), out)
     return out
