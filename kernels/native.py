@@ -1,6 +1,7 @@
 """The ops that the C++ extension implements on the CPU, with the signatures of ``reference.py``.
 
-A function of ``fastdm._native`` fills the buffers that it is handed; every buffer is a contiguous CPU tensor. What the extension does not have (or an installation without it) stays with the reference.
+A function of ``fastdm._native`` fills the buffers that it is handed; every buffer is a contiguous CPU tensor. What the
+extension does not have (or an installation without it) stays with the reference.
 """
 
 import importlib

@@ -1,0 +1,1 @@
+"""Benchmarks, one file per subject, and the oracles that are also their baselines."""

@@ -1,0 +1,37 @@
+"""What is matched between real and synthetic images. DM matches the class means of the embedding."""
+
+import torch
+from torch import Tensor
+
+from fastdm.kernels import class_mean_difference
+from fastdm.networks import Network
+
+
+@torch.no_grad()
+def real_class_means(network: Network, images: Tensor, offsets: Tensor, group: Tensor, slice_images: int) -> Tensor:
+    """Mean embedding of every class of a batch, without gradient: float32 [classes, D].
+
+    images: [N, C, H, W], class-sorted by int64 offsets [classes + 1]; group: int64 [N], the class of each image, which
+    says the same again; slice_images: how many images go through the network at once. On a CPU few, so that a layer's
+    activations stay in its cache; a network that looks at the whole batch (BatchNorm) needs all of them.
+    """
+    if slice_images >= len(images):
+        return network.embed_mean(images, offsets)
+    total: Tensor | None = None
+    for part, part_group in zip(images.split(slice_images), group.split(slice_images), strict=True):
+        features = network.embed(part).float()
+        if total is None:
+            total = features.new_zeros(len(offsets) - 1, features.shape[1])
+        total.index_add_(0, part_group, features)
+    assert total is not None
+    return total / offsets.diff().clamp(min=1)[:, None]
+
+
+def distribution_matching_loss(network: Network, real_means: Tensor, synthetic: Tensor, offsets: Tensor) -> Tensor:
+    """Σ_c ‖ real_means[c] − mean_j ψ(synthetic[c, j]) ‖² (the paper's equation 4): float32 scalar.
+
+    real_means: float32 [classes, D]; synthetic: [N, C, H, W], class-sorted by int64 offsets [classes + 1]; the gradient
+    flows to `synthetic`.
+    """
+    one_each = torch.arange(len(real_means) + 1, device=real_means.device)
+    return class_mean_difference(real_means, network.embed(synthetic), one_each, offsets)

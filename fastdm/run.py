@@ -1,0 +1,157 @@
+"""A run on disk: its folder, log, pictures and checkpoints. The loop tells it what happened; it changes nothing."""
+
+import dataclasses
+import json
+import math
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastdm.checkpoint import FILE, Checkpoint, load_checkpoint, save_checkpoint
+from fastdm.errors import FastDMError
+from fastdm.files import atomic_write
+from fastdm.progress import Progress
+from fastdm.step import Step
+from fastdm.synthetic import SyntheticSet
+
+SECONDS_BETWEEN_READS = 0.5
+"""Losses stay on the device and are read together this often, so that an iteration never waits for the host."""
+
+
+class Run:
+    """Follows a condensation of `total` iterations, as a context manager: leaving it early keeps a checkpoint.
+
+    result: the set as it will be saved, whose images are those that the step changes. identity: what a checkpoint must
+    have been made with to be resumed. With `folder` None nothing is written.
+    """
+
+    def __init__(
+        self,
+        folder: Path | None,
+        step: Step,
+        result: SyntheticSet,
+        total: int,
+        identity: dict[str, Any],
+        *,
+        resume: bool,
+        overwrite: bool,
+        save_every: int,
+        picture_every: int,
+        progress: bool,
+    ) -> None:
+        self.first_iteration = 0
+        self._folder = folder
+        self._step = step
+        self._result = result
+        self._identity = json.dumps(identity)
+        self._save_every = save_every
+        self._picture_every = picture_every
+        self._unread: list[Tensor] = []
+        if folder is not None:
+            _prepare(folder, needed=8 * step.images.numel() * 4)
+            self._begin(folder, resume, overwrite)
+        self._done = self.first_iteration
+        self._total = total
+        self._progress = Progress("condense", total, start=self._done) if progress else None
+        self._began = self._read_at = time.monotonic()
+
+    def _begin(self, folder: Path, resume: bool, overwrite: bool) -> None:
+        if resume:
+            checkpoint = load_checkpoint(folder, self._identity)
+            if checkpoint is not None:
+                self.first_iteration = checkpoint.iteration
+                self._step.images.copy_(checkpoint.images)
+                self._step.velocity.copy_(checkpoint.velocity)
+        elif (folder / FILE).exists() and not overwrite:
+            raise FastDMError(
+                f"{folder} holds a run already; resume goes on with it, overwrite starts anew, or choose another folder"
+            )
+        if self.first_iteration == 0:
+            (folder / "log.jsonl").write_text("")
+        with atomic_write(folder / "settings.json") as temporary:
+            temporary.write_text(json.dumps(self._result.settings, indent=2) + "\n")
+
+    def __enter__(self) -> "Run":
+        if self._progress is not None:
+            self._progress.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._progress is not None:
+            self._progress.__exit__(kind, error, _)
+        # A loss that is not finite has spoilt the images: the checkpoint before it is the one to keep.
+        if not isinstance(error, FastDMError):
+            self._read_losses()
+            self._save()
+
+    def after(self, iteration: int, loss: Tensor) -> None:
+        """Iteration number `iteration` is over, with this loss (float32 scalar on the device)."""
+        self._done = iteration + 1
+        self._unread.append(loss)
+        save = self._done % self._save_every == 0
+        picture = self._done % self._picture_every == 0
+        if save or picture or self._done == self._total or time.monotonic() - self._read_at >= SECONDS_BETWEEN_READS:
+            self._read_losses()
+        if save:
+            self._save()
+        if picture and self._folder is not None:
+            self._result.save_grid(self._folder / f"iteration_{self._done:06d}.png")
+
+    def say(self, text: str) -> None:
+        """Show a line with the progress."""
+        if self._progress is not None:
+            self._progress.say(text)
+
+    def _read_losses(self) -> None:
+        """Bring the unread losses to the host: log, progress, and the check that they are finite."""
+        losses = torch.stack(self._unread).tolist() if self._unread else []
+        first = self._done - len(losses)
+        self._unread.clear()
+        self._read_at = time.monotonic()
+        for iteration, loss in enumerate(losses, first):
+            if not math.isfinite(loss):
+                raise FastDMError(f"the loss is {loss} at iteration {iteration}: a smaller lr_img keeps it finite")
+        if self._folder is not None and losses:
+            seconds = round(self._read_at - self._began, 3)
+            with (self._folder / "log.jsonl").open("a") as log:
+                for iteration, loss in enumerate(losses, first):
+                    log.write(json.dumps({"iteration": iteration, "loss": loss, "seconds": seconds}) + "\n")
+        if self._progress is not None and losses:
+            self._progress.update(self._done, loss=losses[-1])
+
+    def _save(self) -> None:
+        if self._folder is not None:
+            save_checkpoint(
+                self._folder, Checkpoint(self._done, self._step.images, self._step.velocity, self._identity)
+            )
+
+    def finish(self) -> SyntheticSet:
+        """The learnt set, on the CPU; with a folder, saved there as ``synthetic.safetensors`` and ``synthetic.png``."""
+        result = dataclasses.replace(self._result, images=self._step.images.detach().cpu().clone())
+        if self._folder is not None:
+            result.save(self._folder / "synthetic.safetensors")
+            result.save_grid(self._folder / "synthetic.png")
+        return result
+
+
+def _prepare(folder: Path, needed: int) -> None:
+    """Make the folder; find out now, not after the first checkpoint, whether it can be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise FastDMError(f"the run folder {folder} cannot be written ({error.strerror}); choose another") from error
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise FastDMError(
+            f"the run folder {folder} has {free >> 20} MiB of space, but the run writes {needed >> 20} MiB"
+        )
