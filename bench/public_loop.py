@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# --- the transformations: images [N, C, H, W] and one value per image, [N] ---------------------------------------------
+# --- the transformations: images [N, C, H, W] and one value per image, [N] -------------------------------------------
 
 
 def brightness(x: Tensor, b: Tensor) -> Tensor:
@@ -78,7 +78,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return affine(x, [[c, -s, 0, s, c, 0] for c, s in zip(cos.tolist(), sin.tolist(), strict=True)])
 
 
-# --- DiffAugment with the public code's draws --------------------------------------------------------------------------
+# --- DiffAugment with the public code's draws ------------------------------------------------------------------------
 
 
 def diff_augment(x: Tensor, strategy: str, seed: int, mode: str = "S", state: dict[str, int] | None = None) -> Tensor:
@@ -89,55 +89,62 @@ def diff_augment(x: Tensor, strategy: str, seed: int, mode: str = "S", state: di
     state = {} if state is None else state
     state["latestseed"] = seed
 
-    def draw(function: Callable[[], Tensor]) -> Tensor:
+    n, _, height, width = x.shape
+
+    def reseed() -> None:
         if state["latestseed"] != -1:
             torch.random.manual_seed(state["latestseed"])
             state["latestseed"] += 1
-        values = function()
-        # Siamese: the first image's value for all.
+
+    def siamese(values: Tensor) -> Tensor:
+        """The first image's value for all, if a seed was given."""
         return values if seed == -1 else values[:1].expand(len(values))
 
-    n, _, height, width = x.shape
+    def uniform(device: torch.device, dtype: torch.dtype) -> Tensor:
+        reseed()
+        return siamese(torch.rand(n, dtype=dtype, device=device))
 
     def on_device() -> Tensor:
-        return torch.rand(n, dtype=x.dtype, device=x.device)
+        return uniform(x.device, x.dtype)
+
+    def on_cpu() -> Tensor:
+        return uniform(torch.device("cpu"), torch.float32)
 
     def integers(low: int, high: int) -> Tensor:
-        return torch.randint(low, high, size=[n], device=x.device)
+        reseed()
+        return siamese(torch.randint(low, high, size=[n], device=x.device))
 
     families = strategy.split("_")
     if mode == "S":
-        if state["latestseed"] != -1:
-            torch.random.manual_seed(state["latestseed"])
-            state["latestseed"] += 1
+        reseed()
         families = [families[int(torch.randint(0, len(families), size=(1,)).item())]]
     for family in families:
         if family == "color":
-            x = brightness(x, draw(on_device) - 0.5)
-            x = saturation(x, draw(on_device) * 2.0)
-            x = contrast(x, draw(on_device) + 0.5)
+            x = brightness(x, on_device() - 0.5)
+            x = saturation(x, on_device() * 2.0)
+            x = contrast(x, on_device() + 0.5)
         elif family == "crop":
             reach = [int(size * 0.125 + 0.5) for size in (height, width)]
-            rows = draw(lambda: integers(-reach[0], reach[0] + 1))
-            x = crop(x, rows, draw(lambda: integers(-reach[1], reach[1] + 1)))
+            rows = integers(-reach[0], reach[0] + 1)
+            x = crop(x, rows, integers(-reach[1], reach[1] + 1))
         elif family == "cutout":
             hole = [int(size * 0.5 + 0.5) for size in (height, width)]
-            rows = draw(lambda: integers(0, height + (1 - hole[0] % 2)))
-            x = cutout(x, rows, draw(lambda: integers(0, width + (1 - hole[1] % 2))))
+            rows = integers(0, height + (1 - hole[0] % 2))
+            x = cutout(x, rows, integers(0, width + (1 - hole[1] % 2)))
         elif family == "flip":
-            x = flip(x, draw(on_device))
+            x = flip(x, on_device())
         elif family == "scale":
-            sx = draw(lambda: torch.rand(n)) * (1.2 - 1 / 1.2) + 1 / 1.2
-            x = scale(x, sx, draw(lambda: torch.rand(n)) * (1.2 - 1 / 1.2) + 1 / 1.2)
+            sx = on_cpu() * (1.2 - 1 / 1.2) + 1 / 1.2
+            x = scale(x, sx, on_cpu() * (1.2 - 1 / 1.2) + 1 / 1.2)
         elif family == "rotate":
-            angle = (draw(lambda: torch.rand(n)) - 0.5) * 2 * 15.0 / 180 * math.pi
+            angle = (on_cpu() - 0.5) * 2 * 15.0 / 180 * math.pi
             x = rotate(x, angle.cos(), angle.sin())
         else:
             raise ValueError(family)
     return x
 
 
-# --- the network and the loop --------------------------------------------------------------------------------------------
+# --- the network and the loop ----------------------------------------------------------------------------------------
 
 
 class ConvNet(nn.Module):

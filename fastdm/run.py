@@ -86,7 +86,7 @@ class Run:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._progress is not None:
-            self._progress.__exit__(kind, error, _)
+            self._progress.__exit__(kind, error, trace)
         # A loss that is not finite has spoilt the images: the checkpoint before it is the one to keep.
         if not isinstance(error, FastDMError):
             self._read_losses()
