@@ -1,3 +1,63 @@
-"""Dataset condensation by distribution matching."""
+"""Dataset condensation by distribution matching (DM, Zhao & Bilen, WACV 2023), as fast as the hardware allows.
+
+import fastdm
+synthetic = fastdm.condense("CIFAR10", ipc=10)
+fastdm.evaluate(synthetic, "CIFAR10")
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastdm.compat import DiffAugment, ParamDiffAug
+    from fastdm.data.packed import pack
+    from fastdm.data.sources import open_dataset
+    from fastdm.errors import FastDMError
+    from fastdm.evaluation import evaluate, random_selection, whole_set
+    from fastdm.loop import condense
+    from fastdm.settings import Settings
+    from fastdm.synthetic import SyntheticSet
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "DiffAugment",
+    "FastDMError",
+    "ParamDiffAug",
+    "Settings",
+    "SyntheticSet",
+    "__version__",
+    "condense",
+    "evaluate",
+    "open_dataset",
+    "pack",
+    "random_selection",
+    "whole_set",
+]
+
+_HOMES = {
+    "DiffAugment": "compat",
+    "FastDMError": "errors",
+    "ParamDiffAug": "compat",
+    "Settings": "settings",
+    "SyntheticSet": "synthetic",
+    "condense": "loop",
+    "evaluate": "evaluation",
+    "open_dataset": "data.sources",
+    "pack": "data.packed",
+    "random_selection": "evaluation",
+    "whole_set": "evaluation",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for when it is asked for: torch takes seconds, and ``fastdm --help`` needs none of it."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'fastdm' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"fastdm.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

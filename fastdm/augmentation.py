@@ -193,15 +193,24 @@ def augment(
 
     Without tables (no augmentation) the images are only gathered, normalised and converted.
     """
-    first, *rest = tables if tables else [table.identity(1, device=images.device)]
     if not tables:
-        group = None
-    # Between two calls the images keep the precision that the arithmetic has.
-    between = torch.float32 if rest else dtype
+        tables, group = [table.identity(1, device=images.device)], None
+    if dtype is None:
+        dtype = images.dtype if images.is_floating_point() else torch.float32
+    first, *rest = tables
+    # Between two calls the images keep the precision of the arithmetic.
+    between = torch.promote_types(dtype, torch.float32)
     images = dsa(
-        images, first, group, index=index, mean=mean, std=std, dtype=between, channels_last=channels_last and not rest
+        images,
+        first,
+        group,
+        index=index,
+        mean=mean,
+        std=std,
+        dtype=between if rest else dtype,
+        channels_last=channels_last and not rest,
     )
-    for position, rows_table in enumerate(rest):
-        last = position == len(rest) - 1
-        images = dsa(images, rows_table, group, dtype=dtype if last else None, channels_last=channels_last and last)
+    for position, rows in enumerate(rest, 1):
+        last = position == len(rest)
+        images = dsa(images, rows, group, dtype=dtype if last else between, channels_last=channels_last and last)
     return images

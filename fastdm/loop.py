@@ -5,7 +5,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -68,7 +68,7 @@ def condense(
     settings = settings.resolve(dataset, device)
     _check_classes(dataset, settings)
 
-    with use_backend(backend), _arithmetic(settings, device) as dtype:
+    with _backend(backend), _arithmetic(settings, device) as dtype:
         network = build_network(
             settings.network or "ConvNet",
             channels=dataset.image_shape[0],
@@ -157,6 +157,20 @@ def default_device(device: str | torch.device | None) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise FastDMError(f"device {device!r} cannot be used here ({str(error).splitlines()[0]})") from error
     return chosen
+
+
+@contextmanager
+def _backend(backend: str) -> Iterator[None]:
+    """`use_backend`, whose refusal is a user's mistake here."""
+    try:
+        chosen = use_backend(cast(Any, backend))
+        chosen.__enter__()
+    except (RuntimeError, ValueError) as error:
+        raise FastDMError(str(error)) from error
+    try:
+        yield
+    finally:
+        chosen.__exit__(None, None, None)
 
 
 def _check_classes(dataset: Dataset, settings: Settings) -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from fastdm.kernels import draw, reference, uniform
 
 

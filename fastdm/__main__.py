@@ -1,0 +1,5 @@
+"""``python -m fastdm`` is the ``fastdm`` command."""
+
+from fastdm.cli import main
+
+main()

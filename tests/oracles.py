@@ -1,0 +1,97 @@
+"""The public loop with fastdm's draws: what `Step` must equal."""
+
+import torch
+from torch import Tensor, nn
+
+from bench import public_loop
+from fastdm.augmentation import Strategy
+from fastdm.data.pool import Dataset, Pool
+from fastdm.kernels import draw, table
+from fastdm.networks import Network, initialise
+
+
+def random_dataset(sizes: list[int], shape: tuple[int, int, int] = (3, 16, 16), seed: int = 0) -> Dataset:
+    """Smooth random pictures, different from class to class, so that nothing about them is degenerate."""
+    generator = torch.Generator().manual_seed(seed)
+    channels, height, width = shape
+    coarse = torch.rand(sum(sizes), channels, 4, 4, generator=generator)
+    offsets = torch.tensor([0, *sizes]).cumsum(0)
+    tint = torch.repeat_interleave(torch.rand(len(sizes), channels, 1, 1, generator=generator), torch.tensor(sizes), 0)
+    images = nn.functional.interpolate(coarse, (height, width), mode="bilinear") * 0.7 + tint * 0.3
+    pool = Pool((images * 255).round().to(torch.uint8), offsets)
+    names = tuple(f"class {c}" for c in range(len(sizes)))
+    return Dataset("random", pool, None, names, (0.5,) * channels, (0.25,) * channels)
+
+
+def apply_row(x: Tensor, row: Tensor) -> Tensor:
+    """One row of the augmentation table, applied by the literal transformations; only those that are not identity."""
+    value = row.to(x.dtype)
+    identity = table.identity(1)[0]
+    is_set = [bool(row[column] != identity[column]) for column in range(table.COLUMNS)]
+    ones = torch.ones(len(x), dtype=x.dtype)
+    if any(is_set[: table.CONTRAST + 1]):
+        x = public_loop.brightness(x, ones * value[table.BRIGHTNESS])
+        x = public_loop.saturation(x, ones * value[table.SATURATION])
+        x = public_loop.contrast(x, ones * value[table.CONTRAST])
+    if is_set[table.SHIFT_ROWS] or is_set[table.SHIFT_COLS]:
+        shift = torch.ones(len(x), dtype=torch.int64)
+        x = public_loop.crop(x, shift * int(row[table.SHIFT_ROWS]), shift * int(row[table.SHIFT_COLS]))
+    top, bottom, left, right = row[table.CUTOUT_TOP : table.CUTOUT_RIGHT + 1].int().tolist()
+    if bottom >= top and right >= left:
+        mask = torch.ones(x.shape[2:], dtype=x.dtype)
+        mask[top : bottom + 1, left : right + 1] = 0
+        x = x * mask
+    if is_set[table.FLIP]:
+        x = x.flip(3)
+    if is_set[table.SCALE_X] or is_set[table.SCALE_Y]:
+        x = public_loop.scale(x, ones * value[table.SCALE_X], ones * value[table.SCALE_Y])
+    if is_set[table.ROTATE_SIN]:
+        x = public_loop.rotate(x, ones * value[table.ROTATE_COS], ones * value[table.ROTATE_SIN])
+    return x
+
+
+def public_run(
+    dataset: Dataset,
+    initial: Tensor,
+    network: Network,
+    *,
+    width: int,
+    norm: str,
+    strategy: Strategy,
+    seed: int,
+    steps: int,
+    batch_real: int,
+    dtype: torch.dtype,
+) -> tuple[Tensor, list[float]]:
+    """The images and losses after `steps` iterations of the public loop, in `dtype`, with the draws that Step makes.
+
+    network: a frozen network of the package, whose weights are copied for every iteration.
+    """
+    classes = dataset.num_classes
+    channels, size, _ = dataset.image_shape
+    ipc = len(initial) // classes
+    images = initial.to(dtype).clone().requires_grad_()
+    optimiser = torch.optim.SGD([images], lr=1.0, momentum=0.5)
+    mean, std = (torch.tensor(values, dtype=dtype).view(1, -1, 1, 1) for values in (dataset.mean, dataset.std))
+    oracle = public_loop.ConvNet(channels, classes, size, width=width, norm=norm).to(dtype)
+    losses = []
+    for step in range(steps):
+        key = torch.tensor([seed, step])
+        initialise(network, key)
+        ours = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
+        theirs = [module for module in oracle.modules() if isinstance(module, nn.Conv2d)]
+        for source, target in zip(ours, theirs, strict=True):
+            target.weight.data.copy_(source.weight)
+            nn.init.zeros_(target.bias)
+        index = draw(key, dataset.train.class_offsets, batch_real)
+        tables = strategy.draw(key, torch.arange(classes), (size, size))
+
+        def augment(x: Tensor, c: int, tables: list[Tensor] = tables) -> Tensor:
+            for rows in tables:
+                x = apply_row(x, rows[c])
+            return x
+
+        real = [(dataset.train.images[rows].to(dtype) / 255 - mean) / std for rows in index]
+        joint = norm == "batch"
+        losses.append(public_loop.iteration(oracle, real, images, ipc, optimiser, augment, joint=joint) / classes)
+    return images.detach(), losses

@@ -1,0 +1,97 @@
+"""The step against the public loop, literally transcribed, with equal draws."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastdm.augmentation import Strategy
+from fastdm.data.pool import Dataset
+from fastdm.loop import initial_images
+from fastdm.networks import build_network
+from fastdm.plan import Plan
+from fastdm.settings import Settings
+from fastdm.step import Step
+from tests.oracles import public_run, random_dataset
+
+CPU = torch.device("cpu")
+STEPS = 4
+
+
+def run_step(
+    dataset: Dataset, settings: Settings, *, chunk_classes: int, slice_images: int, steps: int = STEPS
+) -> tuple[Tensor, list[float]]:
+    settings = settings.resolve(dataset, CPU)
+    assert settings.network is not None
+    network = build_network(
+        settings.network,
+        channels=dataset.image_shape[0],
+        num_classes=dataset.num_classes,
+        image_size=dataset.image_shape[1:],
+        frozen=True,
+    ).to(memory_format=torch.channels_last)
+    plan = Plan(chunk_classes, slice_images, 0, 0, 0, 0, 0)
+    step = Step(dataset, initial_images(dataset, settings, CPU), network, settings, plan, torch.float32)
+    losses = [step(iteration).item() for iteration in range(steps)]
+    return step.images, losses
+
+
+@pytest.mark.parametrize(
+    ("network", "norm"), [("ConvNetW32", "instance"), ("ConvNetBN", "batch")], ids=["InstanceNorm", "BatchNorm"]
+)
+@pytest.mark.parametrize("aug_mode", ["S", "M"])
+def test_equals_the_public_loop(network: str, norm: str, aug_mode: str) -> None:
+    dataset = random_dataset([24, 20, 31])
+    settings = Settings(ipc=2, batch_real=16, network=network, aug_mode=aug_mode, seed=3)
+    initial = initial_images(dataset, settings, CPU)
+    frozen = build_network(network, channels=3, num_classes=3, image_size=(16, 16), frozen=True)
+    width = 32 if network == "ConvNetW32" else 128
+    strategy = Strategy.parse(settings.resolve(dataset, CPU).strategy, settings.aug_mode)
+    exact, rounded = (
+        public_run(
+            dataset,
+            initial,
+            frozen,
+            width=width,
+            norm=norm,
+            strategy=strategy,
+            seed=settings.seed,
+            steps=STEPS,
+            batch_real=settings.batch_real,
+            dtype=dtype,
+        )
+        for dtype in (torch.float64, torch.float32)
+    )
+    # What float32 makes of the literal loop is the yardstick: a rewritten sum may lose a few times as much.
+    image_error = (rounded[0] - exact[0]).abs().max().item()
+    moved = (exact[0] - initial).abs().max().item()
+    assert moved > 1000 * image_error
+
+    chunkings = [(3, 48)] if norm == "batch" else [(3, 48), (2, 7), (1, 16)]
+    for chunk_classes, slice_images in chunkings:
+        images, losses = run_step(dataset, settings, chunk_classes=chunk_classes, slice_images=slice_images)
+        assert (images - exact[0]).abs().max().item() <= 8 * image_error
+        torch.testing.assert_close(losses, exact[1], rtol=1e-4, atol=0)
+
+
+def test_the_seed_decides_everything() -> None:
+    dataset = random_dataset([20, 20])
+    settings = Settings(ipc=1, batch_real=8, network="ConvNetW32")
+    first, _ = run_step(dataset, settings, chunk_classes=2, slice_images=16)
+    again, _ = run_step(dataset, settings, chunk_classes=2, slice_images=16)
+    other, _ = run_step(dataset, dataclasses.replace(settings, seed=1), chunk_classes=2, slice_images=16)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_a_small_class_is_used_whole() -> None:
+    """Classes of different sizes: the batch is ragged, and a class smaller than batch_real enters with all its images.
+
+    A class with exactly as many images as are drawn must not depend on batch_real.
+    """
+    dataset = random_dataset([5, 9])
+    settings = Settings(ipc=1, batch_real=100, network="ConvNetW32", strategy="none")
+    whole, _ = run_step(dataset, settings, chunk_classes=2, slice_images=64, steps=2)
+    exact, _ = run_step(dataset, dataclasses.replace(settings, batch_real=9), chunk_classes=1, slice_images=4, steps=2)
+    torch.testing.assert_close(whole, exact, rtol=0, atol=1e-5)
