@@ -109,6 +109,11 @@ def condense(
             progress=progress,
         ) as run:
             run.say(str(plan))
+            if device.type == "cuda":
+                try:
+                    step.capture()
+                except RuntimeError as error:
+                    run.say(f"running without a CUDA graph: {error}")
             for iteration in range(run.first_iteration, settings.iterations):
                 loss = step(iteration)
                 run.after(iteration, loss)

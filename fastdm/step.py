@@ -7,6 +7,7 @@ from torch import Tensor
 
 from fastdm.augmentation import Strategy, augment
 from fastdm.data.pool import Dataset
+from fastdm.graph import captured
 from fastdm.kernels import draw
 from fastdm.matching import distribution_matching_loss, real_class_means
 from fastdm.networks import Network, initialise
@@ -34,17 +35,27 @@ class Step:
         self._lr = settings.lr_img
         self._momentum = settings.momentum
         self._strategy = Strategy.parse(settings.strategy, settings.aug_mode)
-        self._mean_std = {"mean": dataset.mean, "std": dataset.std}
+        self._mean = torch.tensor(dataset.mean, device=device)
+        self._std = torch.tensor(dataset.std, device=device)
         self._key = torch.tensor([settings.seed, 0], device=device)
         self._classes = torch.arange(dataset.num_classes, device=device)
         self._pool = dataset.train.images.to(device)
         self._draws = _RealDraws(dataset.train.class_offsets, settings.batch_real, device)
         self._chunks = _chunks(self._draws.counts, settings.ipc, plan.chunk_classes, device)
         self._slice_images = plan.slice_images
+        self._run = self._iterate
 
     def __call__(self, iteration: int) -> Tensor:
         """Change the images once; returns the loss divided by the number of classes, float32, on their device."""
         self._key[1] = iteration
+        return self._run()
+
+    def capture(self) -> None:
+        """Record the iteration as a CUDA graph, so that the host only starts it; RuntimeError where that fails."""
+        self._run = captured(self._iterate, [self.images, self.velocity])
+
+    def _iterate(self) -> Tensor:
+        """The iteration that `_key` names."""
         initialise(self._network, self._key)
         index = self._draws(self._key)
         tables = self._strategy.draw(self._key, self._classes, (self.images.shape[2], self.images.shape[3]))
@@ -60,7 +71,14 @@ class Step:
     def _match(self, chunk: "_Chunk", index: Tensor, tables: list[Tensor]) -> Tensor:
         """The loss of the chunk's classes; puts its gradient into their rows of `_gradient`."""
         real = augment(
-            self._pool, tables, chunk.real_group, index=index, dtype=self._dtype, channels_last=True, **self._mean_std
+            self._pool,
+            tables,
+            chunk.real_group,
+            index=index,
+            mean=self._mean,
+            std=self._std,
+            dtype=self._dtype,
+            channels_last=True,
         )
         means = real_class_means(self._network, real, chunk.real_offsets, chunk.real_group, self._slice_images)
 
