@@ -167,11 +167,16 @@ def _shape_text(images: Tensor) -> str:
     return "x".join(map(str, images.shape[1:]))
 
 
-def _normalisation(name: str, images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Customary mean and std per channel of the data set called ``name``, else those of the pixels / 255."""
-    channels = images.shape[1]
+def customary_normalisation(name: str, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Mean and std per channel that everybody uses for the data set called ``name``, if there are such."""
     preset = _IMAGENET if "imagenet" in name.lower() else _NORMALISATION.get(name)
-    if preset and len(preset[0]) == channels:
+    return preset if preset and len(preset[0]) == channels else None
+
+
+def _normalisation(name: str, images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The customary mean and std per channel, else those of the pixels / 255."""
+    channels = images.shape[1]
+    if preset := customary_normalisation(name, channels):
         return preset
     counts = torch.zeros(channels, 256, dtype=torch.int64)
     for chunk in torch.split(images, 4096):  # keeps the copies small

@@ -1,0 +1,202 @@
+"""The condensed set: its images, what is needed to use them, and its files."""
+
+import json
+import re
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.data import TensorDataset
+
+from fastdm import __version__
+from fastdm.data.pool import Dataset
+from fastdm.data.sources import customary_normalisation
+from fastdm.errors import FastDMError
+from fastdm.files import atomic_write
+
+_FORMAT = "fastdm-synthetic-1"
+_GAP = 2  # black pixels between the pictures of a grid
+
+
+@dataclass(frozen=True, eq=False)
+class SyntheticSet:
+    """A small set of images in place of a data set.
+
+    images: float32 [classes * ipc, C, H, W], normalised: pixel = (x − mean) / std with x in [0, 1] (where it was never
+    clipped: also beyond). Class-sorted: image j of class c is row ``c * ipc + j``.
+    class_names, mean, std, dataset: as in the ``Dataset`` it stands for (``dataset`` is its name); settings: what the
+    set was made with; version: the fastdm that made it.
+    """
+
+    images: Tensor = field(repr=False)
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    dataset: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    version: str = __version__
+
+    def __post_init__(self) -> None:
+        shape = list(self.images.shape)
+        if self.images.dtype != torch.float32 or len(shape) != 4:
+            raise FastDMError(f"synthetic images must be float32 [N, C, H, W], not {self.images.dtype} {shape}")
+        if not self.class_names or shape[0] == 0 or shape[0] % len(self.class_names):
+            raise FastDMError(f"{shape[0]} synthetic images are not equally many of each of {self.num_classes} classes")
+        if not len(self.mean) == len(self.std) == shape[1]:
+            raise FastDMError(f"mean and std must have {shape[1]} values, one per channel")
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def ipc(self) -> int:
+        """Images per class."""
+        return len(self.images) // self.num_classes
+
+    @property
+    def labels(self) -> Tensor:
+        """int64 [classes * ipc]."""
+        return torch.arange(self.num_classes).repeat_interleave(self.ipc)
+
+    def as_dataset(self) -> TensorDataset:
+        """(normalised image, label) pairs for a torch ``DataLoader``."""
+        return TensorDataset(self.images, self.labels.to(self.images.device))
+
+    def facts(self) -> dict[str, Any]:
+        """What is in the set, without the images."""
+        return {
+            "dataset": self.dataset,
+            "classes": self.num_classes,
+            "ipc": self.ipc,
+            "image_shape": tuple(self.images.shape[1:]),
+            "mean": self.mean,
+            "std": self.std,
+            "class_names": self.class_names,
+            "settings": dict(self.settings),
+            "fastdm": self.version,
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Write everything as a safetensors file, atomically."""
+        images = self.images.detach().cpu().contiguous()
+        about = {
+            "class_names": self.class_names,
+            "mean": self.mean,
+            "std": self.std,
+            "dataset": self.dataset,
+            "settings": dict(self.settings),
+            "version": self.version,
+        }
+        metadata = {"format": _FORMAT, "about": json.dumps(about), "crc32": str(zlib.crc32(images.numpy().data))}
+        with _writing(path) as temporary:
+            save_file({"images": images}, temporary, metadata)
+
+    @classmethod
+    def load(cls, path: str | Path, *, experiment: int = 0, dataset: Dataset | None = None) -> "SyntheticSet":
+        """Read a set that ``save`` wrote, or one of a ``.pt`` file in the public code's format.
+
+        A ``.pt`` file holds one set per experiment, and neither class names nor normalisation: these are taken from
+        ``dataset``; without it, the normalisation is the customary one of the data set that the file's name
+        (``res_DM_CIFAR10_ConvNet_10ipc.pt``) speaks of. Raises FastDMError, naming the file, for whatever cannot be
+        used.
+        """
+        path = Path(path)
+        try:
+            with path.open("rb") as file:
+                is_zip = file.read(2) == b"PK"  # torch.save writes zip archives
+        except OSError as error:
+            raise FastDMError(f"{path} cannot be read: {error.strerror}") from error
+        loaded = _load_public(path, experiment, dataset) if is_zip else _load_safetensors(path)
+        if not loaded.images.isfinite().all():
+            raise FastDMError(f"{path} holds pixels that are not finite numbers")
+        return loaded
+
+    def save_grid(self, path: str | Path) -> None:
+        """Write a PNG of all images, one class per row: de-normalised, clipped to [0, 1]."""
+        images = self.images.detach().cpu()
+        mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
+        pixels = ((images * std + mean).clamp(0, 1) * 255 + 0.5).to(torch.uint8)
+        spaced = functional.pad(pixels, (0, _GAP, 0, _GAP))
+        rows = spaced.reshape(self.num_classes, self.ipc, *spaced.shape[1:])
+        grid = functional.pad(rows.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1), (0, 0, _GAP, 0, _GAP, 0))
+        with _writing(path) as temporary:
+            Image.fromarray(grid.squeeze(2).numpy()).save(temporary, format="PNG")
+
+
+def save_public(
+    sets: Sequence[SyntheticSet], path: str | Path, accuracies: Mapping[str, Sequence[float]] | None = None
+) -> None:
+    """Write one set per experiment as the public code's ``res_DM_….pt``.
+
+    ``{"data": [[images, labels], …], "accs_all_exps": {network: [accuracies]}}``, CPU tensors, accuracies in [0, 1].
+    """
+    data = [[synthetic.images.detach().cpu().clone(), synthetic.labels] for synthetic in sets]
+    found = {network: list(values) for network, values in (accuracies or {}).items()}
+    with _writing(path) as temporary:
+        torch.save({"data": data, "accs_all_exps": found}, temporary)
+
+
+@contextmanager
+def _writing(path: str | Path) -> Iterator[Path]:
+    """``atomic_write`` into a folder that is made if absent; FastDMError where nothing can be written."""
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as temporary:
+            yield temporary
+    except (OSError, SafetensorError) as error:
+        raise FastDMError(f"{path} cannot be written: {error}") from error
+
+
+def _load_safetensors(path: Path) -> SyntheticSet:
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            images = file.get_tensor("images") if metadata.get("format") == _FORMAT else None
+    except (SafetensorError, OSError) as error:
+        raise FastDMError(f"{path} is no condensed set, or damaged: {error}") from error
+    if images is None:
+        raise FastDMError(f"{path} is no condensed set of this version of fastdm ({_FORMAT})")
+    if metadata["crc32"] != str(zlib.crc32(images.numpy().data)):
+        raise FastDMError(f"{path} is damaged: its checksum does not match")
+    about = json.loads(metadata["about"])
+    for name in ("class_names", "mean", "std"):
+        about[name] = tuple(about[name])
+    return SyntheticSet(images=images, **about)
+
+
+def _load_public(path: Path, experiment: int, dataset: Dataset | None) -> SyntheticSet:
+    try:
+        data = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises many kinds for what is no file of its own
+        raise FastDMError(f"{path} is no .pt file, or damaged: {error}") from error
+    try:
+        sets = [(images, labels) for images, labels in data["data"]]
+    except (TypeError, KeyError, ValueError) as error:
+        raise FastDMError(f'{path} holds no {{"data": [[images, labels], …]}} of the public code') from error
+    if not 0 <= experiment < len(sets):
+        raise FastDMError(f"{path} holds {len(sets)} sets, counted from 0; there is no set {experiment}")
+    images, labels = sets[experiment]
+    counts = torch.bincount(labels)
+    if (counts != counts[0]).any():
+        raise FastDMError(f"{path} holds classes of {int(counts.min())} and of {int(counts.max())} images")
+    if dataset is None:
+        named = re.match(r"res_[^_]+_(.+)_[^_]+_\d+ipc", path.name)
+        name = named[1] if named else ""
+        normalisation = customary_normalisation(name, images.shape[1])
+        class_names = tuple(map(str, range(len(counts))))
+    else:
+        name, normalisation, class_names = dataset.name, (dataset.mean, dataset.std), dataset.class_names
+    if normalisation is None:
+        raise FastDMError(f"{path} does not say how its pixels are normalised; load it with the dataset it stands for")
+    mean, std = normalisation
+    return SyntheticSet(images[labels.argsort(stable=True)].float(), class_names, mean, std, name)

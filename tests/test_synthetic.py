@@ -1,0 +1,154 @@
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch.utils.data import DataLoader
+
+import fastdm
+from fastdm.data import open_dataset
+from fastdm.errors import FastDMError
+from fastdm.synthetic import SyntheticSet, save_public
+
+
+@pytest.fixture
+def synthetic() -> SyntheticSet:
+    images = torch.randn(6, 3, 5, 4, generator=torch.Generator().manual_seed(0))
+    return SyntheticSet(
+        images, ("ape", "bee"), (0.5, 0.4, 0.3), (0.2, 0.1, 0.3), "zoo", {"ipc": 3, "network": "ConvNet", "lr": None}
+    )
+
+
+def test_rows_are_class_sorted(synthetic: SyntheticSet) -> None:
+    assert (synthetic.num_classes, synthetic.ipc) == (2, 3)
+    assert synthetic.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    images, labels = next(iter(DataLoader(synthetic.as_dataset(), batch_size=6)))
+    assert torch.equal(images, synthetic.images)
+    assert torch.equal(labels, synthetic.labels)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"images": torch.zeros(5, 3, 5, 4)}, "5 synthetic images are not equally many of each of 2 classes"),
+        ({"images": torch.zeros(6, 3, 5)}, "must be float32"),
+        ({"images": torch.zeros(6, 3, 5, 4, dtype=torch.float64)}, "must be float32"),
+        ({"images": torch.zeros(6, 1, 5, 4)}, "mean and std must have 1 values"),
+    ],
+)
+def test_what_is_no_set(synthetic: SyntheticSet, change: dict[str, torch.Tensor], message: str) -> None:
+    with pytest.raises(FastDMError, match=message):
+        dataclasses.replace(synthetic, **change)
+
+
+def test_safetensors_keep_everything(synthetic: SyntheticSet, tmp_path: Path) -> None:
+    path = tmp_path / "new folder" / "set.safetensors"
+    synthetic.save(path)
+    loaded = SyntheticSet.load(path)
+    assert torch.equal(loaded.images, synthetic.images)
+    assert loaded.facts() == synthetic.facts()
+    assert loaded.version == fastdm.__version__
+    assert [file.name for file in path.parent.iterdir()] == ["set.safetensors"]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "text"])
+def test_a_damaged_file_is_refused_by_name(synthetic: SyntheticSet, tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "set.safetensors"
+    synthetic.save(path)
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes({"truncated": content[:-8], "flipped": content, "empty": b"", "text": b"no set at all"}[damage])
+    with pytest.raises(FastDMError, match=r"set.safetensors is .*damaged"):
+        SyntheticSet.load(path)
+
+
+def test_other_files_are_refused_by_name(tmp_path: Path) -> None:
+    save_file({"images": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(FastDMError, match=r"other.safetensors is no condensed set of this version"):
+        SyntheticSet.load(tmp_path / "other.safetensors")
+    with pytest.raises(FastDMError, match=r"absent cannot be read: No such file"):
+        SyntheticSet.load(tmp_path / "absent")
+
+
+def test_pixels_that_are_not_finite_are_refused(synthetic: SyntheticSet, tmp_path: Path) -> None:
+    synthetic.images[3, 1] = float("nan")
+    synthetic.save(tmp_path / "set")
+    with pytest.raises(FastDMError, match="set holds pixels that are not finite"):
+        SyntheticSet.load(tmp_path / "set")
+
+
+def test_a_failed_save_keeps_the_file_before(synthetic: SyntheticSet, tmp_path: Path) -> None:
+    path = tmp_path / "set"
+    synthetic.save(path)
+    before = path.read_bytes()
+    spoilt = dataclasses.replace(synthetic, settings={"unserialisable": object()})
+    with pytest.raises(TypeError):
+        spoilt.save(path)
+    assert path.read_bytes() == before
+    (tmp_path / "file").touch()
+    with pytest.raises(FastDMError, match="cannot be written"):
+        synthetic.save(tmp_path / "file" / "set")
+
+
+def test_the_public_codes_format(synthetic: SyntheticSet, tmp_path: Path) -> None:
+    path = tmp_path / "res_DM_CIFAR10_ConvNetD4_3ipc.pt"
+    second = dataclasses.replace(synthetic, images=synthetic.images + 1)
+    save_public([synthetic, second], path, {"ConvNet": [0.5, 0.25]})
+    content = torch.load(path, weights_only=True)
+    assert content["accs_all_exps"] == {"ConvNet": [0.5, 0.25]}
+    (images, labels), _ = content["data"]
+    assert torch.equal(images, synthetic.images)
+    assert torch.equal(labels, synthetic.labels)
+    loaded = SyntheticSet.load(path, experiment=1)
+    assert torch.equal(loaded.images, second.images)
+    assert (loaded.dataset, loaded.class_names, loaded.ipc) == ("CIFAR10", ("0", "1"), 3)
+    assert loaded.mean == (0.4914, 0.4822, 0.4465)
+
+
+def test_a_public_file_takes_what_it_lacks_from_the_dataset(synthetic: SyntheticSet, tmp_path: Path) -> None:
+    path = tmp_path / "mine.pt"
+    order = torch.tensor([3, 0, 4, 1, 5, 2])  # written by others, not sorted
+    torch.save({"data": [[synthetic.images[order], synthetic.labels[order]]], "accs_all_exps": {}}, path)
+    with pytest.raises(FastDMError, match=r"mine.pt does not say how its pixels are normalised"):
+        SyntheticSet.load(path)
+    dataset = open_dataset((np.zeros((2, 5, 4, 3), np.uint8), [0, 1]), name="zoo")
+    loaded = SyntheticSet.load(path, dataset=dataset)
+    assert torch.equal(loaded.images, synthetic.images)
+    assert (loaded.dataset, loaded.mean) == ("zoo", dataset.mean)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"weights": torch.zeros(1)}, 'holds no {"data"'),
+        ({"data": []}, "holds 0 sets, counted from 0; there is no set 0"),
+        ({"data": [[torch.zeros(3, 3, 4, 4), torch.tensor([0, 0, 1])]]}, "holds classes of 1 and of 2 images"),
+    ],
+)
+def test_bad_public_files(content: object, message: str, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "res_DM_CIFAR10_ConvNet_1ipc.pt")
+    with pytest.raises(FastDMError, match=message):
+        SyntheticSet.load(tmp_path / "res_DM_CIFAR10_ConvNet_1ipc.pt")
+
+
+def test_a_public_file_that_runs_code_is_refused(tmp_path: Path) -> None:
+    torch.save({"data": [Path("x")]}, tmp_path / "evil.pt")
+    with pytest.raises(FastDMError, match=r"evil.pt is no .pt file, or damaged"):
+        SyntheticSet.load(tmp_path / "evil.pt")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_grid_is_torchvisions(channels: int, synthetic: SyntheticSet, tmp_path: Path) -> None:
+    from torchvision.utils import save_image
+
+    chosen = dataclasses.replace(
+        synthetic, images=synthetic.images[:, :channels], mean=synthetic.mean[:channels], std=synthetic.std[:channels]
+    )
+    chosen.save_grid(tmp_path / "grid.png")
+    mean, std = (torch.tensor(values)[:, None, None] for values in (chosen.mean, chosen.std))
+    save_image((chosen.images * std + mean).clamp(0, 1), tmp_path / "theirs.png", nrow=3)
+    ours, theirs = (np.asarray(Image.open(tmp_path / name).convert("RGB")) for name in ("grid.png", "theirs.png"))
+    assert np.array_equal(ours, theirs)
