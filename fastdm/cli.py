@@ -200,7 +200,7 @@ def evaluate(
     from fastdm.synthetic import SyntheticSet
 
     data = open_dataset(dataset, data_path=data_path)
-    synthetic = SyntheticSet.load(file)
+    synthetic = SyntheticSet.load(file, dataset=data)
     candidates: dict[str, Any] = {str(file): synthetic}
     if baselines:
         candidates["random real images"] = random_selection(data, synthetic.ipc, seed)

@@ -54,6 +54,9 @@ class SyntheticSet:
         if not len(self.mean) == len(self.std) == shape[1]:
             raise FastDMError(f"mean and std must have {shape[1]} values, one per channel")
 
+    def __len__(self) -> int:
+        return len(self.images)
+
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
