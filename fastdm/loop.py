@@ -16,7 +16,7 @@ from fastdm.data.sources import open_dataset
 from fastdm.errors import FastDMError
 from fastdm.kernels import draw, use_backend
 from fastdm.networks import build_network
-from fastdm.plan import make_plan
+from fastdm.plan import Plan, make_plan
 from fastdm.run import Run
 from fastdm.settings import Settings
 from fastdm.step import Step
@@ -68,26 +68,8 @@ def condense(
     settings = settings.resolve(dataset, device)
     _check_classes(dataset, settings)
 
-    with _backend(backend), _arithmetic(settings, device) as dtype:
-        network = build_network(
-            settings.network or "ConvNet",
-            channels=dataset.image_shape[0],
-            num_classes=dataset.num_classes,
-            image_size=dataset.image_shape[1:],
-            frozen=True,
-        ).to(device, dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        plan = make_plan(
-            network,
-            image_shape=dataset.image_shape,
-            num_classes=dataset.num_classes,
-            ipc=settings.ipc,
-            batch_real=settings.batch_real,
-            pool_bytes=dataset.train.images.numel(),
-            dtype=dtype,
-            device=device,
-            chunk_memory=chunk_memory,
-        )
-        step = Step(dataset, initial_images(dataset, settings, device), network, settings, plan, dtype)
+    with _backend(backend), arithmetic(settings, device) as dtype:
+        step, plan = build_step(dataset, settings, device, dtype, chunk_memory)
         result = SyntheticSet(
             images=step.images,
             class_names=dataset.class_names,
@@ -120,6 +102,32 @@ def condense(
                 if callback is not None:
                     callback(iteration, loss.item(), step.images)
         return run.finish()
+
+
+def build_step(
+    dataset: Dataset, settings: Settings, device: torch.device, dtype: torch.dtype, chunk_memory: int | None = None
+) -> tuple[Step, Plan]:
+    """The step for resolved settings, at its initial images, and the plan that it follows."""
+    assert settings.network is not None
+    network = build_network(
+        settings.network,
+        channels=dataset.image_shape[0],
+        num_classes=dataset.num_classes,
+        image_size=dataset.image_shape[1:],
+        frozen=True,
+    ).to(device, dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    plan = make_plan(
+        network,
+        image_shape=dataset.image_shape,
+        num_classes=dataset.num_classes,
+        ipc=settings.ipc,
+        batch_real=settings.batch_real,
+        pool_bytes=dataset.train.images.numel(),
+        dtype=dtype,
+        device=device,
+        chunk_memory=chunk_memory,
+    )
+    return Step(dataset, initial_images(dataset, settings, device), network, settings, plan, dtype), plan
 
 
 def initial_images(dataset: Dataset, settings: Settings, device: torch.device) -> Tensor:
@@ -196,7 +204,7 @@ def _check_classes(dataset: Dataset, settings: Settings) -> None:
 
 
 @contextmanager
-def _arithmetic(settings: Settings, device: torch.device) -> Iterator[torch.dtype]:
+def arithmetic(settings: Settings, device: torch.device) -> Iterator[torch.dtype]:
     """Set the device to the precision of the networks while the block runs; gives their dtype."""
     tf32 = settings.precision == "tf32"
     if tf32 and device.type != "cuda":

@@ -66,7 +66,7 @@ def test_equals_the_public_loop(network: str, norm: str, aug_mode: str) -> None:
     # What float32 makes of the literal loop is the yardstick: a rewritten sum may lose a few times as much.
     image_error = (rounded[0] - exact[0]).abs().max().item()
     moved = (exact[0] - initial).abs().max().item()
-    assert moved > 1000 * image_error
+    assert moved > 100 * image_error
 
     chunkings = [(3, 48)] if norm == "batch" else [(3, 48), (2, 7), (1, 16)]
     for chunk_classes, slice_images in chunkings:
