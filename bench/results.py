@@ -1,0 +1,154 @@
+"""Results as data: one JSON file per suite and machine under ``bench/results/``, with what is needed to trust it.
+
+A file holds one run of one command; `SCHEMA` says what must be in it, and a test checks every committed file.
+"""
+
+import datetime
+import json
+import os
+import platform
+import re
+import shlex
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastdm.files import atomic_write
+
+REPOSITORY = Path(__file__).parent.parent
+FOLDER = Path(__file__).parent / "results"
+
+SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "required": ["schema", "suite", "command", "commit", "date", "machine", "settings", "rows"],
+    "additionalProperties": False,
+    "properties": {
+        "schema": {"const": 1},
+        "suite": {"type": "string"},
+        "command": {"type": "string"},
+        "commit": {"type": "string", "pattern": "^[0-9a-f]{7,40}(-dirty)?$"},
+        "date": {"type": "string", "format": "date-time"},
+        "machine": {
+            "type": "object",
+            "required": ["device", "cpu", "cores", "memory_gib", "load", "system", "versions"],
+            "properties": {"versions": {"type": "object"}, "cores": {"type": "integer"}, "load": {"type": "number"}},
+        },
+        "settings": {"type": "object"},
+        "rows": {
+            "type": "array",
+            "minItems": 1,
+            "items": {"type": "object", "required": ["name"], "properties": {"name": {"type": "string"}}},
+        },
+    },
+}
+
+
+def save(suite: str, rows: Sequence[dict[str, Any]], settings: dict[str, Any], device: str = "cpu") -> Path:
+    """Write a suite's rows, replacing the file of an earlier run on this machine; called again as rows come in."""
+    about = machine(device)
+    result = {
+        "schema": 1,
+        "suite": suite,
+        "command": command(),
+        "commit": commit(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "machine": about,
+        "settings": settings,
+        "rows": list(rows),
+    }
+    folder = Path(os.environ.get("FASTDM_RESULTS", FOLDER))
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{suite}--{_slug(about['cpu'])}--{_slug(about['device'])}.json"
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(result, indent=1) + "\n")
+    return path
+
+
+def load(suite: str, folder: Path = FOLDER) -> list[dict[str, Any]]:
+    """All committed results of a suite."""
+    return [json.loads(path.read_text()) for path in sorted(folder.glob(f"{suite}--*.json"))]
+
+
+def spread(values: Sequence[float]) -> dict[str, float | int]:
+    """n, median, 20th and 80th percentile."""
+    ordered = sorted(values)
+    if len(ordered) == 1:
+        return {"n": 1, "median": ordered[0], "p20": ordered[0], "p80": ordered[0]}
+    fifths = statistics.quantiles(ordered, n=5, method="inclusive")
+    return {"n": len(ordered), "median": statistics.median(ordered), "p20": fifths[0], "p80": fifths[3]}
+
+
+def machine(device: str = "cpu") -> dict[str, Any]:
+    """What ran: device, processor, memory, load, system, versions."""
+    on_gpu = device.startswith("cuda")
+    about: dict[str, Any] = {
+        "device": torch.cuda.get_device_name(device) if on_gpu else "cpu",
+        "cpu": _cpu(),
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": torch.get_num_threads(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "load": round(os.getloadavg()[0], 2),
+        "system": f"{platform.system()} {platform.machine()}",
+        "versions": {
+            "python": platform.python_version(),
+            **{name: _version(name) for name in ("torch", "triton", "numpy", "fastdm")},
+        },
+    }
+    if on_gpu:
+        about["cuda"] = torch.version.cuda
+        about["driver"] = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").split("\n")[0]
+    return about
+
+
+def command() -> str:
+    """The command line that this process was started with, as one types it in the repository."""
+    module = getattr(sys.modules["__main__"].__spec__, "name", None)
+    program = f"python -m {module}" if module else f"python {Path(sys.argv[0]).name}"
+    return " ".join([program, *(shlex.quote(_relative(word)) for word in sys.argv[1:])])
+
+
+def commit() -> str:
+    """The commit that was measured; "-dirty" if the measured code differed from it."""
+    head = _output("git", "-C", str(REPOSITORY), "rev-parse", "--short=12", "HEAD")
+    if not head:
+        return "0000000"
+    code = ("fastdm", "kernels", "csrc", "bench/*.py")
+    return head + ("-dirty" if _output("git", "-C", str(REPOSITORY), "status", "--porcelain", "--", *code) else "")
+
+
+def _relative(word: str) -> str:
+    """Paths of this machine say nothing to others: keep the last folder's name."""
+    return Path(word).name if Path(word).is_absolute() else word
+
+
+def _cpu() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.processor() or platform.machine()
+    found = re.search(r"model name\s*:\s*(.*)", text)
+    return re.sub(r"\((R|TM)\)|CPU|Processor", "", found[1]).strip() if found else platform.machine()
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "absent"
+
+
+def _output(*arguments: str) -> str:
+    try:
+        return subprocess.run(arguments, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
