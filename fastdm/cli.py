@@ -38,20 +38,30 @@ Epochs = Annotated[int, typer.Option("--epoch_eval_train", help="Epochs of each 
 LrNet = Annotated[float, typer.Option("--lr_net", help="Learning rate of the evaluation's networks.")]
 BatchTrain = Annotated[int, typer.Option("--batch_train", help="Batch size of the evaluation's training.")]
 Seed = Annotated[int, typer.Option("--seed", help="Every random draw follows from it.")]
+Model = Annotated[
+    str | None, typer.Option("--model", help="Network to match in.  [default: ConvNet, deeper above 32 pixels]")
+]
+EvalMode = Annotated[
+    str, typer.Option("--eval_mode", help="Networks to evaluate with: SS (the model itself), S, M, B, W, D, A, P, N.")
+]
+Ipc = Annotated[int, typer.Option("--ipc", help="Synthetic images per class.")]
+BatchReal = Annotated[int, typer.Option("--batch_real", help="Real images per class and update.")]
+PrecisionOption = Annotated[
+    str | None, typer.Option("--precision", help="fp32, tf32 or bf16.  [default: the fastest of equal accuracy]")
+]
+Backend = Annotated[str, typer.Option("--backend", help="Of the ops: auto, triton or reference.")]
+ChunkMemory = Annotated[
+    int | None, typer.Option("--chunk_memory", help="MiB that one chunk of classes may take.  [default: what is free]")
+]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1, …  [default: a GPU if there is one]")]
 
 
 @app.command()
 def condense(
     dataset: Dataset = "CIFAR10",
-    model: Annotated[
-        str | None, typer.Option("--model", help="Network to match in.  [default: ConvNet, deeper above 32 pixels]")
-    ] = None,
-    ipc: Annotated[int, typer.Option("--ipc", help="Synthetic images per class.")] = 1,
-    eval_mode: Annotated[
-        str,
-        typer.Option("--eval_mode", help="Networks to evaluate with: SS (the model itself), S, M, B, W, D, A, P, N."),
-    ] = "SS",
+    model: Model = None,
+    ipc: Ipc = 1,
+    eval_mode: EvalMode = "SS",
     num_exp: Annotated[int, typer.Option("--num_exp", help="Sets to condense, with the seeds seed, seed + 1, …")] = 5,
     num_eval: NumEval = 20,
     epoch_eval_train: Epochs = 1000,
@@ -61,7 +71,7 @@ def condense(
         typer.Option("--lr_img", help="Learning rate of the pixels.  [default: 1; CIFAR10 from ipc 100: 10]"),
     ] = None,
     lr_net: LrNet = 0.01,
-    batch_real: Annotated[int, typer.Option("--batch_real", help="Real images per class and update.")] = 256,
+    batch_real: BatchReal = 256,
     batch_train: BatchTrain = 256,
     init: Annotated[str, typer.Option("--init", help="Start from 'real' images or from 'noise'.")] = "real",
     dsa_strategy: Annotated[
@@ -78,16 +88,11 @@ def condense(
     ] = "ours",
     seed: Seed = 0,
     device: Device = None,
-    precision: Annotated[
-        str | None, typer.Option("--precision", help="fp32, tf32 or bf16.  [default: the fastest of equal accuracy]")
-    ] = None,
-    backend: Annotated[str, typer.Option("--backend", help="Of the ops: auto, triton or reference.")] = "auto",
+    precision: PrecisionOption = None,
+    backend: Backend = "auto",
     aug_mode: Annotated[str, typer.Option("--aug_mode", help="S: one augmentation per class; M: all of them.")] = "S",
     momentum: Annotated[float, typer.Option("--momentum", help="Of the pixels' SGD.")] = 0.5,
-    chunk_memory: Annotated[
-        int | None,
-        typer.Option("--chunk_memory", help="MiB that one chunk of classes may take.  [default: what is free]"),
-    ] = None,
+    chunk_memory: ChunkMemory = None,
     small_classes: Annotated[
         str, typer.Option("--small_classes", help="A class smaller than batch_real: 'use_all' of it, or 'error'.")
     ] = "use_all",
@@ -138,7 +143,7 @@ def condense(
             seed=seed + experiment,
             device=device,
             backend=backend,
-            chunk_memory=None if chunk_memory is None else chunk_memory << 20,
+            chunk_memory=_mebibytes(chunk_memory),
             save_path=save_path / f"{stem}_exp{experiment}",
             resume=resume,
             overwrite=overwrite,
@@ -174,10 +179,7 @@ def evaluate(
     file: Annotated[Path, typer.Argument(help="A condensed set: .safetensors, or the public code's .pt.")],
     dataset: Dataset = "CIFAR10",
     model: Annotated[str, typer.Option("--model", help="Network that the set was condensed with.")] = "ConvNet",
-    eval_mode: Annotated[
-        str,
-        typer.Option("--eval_mode", help="Networks to evaluate with: SS (the model itself), S, M, B, W, D, A, P, N."),
-    ] = "SS",
+    eval_mode: EvalMode = "SS",
     num_eval: NumEval = 20,
     epoch_eval_train: Epochs = 1000,
     lr_net: LrNet = 0.01,
@@ -229,6 +231,51 @@ def inspect(file: Annotated[Path, typer.Argument(help="A condensed set, a packed
 
     synthetic = SyntheticSet.load(file)
     _print_facts(str(file), synthetic.facts())
+
+
+@app.command()
+def profile(
+    dataset: Dataset = "CIFAR10",
+    model: Model = None,
+    ipc: Ipc = 10,
+    batch_real: BatchReal = 256,
+    iterations: Annotated[int, typer.Option("--iterations", help="Iterations to record.")] = 3,
+    data_path: DataPath = Path("data"),
+    save_path: Annotated[Path, typer.Option("--save_path", help="Folder for the trace.")] = Path("result/profile"),
+    seed: Seed = 0,
+    device: Device = None,
+    precision: PrecisionOption = None,
+    backend: Backend = "auto",
+    chunk_memory: ChunkMemory = None,
+) -> None:
+    """Show where the time of an iteration goes: a trace, the ten costliest ops, and what bounds the run."""
+    from fastdm.data.sources import open_dataset
+    from fastdm.loop import chosen_backend, default_device
+    from fastdm.profiling import profile as profile_run
+    from fastdm.settings import Settings
+
+    data = open_dataset(dataset, data_path=data_path)
+    settings = Settings(ipc=ipc, batch_real=batch_real, network=model, seed=seed, precision=cast(Any, precision))
+    with chosen_backend(backend):
+        result = profile_run(
+            data,
+            settings,
+            default_device(device),
+            save_path,
+            iterations=iterations,
+            chunk_memory=_mebibytes(chunk_memory),
+        )
+    console = Console()
+    table = Table("op", "ms per iteration", "calls per iteration", title=f"{data.name}, ipc {ipc}, {result.device}")
+    for name, seconds, calls in result.ops:
+        table.add_row(name, f"{1000 * seconds:.2f}", f"{calls:.0f}")
+    console.print(table)
+    console.print(result.verdict(), highlight=False)
+    console.print(f"peak memory {result.peak_bytes / 2**20:.0f} MiB; wrote {', '.join(result.files)}", highlight=False)
+
+
+def _mebibytes(count: int | None) -> int | None:
+    return None if count is None else count << 20
 
 
 def _print_evaluation(title: str, evaluation: "Evaluation") -> None:

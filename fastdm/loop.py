@@ -68,7 +68,7 @@ def condense(
     settings = settings.resolve(dataset, device)
     _check_classes(dataset, settings)
 
-    with _backend(backend), arithmetic(settings, device) as dtype:
+    with chosen_backend(backend), arithmetic(settings, device) as dtype:
         step, plan = build_step(dataset, settings, device, dtype, chunk_memory)
         result = SyntheticSet(
             images=step.images,
@@ -173,7 +173,7 @@ def default_device(device: str | torch.device | None) -> torch.device:
 
 
 @contextmanager
-def _backend(backend: str) -> Iterator[None]:
+def chosen_backend(backend: str) -> Iterator[None]:
     """`use_backend`, whose refusal is a user's mistake here."""
     try:
         chosen = use_backend(cast(Any, backend))
