@@ -10,6 +10,8 @@
 
 #include "draw.h"
 #include "gather.h"
+#include "read.h"
+#include "resize.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -137,6 +139,48 @@ void register_gather(nb::module_& module) {
     module.def("threads", [] { return shared_pool().threads(); }, "How many threads the core works with.");
 }
 
+void register_resize(nb::module_& module) {
+    module.def(
+        "resize_box",
+        [](const Array<const uint8_t, 3>& pixels, int64_t top, int64_t left, int64_t height, int64_t width,
+           bool shorten_first, const Array<uint8_t, 3>& out) {
+            const int64_t rows = static_cast<int64_t>(pixels.shape(0)), columns = static_cast<int64_t>(pixels.shape(1));
+            const int64_t channels = static_cast<int64_t>(pixels.shape(2)), size = static_cast<int64_t>(out.shape(2));
+            require(channels == 1 || channels == 3, "pixels must have 1 or 3 channels.");
+            require(size > 0, "out is empty.");
+            require_shape(out, {channels, size, size});
+            require(0 <= top && 0 <= left && 0 < height && 0 < width && height <= rows - top && width <= columns - left,
+                    "The window does not lie in the image.");
+            const uint8_t* corner = pixels.data() + (top * columns + left) * channels;
+            nb::gil_scoped_release unlocked;
+            (channels == 1 ? resize_box<1> : resize_box<3>)(corner, columns * channels, height, width, size,
+                                                            shorten_first, out.data());
+        },
+        "pixels"_a.noconvert(), "top"_a, "left"_a, "height"_a, "width"_a, "shorten_first"_a,
+        "out"_a.noconvert(), "A window of an image [H, W, C] resized to out [C, size, size], as Pillow's Image.BOX does it.");
+}
+
+void register_read(nb::module_& module) {
+    nb::exception<ReadError>(module, "ReadError", PyExc_OSError);
+    nb::class_<RecordFile>(module, "RecordFile", "A file whose records are read past the page cache.")
+        .def(nb::init<std::string>(), "path"_a)
+        .def_prop_ro("direct", &RecordFile::direct)
+        .def(
+            "read",
+            [](RecordFile& file, int64_t first, const Index& index, const Array<uint8_t, 4>& out) {
+                const int64_t n = static_cast<int64_t>(index.size());
+                require(out.shape(0) == index.size(), "out has room for " + std::to_string(out.shape(0)) +
+                                                          " records and should have it for " + std::to_string(n) + ".");
+                const int64_t bytes = n == 0 ? 0 : static_cast<int64_t>(out.size()) / n;
+                require(0 <= first, "first is negative.");
+                require_in_range(index, bytes == 0 ? INT64_MAX : (INT64_MAX - first) / bytes - 1, "Record");
+                nb::gil_scoped_release unlocked;
+                file.read(first, bytes, index.data(), n, out.data());
+            },
+            "first"_a, "index"_a.noconvert(), "out"_a.noconvert(),
+            "out[i] = record index[i] of those that begin at byte first.");
+}
+
 }  // namespace
 }  // namespace fastdm
 
@@ -144,4 +188,6 @@ NB_MODULE(_native, module) {
     module.doc() = "fastdm's C++ core.";
     fastdm::register_draw(module);
     fastdm::register_gather(module);
+    fastdm::register_resize(module);
+    fastdm::register_read(module);
 }

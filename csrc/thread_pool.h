@@ -123,7 +123,8 @@ inline int default_threads() {
     return std::max(1u, std::thread::hardware_concurrency());
 }
 
-// The pool that all of fastdm's C++ shares. It is never destroyed: at exit, and in a fork, its threads are already gone.
+// The pool that all computation shares. Pools that live as long as the process are never destroyed: at its exit, and in
+// a fork of it, their threads are already gone and cannot be joined.
 inline ThreadPool& shared_pool() {
     static ThreadPool* pool = new ThreadPool(default_threads());
     return *pool;

@@ -1,9 +1,26 @@
 """The pool: every image of one split as uint8, sorted by class."""
 
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
 from torch import Tensor
+
+from fastdm.errors import FastDMError
+from fastdm.native import native
+
+if TYPE_CHECKING:
+    from fastdm.data.stream import Chunk
+
+Layout = Literal["planar", "last", "rgbx"]
+
+
+class Backing(Protocol):
+    """A file that stands behind a pool's images."""
+
+    def gather(self, index: Tensor, out: Tensor) -> None:
+        """Read the images of the index into out, uint8 [n, C, H, W] in memory. The index is in range."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -12,10 +29,13 @@ class Pool:
 
     images: uint8 [N, C, H, W]; the images of class c are ``images[class_offsets[c]:class_offsets[c + 1]]``.
     class_offsets: int64 [classes + 1], on the CPU, rising from 0 to N.
+    backing: the file that ``images`` is a mapping of. ``gather`` and ``stream`` read it the right way; touching
+        ``images`` itself leaves that to the kernel.
     """
 
     images: Tensor
     class_offsets: Tensor
+    backing: Backing | None = None
 
     @property
     def num_classes(self) -> int:
@@ -33,6 +53,92 @@ class Pool:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def draw(self, seed: int, step: int, n: int, classes: Tensor | None = None) -> Tensor:
+        """n distinct images of each class, uniform over all subsets of n: int64 [classes, n], ascending in each row.
+
+        Keyed by (seed, step, class) alone: the same on every platform, whatever other classes are drawn with it, and
+        the same as ``fastdm.kernels.draw`` gives on a device. classes: int64 [k], by default all.
+        Raises FastDMError if a class has fewer than n images.
+        """
+        classes = torch.arange(self.num_classes) if classes is None else classes.cpu().contiguous()
+        core = native()
+        try:
+            if core is None:
+                from fastdm.kernels import draw
+
+                return draw(torch.tensor([seed, step]), self.class_offsets, n, classes)
+            out = torch.empty(len(classes), n, dtype=torch.int64)
+            core.draw(seed & (2**64 - 1), step, self.class_offsets, classes, out)
+        except ValueError as error:
+            raise FastDMError(str(error)) from error
+        return out
+
+    def gather(
+        self,
+        index: Tensor,
+        *,
+        dtype: torch.dtype = torch.uint8,
+        layout: Layout = "planar",
+        mean: Sequence[float] = (),
+        std: Sequence[float] = (),
+        out: Tensor | None = None,
+    ) -> Tensor:
+        """The images of a CPU index, int64 of any shape: [*index.shape, C, H, W].
+
+        dtype: uint8 as stored; float32 or bfloat16 normalised, (x / 255 - mean) / std, computed as
+            x · (1 / (255 · std)) + (-mean / std) in float32, each operation rounded once.
+        layout: "planar" [C, H, W], "last" [H, W, C] or, of images with 3 channels, "rgbx" [H, W, 4] with x = 0.
+        out: a contiguous CPU tensor (pinned, if it goes on to a GPU) that is filled and returned.
+        Images on a device are gathered there with ``images[index]`` instead.
+        """
+        flat = index.reshape(-1).contiguous()
+        shape = (*index.shape, *_image_shape(self.images, layout))
+        if out is None:
+            out = torch.empty(shape, dtype=dtype)
+        elif out.shape != shape or out.dtype != dtype or not out.is_contiguous() or out.device.type != "cpu":
+            raise FastDMError(
+                f"out is {out.dtype} {list(out.shape)} on {out.device}; it must be a contiguous {dtype} "
+                f"{list(shape)} on the CPU"
+            )
+        if flat.numel() and not 0 <= int(flat.min()) <= int(flat.max()) < len(self):
+            raise FastDMError(f"the index reaches from {flat.min()} to {flat.max()}; there are {len(self)} images")
+        into = out.view(-1, *shape[index.ndim :])
+        scale = [1 / (255 * s) for s in std]
+        shift = [-m / s for m, s in zip(mean, std, strict=True)]
+        if self.backing is None:
+            _gather(self.images, flat, into, layout, scale, shift)
+        elif dtype == torch.uint8 and layout == "planar":
+            self.backing.gather(flat, into)
+        else:
+            read = torch.empty(len(flat), *self.images.shape[1:], dtype=torch.uint8)
+            self.backing.gather(flat, read)
+            _gather(read, torch.arange(len(flat)), into, layout, scale, shift)
+        return out
+
+    def stream(
+        self,
+        plan: Iterable[Tensor],
+        chunk_bytes: int = 64 << 20,
+        depth: int = 3,
+        device: torch.device | str = "cpu",
+    ) -> "Generator[Chunk, None, None]":
+        """Gather what the plan asks for, ahead of its use; see ``fastdm.data.stream.stream``."""
+        from fastdm.data.stream import stream
+
+        return stream(self, plan, chunk_bytes, depth, torch.device(device))
+
+    def to(self, device: torch.device | str) -> "Pool":
+        """The pool with its images on the device (itself if they are there already)."""
+        device = torch.device(device)
+        if self.images.device == device or (device.type == "cpu" and self.images.device.type == "cpu"):
+            return self
+        images = torch.empty(self.images.shape, dtype=torch.uint8, device=device)
+        for start in range(0, len(self), 4096):
+            rows = slice(start, start + 4096)
+            index = torch.arange(start, min(start + 4096, len(self)))
+            images[rows] = self.images[rows] if self.backing is None else self.gather(index)
+        return Pool(images, self.class_offsets)
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,3 +164,39 @@ class Dataset:
         """(channels, height, width)."""
         channels, height, width = self.train.images.shape[1:]
         return channels, height, width
+
+
+def _image_shape(images: Tensor, layout: Layout) -> tuple[int, ...]:
+    channels, height, width = images.shape[1:]
+    if layout == "planar":
+        return channels, height, width
+    return height, width, 4 if layout == "rgbx" else channels
+
+
+def gather_images(images: Tensor, index: Tensor, out: Tensor) -> None:
+    """out = images[index]: uint8 [n, C, H, W] in memory."""
+    _gather(images, index, out, "planar", [], [])
+
+
+def _gather(
+    images: Tensor, index: Tensor, out: Tensor, layout: Layout, scale: Sequence[float], shift: Sequence[float]
+) -> None:
+    core = native()
+    if core is not None:
+        try:
+            core.gather(images, index, out, layout, scale, shift)
+        except ValueError as error:
+            raise FastDMError(str(error)) from error
+        return
+    if out.dtype == torch.uint8 and layout == "planar":
+        torch.index_select(images, 0, index, out=out)
+        return
+    picked = images[index]
+    if out.dtype != torch.uint8:
+        per_channel = (torch.tensor(values, dtype=torch.float32).view(-1, 1, 1) for values in (scale, shift))
+        picked = picked.float().mul_(next(per_channel)).add_(next(per_channel)).to(out.dtype)
+    if layout != "planar":
+        picked = picked.movedim(1, -1)
+    if layout == "rgbx":
+        out[..., 3] = 0
+    out[..., : picked.shape[-1]] = picked

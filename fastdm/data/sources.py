@@ -146,7 +146,7 @@ def _dataset(name: str, train: _Split, test: _Split | None, class_names: Sequenc
                 f"{_shape_text(pool.images)}; they must be of one shape"
             )
     names = tuple(class_names) if class_names is not None else tuple(map(str, range(classes)))
-    mean, std = _normalisation(name, pool.images)
+    mean, std = normalisation(name, pool.images)
     return Dataset(name, pool, test_pool, names, mean, std)
 
 
@@ -173,7 +173,7 @@ def customary_normalisation(name: str, channels: int) -> tuple[tuple[float, ...]
     return preset if preset and len(preset[0]) == channels else None
 
 
-def _normalisation(name: str, images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def normalisation(name: str, images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """The customary mean and std per channel, else those of the pixels / 255."""
     channels = images.shape[1]
     if preset := customary_normalisation(name, channels):

@@ -1,0 +1,127 @@
+"""Find the image files of a data set kept as folders: which class, which part, in which order."""
+
+import csv
+import os
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastdm.errors import FastDMError
+
+IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".pnm", ".tif", ".tiff"))
+_IMAGENET_DEVKIT = Path("ILSVRC2012_devkit_t12", "data")
+
+FilesByClass = dict[str, list[Path]]
+
+
+@dataclass(frozen=True)
+class ImageFolders:
+    """Image files by class, classes and files sorted by name; every class of ``test`` is one of ``train``."""
+
+    train: FilesByClass
+    test: FilesByClass | None
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return tuple(self.train)
+
+
+def find_images(root: Path) -> ImageFolders:
+    """The image files below ``root``, which is laid out in one of these ways.
+
+    - class folders directly (no test part), or below ``train/`` and ``val/`` or ``test/``; a class folder may hold
+      folders itself;
+    - Tiny-ImageNet: ``val/images/`` and ``val/val_annotations.txt``;
+    - ImageNet: ``val/*.JPEG`` and, beside ``val`` or above it, ``LOC_val_solution.csv`` or
+      ``ILSVRC2012_devkit_t12/``; Kaggle's ``ILSVRC/Data/CLS-LOC/`` is looked into.
+
+    Raises FastDMError for a folder without classes, a class without images, two classes of one name (two spellings of
+    the same Unicode text), a loop of symbolic links, and a test part that cannot be assigned to the classes.
+    """
+    kaggle = root / "ILSVRC" / "Data" / "CLS-LOC"
+    base = kaggle if kaggle.is_dir() else root
+    if not (base / "train").is_dir():
+        return ImageFolders(_class_folders(base), None)
+    train = _class_folders(base / "train")
+    test = _test_part(base, root)
+    if test is not None and (unknown := sorted(test.keys() - train.keys())):
+        raise FastDMError(f"{base}: class {unknown[0]!r} of the test part has no training images")
+    return ImageFolders(train, test)
+
+
+def _test_part(base: Path, root: Path) -> FilesByClass | None:
+    folder = next((base / part for part in ("val", "test") if (base / part).is_dir()), None)
+    if folder is None:
+        return None
+    annotations = folder / "val_annotations.txt"
+    if annotations.is_file():
+        rows = (line.split("\t") for line in annotations.read_text().splitlines())
+        return _grouped((row[1], folder / "images" / row[0]) for row in rows)
+    if any(entry.is_dir() for entry in folder.iterdir()):
+        return _class_folders(folder)
+    for place in (folder, base, *base.resolve().parents[:3], root):
+        if (place / "LOC_val_solution.csv").is_file():
+            return _grouped(_kaggle_labels(place / "LOC_val_solution.csv", folder))
+        if (place / _IMAGENET_DEVKIT).is_dir():
+            return _grouped(_devkit_labels(place / _IMAGENET_DEVKIT, folder))
+    raise FastDMError(
+        f"{folder} has no class folders and no list of labels: put val_annotations.txt (Tiny-ImageNet), "
+        "LOC_val_solution.csv or ILSVRC2012_devkit_t12/ (ImageNet) beside it"
+    )
+
+
+def _kaggle_labels(table: Path, folder: Path) -> Iterator[tuple[str, Path]]:
+    with table.open(newline="") as file:
+        for row in csv.DictReader(file):
+            yield row["PredictionString"].split()[0], folder / f"{row['ImageId']}.JPEG"
+
+
+def _devkit_labels(devkit: Path, folder: Path) -> Iterator[tuple[str, Path]]:
+    try:
+        from scipy.io import loadmat  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise FastDMError(
+            f"{devkit}/meta.mat needs scipy to be read (pip install scipy); LOC_val_solution.csv does without"
+        ) from error
+    synsets = loadmat(devkit / "meta.mat", squeeze_me=True)["synsets"]
+    names = {int(synset[0]): str(synset[1]) for synset in synsets}
+    numbers = (devkit / "ILSVRC2012_validation_ground_truth.txt").read_text().split()
+    for i, number in enumerate(numbers, start=1):
+        yield names[int(number)], folder / f"ILSVRC2012_val_{i:08d}.JPEG"
+
+
+def _grouped(labelled: Iterator[tuple[str, Path]]) -> FilesByClass:
+    files: FilesByClass = {}
+    for label, path in labelled:
+        files.setdefault(label, []).append(path)
+    return {label: sorted(files[label]) for label in sorted(files)}
+
+
+def _class_folders(root: Path) -> FilesByClass:
+    folders = [entry for entry in sorted(root.iterdir()) if entry.is_dir() and not entry.name.startswith(".")]
+    if not folders:
+        raise FastDMError(f"{root} holds no class folders; it must hold one folder of images for each class")
+    files: FilesByClass = {}
+    for folder in folders:
+        name = unicodedata.normalize("NFC", folder.name)
+        if name in files:
+            raise FastDMError(f"{root} holds two classes of the name {name!r}; rename or merge one of the folders")
+        files[name] = sorted(_images_below(folder, frozenset()))
+        if not files[name]:
+            raise FastDMError(f"{folder}: no image of this class")
+    return files
+
+
+def _images_below(folder: Path, ancestors: frozenset[tuple[int, int]]) -> Iterator[Path]:
+    status = folder.stat()
+    identity = (status.st_dev, status.st_ino)
+    if identity in ancestors:
+        raise FastDMError(f"{folder} is a symbolic link to a folder that it stands in; remove the loop")
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            path = Path(entry.path)
+            if entry.is_dir():
+                yield from _images_below(path, ancestors | {identity})
+            elif path.suffix.lower() in IMAGE_SUFFIXES:
+                yield path
