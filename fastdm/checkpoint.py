@@ -6,7 +6,6 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -79,5 +78,5 @@ def _damaged(path: Path, why: str) -> FastDMError:
 def _crc32(tensors: dict[str, Tensor]) -> str:
     checksum = 0
     for name in sorted(tensors):
-        checksum = zlib.crc32(tensors[name].view(torch.uint8).numpy(), checksum)
+        checksum = zlib.crc32(tensors[name].numpy().data, checksum)
     return str(checksum)

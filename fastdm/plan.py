@@ -38,7 +38,7 @@ class _CountBytes(TorchDispatchMode):
     """Adds up the bytes of what every op returns."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.results: list[int] = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
