@@ -3,7 +3,7 @@
 import dataclasses
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -78,18 +78,21 @@ def condense(
             dataset=dataset.name,
             settings=dataclasses.asdict(settings),
         )
-        with Run(
-            None if save_path is None else Path(save_path),
-            step,
-            result,
-            settings.iterations,
-            identity={**settings.identity(), **fingerprint(dataset)},
-            resume=resume,
-            overwrite=overwrite,
-            save_every=save_every,
-            picture_every=picture_every,
-            progress=progress,
-        ) as run:
+        with (
+            closing(step),
+            Run(
+                None if save_path is None else Path(save_path),
+                step,
+                result,
+                settings.iterations,
+                identity={**settings.identity(), **fingerprint(dataset)},
+                resume=resume,
+                overwrite=overwrite,
+                save_every=save_every,
+                picture_every=picture_every,
+                progress=progress,
+            ) as run,
+        ):
             run.say(str(plan))
             if device.type == "cuda":
                 try:

@@ -95,6 +95,7 @@ def profile(
                 step(iteration)
             synchronise()
 
+    step.close()
     files = [folder / "trace.json", folder / "profile.json"]
     profiler.export_chrome_trace(str(files[0]))
     if on_gpu:

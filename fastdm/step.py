@@ -1,5 +1,6 @@
 """One iteration of distribution matching, over chunks of classes."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -8,10 +9,10 @@ from torch import Tensor
 from fastdm.augmentation import Strategy, augment
 from fastdm.data.pool import Dataset
 from fastdm.graph import captured
-from fastdm.kernels import draw
 from fastdm.matching import distribution_matching_loss, real_class_means
 from fastdm.networks import Network, initialise
 from fastdm.plan import Plan
+from fastdm.real import StreamedImages, real_images
 from fastdm.settings import Settings
 
 
@@ -39,39 +40,49 @@ class Step:
         self._std = torch.tensor(dataset.std, device=device)
         self._key = torch.tensor([settings.seed, 0], device=device)
         self._classes = torch.arange(dataset.num_classes, device=device)
-        self._pool = dataset.train.images.to(device)
-        self._draws = _RealDraws(dataset.train.class_offsets, settings.batch_real, device)
-        self._chunks = _chunks(self._draws.counts, settings.ipc, plan.chunk_classes, device)
+        self._real = real_images(dataset.train, settings.batch_real, device)
+        counts = dataset.train.class_sizes.clamp(max=settings.batch_real)
+        self._chunks = _chunks(counts, settings.ipc, plan.chunk_classes, device)
         self._slice_images = plan.slice_images
-        self._run = self._iterate
+        self._run: Callable[[int], Tensor] = self._iterate
 
     def __call__(self, iteration: int) -> Tensor:
         """Change the images once; returns the loss divided by the number of classes, float32, on their device."""
         self._key[1] = iteration
-        return self._run()
+        return self._run(iteration)
 
     def capture(self) -> None:
         """Record the iteration as a CUDA graph, so that the host only starts it; RuntimeError where that fails."""
-        self._run = captured(self._iterate, [self.images, self.velocity])
+        if isinstance(self._real, StreamedImages):
+            raise RuntimeError("the real images do not fit on the device and are streamed")
+        replay = captured(lambda: self._iterate(0), [self.images, self.velocity])
+        self._run = lambda _: replay()
 
-    def _iterate(self) -> Tensor:
-        """The iteration that `_key` names."""
+    def close(self) -> None:
+        """Stop reading ahead."""
+        self._real.close()
+
+    def _iterate(self, iteration: int) -> Tensor:
+        """The iteration that `_key` names; its number is told again for what runs on the host."""
         initialise(self._network, self._key)
-        index = self._draws(self._key)
         tables = self._strategy.draw(self._key, self._classes, (self.images.shape[2], self.images.shape[3]))
 
         loss = torch.zeros((), device=self.images.device)
-        for chunk in self._chunks:
-            loss += self._match(chunk, index[chunk.real], [rows[chunk.classes] for rows in tables])
+        batches = self._real.batches([chunk.real for chunk in self._chunks], self._key, iteration)
+        for chunk, (images, index) in zip(self._chunks, batches, strict=True):
+            loss += self._match(chunk, images, index, [rows[chunk.classes] for rows in tables])
 
         self.velocity.mul_(self._momentum).add_(self._gradient)
         self.images.sub_(self.velocity, alpha=self._lr)
         return loss / len(self._classes)
 
-    def _match(self, chunk: "_Chunk", index: Tensor, tables: list[Tensor]) -> Tensor:
-        """The loss of the chunk's classes; puts its gradient into their rows of `_gradient`."""
+    def _match(self, chunk: "_Chunk", images: Tensor, index: Tensor | None, tables: list[Tensor]) -> Tensor:
+        """The loss of the chunk's classes; puts its gradient into their rows of `_gradient`.
+
+        images, index: the real images, uint8, and which of them; all without an index.
+        """
         real = augment(
-            self._pool,
+            images,
             tables,
             chunk.real_group,
             index=index,
@@ -87,35 +98,6 @@ class Step:
         loss = distribution_matching_loss(self._network, means, augmented, chunk.synthetic_offsets)
         (self._gradient[chunk.synthetic],) = torch.autograd.grad(loss, synthetic)
         return loss.detach()
-
-
-class _RealDraws:
-    """Draws the real images of all classes: `batch_real` of each, or all of a smaller class.
-
-    counts: images per class, on the CPU.
-    """
-
-    def __init__(self, class_offsets: Tensor, batch_real: int, device: torch.device) -> None:
-        self.counts = class_offsets.diff().clamp(max=batch_real)
-        self._class_offsets = class_offsets.to(device)
-        labels = torch.repeat_interleave(torch.arange(len(self.counts)), self.counts)
-        # One call of `draw` for all classes of one count; as a rule there is one count.
-        self._calls = [
-            (count, classes.to(device), torch.isin(labels, classes).nonzero().squeeze(1).to(device))
-            for count in self.counts.unique().tolist()
-            if count > 0
-            for classes in [(self.counts == count).nonzero().squeeze(1)]
-        ]
-
-    def __call__(self, key: Tensor) -> Tensor:
-        """int64 [sum of counts]: rows of the pool, class-sorted."""
-        if len(self._calls) == 1:
-            count, classes, _ = self._calls[0]
-            return draw(key, self._class_offsets, count, classes).flatten()
-        index = torch.empty(int(self.counts.sum()), dtype=torch.int64, device=key.device)
-        for count, classes, positions in self._calls:
-            index[positions] = draw(key, self._class_offsets, count, classes).flatten()
-        return index
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,15 @@
 """The step against the public loop, literally transcribed, with equal draws."""
 
 import dataclasses
+from contextlib import closing
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
 from fastdm.augmentation import Strategy
+from fastdm.data.packed import open_packed, pack
 from fastdm.data.pool import Dataset
 from fastdm.loop import initial_images
 from fastdm.networks import build_network
@@ -33,7 +36,8 @@ def run_step(
     ).to(memory_format=torch.channels_last)
     plan = Plan(chunk_classes, slice_images, 0, 0, 0, 0, 0)
     step = Step(dataset, initial_images(dataset, settings, CPU), network, settings, plan, torch.float32)
-    losses = [step(iteration).item() for iteration in range(steps)]
+    with closing(step):
+        losses = [step(iteration).item() for iteration in range(steps)]
     return step.images, losses
 
 
@@ -95,3 +99,15 @@ def test_a_small_class_is_used_whole() -> None:
     whole, _ = run_step(dataset, settings, chunk_classes=2, slice_images=64, steps=2)
     exact, _ = run_step(dataset, dataclasses.replace(settings, batch_real=9), chunk_classes=1, slice_images=4, steps=2)
     torch.testing.assert_close(whole, exact, rtol=0, atol=1e-5)
+
+
+def test_streamed_equals_resident(tmp_path: Path) -> None:
+    """A packed file, mapped or read directly, gives the images that the pool in memory gives, at any chunking."""
+    dataset = random_dataset([12, 9, 11])
+    pack(dataset, tmp_path / "set.fastdm")
+    settings = Settings(ipc=1, batch_real=10, network="ConvNetD1")  # more than the second class has: a ragged batch
+    resident, _ = run_step(dataset, settings, chunk_classes=2, slice_images=64)
+    for io in ("mmap", "direct"):
+        packed = dataclasses.replace(open_packed(tmp_path / "set.fastdm", io=io), mean=dataset.mean, std=dataset.std)
+        streamed, _ = run_step(packed, settings, chunk_classes=2, slice_images=64)
+        assert torch.equal(streamed, resident)
