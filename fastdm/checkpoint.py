@@ -13,6 +13,7 @@ from torch import Tensor
 from fastdm.errors import FastDMError
 from fastdm.files import atomic_write
 
+FORMAT = "fastdm-checkpoint-1"
 FILE = "checkpoint.safetensors"
 PREVIOUS = "checkpoint-previous.safetensors"
 
@@ -31,7 +32,12 @@ class Checkpoint:
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     """Write ``checkpoint.safetensors``; the one before it stays as ``checkpoint-previous.safetensors``."""
     tensors = {"images": checkpoint.images.cpu().contiguous(), "velocity": checkpoint.velocity.cpu().contiguous()}
-    metadata = {"iteration": str(checkpoint.iteration), "settings": checkpoint.settings, "crc32": _crc32(tensors)}
+    metadata = {
+        "format": FORMAT,
+        "iteration": str(checkpoint.iteration),
+        "settings": checkpoint.settings,
+        "crc32": _crc32(tensors),
+    }
     with atomic_write(folder / FILE) as temporary:
         save_file(tensors, temporary, metadata)
         if (folder / FILE).exists():

@@ -149,6 +149,22 @@ def save_public(
         torch.save({"data": data, "accs_all_exps": found}, temporary)
 
 
+def read_public(path: str | Path) -> tuple[list[tuple[Tensor, Tensor]], dict[str, list[float]]]:
+    """(images, labels) of every experiment, and the accuracies of every network, of a ``res_DM_….pt``."""
+    try:
+        data = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises many kinds for what is no file of its own
+        raise FastDMError(f"{path} is no .pt file, or damaged: {error}") from error
+    try:
+        sets = [(images, labels) for images, labels in data["data"]]
+        accuracies = {network: list(values) for network, values in data.get("accs_all_exps", {}).items()}
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise FastDMError(f'{path} holds no {{"data": [[images, labels], …]}} of the public code') from error
+    if not sets:
+        raise FastDMError(f"{path} holds no experiment")
+    return sets, accuracies
+
+
 @contextmanager
 def _writing(path: str | Path) -> Iterator[Path]:
     """``atomic_write`` into a folder that is made if absent; FastDMError where nothing can be written."""
@@ -178,14 +194,7 @@ def _load_safetensors(path: Path) -> SyntheticSet:
 
 
 def _load_public(path: Path, experiment: int, dataset: Dataset | None) -> SyntheticSet:
-    try:
-        data = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises many kinds for what is no file of its own
-        raise FastDMError(f"{path} is no .pt file, or damaged: {error}") from error
-    try:
-        sets = [(images, labels) for images, labels in data["data"]]
-    except (TypeError, KeyError, ValueError) as error:
-        raise FastDMError(f'{path} holds no {{"data": [[images, labels], …]}} of the public code') from error
+    sets, _ = read_public(path)
     if not 0 <= experiment < len(sets):
         raise FastDMError(f"{path} holds {len(sets)} sets, counted from 0; there is no set {experiment}")
     images, labels = sets[experiment]
