@@ -6,10 +6,12 @@
 #include <nanobind/stl/vector.h>
 
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "draw.h"
 #include "gather.h"
+#include "norm_relu_pool.h"
 #include "read.h"
 #include "resize.h"
 
@@ -181,6 +183,109 @@ void register_read(nb::module_& module) {
             "out[i] = record index[i] of those that begin at byte first.");
 }
 
+using Floats = Array<float, 1>;
+using Activations = nb::ndarray<nb::ndim<4>, nb::c_contig, nb::device::cpu>;
+
+// [N, H, W, C] if channels_last, else [N, C, H, W].
+Maps maps_of(const Activations& x, bool channels_last) {
+    const auto size = [&](size_t axis) { return static_cast<int64_t>(x.shape(axis)); };
+    if (channels_last) return {size(0), size(3), {size(1), size(2)}, true};
+    return {size(0), size(1), {size(2), size(3)}, false};
+}
+
+Shape pooled_shape(const Maps& maps) {
+    const MapSize size = maps.size.pooled();
+    if (maps.channels_last) return {maps.count, size.height, size.width, maps.channels};
+    return {maps.count, maps.channels, size.height, size.width};
+}
+
+Affine affine_of(const Floats& weight, const Floats& bias, int64_t channels, float eps) {
+    if (weight.is_valid()) require_shape(weight, {channels});
+    if (bias.is_valid()) require_shape(bias, {channels});
+    return {weight.is_valid() ? weight.data() : nullptr, bias.is_valid() ? bias.data() : nullptr, eps};
+}
+
+// Calls body with a null pointer of the arrays' number type.
+template <class Body>
+void with_number_type(const Activations& x, const Activations& other, const Body& body) {
+    const nb::dlpack::dtype bf16{static_cast<uint8_t>(nb::dlpack::dtype_code::Bfloat), 16, 1};
+    if (x.dtype() != other.dtype()) throw nb::type_error("The arrays must hold the same type of numbers.");
+    if (x.dtype() == nb::dtype<float>()) return body(static_cast<float*>(nullptr));
+    if (x.dtype() == bf16) return body(static_cast<bfloat16*>(nullptr));
+    throw nb::type_error("The arrays must hold float32 or bfloat16.");
+}
+
+void register_norm_relu_pool(nb::module_& module) {
+    module.def(
+        "norm_relu_pool",
+        [](const Activations& x, const Floats& weight, const Floats& bias, float eps, bool channels_last,
+           const Activations& out, const Array<float, 2>& mean, const Array<float, 2>& rstd) {
+            const Maps maps = maps_of(x, channels_last);
+            const Affine affine = affine_of(weight, bias, maps.channels, eps);
+            require_shape(out, pooled_shape(maps));
+            require_shape(mean, {maps.count, maps.channels});
+            require_shape(rstd, {maps.count, maps.channels});
+            with_number_type(x, out, [&](auto* type) {
+                using T = std::remove_pointer_t<decltype(type)>;
+                nb::gil_scoped_release unlocked;
+                norm_relu_pool(shared_pool(), static_cast<const T*>(x.data()), maps, affine,
+                               static_cast<T*>(out.data()), mean.data(), rstd.data());
+            });
+        },
+        "x"_a.noconvert(), "weight"_a.noconvert().none(), "bias"_a.noconvert().none(), "eps"_a, "channels_last"_a,
+        "out"_a.noconvert(), "mean"_a.noconvert(), "rstd"_a.noconvert(),
+        "out = InstanceNorm, ReLU and 2 x 2 average pooling of x; mean and rstd of every channel.");
+    module.def(
+        "norm_relu_pool_backward",
+        [](const Activations& grad, const Activations& x, const Array<float, 2>& mean, const Array<float, 2>& rstd,
+           const Floats& weight, const Floats& bias, bool channels_last, const Activations& grad_x,
+           const Floats& grad_weight, const Floats& grad_bias) {
+            const Maps maps = maps_of(x, channels_last);
+            const Affine affine = affine_of(weight, bias, maps.channels, 0.0f);
+            require_shape(grad, pooled_shape(maps));
+            require(maps_of(grad_x, channels_last).numbers() == maps.numbers() && grad_x.size() == x.size(),
+                    "grad_x and x must have the same shape.");
+            require_shape(mean, {maps.count, maps.channels});
+            require_shape(rstd, {maps.count, maps.channels});
+            require_shape(grad_weight, {maps.channels});
+            require_shape(grad_bias, {maps.channels});
+            with_number_type(x, grad, [&](auto* type) {
+                using T = std::remove_pointer_t<decltype(type)>;
+                if (grad_x.dtype() != x.dtype()) throw nb::type_error("grad_x must hold the same type as x.");
+                nb::gil_scoped_release unlocked;
+                norm_relu_pool_backward(shared_pool(), static_cast<const T*>(grad.data()),
+                                        static_cast<const T*>(x.data()), maps, mean.data(), rstd.data(), affine,
+                                        static_cast<T*>(grad_x.data()), grad_weight.data(), grad_bias.data());
+            });
+        },
+        "grad"_a.noconvert(), "x"_a.noconvert(), "mean"_a.noconvert(), "rstd"_a.noconvert(),
+        "weight"_a.noconvert().none(), "bias"_a.noconvert().none(), "channels_last"_a, "grad_x"_a.noconvert(),
+        "grad_weight"_a.noconvert(), "grad_bias"_a.noconvert(), "The gradients of norm_relu_pool.");
+    module.def(
+        "norm_relu_pool_mean",
+        [](const Activations& x, const Index& offsets, const Floats& weight, const Floats& bias, float eps,
+           bool channels_last, const Array<float, 2>& out) {
+            const Maps maps = maps_of(x, channels_last);
+            const Affine affine = affine_of(weight, bias, maps.channels, eps);
+            require(offsets.size() > 0, "offsets is empty.");
+            const int64_t classes = static_cast<int64_t>(offsets.size()) - 1;
+            require_shape(out, {classes, maps.channels * maps.size.pooled().pixels()});
+            for (int64_t id = 0; id < classes; ++id) {
+                require(0 <= offsets.data()[id] && offsets.data()[id] <= offsets.data()[id + 1] &&
+                            offsets.data()[id + 1] <= maps.count,
+                        "offsets must rise from 0 to the number of images.");
+            }
+            with_number_type(x, x, [&](auto* type) {
+                using T = std::remove_pointer_t<decltype(type)>;
+                nb::gil_scoped_release unlocked;
+                norm_relu_pool_mean(shared_pool(), static_cast<const T*>(x.data()), maps, offsets.data(), classes,
+                                    affine, out.data());
+            });
+        },
+        "x"_a.noconvert(), "offsets"_a.noconvert(), "weight"_a.noconvert().none(), "bias"_a.noconvert().none(),
+        "eps"_a, "channels_last"_a, "out"_a.noconvert(), "The class means of norm_relu_pool's result.");
+}
+
 }  // namespace
 }  // namespace fastdm
 
@@ -190,4 +295,5 @@ NB_MODULE(_native, module) {
     fastdm::register_gather(module);
     fastdm::register_resize(module);
     fastdm::register_read(module);
+    fastdm::register_norm_relu_pool(module);
 }

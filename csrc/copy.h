@@ -5,7 +5,9 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
+#include <string_view>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -17,14 +19,18 @@ namespace fastdm {
 
 enum class Cpu { plain, avx2, avx512 };
 
+// FASTDM_CPU=avx2 or plain leaves the wider instructions alone.
 inline Cpu detect_cpu() {
+    const char* wanted = std::getenv("FASTDM_CPU");
+    const std::string_view limit = wanted ? wanted : "";
+    if (limit == "plain") return Cpu::plain;
 #if defined(__x86_64__)
     __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512vl")) {
+    if (limit != "avx2" && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
         return Cpu::avx512;
     }
-    if (__builtin_cpu_supports("avx2")) return Cpu::avx2;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Cpu::avx2;
 #endif
     return Cpu::plain;
 }

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fastdm.errors import FastDMError
-from fastdm.kernels import norm_relu_pool, norm_relu_pool_mean, uniform
+from fastdm.kernels import native, norm_relu_pool, norm_relu_pool_mean, uniform
 
 INIT_STREAM = 3  # the stream of ``fastdm.kernels.uniform`` that network weights are drawn from
 _ROW = 4096  # values per row of that draw
@@ -68,8 +68,10 @@ class Network(nn.Module):
 
 
 def _has_kernel(x: Tensor) -> bool:
-    """Whether the ops run as Triton kernels; elsewhere PyTorch's own layers are several times faster than theirs."""
-    return x.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"
+    """Whether the ops run as compiled code; in plain PyTorch, its own layers are several times faster than theirs."""
+    if x.is_cuda or os.environ.get("TRITON_INTERPRET") == "1":
+        return True
+    return native.find("norm_relu_pool") is not None and x.dtype in (torch.float32, torch.bfloat16)
 
 
 class InstanceNormReLUPool(nn.Module):

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import reference
+
 
 @cache
 def _native() -> Any:
@@ -39,3 +41,84 @@ def draw(key: Tensor, class_offsets: Tensor, n: int, classes: Tensor) -> Tensor:
     seed, step = key.tolist()
     _native().draw(seed, step, class_offsets.contiguous(), classes.contiguous(), out)
     return out
+
+
+def norm_relu_pool(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, activation: str, pool: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    if not _suits(x, activation, pool):
+        return reference.norm_relu_pool(x, weight, bias, eps, activation, pool)
+    x, channels_last = _in_memory_order(x)
+    out = _pooled_like(x, channels_last)
+    mean, rstd = x.new_empty(2, len(x), x.shape[3 if channels_last else 1], dtype=torch.float32)
+    _native().norm_relu_pool(x, _floats(weight), _floats(bias), eps, channels_last, out, mean, rstd)
+    return _as_nchw(out, channels_last), mean, rstd
+
+
+def norm_relu_pool_backward(
+    grad: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    activation: str,
+    pool: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    if not _suits(x, activation, pool):
+        return reference.norm_relu_pool_backward(grad, x, mean, rstd, weight, bias, activation, pool)
+    channels = x.shape[1]
+    x, channels_last = _in_memory_order(x)
+    grad = (grad.permute(0, 2, 3, 1) if channels_last else grad).to(x.dtype).contiguous()
+    grad_x = torch.empty_like(x)
+    grad_weight, grad_bias = x.new_empty(2, channels, dtype=torch.float32)
+    _native().norm_relu_pool_backward(
+        grad.detach(), x, mean, rstd, _floats(weight), _floats(bias), channels_last, grad_x, grad_weight, grad_bias
+    )
+    return _as_nchw(grad_x, channels_last), grad_weight, grad_bias
+
+
+def norm_relu_pool_mean(
+    x: Tensor,
+    offsets: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: str,
+    pool: str,
+) -> Tensor:
+    if not _suits(x, activation, pool):
+        return reference.norm_relu_pool_mean(x, offsets, weight, bias, eps, activation, pool)
+    features = x.shape[1] * (x.shape[2] // 2) * (x.shape[3] // 2)
+    x, channels_last = _in_memory_order(x)
+    out = x.new_empty(len(offsets) - 1, features, dtype=torch.float32)
+    offsets = offsets.contiguous()
+    _native().norm_relu_pool_mean(x, offsets, _floats(weight), _floats(bias), eps, channels_last, out)
+    return out
+
+
+def _suits(x: Tensor, activation: str, pool: str) -> bool:
+    return x.dtype in (torch.float32, torch.bfloat16) and (activation, pool) == ("relu", "avg")
+
+
+def _in_memory_order(x: Tensor) -> tuple[Tensor, bool]:
+    """Return x as a contiguous tensor, [N, H, W, C] (and True) if it is channels-last."""
+    if reference.memory_format(x) == torch.channels_last:
+        return x.detach().permute(0, 2, 3, 1), True
+    return x.detach().contiguous(), False
+
+
+def _as_nchw(x: Tensor, channels_last: bool) -> Tensor:
+    return x.permute(0, 3, 1, 2) if channels_last else x
+
+
+def _pooled_like(x: Tensor, channels_last: bool) -> Tensor:
+    rows = 1 if channels_last else 2
+    shape = list(x.shape)
+    shape[rows] //= 2
+    shape[rows + 1] //= 2
+    return x.new_empty(shape)
+
+
+def _floats(parameter: Tensor | None) -> Tensor | None:
+    return None if parameter is None else parameter.detach().float().contiguous()

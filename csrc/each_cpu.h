@@ -1,0 +1,54 @@
+// The kernels of the network's blocks, compiled for every instruction set: namespaces plain, avx2 and avx512.
+// Nothing in the included files may define a lambda: compilers do not agree on which instructions it may use.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "convert.h"
+#include "copy.h"
+
+#define FASTDM_ISA plain
+#define FASTDM_VECTOR_BYTES 16
+#include "simd.h"
+#include "norm_relu_pool_kernels.h"
+#undef FASTDM_ISA
+#undef FASTDM_VECTOR_BYTES
+
+#if defined(__x86_64__)
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+#endif
+#define FASTDM_ISA avx2
+#define FASTDM_VECTOR_BYTES 32
+#include "simd.h"
+#include "norm_relu_pool_kernels.h"
+#undef FASTDM_ISA
+#undef FASTDM_VECTOR_BYTES
+#if defined(__clang__)
+#pragma clang attribute pop
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl"))), apply_to = function)
+#else
+#pragma GCC pop_options
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl")
+#endif
+#define FASTDM_ISA avx512
+#define FASTDM_VECTOR_BYTES 64
+#include "simd.h"
+#include "norm_relu_pool_kernels.h"
+#undef FASTDM_ISA
+#undef FASTDM_VECTOR_BYTES
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+#endif

@@ -1,0 +1,165 @@
+// InstanceNorm → ReLU → 2×2 average pooling of a batch, float32 or bfloat16 with float32 arithmetic, on all threads.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace fastdm {
+
+// Rows and columns of a feature map.
+struct MapSize {
+    int64_t height;
+    int64_t width;
+
+    int64_t pixels() const { return height * width; }
+    MapSize pooled() const { return {height / 2, width / 2}; }
+};
+
+// Scale and shift of each channel (nullptr for 1 and 0), and what is added to the variance.
+struct Affine {
+    const float* weight;
+    const float* bias;
+    float eps;
+
+    const float* weight_at(int64_t c) const { return weight ? weight + c : nullptr; }
+    const float* bias_at(int64_t c) const { return bias ? bias + c : nullptr; }
+    Affine from(int64_t c) const { return {weight_at(c), bias_at(c), eps}; }
+    float scale(int64_t c) const { return weight ? weight[c] : 1.0f; }
+    float shift(int64_t c) const { return bias ? bias[c] : 0.0f; }
+};
+
+}  // namespace fastdm
+
+#include "each_cpu.h"
+#include "thread_pool.h"
+
+namespace fastdm {
+
+// Calls a function of the namespace of this processor's instruction set.
+#if defined(__x86_64__)
+#define FASTDM_CALL(cpu, function, ...)                                    \
+    ((cpu) == Cpu::avx512 ? avx512::function(__VA_ARGS__)                  \
+     : (cpu) == Cpu::avx2 ? avx2::function(__VA_ARGS__)                    \
+                          : plain::function(__VA_ARGS__))
+#else
+#define FASTDM_CALL(cpu, function, ...) plain::function(__VA_ARGS__)
+#endif
+
+// A batch of feature maps: [N, H, W, C] if channels_last, else [N, C, H, W].
+struct Maps {
+    int64_t count;
+    int64_t channels;
+    MapSize size;
+    bool channels_last;
+
+    int64_t numbers() const { return channels * size.pixels(); }  // of one image
+};
+
+// out: like x, with the pooled size; mean, rstd: [N, C].
+template <class T>
+void norm_relu_pool(ThreadPool& pool, const T* x, const Maps& maps, const Affine& affine, T* out, float* mean,
+                    float* rstd, Cpu cpu = this_cpu()) {
+    const int64_t channels = maps.channels, pixels = maps.size.pixels(), out_pixels = maps.size.pooled().pixels();
+    if (maps.channels_last) {
+        pool.run(maps.count, 1, [&](int64_t begin, int64_t end) {
+            for (int64_t n = begin; n < end; ++n) {
+                FASTDM_CALL(cpu, norm_relu_pool_last<false>, x + n * channels * pixels, maps.size, channels, channels,
+                            affine, out + n * channels * out_pixels, channels, mean + n * channels,
+                            rstd + n * channels);
+            }
+        });
+        return;
+    }
+    pool.run(maps.count * channels, channels, [&](int64_t begin, int64_t end) {
+        std::vector<float> row(static_cast<size_t>(maps.size.width));
+        for (int64_t plane = begin; plane < end; ++plane) {
+            const int64_t c = plane % channels;
+            FASTDM_CALL(cpu, norm_relu_pool_plane<false>, x + plane * pixels, maps.size, affine.scale(c),
+                        affine.shift(c), affine.eps, out + plane * out_pixels, mean + plane, rstd + plane, row.data());
+        }
+    });
+}
+
+// grad: like out; grad_x: like x; grad_weight, grad_bias: [C].
+template <class T>
+void norm_relu_pool_backward(ThreadPool& pool, const T* grad, const T* x, const Maps& maps, const float* mean,
+                             const float* rstd, const Affine& affine, T* grad_x, float* grad_weight, float* grad_bias,
+                             Cpu cpu = this_cpu()) {
+    const int64_t channels = maps.channels, pixels = maps.size.pixels(), out_pixels = maps.size.pooled().pixels();
+    // Each image's share, added up in order afterwards: the sum does not depend on the threads.
+    std::vector<float> shares(static_cast<size_t>(2 * maps.count * channels));
+    float* share_weight = shares.data();
+    float* share_bias = shares.data() + maps.count * channels;
+    if (maps.channels_last) {
+        pool.run(maps.count, 1, [&](int64_t begin, int64_t end) {
+            for (int64_t n = begin; n < end; ++n) {
+                const int64_t at = n * channels;
+                FASTDM_CALL(cpu, norm_relu_pool_last_backward, grad + at * out_pixels, x + at * pixels, maps.size,
+                            channels, mean + at, rstd + at, affine, grad_x + at * pixels, share_weight + at,
+                            share_bias + at);
+            }
+        });
+    } else {
+        pool.run(maps.count * channels, channels, [&](int64_t begin, int64_t end) {
+            std::vector<float> row(static_cast<size_t>(maps.size.width));
+            for (int64_t plane = begin; plane < end; ++plane) {
+                const int64_t c = plane % channels;
+                FASTDM_CALL(cpu, norm_relu_pool_plane_backward, grad + plane * out_pixels, x + plane * pixels,
+                            maps.size, mean[plane], rstd[plane], affine.scale(c), affine.shift(c),
+                            grad_x + plane * pixels, share_weight + plane, share_bias + plane, row.data());
+            }
+        });
+    }
+    std::fill(grad_weight, grad_weight + channels, 0.0f);
+    std::fill(grad_bias, grad_bias + channels, 0.0f);
+    for (int64_t n = 0; n < maps.count; ++n) {
+        for (int64_t c = 0; c < channels; ++c) {
+            grad_weight[c] += share_weight[n * channels + c];
+            grad_bias[c] += share_bias[n * channels + c];
+        }
+    }
+}
+
+// out: float32 [classes, C · H / 2 · W / 2], the means over the images offsets[c] to offsets[c + 1], in the order
+// (channel, row, column); 0 for a class without images.
+template <class T>
+void norm_relu_pool_mean(ThreadPool& pool, const T* x, const Maps& maps, const int64_t* offsets, int64_t classes,
+                         const Affine& affine, float* out, Cpu cpu = this_cpu()) {
+    // One task: 64 channels (two lines of bfloat16, so that threads share no line) of one class, image after image.
+    constexpr int64_t kChannels = 64;
+    const int64_t channels = maps.channels, pixels = maps.size.pixels(), out_pixels = maps.size.pooled().pixels();
+    const int64_t blocks = (channels + kChannels - 1) / kChannels;
+    pool.run(classes * blocks, 1, [&](int64_t begin, int64_t end) {
+        float mean[kChannels], rstd[kChannels];
+        std::vector<float> row(static_cast<size_t>(maps.size.width));
+        std::vector<float> total(static_cast<size_t>(kChannels * out_pixels));
+        for (int64_t task = begin; task < end; ++task) {
+            const int64_t id = task / blocks, first = task % blocks * kChannels;
+            const int64_t width = std::min(kChannels, channels - first);
+            std::fill(total.begin(), total.end(), 0.0f);
+            for (int64_t n = offsets[id]; n < offsets[id + 1]; ++n) {
+                const T* image = x + n * channels * pixels;
+                if (maps.channels_last) {
+                    FASTDM_CALL(cpu, norm_relu_pool_last<true>, image + first, maps.size, width, channels,
+                                affine.from(first), total.data(), width, mean, rstd);
+                    continue;
+                }
+                for (int64_t c = 0; c < width; ++c) {
+                    FASTDM_CALL(cpu, norm_relu_pool_plane<true>, image + (first + c) * pixels, maps.size,
+                                affine.scale(first + c), affine.shift(first + c), affine.eps,
+                                total.data() + c * out_pixels, mean, rstd, row.data());
+                }
+            }
+            const float share = 1.0f / static_cast<float>(std::max<int64_t>(1, offsets[id + 1] - offsets[id]));
+            float* to = out + (id * channels + first) * out_pixels;
+            for (int64_t c = 0; c < width; ++c) {
+                for (int64_t pixel = 0; pixel < out_pixels; ++pixel) {
+                    const int64_t from = maps.channels_last ? pixel * width + c : c * out_pixels + pixel;
+                    to[c * out_pixels + pixel] = total[static_cast<size_t>(from)] * share;
+                }
+            }
+        }
+    });
+}
+
+}  // namespace fastdm
