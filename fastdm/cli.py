@@ -93,6 +93,9 @@ def condense(
     aug_mode: Annotated[str, typer.Option("--aug_mode", help="S: one augmentation per class; M: all of them.")] = "S",
     momentum: Annotated[float, typer.Option("--momentum", help="Of the pixels' SGD.")] = 0.5,
     chunk_memory: ChunkMemory = None,
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="On a GPU: use repeatable algorithms only. A CPU always repeats.")
+    ] = False,
     small_classes: Annotated[
         str, typer.Option("--small_classes", help="A class smaller than batch_real: 'use_all' of it, or 'error'.")
     ] = "use_all",
@@ -127,6 +130,7 @@ def condense(
         network=model,
         seed=seed,
         precision=cast(Any, precision),
+        deterministic=deterministic,
         small_classes=cast(Any, small_classes),
     ).resolve(data, default_device(device))
     assert settings.network is not None

@@ -215,7 +215,11 @@ def arithmetic(settings: Settings, device: torch.device) -> Iterator[torch.dtype
     matmul = torch.backends.cuda.matmul
     before, matmul.allow_tf32 = matmul.allow_tf32, tf32
     try:
-        with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=tf32):
+        repeatable = settings.deterministic
+        flags = torch.backends.cudnn.flags(
+            enabled=True, benchmark=not repeatable, deterministic=repeatable, allow_tf32=tf32
+        )
+        with flags:
             yield torch.bfloat16 if settings.precision == "bf16" else torch.float32
     finally:
         matmul.allow_tf32 = before

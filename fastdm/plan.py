@@ -2,6 +2,7 @@
 
 import math
 import os
+from bisect import bisect_right
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import pairwise
@@ -51,8 +52,10 @@ class _CountBytes(TorchDispatchMode):
 
 def activations(network: Network, image_shape: tuple[int, int, int], dtype: torch.dtype) -> Activations:
     """Count on the meta device, which computes nothing. Two images are sent, since BatchNorm refuses one."""
+    network = deepcopy(network).to("meta", dtype)
+    images = torch.empty(2, *image_shape, dtype=dtype, device="meta")
     with torch.no_grad(), _CountBytes() as count:
-        deepcopy(network).to("meta", dtype).embed(torch.empty(2, *image_shape, dtype=dtype, device="meta"))
+        network.embed(images)
     image = math.prod(image_shape) * dtype.itemsize
     sizes = [image, *(size // 2 for size in count.results)]
     pairs = [before + after for before, after in pairwise(sizes)]
@@ -103,9 +106,9 @@ def make_plan(
     joint = any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
     in_cache = max(1, CACHE_BYTES // per_image.largest) if device.type == "cpu" and not joint else None
 
-    def bytes_of(classes: int) -> tuple[int, int]:
-        """Bytes of the real and of the synthetic pass: they follow one another, but their gradients overlap."""
-        real_images = classes * batch_real
+    def bytes_of(classes: int, batch: int = batch_real) -> tuple[int, int]:
+        """Bytes of the real and of the synthetic pass of so many classes, with `batch` real images each."""
+        real_images = classes * batch
         real = real_images * image + min(in_cache or real_images, real_images) * per_image.peak
         return real, classes * ipc * 2 * per_image.total
 
@@ -114,10 +117,10 @@ def make_plan(
     needed = num_classes if joint else 1
     if sum(bytes_of(needed)) > budget:
         what = "all classes together (the network has BatchNorm)" if joint else "one class"
-        synthetic = bytes_of(needed)[1]
-        per_real = max(1, (sum(bytes_of(needed)) - synthetic) // batch_real)
-        fits = max(0, (budget - synthetic) // per_real)
-        remedy = f"batch_real of at most {fits} would fit" if fits else f"the {ipc} images per class alone do not fit"
+        fits = bisect_right(range(batch_real), budget, key=lambda batch: sum(bytes_of(needed, batch))) - 1
+        remedy = (
+            f"batch_real of at most {fits} would fit" if fits > 0 else f"the {ipc} images per class alone do not fit"
+        )
         raise FastDMError(
             f"{what} needs {_size(sum(bytes_of(needed)))}, but a chunk may take {_size(max(budget, 0))}: {remedy}"
         )

@@ -33,6 +33,8 @@ class Settings:
     seed: every draw is a function of (seed, iteration, class).
     precision: arithmetic of the networks: "fp32", "tf32" or "bf16"; None takes the fastest that the device has and
     that reaches the same accuracy. Pixels, class means and the loss are always float32.
+    deterministic: on a GPU, let cuDNN use repeatable algorithms only, so that a run repeats bit for bit; a CPU always
+    does.
     small_classes: what to do with a class of fewer than batch_real images: "error", or "use_all" of them.
     """
 
@@ -47,6 +49,7 @@ class Settings:
     network: str | None = None
     seed: int = 0
     precision: Precision | None = None
+    deterministic: bool = False
     small_classes: Literal["error", "use_all"] = "use_all"
 
     def __post_init__(self) -> None:
