@@ -45,7 +45,8 @@ class _CountBytes(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         result = func(*args, **(kwargs or {}))
         for tensor in result if isinstance(result, tuple | list) else (result,):
-            if isinstance(tensor, Tensor) and not tensor._is_view():
+            in_place = any(tensor is argument for argument in args)
+            if isinstance(tensor, Tensor) and not (tensor._is_view() or in_place):
                 self.results.append(tensor.numel() * tensor.element_size())
         return result
 
@@ -118,9 +119,7 @@ def make_plan(
     if sum(bytes_of(needed)) > budget:
         what = "all classes together (the network has BatchNorm)" if joint else "one class"
         fits = bisect_right(range(batch_real), budget, key=lambda batch: sum(bytes_of(needed, batch))) - 1
-        remedy = (
-            f"batch_real of at most {fits} would fit" if fits > 0 else f"the {ipc} images per class alone do not fit"
-        )
+        remedy = f"batch_real of at most {fits} would fit" if fits > 0 else f"{ipc} images per class do not fit"
         raise FastDMError(
             f"{what} needs {_size(sum(bytes_of(needed)))}, but a chunk may take {_size(max(budget, 0))}: {remedy}"
         )
