@@ -42,9 +42,12 @@ COLUMNS = 16
 MAX_ENLARGEMENT = 1.5
 """Largest enlargement that the backward pass can follow: see ``dsa`` in ``ops.py``."""
 
-_IDENTITY = (0, 1, 1, 0, 0, 0, -1, 0, -1, 0, 1, 1, 1, 0, 0, 0)
+_IDENTITY = {SATURATION: 1, CONTRAST: 1, CUTOUT_BOTTOM: -1, CUTOUT_RIGHT: -1, SCALE_X: 1, SCALE_Y: 1, ROTATE_COS: 1}
 
 
 def identity(rows: int, device: torch.device | str | None = None) -> Tensor:
-    """Return float32 [rows, 16], the table that leaves every image as it is."""
-    return torch.tensor(_IDENTITY, dtype=torch.float32, device=device).repeat(rows, 1)
+    """Return float32 [rows, 16], the table that leaves every image as it is; made on the device, copied from nowhere."""
+    table = torch.zeros(rows, COLUMNS, dtype=torch.float32, device=device)
+    for column, value in _IDENTITY.items():
+        table[:, column] = value
+    return table
