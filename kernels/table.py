@@ -46,7 +46,7 @@ _IDENTITY = {SATURATION: 1, CONTRAST: 1, CUTOUT_BOTTOM: -1, CUTOUT_RIGHT: -1, SC
 
 
 def identity(rows: int, device: torch.device | str | None = None) -> Tensor:
-    """Return float32 [rows, 16], the table that leaves every image as it is; made on the device, copied from nowhere."""
+    """Return float32 [rows, 16], the table that leaves every image as it is, made on the device."""
     table = torch.zeros(rows, COLUMNS, dtype=torch.float32, device=device)
     for column, value in _IDENTITY.items():
         table[:, column] = value
