@@ -53,7 +53,7 @@ void require_in_range(const Index& index, int64_t count, const std::string& what
 void register_draw(nb::module_& module) {
     module.def(
         "draw",
-        [](uint64_t seed, uint32_t step, const Index& offsets, const Index& classes, const Array<int64_t, 2>& out) {
+        [](int64_t seed, uint32_t step, const Index& offsets, const Index& classes, const Array<int64_t, 2>& out) {
             const int64_t n = static_cast<int64_t>(out.shape(1));
             const int64_t rows = static_cast<int64_t>(classes.size());
             require_shape(out, {rows, n});
@@ -68,18 +68,18 @@ void register_draw(nb::module_& module) {
                                               " images: " + std::to_string(n) + " cannot be drawn without repeats.");
             }
             nb::gil_scoped_release unlocked;
-            draw(shared_pool(), {seed, step}, offsets.data(), classes.data(), rows, n, out.data());
+            draw(shared_pool(), {static_cast<uint64_t>(seed), step}, offsets.data(), classes.data(), rows, n, out.data());
         },
         "seed"_a, "step"_a, "class_offsets"_a.noconvert(), "classes"_a.noconvert(), "out"_a.noconvert(),
         "out[i] = out.shape[1] distinct indices of class classes[i], ascending.");
     module.def(
         "uniform",
-        [](uint64_t seed, uint32_t step, const Index& rows, uint32_t stream, const Array<float, 2>& out) {
+        [](int64_t seed, uint32_t step, const Index& rows, uint32_t stream, const Array<float, 2>& out) {
             const int64_t n = static_cast<int64_t>(out.shape(1));
             require_shape(out, {static_cast<int64_t>(rows.size()), n});
             require_in_range(rows, int64_t{1} << 32, "Row");
             nb::gil_scoped_release unlocked;
-            uniform(shared_pool(), {seed, step}, rows.data(), static_cast<int64_t>(rows.size()), stream, n, out.data());
+            uniform(shared_pool(), {static_cast<uint64_t>(seed), step}, rows.data(), static_cast<int64_t>(rows.size()), stream, n, out.data());
         },
         "seed"_a, "step"_a, "rows"_a.noconvert(), "stream"_a, "out"_a.noconvert(),
         "out[i] = numbers in [0, 1) keyed by (seed, step, rows[i], stream).");

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import numpy as np
 import PIL
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from fastdm.errors import FastDMError
 from fastdm.native import native
@@ -57,8 +57,11 @@ def decode_file(path: Path, size: int, filter: Filter = "box", fit: Fit = "squas
             shorten_first = _PILLOW_SHORTENS_FIRST and height - size > 2 * (width - size)
             core.resize_box(pixels, top, left, height, width, shorten_first, out)
             return out
-    with Image.open(io.BytesIO(data)) as image:
-        return _resized(image.convert("RGB"), size, filter, fit)
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return _resized(image.convert("RGB"), size, filter, fit)
+    except UnidentifiedImageError:
+        raise OSError("it is empty" if not data else "it is no image of a known kind") from None
 
 
 def resize(pixels: Pixels, size: int, filter: Filter = "box", fit: Fit = "squash") -> Pixels:

@@ -54,9 +54,7 @@ def pack(
     if size is not None and size < 1:
         raise FastDMError(f"size is {size}; it must be at least 1")
     if out.is_dir() or not out.absolute().parent.is_dir():
-        raise FastDMError(
-            f"{out} cannot be written: it is a folder, or the folder that it should stand in is not there"
-        )
+        raise FastDMError(f"{out} cannot be written: it is a folder, or the folder it should stand in is not there")
     workers = workers or len(os.sched_getaffinity(0))
     images = find_source(source, size, filter, fit, name, data_path)
     try:

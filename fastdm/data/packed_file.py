@@ -66,8 +66,8 @@ class PackedFile:
             self.size = status.st_size
             self.metadata, self.entries = self._read_header(file.read(8), file)
             self._identity = _identity(status)
-            self.class_names = tuple(map(str, self._json("classes", list)))
-            self.mean, self.std = (tuple(map(float, self._json(key, list))) for key in ("mean", "std"))
+            self.class_names = self._list("classes", str)
+            self.mean, self.std = (tuple(map(float, self._list(key, (int, float)))) for key in ("mean", "std"))
             self.offsets = {part: self._offsets(part) for part in PARTS if f"{PARTS[part]}images" in self.entries}
             self._check()
             self._map = map_file(file.fileno(), self.size)
@@ -169,14 +169,14 @@ class PackedFile:
             self._refuse(f"has {self.size} bytes, but its header speaks of {end}: it was cut short or damaged")
         return metadata, entries
 
-    def _json(self, key: str, kind: type) -> Any:
+    def _list(self, key: str, kinds: type | tuple[type, ...]) -> tuple[Any, ...]:
         try:
-            value = json.loads(self.metadata[key])
-        except (KeyError, ValueError):
-            value = None
-        if not isinstance(value, kind):
-            self._refuse(f"is damaged: {key} is missing in its metadata")
-        return value
+            values = json.loads(self.metadata[key])
+        except (KeyError, ValueError, RecursionError):
+            values = None
+        if not isinstance(values, list) or not all(isinstance(value, kinds) for value in values):
+            self._refuse(f"is damaged: {key} is missing in its metadata, or not what it should be")
+        return tuple(values)
 
     def _offsets(self, part: str) -> Tensor:
         entry = self.entries.get(f"{PARTS[part]}class_offsets")
@@ -194,6 +194,8 @@ class PackedFile:
         shape = self.entries["images"].shape[1:]
         if len(shape) != 3 or shape[0] not in (1, 3) or len(self.mean) != shape[0] or len(self.std) != shape[0]:
             self._refuse(f"is damaged: images of shape {list(shape)} do not go with mean and std of its metadata")
+        if not all(map(math.isfinite, self.mean + self.std)) or min(self.std) <= 0:
+            self._refuse(f"is damaged: no image can be normalised by mean {self.mean} and std {self.std}")
         for part, offsets in self.offsets.items():
             prefix, images = PARTS[part], self.entries[f"{PARTS[part]}images"]
             if images.dtype != torch.uint8 or images.shape[1:] != shape:

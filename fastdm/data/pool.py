@@ -61,18 +61,12 @@ class Pool:
         the same as ``fastdm.kernels.draw`` gives on a device. classes: int64 [k], by default all.
         Raises FastDMError if a class has fewer than n images.
         """
-        classes = torch.arange(self.num_classes) if classes is None else classes.cpu().contiguous()
-        core = native()
-        try:
-            if core is None:
-                from fastdm.kernels import draw
+        from fastdm.kernels import draw
 
-                return draw(torch.tensor([seed, step]), self.class_offsets, n, classes)
-            out = torch.empty(len(classes), n, dtype=torch.int64)
-            core.draw(seed & (2**64 - 1), step, self.class_offsets, classes, out)
+        try:
+            return draw(torch.tensor([seed, step]), self.class_offsets, n, classes)
         except ValueError as error:
             raise FastDMError(str(error)) from error
-        return out
 
     def gather(
         self,

@@ -1,0 +1,125 @@
+"""Which images are found where, in every layout."""
+
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fastdm.data.folders import find_images
+from fastdm.errors import FastDMError
+
+
+def touch(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    return path
+
+
+def names(files: dict[str, list[Path]] | None) -> dict[str, list[str]] | None:
+    return None if files is None else {label: [path.name for path in paths] for label, paths in files.items()}
+
+
+def test_class_folders_directly(tmp_path: Path) -> None:
+    for path in ("b/2.JPEG", "b/10.jpg", "a/deep/x.png", "a/notes.txt", ".hidden/1.jpg"):
+        touch(tmp_path / path)
+    found = find_images(tmp_path)
+    assert found.class_names == ("a", "b")
+    assert names(found.train) == {"a": ["x.png"], "b": ["10.jpg", "2.JPEG"]}
+    assert found.test is None
+
+
+@pytest.mark.parametrize("part", ["val", "test"])
+def test_a_test_part_in_class_folders(tmp_path: Path, part: str) -> None:
+    for path in ("train/a/1.jpg", "train/b/1.jpg", f"{part}/b/9.jpg"):
+        touch(tmp_path / path)
+    assert names(find_images(tmp_path).test) == {"b": ["9.jpg"]}
+
+
+def test_tiny_imagenet(tmp_path: Path) -> None:
+    for path in ("train/n1/images/n1_0.JPEG", "train/n1/n1_boxes.txt", "train/n2/images/n2_0.JPEG"):
+        touch(tmp_path / path)
+    for i in range(2):
+        touch(tmp_path / f"val/images/val_{i}.JPEG")
+    (tmp_path / "val" / "val_annotations.txt").write_text("val_0.JPEG\tn2\t0\t0\t9\t9\nval_1.JPEG\tn1\t0\t0\t9\t9\n")
+    found = find_images(tmp_path)
+    assert names(found.train) == {"n1": ["n1_0.JPEG"], "n2": ["n2_0.JPEG"]}
+    assert names(found.test) == {"n1": ["val_1.JPEG"], "n2": ["val_0.JPEG"]}
+
+
+def imagenet(base: Path) -> None:
+    for path in ("train/n1/n1_0.JPEG", "train/n2/n2_0.JPEG"):
+        touch(base / path)
+    for i in (1, 2, 3):
+        touch(base / f"val/ILSVRC2012_val_{i:08d}.JPEG")
+
+
+@pytest.mark.parametrize("inside", ["", "ILSVRC/Data/CLS-LOC"], ids=["beside", "as Kaggle unpacks it"])
+def test_imagenet_with_kaggles_list(tmp_path: Path, inside: str) -> None:
+    imagenet(tmp_path / inside)
+    rows = "ILSVRC2012_val_00000002,n1 1 2 3 4 n1 5 6 7 8\nILSVRC2012_val_00000003,n2 1 2 3 4 \n"
+    (tmp_path / "LOC_val_solution.csv").write_text(
+        f"ImageId,PredictionString\n{rows}ILSVRC2012_val_00000001,n1 1 2 3 4 \n"
+    )
+    expected = {
+        "n1": ["ILSVRC2012_val_00000001.JPEG", "ILSVRC2012_val_00000002.JPEG"],
+        "n2": ["ILSVRC2012_val_00000003.JPEG"],
+    }
+    assert names(find_images(tmp_path).test) == expected
+    assert names(find_images(tmp_path / inside).test) == expected
+
+
+def test_imagenet_with_its_devkit(tmp_path: Path) -> None:
+    io = pytest.importorskip("scipy.io")
+    imagenet(tmp_path)
+    devkit = tmp_path / "ILSVRC2012_devkit_t12" / "data"
+    devkit.mkdir(parents=True)
+    synsets = np.array(
+        [(1, "n2", "words"), (2, "n1", "words")], dtype=[(n, object) for n in ("ILSVRC2012_ID", "WNID", "words")]
+    )
+    io.savemat(devkit / "meta.mat", {"synsets": synsets})
+    (devkit / "ILSVRC2012_validation_ground_truth.txt").write_text("2\n1\n2\n")
+    assert names(find_images(tmp_path).test) == {
+        "n1": ["ILSVRC2012_val_00000001.JPEG", "ILSVRC2012_val_00000003.JPEG"],
+        "n2": ["ILSVRC2012_val_00000002.JPEG"],
+    }
+
+
+def test_a_flat_test_part_without_labels_is_refused(tmp_path: Path) -> None:
+    imagenet(tmp_path / "a" / "b" / "c" / "d")
+    with pytest.raises(FastDMError, match=r"val has no class folders and no list of labels.*LOC_val_solution\.csv"):
+        find_images(tmp_path / "a" / "b" / "c" / "d")
+
+
+def test_folders_without_classes_or_images_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(FastDMError, match="holds no class folders"):
+        find_images(tmp_path)
+    (tmp_path / "a").mkdir()
+    with pytest.raises(FastDMError, match="a: no image of this class"):
+        find_images(tmp_path)
+
+
+def test_a_test_class_without_training_images_is_refused(tmp_path: Path) -> None:
+    for path in ("train/a/1.jpg", "val/b/1.jpg"):
+        touch(tmp_path / path)
+    with pytest.raises(FastDMError, match="class 'b' of the test part has no training images"):
+        find_images(tmp_path)
+
+
+def test_two_classes_of_one_name_are_refused(tmp_path: Path) -> None:
+    for form in ("NFC", "NFD"):
+        touch(tmp_path / unicodedata.normalize(form, "café") / "1.jpg")
+    if len(list(tmp_path.iterdir())) == 2:  # some file systems make one of them
+        with pytest.raises(FastDMError, match="two classes of the name 'café'"):
+            find_images(tmp_path)
+
+
+def test_a_loop_of_links_is_refused_and_other_links_are_followed(tmp_path: Path) -> None:
+    touch(tmp_path / "elsewhere" / "1.jpg")
+    root = tmp_path / "root"
+    touch(root / "a" / "2.jpg")
+    (root / "b").symlink_to(tmp_path / "elsewhere")
+    assert names(find_images(root).train) == {"a": ["2.jpg"], "b": ["1.jpg"]}
+    (root / "a" / "up").symlink_to(root / "a")
+    with pytest.raises(FastDMError, match="up is a symbolic link to a folder that it stands in"):
+        find_images(root)

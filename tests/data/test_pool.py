@@ -1,0 +1,90 @@
+"""Pool.draw, gather and to."""
+
+import logging
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from fastdm import native as native_module
+from fastdm.data.pool import Pool
+from fastdm.errors import FastDMError
+
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
+
+
+@pytest.fixture(params=["C++", "PyTorch"])
+def pool(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pool]:
+    """Classes of 20, 7 and 30 images, with the extension and without."""
+    if request.param == "C++":
+        pytest.importorskip("fastdm._native")
+    else:
+        monkeypatch.setattr("fastdm.data.pool.native", lambda: None)
+    images = torch.randint(0, 256, (57, 3, 6, 5), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return Pool(images, torch.tensor([0, 20, 27, 57]))
+
+
+def test_a_draw_is_that_of_the_kernels(pool: Pool) -> None:
+    from fastdm.kernels import draw
+
+    for seed, step in ((0, 0), (7, 1), (-3, 2**32 - 1), (2**63 - 1, 5)):
+        expected = draw(torch.tensor([seed, step]), pool.class_offsets, 7)
+        assert torch.equal(pool.draw(seed, step, 7), expected)
+        assert torch.equal(pool.draw(seed, step, 7, torch.tensor([2, 0])), expected[[2, 0]])
+
+
+def test_more_than_a_class_has_cannot_be_drawn(pool: Pool) -> None:
+    with pytest.raises(FastDMError, match=r"(?i)class 1 has 7 images"):
+        pool.draw(0, 0, 8)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_gather_normalises_and_lays_out(pool: Pool, dtype: torch.dtype) -> None:
+    index = torch.tensor([[3, 56], [0, 3]])
+    picked = pool.images[index]
+    assert torch.equal(pool.gather(index), picked)
+    per_channel = torch.tensor([MEAN, STD]).view(2, 3, 1, 1).double()
+    exact = (picked.double() / 255 - per_channel[0]) / per_channel[1]
+    planar = pool.gather(index, dtype=dtype, mean=MEAN, std=STD)
+    # Half an ulp of the number stored, and of x·scale, scale and shift, all below 8, in float32.
+    bound = 8 * 4 * 2.0**-24 + (exact.abs() * 2.0**-8 if dtype == torch.bfloat16 else 0)
+    assert ((planar - exact).abs() <= bound).all()
+    last = pool.gather(index, dtype=dtype, layout="last", mean=MEAN, std=STD)
+    assert torch.equal(last, planar.movedim(2, -1))
+    rgbx = pool.gather(index, layout="rgbx")
+    assert torch.equal(rgbx[..., :3], picked.movedim(2, -1))
+    assert not rgbx[..., 3].any()
+
+
+def test_gather_fills_the_buffer_it_is_given(pool: Pool) -> None:
+    out = torch.full((2, 3, 6, 5), 9, dtype=torch.uint8)
+    assert pool.gather(torch.tensor([1, 2]), out=out) is out
+    assert torch.equal(out, pool.images[1:3])
+    for wrong in (out[:1], out.float(), torch.empty(2, 3, 5, 6, dtype=torch.uint8).transpose(2, 3)):
+        with pytest.raises(FastDMError, match=r"out is .* it must be a contiguous torch\.uint8"):
+            pool.gather(torch.tensor([1, 2]), out=wrong)
+
+
+@pytest.mark.parametrize("index", [[-1], [57], [0, 57]])
+def test_images_that_are_not_there_are_refused(pool: Pool, index: list[int]) -> None:
+    with pytest.raises(FastDMError, match="there are 57 images"):
+        pool.gather(torch.tensor(index))
+
+
+def test_to_keeps_what_is_already_there(pool: Pool) -> None:
+    assert pool.to("cpu") is pool
+    assert pool.to("meta").images.device.type == "meta"
+
+
+def test_a_missing_core_is_said_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def absent(name: str) -> None:
+        raise ModuleNotFoundError(name)
+
+    monkeypatch.setattr(native_module.importlib, "import_module", absent)
+    native_module.native.cache_clear()
+    with caplog.at_level(logging.WARNING, "fastdm"):
+        assert native_module.native() is None
+        assert native_module.native() is None
+    native_module.native.cache_clear()
+    assert len(caplog.records) == 1
+    assert "without its C++ core" in caplog.text
