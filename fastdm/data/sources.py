@@ -58,7 +58,7 @@ def open_dataset(
     - ``"TinyImageNet"``: ``data_path/tiny-imagenet-200/`` as distributed, else the public code's
       ``data_path/tinyimagenet.pt``;
     - ``"digits"``: scikit-learn's bundled 8×8 digits, 0..16 scaled to 0..255. 36 images of each digit, chosen by
-      ``fastdm.kernels.draw`` with key (0, 0), are the test part;
+      ``Pool.draw`` with seed and step 0, are the test part;
     - the path of a folder: ``tiny-imagenet-200``, a tree with ``train/`` and ``val/`` or ``test/``, or class folders
       directly (no test part); images are decoded to RGB;
     - the path of an ``.npz`` file with x_train, y_train and, for a test part, x_test, y_test;
@@ -319,13 +319,12 @@ def _digits(name: str) -> Dataset:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise FastDMError("the data set digits comes with scikit-learn: pip install scikit-learn") from error
-    from fastdm.kernels import draw
 
     bunch = load_digits()
     images = torch.from_numpy(bunch.images * (255 / 16)).round().to(torch.uint8)[:, None]
     pool = _pool(name, "train", images, torch.from_numpy(bunch.target).long(), 10)
     is_test = torch.zeros(len(pool), dtype=torch.bool)
-    is_test[draw(torch.tensor([0, 0]), pool.class_offsets, _DIGITS_TEST).flatten()] = True
+    is_test[pool.draw(0, 0, _DIGITS_TEST).flatten()] = True
     train, test = ((pool.images[part], pool.labels[part]) for part in (~is_test, is_test))
     return _dataset(name, train, test, [str(digit) for digit in range(10)])
 
