@@ -102,6 +102,8 @@ def test_the_public_codes_format(synthetic: SyntheticSet, tmp_path: Path) -> Non
     (images, labels), _ = content["data"]
     assert torch.equal(images, synthetic.images)
     assert torch.equal(labels, synthetic.labels)
+    with pytest.raises(FastDMError, match="holds 2 sets, counted from 0; there is no set 2"):
+        SyntheticSet.load(path, experiment=2)
     loaded = SyntheticSet.load(path, experiment=1)
     assert torch.equal(loaded.images, second.images)
     assert (loaded.dataset, loaded.class_names, loaded.ipc) == ("CIFAR10", ("0", "1"), 3)
@@ -124,7 +126,7 @@ def test_a_public_file_takes_what_it_lacks_from_the_dataset(synthetic: Synthetic
     ("content", "message"),
     [
         ({"weights": torch.zeros(1)}, 'holds no {"data"'),
-        ({"data": []}, "holds 0 sets, counted from 0; there is no set 0"),
+        ({"data": []}, "holds no experiment"),
         ({"data": [[torch.zeros(3, 3, 4, 4), torch.tensor([0, 0, 1])]]}, "holds classes of 1 and of 2 images"),
     ],
 )
