@@ -96,7 +96,7 @@ VARIANTS = [
 ]
 
 
-@pytest.mark.parametrize(("norm", "activation", "pool"), VARIANTS, ids="-".join)
+@pytest.mark.parametrize(("norm", "activation", "pool"), VARIANTS, ids=["-".join(variant) for variant in VARIANTS])
 def test_convnet_is_the_literal_one(norm: str, activation: str, pool: str) -> None:
     torch.manual_seed(0)
     network = build_convnet(
