@@ -1,0 +1,263 @@
+// The headers of csrc/ without Python: run plain by test_core.py, and under sanitizers by sanitize.sh.
+// Every check compares with an independent computation or between instruction sets and thread counts.
+#include <unistd.h>
+
+#include <atomic>
+#include <cstdio>
+#include <cstdlib>
+#include <fstream>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "draw.h"
+#include "gather.h"
+#include "read.h"
+#include "resize.h"
+
+namespace {
+
+using namespace fastdm;
+
+#define CHECK(condition)                                                           \
+    do {                                                                           \
+        if (!(condition)) {                                                        \
+            std::fprintf(stderr, "%s:%d: not so: %s\n", __FILE__, __LINE__, #condition); \
+            std::exit(1);                                                          \
+        }                                                                          \
+    } while (false)
+
+std::vector<uint8_t> random_bytes(int64_t count, unsigned seed) {
+    std::mt19937 random(seed);
+    std::vector<uint8_t> bytes(static_cast<size_t>(count));
+    for (uint8_t& byte : bytes) byte = static_cast<uint8_t>(random());
+    return bytes;
+}
+
+std::vector<int64_t> random_index(int64_t count, int64_t below, unsigned seed) {
+    std::mt19937_64 random(seed);
+    std::vector<int64_t> index(static_cast<size_t>(count));
+    for (int64_t& row : index) row = static_cast<int64_t>(random() % static_cast<uint64_t>(below));
+    return index;
+}
+
+// Random123's known answers (kat_vectors, philox4x32, 10 rounds).
+void test_philox() {
+    const uint32_t ones = 0xFFFFFFFF;
+    CHECK((philox4x32_10({0, 0}, {0, 0, 0, 0}) == PhiloxWords{0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8}));
+    CHECK((philox4x32_10({ones, ones}, {ones, ones, ones, ones}) ==
+           PhiloxWords{0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD}));
+    CHECK((philox4x32_10({0xA4093822, 0x299F31D0}, {0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344}) ==
+           PhiloxWords{0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1}));
+}
+
+void test_every_block_runs_once() {
+    for (const int threads : {1, 2, 5}) {
+        ThreadPool pool(threads);
+        for (const int64_t count : {0, 1, 7, 1000}) {
+            std::vector<std::atomic<int>> runs(static_cast<size_t>(count));
+            pool.run(count, 3, [&](int64_t begin, int64_t end) {
+                for (int64_t i = begin; i < end; ++i) ++runs[static_cast<size_t>(i)];
+            });
+            for (const auto& times : runs) CHECK(times == 1);
+        }
+    }
+}
+
+void test_an_exception_reaches_the_caller_and_the_pool_goes_on() {
+    ThreadPool pool(4);
+    for (int round = 0; round < 50; ++round) {
+        std::string caught;
+        try {
+            pool.run(1000, 1, [](int64_t begin, int64_t) {
+                if (begin % 10 == 3) throw std::runtime_error("block");
+            });
+        } catch (const std::runtime_error& error) {
+            caught = error.what();
+        }
+        CHECK(caught == "block");
+        std::atomic<int64_t> sum{0};
+        pool.run(100, 7, [&](int64_t begin, int64_t end) { sum += end - begin; });
+        CHECK(sum == 100);
+    }
+}
+
+void test_callers_at_once_and_inside_one_another() {
+    ThreadPool pool(3);
+    std::atomic<int64_t> sum{0};
+    std::vector<std::thread> callers;
+    for (int caller = 0; caller < 4; ++caller) {
+        callers.emplace_back([&] {
+            for (int round = 0; round < 100; ++round) {
+                pool.run(10, 1, [&](int64_t, int64_t) { pool.run(5, 1, [&](int64_t a, int64_t b) { sum += b - a; }); });
+            }
+        });
+    }
+    for (std::thread& caller : callers) caller.join();
+    // A caller that works alone gets all blocks in one call: at least one inner run, at most ten, of each outer one.
+    CHECK(sum >= 4 * 100 * 5 && sum <= 4 * 100 * 50);
+}
+
+void test_draws_are_distinct_ascending_and_independent_of_threads() {
+    const std::vector<int64_t> offsets{0, 300, 556, 5000, 5064};
+    const std::vector<int64_t> classes{3, 0, 1, 2};
+    const int64_t n = 64;
+    std::vector<int64_t> alone(classes.size() * n), together(alone.size());
+    ThreadPool one(1), many(4);
+    draw(one, {7, 9}, offsets.data(), classes.data(), 4, n, alone.data());
+    draw(many, {7, 9}, offsets.data(), classes.data(), 4, n, together.data());
+    CHECK(alone == together);
+    for (size_t row = 0; row < classes.size(); ++row) {
+        const size_t id = static_cast<size_t>(classes[row]);
+        for (int64_t i = 0; i < n; ++i) {
+            const int64_t pick = alone[row * n + static_cast<size_t>(i)];
+            CHECK(offsets[id] <= pick && pick < offsets[id + 1]);
+            CHECK(i == 0 || alone[row * n + static_cast<size_t>(i) - 1] < pick);
+        }
+    }
+}
+
+std::vector<Cpu> cpus() {
+    std::vector<Cpu> known;
+    for (const Cpu cpu : {Cpu::plain, Cpu::avx2, Cpu::avx512}) {
+        if (cpu <= this_cpu()) known.push_back(cpu);
+    }
+    return known;
+}
+
+void test_streaming_copies_stay_inside() {
+    const std::vector<uint8_t> from = random_bytes(1000, 1);
+    for (const Cpu cpu : cpus()) {
+        for (int64_t offset = 0; offset < 70; offset += 3) {
+            for (const int64_t bytes : {0, 1, 63, 64, 65, 200, 800}) {
+                std::vector<uint8_t> to(1000, 0xEE);
+                stream_copy(cpu)(to.data() + offset, from.data() + 1, bytes, from.data(), 1000);
+                stream_fence();
+                for (int64_t i = 0; i < 1000; ++i) {
+                    const bool inside = offset <= i && i < offset + bytes;
+                    CHECK(to[static_cast<size_t>(i)] == (inside ? from[static_cast<size_t>(i - offset + 1)] : 0xEE));
+                }
+            }
+        }
+    }
+}
+
+template <class Out>
+void compare_instruction_sets(ThreadPool& pool, const Records& records, Layout layout) {
+    const int64_t stride = layout == Layout::rgbx ? 4 : records.channels;
+    // Once so few that they stay in the cache, once so many that they go past it.
+    const int64_t many = cache_bytes() / (records.pixels * stride * static_cast<int64_t>(sizeof(Out))) + 2;
+    const Normalisation norm{{0.013f, 0.017f, 0.019f}, {-1.5f, 0.25f, 2.0f}};
+    for (const int64_t n : {int64_t{5}, many}) {
+        const std::vector<int64_t> index = random_index(n, records.count, 3);
+        std::vector<Out> expected(static_cast<size_t>(n * records.pixels * stride)), out(expected.size());
+        gather_convert(pool, records, norm, layout, index.data(), n, expected.data(), 1, Cpu::plain);
+        for (const Cpu cpu : cpus()) {
+            gather_convert(pool, records, norm, layout, index.data(), n, out.data(), 0, cpu);
+            CHECK(std::memcmp(out.data(), expected.data(), out.size() * sizeof(Out)) == 0);
+        }
+    }
+}
+
+void test_instruction_sets_give_the_same_bits() {
+    ThreadPool pool(2);
+    const std::vector<uint8_t> data = random_bytes(20 * 3 * 33 * 35, 2);
+    const Records records{data.data(), 20, 3, 33 * 35};
+    for (const Layout layout : {Layout::planar, Layout::last, Layout::rgbx}) {
+        compare_instruction_sets<uint8_t>(pool, records, layout);
+        compare_instruction_sets<float>(pool, records, layout);
+        compare_instruction_sets<bfloat16>(pool, records, layout);
+    }
+    const std::vector<int64_t> index = random_index(cache_bytes() / records.bytes() + 2, records.count, 4);
+    const int64_t n = static_cast<int64_t>(index.size());
+    for (const Cpu cpu : cpus()) {
+        std::vector<uint8_t> out(static_cast<size_t>(n * records.bytes()));
+        gather(pool, records, index.data(), n, out.data(), 0, cpu);
+        for (int64_t i = 0; i < n; ++i) {
+            CHECK(std::memcmp(out.data() + i * records.bytes(), records[index[static_cast<size_t>(i)]],
+                              static_cast<size_t>(records.bytes())) == 0);
+        }
+    }
+}
+
+void test_bfloat16_rounds_to_nearest_even() {
+    CHECK(to_number<bfloat16>(1.0f).bits == 0x3F80);
+    CHECK(to_number<bfloat16>(1.0f + 0x1p-8f).bits == 0x3F80);              // half way: to even
+    CHECK(to_number<bfloat16>(1.0f + 0x1p-7f + 0x1p-8f).bits == 0x3F82);    // half way: to even
+    CHECK(to_number<bfloat16>(1.0f + 0x1p-8f + 0x1p-20f).bits == 0x3F81);  // above half way
+}
+
+void test_box_windows_share_out_every_pixel() {
+    for (int64_t in = 1; in < 200; ++in) {
+        for (const int64_t out : {int64_t{1}, int64_t{7}, int64_t{64}, in}) {
+            const std::vector<BoxWindow> windows = box_windows(in, out);
+            CHECK(windows.front().begin == 0 && windows.back().end == in);
+            for (size_t i = 0; i < windows.size(); ++i) {
+                CHECK(windows[i].begin < windows[i].end);
+                CHECK(in < out || i == 0 || windows[i].begin == windows[i - 1].end);
+            }
+        }
+    }
+}
+
+void test_resizing_reads_nothing_outside() {
+    for (const int64_t width : {1, 2, 5, 64, 100}) {
+        for (const int64_t height : {1, 3, 70}) {
+            // Exactly as large as needed, so that AddressSanitizer sees a byte too many.
+            const std::vector<uint8_t> pixels(static_cast<size_t>(width * height * 3), 200);
+            for (const bool shorten_first : {false, true}) {
+                std::vector<uint8_t> out(3 * 16 * 16);
+                resize_box<3>(pixels.data(), width * 3, height, width, 16, shorten_first, out.data());
+                for (const uint8_t value : out) CHECK(value == 200);
+                resize_box<1>(pixels.data(), width, height, width, 16, shorten_first, out.data());
+                CHECK(out[255] == 200);
+            }
+        }
+    }
+}
+
+void test_records_are_read_from_a_file() {
+    char path[] = "/tmp/fastdm-core-test-XXXXXX";
+    const int handle = mkstemp(path);
+    CHECK(handle >= 0);
+    close(handle);
+    const std::vector<uint8_t> bytes = random_bytes(4096 + 100 * 189, 5);
+    std::ofstream(path, std::ios::binary).write(reinterpret_cast<const char*>(bytes.data()), static_cast<long>(bytes.size()));
+    {
+        RecordFile file(path);
+        const std::vector<int64_t> index = random_index(1000, 100, 6);
+        std::vector<uint8_t> out(1000 * 189);
+        file.read(4096, 189, index.data(), 1000, out.data());
+        for (size_t i = 0; i < index.size(); ++i) {
+            CHECK(std::memcmp(out.data() + i * 189, bytes.data() + 4096 + index[i] * 189, 189) == 0);
+        }
+        const int64_t behind = 100;
+        bool refused = false;
+        try {
+            file.read(4096, 189, &behind, 1, out.data());
+        } catch (const ReadError&) {
+            refused = true;
+        }
+        CHECK(refused);
+    }
+    unlink(path);
+}
+
+}  // namespace
+
+int main() {
+    test_philox();
+    test_every_block_runs_once();
+    test_an_exception_reaches_the_caller_and_the_pool_goes_on();
+    test_callers_at_once_and_inside_one_another();
+    test_draws_are_distinct_ascending_and_independent_of_threads();
+    test_streaming_copies_stay_inside();
+    test_instruction_sets_give_the_same_bits();
+    test_bfloat16_rounds_to_nearest_even();
+    test_box_windows_share_out_every_pixel();
+    test_resizing_reads_nothing_outside();
+    test_records_are_read_from_a_file();
+    std::puts("ok");
+}
