@@ -9,6 +9,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "conv.h"
 #include "draw.h"
 #include "gather.h"
 #include "norm_relu_pool.h"
@@ -286,6 +287,63 @@ void register_norm_relu_pool(nb::module_& module) {
         "eps"_a, "channels_last"_a, "out"_a.noconvert(), "The class means of norm_relu_pool's result.");
 }
 
+ConvShape conv_shape_of(const Array<const float, 4>& weight, int64_t height, int64_t width, int64_t padding) {
+    const int64_t out = static_cast<int64_t>(weight.shape(0)), in = static_cast<int64_t>(weight.shape(1));
+    require_shape(weight, {out, in, 3, 3});
+    require(can_convolve(in, out), "A convolution of " + std::to_string(in) + " to " + std::to_string(out) +
+                                       " channels is not done here: the output must have a multiple of 32, the input "
+                                       "as well or at most 7.");
+    const ConvShape s{in, out, {height, width}, padding};
+    require(padding >= 0 && height > 0 && width > 0 && s.out_size().height > 1 && s.out_size().width > 1,
+            "The image is too small.");
+    return s;
+}
+
+void register_conv(nb::module_& module) {
+    module.def("can_convolve", &can_convolve, "in_channels"_a, "out_channels"_a,
+               "Whether conv_norm_relu_pool takes this many channels.");
+    module.def(
+        "conv_norm_relu_pool",
+        [](const Array<const float, 4>& x, const Array<const float, 4>& weight, int64_t padding, float eps,
+           const Array<float, 4>& out, const Array<float, 4>& conv_out, const Array<float, 2>& mean,
+           const Array<float, 2>& rstd) {
+            const auto size = [&](size_t axis) { return static_cast<int64_t>(x.shape(axis)); };
+            const ConvShape s = conv_shape_of(weight, size(1), size(2), padding);
+            const MapSize conv = s.out_size(), pooled = conv.pooled();
+            require_shape(x, {size(0), size(1), size(2), s.in});
+            require_shape(out, {size(0), pooled.height, pooled.width, s.out});
+            if (conv_out.is_valid()) require_shape(conv_out, {size(0), conv.height, conv.width, s.out});
+            require_shape(mean, {size(0), s.out});
+            require_shape(rstd, {size(0), s.out});
+            nb::gil_scoped_release unlocked;
+            conv_norm_relu_pool(shared_pool(), x.data(), size(0), s, weight.data(), eps, out.data(),
+                                conv_out.is_valid() ? conv_out.data() : nullptr, mean.data(), rstd.data());
+        },
+        "x"_a.noconvert(), "weight"_a.noconvert(), "padding"_a, "eps"_a, "out"_a.noconvert(),
+        "conv_out"_a.noconvert().none(), "mean"_a.noconvert(), "rstd"_a.noconvert(),
+        "out = norm_relu_pool of the 3 x 3 convolution of x, all [N, H, W, C].");
+    module.def(
+        "conv_norm_relu_pool_backward",
+        [](const Array<const float, 4>& grad, const Array<const float, 4>& conv_out, const Array<const float, 2>& mean,
+           const Array<const float, 2>& rstd, const Array<const float, 4>& weight, int64_t padding,
+           const Array<float, 4>& grad_x) {
+            const auto size = [&](size_t axis) { return static_cast<int64_t>(grad_x.shape(axis)); };
+            const ConvShape s = conv_shape_of(weight, size(1), size(2), padding);
+            const MapSize conv = s.out_size(), pooled = conv.pooled();
+            require_shape(grad_x, {size(0), size(1), size(2), s.in});
+            require_shape(grad, {size(0), pooled.height, pooled.width, s.out});
+            require_shape(conv_out, {size(0), conv.height, conv.width, s.out});
+            require_shape(mean, {size(0), s.out});
+            require_shape(rstd, {size(0), s.out});
+            nb::gil_scoped_release unlocked;
+            conv_norm_relu_pool_backward(shared_pool(), grad.data(), conv_out.data(), mean.data(), rstd.data(), size(0),
+                                         s, weight.data(), grad_x.data());
+        },
+        "grad"_a.noconvert(), "conv_out"_a.noconvert(), "mean"_a.noconvert(), "rstd"_a.noconvert(),
+        "weight"_a.noconvert(), "padding"_a, "grad_x"_a.noconvert(),
+        "The gradient of conv_norm_relu_pool with respect to x.");
+}
+
 }  // namespace
 }  // namespace fastdm
 
@@ -296,4 +354,5 @@ NB_MODULE(_native, module) {
     fastdm::register_resize(module);
     fastdm::register_read(module);
     fastdm::register_norm_relu_pool(module);
+    fastdm::register_conv(module);
 }

@@ -9,11 +9,13 @@
 
 #include "convert.h"
 #include "copy.h"
+#include "maps.h"
 
 #define FASTDM_ISA plain
 #define FASTDM_VECTOR_BYTES 16
 #include "simd.h"
 #include "norm_relu_pool_kernels.h"
+#include "conv_kernels.h"
 #undef FASTDM_ISA
 #undef FASTDM_VECTOR_BYTES
 
@@ -29,6 +31,7 @@
 #define FASTDM_VECTOR_BYTES 32
 #include "simd.h"
 #include "norm_relu_pool_kernels.h"
+#include "conv_kernels.h"
 #undef FASTDM_ISA
 #undef FASTDM_VECTOR_BYTES
 #if defined(__clang__)
@@ -43,6 +46,7 @@
 #define FASTDM_VECTOR_BYTES 64
 #include "simd.h"
 #include "norm_relu_pool_kernels.h"
+#include "conv_kernels.h"
 #undef FASTDM_ISA
 #undef FASTDM_VECTOR_BYTES
 #if defined(__clang__)
@@ -51,4 +55,14 @@
 #pragma GCC pop_options
 #endif
 
+#endif
+
+// Calls a function of the namespace of this processor's instruction set.
+#if defined(__x86_64__)
+#define FASTDM_CALL(cpu, function, ...)                                    \
+    ((cpu) == Cpu::avx512 ? avx512::function(__VA_ARGS__)                  \
+     : (cpu) == Cpu::avx2 ? avx2::function(__VA_ARGS__)                    \
+                          : plain::function(__VA_ARGS__))
+#else
+#define FASTDM_CALL(cpu, function, ...) plain::function(__VA_ARGS__)
 #endif

@@ -4,56 +4,11 @@
 #include <cstdint>
 #include <vector>
 
-namespace fastdm {
-
-// Rows and columns of a feature map.
-struct MapSize {
-    int64_t height;
-    int64_t width;
-
-    int64_t pixels() const { return height * width; }
-    MapSize pooled() const { return {height / 2, width / 2}; }
-};
-
-// Scale and shift of each channel (nullptr for 1 and 0), and what is added to the variance.
-struct Affine {
-    const float* weight;
-    const float* bias;
-    float eps;
-
-    const float* weight_at(int64_t c) const { return weight ? weight + c : nullptr; }
-    const float* bias_at(int64_t c) const { return bias ? bias + c : nullptr; }
-    Affine from(int64_t c) const { return {weight_at(c), bias_at(c), eps}; }
-    float scale(int64_t c) const { return weight ? weight[c] : 1.0f; }
-    float shift(int64_t c) const { return bias ? bias[c] : 0.0f; }
-};
-
-}  // namespace fastdm
-
 #include "each_cpu.h"
+#include "maps.h"
 #include "thread_pool.h"
 
 namespace fastdm {
-
-// Calls a function of the namespace of this processor's instruction set.
-#if defined(__x86_64__)
-#define FASTDM_CALL(cpu, function, ...)                                    \
-    ((cpu) == Cpu::avx512 ? avx512::function(__VA_ARGS__)                  \
-     : (cpu) == Cpu::avx2 ? avx2::function(__VA_ARGS__)                    \
-                          : plain::function(__VA_ARGS__))
-#else
-#define FASTDM_CALL(cpu, function, ...) plain::function(__VA_ARGS__)
-#endif
-
-// A batch of feature maps: [N, H, W, C] if channels_last, else [N, C, H, W].
-struct Maps {
-    int64_t count;
-    int64_t channels;
-    MapSize size;
-    bool channels_last;
-
-    int64_t numbers() const { return channels * size.pixels(); }  // of one image
-};
 
 // out: like x, with the pooled size; mean, rstd: [N, C].
 template <class T>

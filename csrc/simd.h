@@ -52,7 +52,7 @@ inline void store(bfloat16* to, V v) {
 
 template <class V>
 inline V all(float value) {
-    return V{} + value;
+    return value - V{};  // x − 0 is x for every x, x + 0 is not for −0: the compiler would have to add.
 }
 
 // a · b + c, rounded once where the processor can.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fastdm.errors import FastDMError
-from fastdm.kernels import native, norm_relu_pool, norm_relu_pool_mean, uniform
+from fastdm.kernels import conv_norm_relu_pool, native, norm_relu_pool, norm_relu_pool_mean, uniform
 
 INIT_STREAM = 3  # the stream of ``fastdm.kernels.uniform`` that network weights are drawn from
 _ROW = 4096  # values per row of that draw
@@ -60,22 +60,19 @@ class Network(nn.Module):
         images is never written.
         """
         *body, last = self.features
-        if not (isinstance(last, InstanceNormReLUPool) and _has_kernel(x)):
+        if not (isinstance(last, Block) and _has_triton(x)):
             return torch.segment_reduce(self.embed(x).float(), "mean", offsets=offsets, axis=0)
         for layer in body:
             x = layer(x)
-        return norm_relu_pool_mean(x, offsets, last.weight, last.bias)
+        return norm_relu_pool_mean(last.conv(x), offsets, last.norm.weight, last.norm.bias)
 
 
-def _has_kernel(x: Tensor) -> bool:
-    """Whether the ops run as compiled code; in plain PyTorch, its own layers are several times faster than theirs."""
-    if x.is_cuda or os.environ.get("TRITON_INTERPRET") == "1":
-        return True
-    return native.find("norm_relu_pool") is not None and x.dtype in (torch.float32, torch.bfloat16)
+def _has_triton(x: Tensor) -> bool:
+    return x.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"
 
 
 class InstanceNormReLUPool(nn.Module):
-    """InstanceNorm (eps 1e-5), ReLU and 2×2 average pooling; one op on a GPU."""
+    """InstanceNorm (eps 1e-5), ReLU and 2×2 average pooling: one op where it is compiled code."""
 
     def __init__(self, channels: int, affine: bool) -> None:
         super().__init__()
@@ -89,10 +86,28 @@ class InstanceNormReLUPool(nn.Module):
             nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        if _has_kernel(x):
+        compiled = native.find("norm_relu_pool") is not None and x.dtype in (torch.float32, torch.bfloat16)
+        if compiled or _has_triton(x):
             return norm_relu_pool(x, self.weight, self.bias)
+        # The op's plain form is several times slower than PyTorch's own layers.
         normed = functional.group_norm(x, x.shape[1], self.weight, self.bias)
         return functional.avg_pool2d(functional.relu(normed, inplace=True), 2)
+
+
+class Block(nn.Module):
+    """Convolution and InstanceNormReLUPool; on a CPU one op, if the weights are never trained."""
+
+    def __init__(self, conv: nn.Conv2d, norm: InstanceNormReLUPool) -> None:
+        super().__init__()
+        self.conv = conv
+        self.norm = norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.conv.weight
+        if self.conv.bias is None and native.can_convolve(x, weight) and not weight.requires_grad:
+            return conv_norm_relu_pool(x, weight, padding=int(self.conv.padding[0]))
+        y: Tensor = self.norm(self.conv(x))
+        return y
 
 
 class _Stack:
@@ -119,11 +134,12 @@ class _Stack:
         height, width = (size + 2 * padding - kernel + 1 for size in self.shape[1:])
         # The mean that these norms subtract contains the bias: a weight that is never trained needs none.
         bias = not (self.frozen and norm in ("instance", "batch"))
-        self.layers.append(nn.Conv2d(self.shape[0], channels, kernel, padding=padding, bias=bias))
+        conv = nn.Conv2d(self.shape[0], channels, kernel, padding=padding, bias=bias)
         self.resize(channels, height, width)
         if (norm, activation, pool) == ("instance", "relu", "avg"):
-            self.layers.append(InstanceNormReLUPool(channels, affine=not self.frozen))
+            self.layers.append(Block(conv, InstanceNormReLUPool(channels, affine=not self.frozen)))
         else:
+            self.layers.append(conv)
             if norm != "none":
                 self.layers.append(self.norm(norm))
             self.layers.append(_ACTIVATIONS[activation]())

@@ -2,6 +2,7 @@
 
 from .ops import (
     class_mean_difference,
+    conv_norm_relu_pool,
     draw,
     dsa,
     norm_relu_pool,
@@ -12,6 +13,7 @@ from .ops import (
 
 __all__ = [
     "class_mean_difference",
+    "conv_norm_relu_pool",
     "draw",
     "dsa",
     "norm_relu_pool",

@@ -50,7 +50,8 @@ def norm_relu_pool(
         return reference.norm_relu_pool(x, weight, bias, eps, activation, pool)
     x, channels_last = _in_memory_order(x)
     out = _pooled_like(x, channels_last)
-    mean, rstd = x.new_empty(2, len(x), x.shape[3 if channels_last else 1], dtype=torch.float32)
+    mean = x.new_empty(len(x), x.shape[3 if channels_last else 1], dtype=torch.float32)
+    rstd = torch.empty_like(mean)
     _native().norm_relu_pool(x, _floats(weight), _floats(bias), eps, channels_last, out, mean, rstd)
     return _as_nchw(out, channels_last), mean, rstd
 
@@ -71,7 +72,8 @@ def norm_relu_pool_backward(
     x, channels_last = _in_memory_order(x)
     grad = (grad.permute(0, 2, 3, 1) if channels_last else grad).to(x.dtype).contiguous()
     grad_x = torch.empty_like(x)
-    grad_weight, grad_bias = x.new_empty(2, channels, dtype=torch.float32)
+    grad_weight = x.new_empty(channels, dtype=torch.float32)
+    grad_bias = torch.empty_like(grad_weight)
     _native().norm_relu_pool_backward(
         grad.detach(), x, mean, rstd, _floats(weight), _floats(bias), channels_last, grad_x, grad_weight, grad_bias
     )
@@ -95,6 +97,39 @@ def norm_relu_pool_mean(
     offsets = offsets.contiguous()
     _native().norm_relu_pool_mean(x, offsets, _floats(weight), _floats(bias), eps, channels_last, out)
     return out
+
+
+def can_convolve(x: Tensor, weight: Tensor) -> bool:
+    """Whether the extension computes this block."""
+    if x.device.type != "cpu" or x.dtype != torch.float32 or find("conv_norm_relu_pool") is None:
+        return False
+    return weight.shape[2:] == (3, 3) and bool(_native().can_convolve(weight.shape[1], weight.shape[0]))
+
+
+def conv_norm_relu_pool(
+    x: Tensor, weight: Tensor, padding: int, eps: float, keep: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    x = x.detach().permute(0, 2, 3, 1).contiguous()
+    n, channels = len(x), len(weight)
+    height, width = (size + 2 * padding - 2 for size in x.shape[1:3])
+    out = x.new_empty(n, height // 2, width // 2, channels)
+    conv = x.new_empty(n if keep else 0, height, width, channels)
+    mean = x.new_empty(n, channels)
+    rstd = torch.empty_like(mean)
+    weight = weight.detach().contiguous()
+    _native().conv_norm_relu_pool(x, weight, padding, eps, out, conv if keep else None, mean, rstd)
+    return _as_nchw(out, True), _as_nchw(conv, True), mean, rstd
+
+
+def conv_norm_relu_pool_backward(
+    grad: Tensor, conv: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, padding: int
+) -> Tensor:
+    grad, conv = (t.detach().permute(0, 2, 3, 1).contiguous() for t in (grad, conv))
+    height, width = (size + 2 - 2 * padding for size in conv.shape[1:3])
+    grad_x = conv.new_empty(len(conv), height, width, weight.shape[1])
+    weight = weight.detach().contiguous()
+    _native().conv_norm_relu_pool_backward(grad, conv, mean, rstd, weight, padding, grad_x)
+    return _as_nchw(grad_x, True)
 
 
 def _suits(x: Tensor, activation: str, pool: str) -> bool:

@@ -252,6 +252,24 @@ def norm_relu_pool_mean(
     return class_means(out.flatten(1), offsets)
 
 
+def conv_norm_relu_pool(
+    x: Tensor, weight: Tensor, padding: int, eps: float, keep: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the block's output, the convolution's (empty unless it shall be kept), and the norm's mean and rstd."""
+    conv = F.conv2d(x, weight, padding=padding).contiguous(memory_format=torch.channels_last)
+    out, mean, rstd = norm_relu_pool(conv, None, None, eps, "relu", "avg")
+    return out, conv if keep else conv[:0].clone(memory_format=torch.channels_last), mean, rstd
+
+
+def conv_norm_relu_pool_backward(
+    grad: Tensor, conv: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, padding: int
+) -> Tensor:
+    """Return the gradient to x."""
+    grad_conv = norm_relu_pool_backward(grad, conv, mean, rstd, None, None, "relu", "avg")[0]
+    grad_x = F.conv_transpose2d(grad_conv, weight, padding=padding)
+    return grad_x.contiguous(memory_format=torch.channels_last)
+
+
 def memory_format(x: Tensor) -> torch.memory_format:
     """Return the format of a 4-d tensor; contiguous where both fit or neither does."""
     last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()

@@ -1,0 +1,68 @@
+// Shapes of feature maps and convolutions.
+#pragma once
+
+#include <cstdint>
+
+namespace fastdm {
+
+// Rows and columns of a feature map.
+struct MapSize {
+    int64_t height;
+    int64_t width;
+
+    int64_t pixels() const { return height * width; }
+    MapSize pooled() const { return {height / 2, width / 2}; }
+};
+
+// A batch of feature maps: [N, H, W, C] if channels_last, else [N, C, H, W].
+struct Maps {
+    int64_t count;
+    int64_t channels;
+    MapSize size;
+    bool channels_last;
+
+    int64_t numbers() const { return channels * size.pixels(); }  // of one image
+};
+
+// Scale and shift of each channel (nullptr for 1 and 0), and what is added to the variance.
+struct Affine {
+    const float* weight;
+    const float* bias;
+    float eps;
+
+    const float* weight_at(int64_t c) const { return weight ? weight + c : nullptr; }
+    const float* bias_at(int64_t c) const { return bias ? bias + c : nullptr; }
+    Affine from(int64_t c) const { return {weight_at(c), bias_at(c), eps}; }
+    float scale(int64_t c) const { return weight ? weight[c] : 1.0f; }
+    float shift(int64_t c) const { return bias ? bias[c] : 0.0f; }
+};
+
+// A 3×3 convolution of images [H, W, in] to [H', W', out]. A negative padding leaves pixels out.
+struct ConvShape {
+    int64_t in;
+    int64_t out;
+    MapSize in_size;
+    int64_t padding;
+
+    MapSize out_size() const { return {in_size.height + 2 * padding - 2, in_size.width + 2 * padding - 2}; }
+    // The convolution that takes the output's gradient to the input's, with the turned weights.
+    ConvShape backward() const { return {out, in, out_size(), 2 - padding}; }
+};
+
+// Weights [out, in, 3, 3], or those of the backward convolution: in and out exchanged, the taps turned by 180°.
+struct Weights {
+    const float* data;
+    int64_t in;
+    int64_t out;
+    bool turned;
+
+    float at(int64_t to, int64_t from, int tap) const {
+        return turned ? data[(from * out + to) * 9 + 8 - tap] : data[(to * in + from) * 9 + tap];
+    }
+};
+
+constexpr int64_t kWinogradTiles = 32;    // per round: their transforms and products stay in a core's cache
+constexpr int64_t kWinogradColumns = 64;  // output channels per round
+constexpr int64_t kDirectTaps = 64;       // room for 9 · in numbers, rounded up to a panel
+
+}  // namespace fastdm
