@@ -365,14 +365,24 @@ def _global(
     """Condense image data sets into a few learnt images per class by distribution matching."""
 
 
+class _Stopped(BaseException):
+    """Ctrl-C, or a batch system's end of time."""
+
+
+def _stop(signal_number: int, frame: object) -> None:
+    raise _Stopped
+
+
 def main() -> None:
     """Run the command; a user's mistake is one sentence and exit code 2, Ctrl-C leaves a checkpoint and is 130."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # A batch system's end of time saves as Ctrl-C does.
+    # An exception of our own: the option parser would end a KeyboardInterrupt in its own way.
+    signal.signal(signal.SIGINT, _stop)
+    signal.signal(signal.SIGTERM, _stop)
     try:
         app()
     except FastDMError as error:
         print(f"fastdm: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("fastdm: stopped; the same command with --resume goes on", file=sys.stderr)
+    except _Stopped:
+        print("fastdm: stopped; condense and pack go on with --resume", file=sys.stderr)
         sys.exit(130)

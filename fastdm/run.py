@@ -138,7 +138,8 @@ class Run:
         result = dataclasses.replace(self._result, images=self._step.images.detach().cpu().clone())
         if self._folder is not None:
             result.save(self._folder / "synthetic.safetensors")
-            result.save_grid(self._folder / "synthetic.png")
+            # Large enough to look at: about a hundred screen pixels for each image.
+            result.save_grid(self._folder / "synthetic.png", zoom=max(1, 100 // result.images.shape[-1]))
         return result
 
 

@@ -124,16 +124,17 @@ class SyntheticSet:
             raise FastDMError(f"{path} holds pixels that are not finite numbers")
         return loaded
 
-    def save_grid(self, path: str | Path) -> None:
-        """Write a PNG of all images, one class per row: de-normalised, clipped to [0, 1]."""
+    def save_grid(self, path: str | Path, *, zoom: int = 1) -> None:
+        """Write a PNG of all images, one class per row: de-normalised, clipped to [0, 1], each pixel `zoom` wide."""
         images = self.images.detach().cpu()
         mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
-        pixels = ((images * std + mean).clamp(0, 1) * 255 + 0.5).to(torch.uint8)
-        spaced = functional.pad(pixels, (0, _GAP, 0, _GAP))
+        pictures = ((images * std + mean).clamp(0, 1) * 255 + 0.5).to(torch.uint8)
+        spaced = functional.pad(pictures, (0, _GAP, 0, _GAP))
         rows = spaced.reshape(self.num_classes, self.ipc, *spaced.shape[1:])
         grid = functional.pad(rows.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1), (0, 0, _GAP, 0, _GAP, 0))
         with _writing(path) as temporary:
-            Image.fromarray(grid.squeeze(2).numpy()).save(temporary, format="PNG")
+            pixels = grid.repeat_interleave(zoom, 0).repeat_interleave(zoom, 1).squeeze(2).numpy()
+            Image.fromarray(pixels).save(temporary, format="PNG")
 
 
 def save_public(
