@@ -1,0 +1,350 @@
+"""Compile every kernel for GPUs that need not be there, and judge the machine code.
+
+``python -m fastdm.kernels.compile_check`` runs the launchers on tensors without memory (device "meta") for the shapes
+and dtypes of the presets, compiles what they would have started, and reads registers, spills, shared memory and the
+widths of memory accesses from the result. ``--json FILE`` writes the reports, ``--budget FILE`` fails on more registers
+than recorded there. Any spill fails, and so do narrower accesses than the layout allows.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from . import class_mean_triton, dsa_triton, launch, norm_relu_pool_triton, random_triton
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One use of an op.
+
+    wide: bytes of the widest load and store that the layout allows in every access of a tile, 0 for gathers.
+    """
+
+    name: str
+    run: Callable[[], object]
+    wide: int = 0
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one kernel became on one target; sizes in bytes per thread or program, accesses as width → count."""
+
+    case: str
+    kernel: str
+    target: str
+    warps: int
+    registers: int
+    spills: int
+    shared: int
+    loads: dict[str, int]
+    stores: dict[str, int]
+    instructions: int
+    wide: int
+
+
+# --- what is compiled ------------------------------------------------------------------------------------------------
+
+
+def _meta(*shape: int, dtype: torch.dtype = torch.float32, last: bool = False) -> Tensor:
+    memory_format = torch.channels_last if last else torch.contiguous_format
+    return torch.empty(shape, dtype=dtype, device="meta", memory_format=memory_format)
+
+
+def _index(*shape: int) -> Tensor:
+    return _meta(*shape, dtype=torch.int64)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.uint8: "u8"}[dtype]
+
+
+def cases() -> Iterator[Case]:
+    """Yield the uses that the presets make of every op."""
+    bf16, fp16, fp32, u8 = torch.bfloat16, torch.float16, torch.float32, torch.uint8
+
+    # The real branch: a gather out of the pool. CIFAR and TinyImageNet in both precisions, a digits-like and a large one.
+    for c, size, dtype, last in (
+        (3, 32, bf16, True),
+        (3, 32, fp32, False),
+        (3, 32, fp16, False),
+        (3, 64, bf16, True),
+        (1, 28, fp32, False),
+        (3, 224, bf16, True),
+    ):
+        images, table, mean = _meta(50_000, c, size, size, dtype=u8), _meta(10, 16), _meta(c)
+        name = f"dsa u8→{_name(dtype)} {c}×{size}² {'nhwc' if last else 'nchw'}"  # noqa: RUF001
+        args = (images, table, _index(2560), _index(2560), mean, mean, dtype, last)
+        yield Case(name, lambda args=args: dsa_triton.dsa(*args))  # type: ignore[misc]
+    # The synthetic branch, forward and backward.
+    for c, size, dtype, last in ((3, 32, bf16, True), (3, 32, fp32, False), (3, 64, bf16, True), (1, 28, fp32, False)):
+        images, table = _meta(100, c, size, size), _meta(10, 16)
+        name = f"{c}×{size}² {'nhwc' if last else 'nchw'}"  # noqa: RUF001
+        args = (images, table, _index(100), None, None, None, dtype, last)
+        grad = (_meta(100, c, size, size, dtype=dtype, last=last), table, _index(100), fp32)
+        yield Case(f"dsa fp32→{_name(dtype)} {name}", lambda args=args: dsa_triton.dsa(*args))  # type: ignore[misc]
+        yield Case(f"dsa {_name(dtype)}→fp32 {name}", lambda grad=grad: dsa_triton.dsa_backward(*grad))  # type: ignore[misc]
+
+    # Blocks of ConvNet-3 at 32² and ConvNet-4 at 64².
+    for size, dtype, last in (
+        (64, bf16, True),
+        (32, bf16, True),
+        (16, bf16, True),
+        (8, bf16, True),
+        (32, fp32, True),
+        (32, bf16, False),
+        (64, fp32, False),
+        (32, fp32, False),
+        (16, fp32, False),
+        (8, fp32, False),
+    ):
+        x = _meta(100, 128, size, size, dtype=dtype, last=last)
+        grad_out = _meta(100, 128, size // 2, size // 2, dtype=dtype, last=last)
+        statistics = _meta(100, 128)
+        name = f"norm_relu_pool {_name(dtype)} 128×{size}² {'nhwc' if last else 'nchw'}"  # noqa: RUF001
+        plain = (None, None, 1e-5, "relu", "avg")
+        back = (grad_out, x, statistics, statistics, None, None, "relu", "avg")
+        yield Case(name, lambda x=x, plain=plain: norm_relu_pool_triton.norm_relu_pool(x, *plain), 16)  # type: ignore[misc]
+        yield Case(name, lambda back=back: norm_relu_pool_triton.norm_relu_pool_backward(*back), 16)  # type: ignore[misc]
+        if size == 8:
+            mean_args = (x, _index(11), *plain)
+            yield Case(name, lambda a=mean_args: norm_relu_pool_triton.norm_relu_pool_mean(*a), 16)  # type: ignore[misc]
+    # The other activations and poolings, and the affine part, once.
+    x = _meta(100, 128, 16, 16, dtype=bf16, last=True)
+    weight, grad_out = _meta(128), _meta(100, 128, 8, 8, dtype=bf16, last=True)
+    for activation, pool in (("leakyrelu", "max"), ("swish", "none"), ("sigmoid", "avg")):
+        name = f"norm_relu_pool bf16 128×16² nhwc {activation} {pool} affine"  # noqa: RUF001
+        forward = (x, weight, weight, 1e-5, activation, pool)
+        backward = (x if pool == "none" else grad_out, x, _meta(100, 128), _meta(100, 128), weight, weight)
+        yield Case(name, lambda a=forward: norm_relu_pool_triton.norm_relu_pool(*a), 16)  # type: ignore[misc]
+        yield Case(
+            name,
+            lambda a=backward, b=(activation, pool): norm_relu_pool_triton.norm_relu_pool_backward(*a, *b),  # type: ignore[misc]
+            16,
+        )
+
+    for dtype in (bf16, fp32):
+        features, offsets = _meta(2560, 2048, dtype=dtype), _index(11)
+        name = f"class_mean_difference {_name(dtype)} 2048"
+        a = (features, features, offsets, offsets, "zero")
+        yield Case(name, lambda a=a: class_mean_triton.class_mean_difference(*a), 16)  # type: ignore[misc]
+        b = (_meta(), _meta(10, 2048), offsets, 100, dtype)
+        yield Case(name, lambda b=b: class_mean_triton.class_mean_difference_backward(*b), 16)  # type: ignore[misc]
+
+    yield Case("uniform 10×16", lambda: random_triton.uniform(_index(2), _index(10), 16, 2))  # noqa: RUF001
+    yield Case("uniform 10×36928", lambda: random_triton.uniform(_index(2), _index(10), 36_928, 3))  # noqa: RUF001
+    yield Case("draw 10×256", lambda: random_triton.draw(_index(2), _index(11), 256, _index(10)))  # noqa: RUF001
+
+
+def launches(case: Case) -> list[tuple[Any, dict[str, Any], dict[str, Any]]]:
+    """Return kernel, arguments by name, and options of every kernel that a case would start."""
+    found = []
+
+    def record(kernel: Any, grid: tuple[int, ...], *args: Any, num_warps: int, **constants: Any) -> None:
+        named = dict(zip(kernel.arg_names, args, strict=False)) | constants
+        found.append((kernel, named, {"num_warps": num_warps, "enable_fp_fusion": True}))
+
+    with mock.patch.object(launch, "start", record):
+        case.run()
+    return found
+
+
+_TYPES = {
+    torch.float32: "fp32",
+    torch.float64: "fp64",
+    torch.float16: "fp16",
+    torch.bfloat16: "bf16",
+    torch.uint8: "u8",
+    torch.int64: "i64",
+}
+
+
+def _source(kernel: Any, arguments: dict[str, Any]) -> ASTSource:
+    """State signature, constants and divisibility as Triton's own launcher does."""
+    signature, constants, attributes = {}, {}, {}
+    for position, parameter in enumerate(kernel.params):
+        value = arguments[parameter.name]
+        if parameter.is_constexpr or value is None or (isinstance(value, int) and value == 1):
+            signature[parameter.name] = "constexpr"
+            constants[(position,)] = value
+        elif isinstance(value, Tensor):
+            signature[parameter.name] = "*" + _TYPES[value.dtype]
+            attributes[(position,)] = [["tt.divisibility", 16]]
+        elif isinstance(value, int):
+            signature[parameter.name] = "i32" if -(2**31) <= value < 2**31 else "i64"
+            if value % 16 == 0:
+                attributes[(position,)] = [["tt.divisibility", 16]]
+        else:
+            signature[parameter.name] = "fp32"
+    return ASTSource(kernel, signature, constants, attributes)
+
+
+# --- what became of it -----------------------------------------------------------------------------------------------
+
+_SASS_ACCESS = re.compile(r"\b(LDG|STG|LDL|STL)\.([A-Z0-9.]+)")
+_AMD_ACCESS = re.compile(r"\b(?:global|buffer|flat)_(load|store)_(\w+)")
+
+
+def _tool(name: str, *args: str) -> str:
+    binary = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
+    return subprocess.run([binary, *args], check=True, capture_output=True, text=True).stdout
+
+
+def _sass(cubin: bytes) -> tuple[int, int, int, Counter[str], Counter[str], int]:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        usage = _tool("cuobjdump", "-res-usage", file.name)
+        code = _tool("nvdisasm", "-c", file.name)
+    counts: dict[str, Counter[str]] = {"LDG": Counter(), "STG": Counter(), "LDL": Counter(), "STL": Counter()}
+    instructions = 0
+    for line in code.splitlines():
+        instructions += bool(re.match(r"\s*/\*[0-9a-f]{4,}\*/", line))
+        if access := _SASS_ACCESS.search(line):
+            kind, modifiers = access.groups()
+            width = next((w for w in ("128", "64", "U16", "U8", "S16", "S8") if w in modifiers.split(".")), "32")
+            counts[kind][width.lstrip("US")] += 1
+    registers, shared = (int(re.search(rf"{key}:(\d+)", usage)[1]) for key in ("REG", "SHARED"))  # type: ignore[index]
+    spills = counts["LDL"].total() + counts["STL"].total()
+    return registers, spills, shared, counts["LDG"], counts["STG"], instructions
+
+
+def _amdgcn(code: str) -> tuple[int, int, Counter[str], Counter[str], int]:
+    registers, *spills = (
+        int(re.search(rf"\.{key}:\s*(\d+)", code)[1])  # type: ignore[index]
+        for key in ("vgpr_count", "vgpr_spill_count", "sgpr_spill_count")
+    )
+    counts: dict[str, Counter[str]] = {"load": Counter(), "store": Counter()}
+    widths = {"dwordx4": "128", "dwordx3": "96", "dwordx2": "64", "dword": "32", "ushort": "16", "short": "16"}
+    for kind, width in _AMD_ACCESS.findall(code):
+        name = next((bits for prefix, bits in widths.items() if width.startswith(prefix)), "8")
+        counts[kind][name] += 1
+    instructions = len(re.findall(r"^\t[vsgbdf]\w*_", code, re.MULTILINE))
+    return registers, sum(spills), counts["load"], counts["store"], instructions
+
+
+def compile_case(number: int, target: str) -> list[Report]:
+    """Compile the kernels of one case for one target."""
+    case = list(cases())[number]
+    reports = []
+    for kernel, arguments, options in launches(case):
+        compiled = triton.compile(_source(kernel, arguments), target=TARGETS[target], options=options)
+        shared = compiled.metadata.shared
+        if TARGETS[target].backend == "cuda":
+            registers, spills, _, loads, stores, instructions = _sass(compiled.asm["cubin"])
+        else:
+            registers, spills, loads, stores, instructions = _amdgcn(compiled.asm["amdgcn"])
+        reports.append(
+            Report(
+                case.name, kernel.__name__, target, options["num_warps"], registers, spills, shared,
+                dict(loads), dict(stores), instructions, case.wide,
+            )  # fmt: skip
+        )
+    return reports
+
+
+def compile_all(targets: list[str], name: str, workers: int) -> list[Report]:
+    """Compile the cases whose name holds ``name`` for every target; triton's cache keeps what was compiled before."""
+    numbers = [number for number, case in enumerate(cases()) if name in case.name]
+    jobs = [(number, target) for number in numbers for target in targets]
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as executor:
+        return [report for reports in executor.map(compile_case, *zip(*jobs, strict=True)) for report in reports]
+
+
+# --- judgement -------------------------------------------------------------------------------------------------------
+
+
+def faults(report: Report, budget: dict[str, int]) -> list[str]:
+    """Return what is wrong with a kernel: spills, registers over budget, accesses narrower than the layout allows."""
+    found = []
+    if report.spills:
+        found.append(f"{report.spills} spill operations")
+    if report.registers > budget.get(report.kernel, 0):
+        found.append(f"{report.registers} registers, budget {budget.get(report.kernel, 0)}")
+    # A wave of 64 lanes shares out a tile more thinly, so that the rule holds for warps of 32.
+    if report.wide and TARGETS[report.target].warp_size == 32:
+        accesses = Counter(report.loads) + Counter(report.stores)
+        narrow = [width for width in accesses if int(width) < 32]
+        moved = {width: int(width) * count for width, count in accesses.items()}
+        if narrow:
+            found.append(f"accesses of {' and '.join(narrow)} bits, {8 * report.wide} are possible")
+        elif 2 * moved.get(str(8 * report.wide), 0) < sum(moved.values()):
+            found.append(f"less than half of the bytes move in {8 * report.wide} bits: {dict(accesses)}")
+    return found
+
+
+def table(reports: list[Report]) -> str:
+    """Return the reports as a Markdown table: one line per use, one column of registers per target."""
+    targets = list(dict.fromkeys(r.target for r in reports))
+    lines = [
+        f"| kernel | use | warps | registers {' / '.join(targets)} | spills | shared | loads, stores | instructions |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    grouped: dict[tuple[str, str], dict[str, Report]] = {}
+    for report in reports:
+        grouped.setdefault((report.kernel, report.case), {})[report.target] = report
+    for (kernel, case), by_target in grouped.items():
+        shown = by_target.get("sm_90") or next(iter(by_target.values()))
+        registers = " / ".join(str(by_target[t].registers) if t in by_target else "-" for t in targets)
+        spills = " / ".join(str(by_target[t].spills) if t in by_target else "-" for t in targets)
+        accesses = ", ".join(
+            " + ".join(f"{count}·{width}" for width, count in sorted(a.items(), key=lambda item: -int(item[0]))) or "0"
+            for a in (shown.loads, shown.stores)
+        )
+        name = kernel.removesuffix("_kernel")
+        lines.append(
+            f"| {name} | {case} | {shown.warps} | {registers} | {spills} | {shown.shared} | {accesses} | "
+            f"{shown.instructions} |"
+        )
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m fastdm.kernels.compile_check", description=__doc__)
+    parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
+    parser.add_argument("--cases", default="", help="only the uses whose name holds this")
+    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    parser.add_argument("--budget", type=Path, help="JSON of registers per kernel; without it any number passes")
+    parser.add_argument("--json", type=Path, help="where to write the reports")
+    options = parser.parse_args(arguments)
+    if launch.INTERPRETED:
+        parser.error("TRITON_INTERPRET=1 replaces the compiler; unset it")
+
+    reports = compile_all(options.targets, options.cases, options.workers)
+    print(table(reports))
+    if options.json:
+        versions = {"torch": torch.__version__, "triton": triton.__version__}
+        record = {"versions": versions, "reports": [asdict(r) for r in reports]}
+        options.json.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    budget = json.loads(options.budget.read_text()) if options.budget else dict.fromkeys((r.kernel for r in reports), 255)
+    bad = [f"{r.kernel}, {r.case}, {r.target}: {'; '.join(f)}" for r in reports if (f := faults(r, budget))]
+    print(*bad, sep="\n", file=sys.stderr)
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
