@@ -2,8 +2,8 @@
 
 Everything but color is linear and reads zeros outside the image. So the forward kernel samples raw pixels together
 with their coverage (the sum of the weights that hit the image) and applies normalisation and color once per output
-pixel. With S_c and Ω the sampled raw pixel and the coverage, u_c = S_c / (255 std_c) − mean_c / std_c · Ω, m the channel
-mean of u, and μ the mean of the whole normalised image:
+pixel. With S_c and Ω the sampled raw pixel and the coverage, u_c = S_c / (255 std_c) − mean_c / std_c · Ω, m the
+channel mean of u, and μ the mean of the whole normalised image:
 
     out_c = k s u_c + k (1 − s) m + (b + (1 − k) μ) Ω
 
@@ -206,7 +206,6 @@ def dsa_fwd_kernel(
             mu += slope_1 * _plane_sum(image_ptr + H * W, H * W, WIDE, ACC) / (H * W) + level_1
             mu += slope_2 * _plane_sum(image_ptr + 2 * H * W, H * W, WIDE, ACC) / (H * W) + level_2
         shift += (1 - k) * mu / C
-    shift = tl.where(known, shift, float("nan"))
 
     # Loaded only now: values that live through the sums above would spill.
     move = _load_move(row_ptr)
@@ -221,11 +220,7 @@ def dsa_fwd_kernel(
         if C == 3:
             u_1 = slope_1 * u_1 + level_1 * coverage
             u_2 = slope_2 * u_2 + level_2 * coverage
-            common = k * (1 - s) * ((u_0 + u_1 + u_2) / 3) + shift * coverage
-        else:
-            common = k * (1 - s) * u_0 + shift * coverage
-        # Not through the coverage: 0 · NaN is NaN only as long as no compiler folds it.
-        common = tl.where(known, common, float("nan"))
+        common = tl.where(known, k * (1 - s) * ((u_0 + u_1 + u_2) / C) + shift * coverage, float("nan"))
         if CHANNELS_LAST:
             pointer = out_ptr + n * (C * H * W) + pixel * C
             step = 1
@@ -290,9 +285,7 @@ def dsa_bwd_kernel(
         for start in range(0, H * W, BLOCK):
             pixel = start + tl.arange(0, BLOCK)
             valid = pixel < H * W
-            coverage, _, _, _ = _sample(
-                image_ptr, pixel, valid, move, (sx, sy), (cos, sin), C, H, W, False, ACC
-            )
+            coverage, _, _, _ = _sample(image_ptr, pixel, valid, move, (sx, sy), (cos, sin), C, H, W, False, ACC)
             for c in tl.static_range(C):
                 pointer = image_ptr + pixel * pixel_step + c * channel_step
                 total += coverage * tl.load(pointer, mask=valid, other=0).to(ACC)
@@ -336,10 +329,7 @@ def dsa_bwd_kernel(
                 if C == 3:
                     sum_1 += tap * tl.load(pointer + channel_step, mask=inside, other=0).to(ACC)
                     sum_2 += tap * tl.load(pointer + 2 * channel_step, mask=inside, other=0).to(ACC)
-        if C == 3:
-            common = k * (1 - s) * ((sum_0 + sum_1 + sum_2) / 3) + shift
-        else:
-            common = k * (1 - s) * sum_0 + shift
+        common = k * (1 - s) * ((sum_0 + sum_1 + sum_2) / C) + shift
         pointer = out_ptr + n * (C * H * W) + pixel
         element = out_ptr.dtype.element_ty
         tl.store(pointer, (k * s * sum_0 + common).to(element), mask=valid)

@@ -7,8 +7,9 @@ right, so pooling, its gradient and all the rest is elementwise in either memory
   and odd columns;
 - channels-last: tiles are [windows, channels]; four wide loads.
 
-The kernels are written for images of several tiles, read three times (mean, centred squares, result). Where the image is
-one tile the loops fold at compile time and their loads merge into one; the compile check counts them. The variance is the mean of the centred squares, never E[x²] − mean².
+The kernels are written for images of several tiles, which they read three times (mean, centred squares, result). Where
+an image is one tile the loops fold at compile time and their loads merge into one; the compile check shows it. The
+variance is the mean of the centred squares, never E[x²] − mean².
 """
 
 from typing import NamedTuple

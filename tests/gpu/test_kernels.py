@@ -1,0 +1,163 @@
+"""The compiled kernels: the tests of the ops, rounding, graphs, repetition, bad values, and the sanitizer."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastdm.kernels import (
+    class_mean_difference,
+    draw,
+    dsa,
+    norm_relu_pool,
+    norm_relu_pool_mean,
+    table,
+    uniform,
+    use_backend,
+)
+from tests.kernels.ops.test_dsa import FAMILIES, draw_table
+
+ROOT = Path(__file__).parents[2]
+CUDA = torch.device("cuda")
+
+
+@pytest.fixture
+def generator():
+    return torch.Generator().manual_seed(0)
+
+
+def cifar_batch(generator):
+    """A CIFAR-10 step: pool, table, group, offsets, key."""
+    pool = torch.randint(0, 256, (5000, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    rows = draw_table(10, FAMILIES, (32, 32), generator)
+    group = torch.arange(10).repeat_interleave(64)
+    offsets = torch.arange(11) * 500
+    return [t.to(CUDA) for t in (pool, rows, group, offsets, torch.tensor([7, 0]))]
+
+
+@pytest.fixture
+def batch(generator):
+    return cifar_batch(generator)
+
+
+def test_the_ops_hold_with_compiled_kernels():
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(ROOT / "tests" / "kernels" / "ops")]
+    environment = os.environ | {"FASTDM_TEST_DEVICE": "cuda"}
+    lane = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert lane.returncode == 0, lane.stdout[-10_000:] + lane.stderr[-2_000:]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+def test_half_precision_is_the_rounded_float32_result(batch, dtype):
+    pool, rows, group, offsets, key = batch
+    index = draw(key, offsets, 64).flatten()
+    mean = std = torch.full((3,), 0.5, device=CUDA)
+    wide, half = (dsa(pool, rows, group, index=index, mean=mean, std=std, dtype=d) for d in (torch.float32, dtype))
+    assert torch.equal(wide.to(dtype), half)
+    # The sums of the norm run in another order there, so that ties may round otherwise: half a unit and a little.
+    expected = norm_relu_pool(half.double())
+    half_unit = torch.finfo(dtype).eps / 2
+    assert ((norm_relu_pool(half).double() - expected).abs() <= half_unit * expected + 1e-5).all()
+
+
+def step(pool, rows, group, offsets, key, synthetic):
+    """One iteration of distribution matching: the loss and the gradient to the synthetic images."""
+    index = draw(key, offsets, 64).flatten()
+    mean = std = torch.full((3,), 0.5, device=CUDA)
+    real = dsa(pool, rows, group, index=index, mean=mean, std=std, dtype=torch.bfloat16, channels_last=True)
+    ours = dsa(synthetic, rows, group[::64])
+    sizes = torch.arange(11, device=CUDA)
+    weight = 1 + uniform(key, torch.zeros(1, dtype=torch.int64, device=CUDA), 3, 9)[0]
+    features = norm_relu_pool_mean(real, sizes * 64, weight)
+    loss = class_mean_difference(features, norm_relu_pool(ours, weight).flatten(1), sizes, sizes)
+    return loss, *torch.autograd.grad(loss, synthetic)
+
+
+def test_a_replayed_graph_draws_afresh(batch, generator):
+    synthetic = torch.randn(10, 3, 32, 32, generator=generator).to(CUDA).requires_grad_()
+    *_, key = batch
+    rows = batch[1]
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # Compiles the kernels, which a capture could not.
+        step(*batch, synthetic)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step(*batch, synthetic)
+    losses = set()
+    for _ in range(3):
+        key[1] += 1
+        rows.copy_(draw_table(10, FAMILIES, (32, 32), generator))
+        graph.replay()
+        for replayed, eager in zip(captured, step(*batch, synthetic), strict=True):
+            assert torch.equal(replayed, eager)
+        losses.add(float(captured[0]))
+    assert len(losses) == 3
+
+
+def test_repeated_steps_are_equal_bit_for_bit(batch, generator):
+    synthetic = torch.randn(10, 3, 32, 32, generator=generator).to(CUDA).requires_grad_()
+    first = step(*batch, synthetic)
+    for _ in range(20):
+        for one, other in zip(first, step(*batch, synthetic), strict=True):
+            assert torch.equal(one, other)
+
+
+def test_draws_are_those_of_the_cpu(batch):
+    *_, offsets, key = batch
+    for n in (1, 50, 256, 500):
+        assert torch.equal(draw(key, offsets, n).cpu(), draw(key.cpu(), offsets.cpu(), n))
+    rows = torch.tensor([0, 5, 2**32 - 1], device=CUDA)
+    assert torch.equal(uniform(key, rows, 1001, 2).cpu(), uniform(key.cpu(), rows.cpu(), 1001, 2))
+
+
+def test_values_that_cannot_be_computed_become_nan(batch):
+    pool, rows, *_, key = batch
+    images = pool[:4] / 255
+    out = dsa(images, rows, torch.tensor([0, 10, -1, 1], device=CUDA))
+    assert out.isnan().flatten(1).all(1).tolist() == [False, True, True, False]
+    out = dsa(images, rows[:1], index=torch.tensor([4, 0, -1], device=CUDA))
+    assert out.isnan().flatten(1).all(1).tolist() == [True, False, True]
+    too_large = table.identity(1).to(CUDA)
+    too_large[0, table.SCALE_X] = 1 / 1.6
+    leaf = images.clone().requires_grad_()
+    dsa(leaf, too_large).sum().backward()
+    assert leaf.grad.isnan().all()
+    assert draw(key, torch.tensor([0, 3, 10], device=CUDA), 5)[0].eq(-1).all()
+
+
+def test_the_reference_runs_on_request_and_agrees(batch):
+    pool, rows, *_ = batch
+    images = pool[:10] / 255
+    with use_backend("reference"):
+        expected = dsa(images, rows)
+    assert (dsa(images, rows) - expected).abs().max() <= 2.5e-5
+
+
+SANITIZER = shutil.which("compute-sanitizer")
+STEP = """
+import torch
+from tests.gpu import test_kernels as t
+generator = torch.Generator().manual_seed(0)
+batch = t.cifar_batch(generator)
+synthetic = torch.randn(10, 3, 32, 32, generator=generator).to(t.CUDA).requires_grad_()
+t.step(*batch, synthetic)
+torch.cuda.synchronize()
+"""
+
+
+@pytest.mark.skipif(SANITIZER is None, reason="compute-sanitizer is not installed")
+@pytest.mark.parametrize("tool", ["memcheck", "racecheck"])
+def test_the_sanitizer_finds_nothing(tool):
+    # Without caching, so that every tensor is an allocation of its own that memcheck can watch.
+    environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    command = [str(SANITIZER), "--tool", tool, "--error-exitcode", "9"]
+    process = subprocess.run(
+        [*command, sys.executable, "-c", STEP], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert process.returncode == 0, process.stdout[-10_000:]

@@ -1,0 +1,303 @@
+"""The augmentation against float64, against the transposed map, and against what it must refuse."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fastdm.kernels import dsa, reference, table
+
+FAMILIES = ("color", "crop", "cutout", "flip", "scale", "rotate")
+ONE_EACH = [(family,) for family in FAMILIES]
+ALL = [FAMILIES]
+FLOAT32_EPS = 2.0**-23
+# Half a unit in the last place where a type rounds, one where the interpreter truncates (bfloat16).
+ULP = {torch.float32: 0.0, torch.float64: 0.0, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
+
+
+def draw_table(rows, families, size, generator, ratio=1.2):
+    """A table with the ranges of DM's defaults, drawn without the package."""
+    height, width = size
+    u = lambda: torch.rand(rows, generator=generator)  # noqa: E731
+    integer = lambda n: (u() * n).floor()  # noqa: E731
+    result = table.identity(rows)
+    if "color" in families:
+        result[:, table.BRIGHTNESS] = u() - 0.5
+        result[:, table.SATURATION] = 2 * u()
+        result[:, table.CONTRAST] = u() + 0.5
+    if "crop" in families:
+        for column, length in ((table.SHIFT_ROWS, height), (table.SHIFT_COLS, width)):
+            reach = int(0.125 * length + 0.5)
+            result[:, column] = integer(2 * reach + 1) - reach
+    if "cutout" in families:
+        edges = ((table.CUTOUT_TOP, table.CUTOUT_BOTTOM, height), (table.CUTOUT_LEFT, table.CUTOUT_RIGHT, width))
+        for first, last, length in edges:
+            hole = int(0.5 * length + 0.5)
+            start = integer(length + (1 - hole % 2)) - hole // 2
+            result[:, first] = start.clamp(0, length - 1)
+            result[:, last] = (start + hole - 1).clamp(0, length - 1)
+    if "flip" in families:
+        result[:, table.FLIP] = integer(2)
+    if "scale" in families:
+        result[:, table.SCALE_X] = u() * (ratio - 1 / ratio) + 1 / ratio
+        result[:, table.SCALE_Y] = u() * (ratio - 1 / ratio) + 1 / ratio
+    if "rotate" in families:
+        angle = (u() - 0.5) * math.radians(30)
+        result[:, table.ROTATE_COS], result[:, table.ROTATE_SIN] = angle.cos(), angle.sin()
+    return result
+
+
+def exact(images, rows, group=None, index=None, mean=None, std=None):
+    """The definition, in float64 on the CPU."""
+    cpu = [None if t is None else t.cpu() for t in (images, rows, group, index, mean, std)]
+    if images.dtype == torch.uint8:  # Normalised outside, so that the reference works in float64.
+        pixels = cpu[0].double() / 255
+        cpu[0] = (pixels - cpu[4].double()[:, None, None]) / cpu[5].double()[:, None, None]
+    else:
+        cpu[0] = cpu[0].double()
+    return reference.dsa(cpu[0], cpu[1], cpu[2], cpu[3], None, None, torch.float64, False)
+
+
+def tolerance(families, size, largest):
+    """The bound of the error in float32, for pixels of at most ``largest``.
+
+    Color makes about 8 operations on values of up to 3 · largest. A sampled coordinate is a sum of products of up to
+    the size, so it is off by about size · ε; a pixel moves by at most 2 · largest per coordinate, on two axes. Scale
+    and rotation do this one after the other.
+    """
+    color = 8 * 3 * largest * FLOAT32_EPS
+    sampling = len({"scale", "rotate"} & set(families)) * 2 * 2 * largest * max(size) * FLOAT32_EPS
+    gain = 3 if "color" in families else 1
+    return (color if "color" in families else 2 * largest * FLOAT32_EPS) + gain * sampling
+
+
+SHAPES = [
+    pytest.param(3, 32, 32, id="3x32x32"),
+    pytest.param(1, 9, 13, id="grey-odd"),
+    pytest.param(3, 21, 16, id="tall"),
+]
+
+
+@pytest.mark.parametrize("families", ONE_EACH + ALL, ids="-".join)
+@pytest.mark.parametrize(("c", "h", "w"), SHAPES)
+def test_forward_and_gradient_are_those_of_float64(c, h, w, families, device, generator):
+    images = torch.randn(2, c, h, w, generator=generator)
+    rows = draw_table(2, families, (h, w), generator)
+    group = torch.tensor([1, 0])
+    wide = images.double().requires_grad_()
+    expected = exact(wide, rows, group)
+    grad = torch.randn(expected.shape, generator=generator)
+    (expected_grad,) = torch.autograd.grad(expected, wide, grad.double())
+
+    leaf = images.to(device, copy=True).requires_grad_()
+    out = dsa(leaf, rows.to(device), group.to(device))
+    (grad_leaf,) = torch.autograd.grad(out, leaf, grad.to(device))
+    assert (out.cpu() - expected).detach().abs().max() <= tolerance(families, (h, w), float(images.abs().max()))
+    # The gradient collects up to 9 outputs with weights that add up to at most 1.5² (enlargement on both axes).
+    bound = 2.25 * tolerance(families, (h, w), float(grad.abs().max()))
+    assert (grad_leaf.cpu() - expected_grad).abs().max() <= bound
+
+
+def test_a_larger_image_is_computed_in_several_programs(device, generator):
+    images = torch.randn(1, 3, 64, 64, generator=generator)
+    rows = draw_table(1, FAMILIES, (64, 64), generator)
+    out = dsa(images.to(device), rows.to(device)).cpu()
+    assert (out - exact(images, rows)).abs().max() <= tolerance(FAMILIES, (64, 64), float(images.abs().max()))
+
+
+@pytest.mark.parametrize("families", [("crop",), ("cutout",), ("flip",), ("crop", "cutout", "flip"), ()], ids="-".join)
+def test_moves_are_exact(families, device, generator):
+    images = torch.randn(8, 3, 12, 10, generator=generator)
+    rows = draw_table(8, families, (12, 10), generator)
+    assert torch.equal(dsa(images.to(device), rows.to(device)).cpu().double(), exact(images, rows))
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("c", [1, 3])
+def test_reads_normalises_and_converts_rows_of_a_pool(c, dtype, channels_last, device, generator):
+    pool = torch.randint(0, 256, (11, c, 16, 16), generator=generator, dtype=torch.uint8)
+    mean, std = torch.rand(c, generator=generator), 0.2 + 0.1 * torch.rand(c, generator=generator)
+    rows = draw_table(2, FAMILIES, (16, 16), generator)
+    rows[0] = table.identity(1)
+    index, group = torch.tensor([10, 0, 10, 3]), torch.tensor([0, 1, 1, 0])
+    expected = exact(pool, rows, group, index, mean, std)
+    out = dsa(
+        pool.to(device),
+        rows.to(device),
+        group.to(device),
+        index=index.to(device),
+        mean=mean.tolist(),
+        std=std.to(device),
+        dtype=dtype,
+        channels_last=channels_last,
+    )
+    assert out.dtype == dtype
+    assert out.is_contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    largest = float(((1 - mean) / std).max().clamp(min=float((mean / std).max())))
+    error = (out.cpu().double() - expected).abs()
+    assert (error <= tolerance(FAMILIES, (16, 16), largest) + ULP[dtype] * expected.abs()).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
+def test_the_gradient_of_a_half_precision_batch_reaches_float32_images(dtype, channels_last, device, generator):
+    images = torch.randn(2, 3, 8, 8, generator=generator)
+    rows = draw_table(2, ("color", "rotate"), (8, 8), generator)
+    leaf = images.to(device, copy=True).requires_grad_()
+    out = dsa(leaf, rows.to(device), dtype=dtype, channels_last=channels_last)
+    grad = torch.randn(out.shape, generator=generator).to(dtype)
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    out.backward(grad.to(device).contiguous(memory_format=memory_format))
+    wide = images.double().requires_grad_()
+    exact(wide, rows).backward(grad.double())
+    assert leaf.grad.dtype == torch.float32
+    assert (leaf.grad.cpu() - wide.grad).abs().max() <= 2.25 * tolerance(
+        ("color", "rotate"), (8, 8), float(grad.abs().max())
+    )
+
+
+@st.composite
+def rows_and_sizes(draw):
+    """Any row that the table allows, for a small image of any form."""
+    size = (draw(st.integers(2, 12)), draw(st.integers(2, 12)))
+    number = lambda low, high: draw(st.floats(low, high, width=32))  # noqa: E731
+    row = table.identity(1)
+    row[0, table.BRIGHTNESS : table.CONTRAST + 1] = torch.tensor([number(-1, 1), number(0, 2), number(0, 2)])
+    row[0, table.SHIFT_ROWS] = draw(st.integers(-13, 13))
+    row[0, table.SHIFT_COLS] = draw(st.integers(-13, 13))
+    row[0, table.CUTOUT_TOP] = draw(st.integers(0, size[0] - 1))
+    row[0, table.CUTOUT_BOTTOM] = draw(st.integers(-1, size[0] - 1))
+    row[0, table.CUTOUT_LEFT] = draw(st.integers(0, size[1] - 1))
+    row[0, table.CUTOUT_RIGHT] = draw(st.integers(-1, size[1] - 1))
+    row[0, table.FLIP] = draw(st.integers(0, 1))
+    row[0, table.SCALE_X], row[0, table.SCALE_Y] = number(0.6875, 4), number(0.6875, 4)
+    # Any angle on a square; on other images as far as the enlargement allows.
+    aspect = max(size) / min(size)
+    angle = number(-3.125, 3.125) if aspect == 1 else number(-1, 1) * min(0.4 / aspect, 0.25)
+    row[0, table.ROTATE_COS], row[0, table.ROTATE_SIN] = math.cos(angle), math.sin(angle)
+    return row, size
+
+
+# A fixed seed, so that a run repeats; every example costs half a second in the interpreter.
+@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(rows_and_sizes())
+def test_backward_is_the_transposed_forward(device, case):
+    row, (h, w) = case
+    generator = torch.Generator().manual_seed(h * 16 + w)
+    x, g = torch.randn(2, 1, 3, h, w, generator=generator, dtype=torch.float64).to(device)
+    row = row.to(device)
+    zero = dsa(torch.zeros_like(x), row)
+    leaf = x.clone().requires_grad_()
+    out = dsa(leaf, row)
+    (transposed,) = torch.autograd.grad(out, leaf, g)
+    left, right = ((out - zero).detach() * g).sum(), (x * transposed).sum()
+    # Sums of 3hw products of a few units each, in float64.
+    assert abs(float(left - right)) <= 1e-13 * 3 * h * w * 16
+    assert (out.cpu() - exact(x, row)).abs().max() <= 1e-12
+
+
+def test_gradcheck(device, generator):
+    images = torch.randn(1, 3, 3, 4, generator=generator, dtype=torch.float64).to(device).requires_grad_()
+    rows = draw_table(1, ("color", "crop", "flip", "rotate"), (3, 4), generator).to(device)
+    assert torch.autograd.gradcheck(lambda x: dsa(x, rows), images, fast_mode=True)
+
+
+def test_the_gradient_repeats_bit_for_bit(device, generator):
+    images = torch.randn(2, 3, 16, 16, generator=generator).to(device).requires_grad_()
+    rows = draw_table(2, ("color", "rotate"), (16, 16), generator).to(device)
+    grad = torch.randn(2, 3, 16, 16, generator=generator).to(device)
+    first, second = (torch.autograd.grad(dsa(images, rows), images, grad)[0] for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_one_row_for_all_is_that_row_for_each(device, generator):
+    images = torch.randn(3, 1, 8, 8, generator=generator).to(device)
+    row = draw_table(1, ("color", "scale"), (8, 8), generator).to(device)
+    shared = dsa(images, row)
+    assert torch.equal(shared, dsa(images, row.expand(3, -1)))
+    assert torch.equal(shared, dsa(images, row, torch.zeros(3, dtype=torch.int64, device=device)))
+
+
+@pytest.mark.parametrize("n", [0, 1, 257])
+def test_any_number_of_images(n, device, generator):
+    images = torch.randn(n, 1, 4, 4, generator=generator)
+    rows = draw_table(max(n, 1), ("flip",), (4, 4), generator)
+    group = torch.arange(n)
+    out = dsa(images.to(device), rows.to(device), group.to(device))
+    assert torch.equal(out.cpu().double(), exact(images, rows, group))
+
+
+def test_inputs_need_not_be_contiguous(device, generator):
+    images = torch.randn(4, 8, 8, 3, generator=generator).permute(0, 3, 1, 2)[::2]
+    rows = draw_table(4, ("color",), (8, 8), generator)[::2]
+    out = dsa(images.to(device), rows.to(device)).cpu()
+    assert (out - exact(images, rows)).abs().max() <= tolerance(("color",), (8, 8), float(images.abs().max()))
+
+
+def test_opcheck(device, generator, monkeypatch):
+    monkeypatch.undo()  # It compares storage offsets, which canaries shift.
+    images = torch.randn(2, 3, 6, 5, generator=generator).to(device)
+    rows = draw_table(1, ("color", "flip"), (6, 5), generator).to(device)
+    group = torch.zeros(2, dtype=torch.int64, device=device)
+    torch.library.opcheck(torch.ops.fastdm.dsa.default, (images, rows, group, None, None, None, torch.float16, True))
+    torch.library.opcheck(torch.ops.fastdm.dsa_backward.default, (images, rows, group, torch.float32))
+
+
+def test_compiles_without_a_graph_break(device, generator):
+    images = torch.randn(2, 3, 6, 6, generator=generator).to(device)
+    rows = draw_table(2, ("color", "scale"), (6, 6), generator).to(device)
+
+    def loss(x):
+        return dsa(x * 2, rows, channels_last=True).square().sum()
+
+    grads = []
+    for function in (loss, torch.compile(loss, fullgraph=True, backend="aot_eager")):
+        leaf = images.clone().requires_grad_()
+        function(leaf).backward()
+        grads.append(leaf.grad)
+    assert torch.equal(*grads)
+
+
+X = torch.zeros(2, 3, 8, 8)
+U8 = X.to(torch.uint8)
+T = table.identity(2)
+SCALED, SKEWED, STRAY = (table.identity(2) for _ in range(3))
+SCALED[1, table.SCALE_X] = 1 / 1.6
+SKEWED[0, table.ROTATE_SIN] = 1.0
+STRAY[1, table.CONTRAST] = math.inf
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "arguments", "keywords"),
+    [
+        (TypeError, "images is a list", ([1], T), {}),
+        (ValueError, "images has the shape", (X[0], T), {}),
+        (ValueError, "1 or 3", (torch.zeros(2, 4, 8, 8), T), {}),
+        (TypeError, "images are torch.int32", (X.int(), T), {}),
+        (TypeError, "table is torch.float64", (X, T.double()), {}),
+        (ValueError, "table has 15 columns", (X, T[:, :15]), {}),
+        (ValueError, "table has 3 rows for 2 images", (X, table.identity(3)), {}),
+        (ValueError, "table is on meta", (X, T.to("meta")), {}),
+        (ValueError, "group has 3 entries for 2 images", (X, T, torch.zeros(3, dtype=torch.int64)), {}),
+        (TypeError, "group is torch.int32", (X, T, torch.zeros(2, dtype=torch.int32)), {}),
+        (ValueError, "need mean and std", (U8, T), {"mean": [0, 0, 0]}),
+        (ValueError, "mean has the shape", (U8, T), {"mean": [0.0], "std": [1, 1, 1]}),
+        (ValueError, "belong to uint8", (X, T), {"mean": [0, 0, 0], "std": [1, 1, 1]}),
+        (TypeError, "index is torch.float32", (X, T), {"index": torch.zeros(2)}),
+        (ValueError, "index them before", (X.clone().requires_grad_(), T), {"index": torch.tensor([0, 1])}),
+        (TypeError, "dtype is torch.int64", (X, T), {"dtype": torch.int64}),
+        # Values, which only the CPU looks at.
+        (ValueError, "index holds 0 to 2", (X, T), {"index": torch.tensor([0, 2])}),
+        (ValueError, "index holds -1 to 0", (X, T), {"index": torch.tensor([0, -1])}),
+        (ValueError, "group holds 0 to 2", (X, T, torch.tensor([0, 2])), {}),
+        (ValueError, r"row 1 .* ratio_scale of at most 1\.5", (X, SCALED), {}),
+        (ValueError, r"row 0 .* smaller angle", (torch.zeros(2, 3, 8, 24), SKEWED), {}),
+        (ValueError, "not finite", (X, STRAY), {}),
+    ],
+)
+def test_bad_arguments_are_refused(error, message, arguments, keywords):
+    with pytest.raises(error, match=message):
+        dsa(*arguments, **keywords)

@@ -1,0 +1,106 @@
+"""Which implementation runs, and what happens where Triton is missing."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+
+from fastdm.kernels import ops, reference, uniform, use_backend
+
+
+def run(program: str, **environment: str) -> str:
+    """Run a program in a fresh process."""
+    kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    process = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], env=kept | environment, capture_output=True, text=True
+    )
+    assert process.returncode == 0, process.stderr
+    return process.stdout
+
+
+def test_ops_run_where_triton_cannot_be_imported():
+    output = run("""
+        import sys
+        sys.modules["triton"] = None
+        import torch
+        import fastdm
+        from fastdm.kernels import class_mean_difference, draw, dsa, norm_relu_pool, norm_relu_pool_mean, table
+        from fastdm.kernels import uniform, use_backend
+        key, offsets = torch.tensor([1, 2]), torch.tensor([0, 4, 8])
+        images = torch.randn(8, 3, 8, 8, requires_grad=True)
+        for backend in ("auto", "reference"):
+            with use_backend(backend):
+                out = norm_relu_pool(dsa(images, table.identity(1)))
+                norm_relu_pool_mean(out.detach(), offsets)
+                class_mean_difference(torch.zeros(8, 48), out.flatten(1), offsets, offsets.clone()).backward()
+                assert images.grad.isfinite().all()
+                draw(key, offsets, 2), uniform(key, offsets, 3, 0)
+        try:
+            with use_backend("triton"):
+                raise SystemExit("the backend was granted")
+        except RuntimeError as error:
+            print(error)
+    """)
+    assert "backend 'triton' cannot be had: triton cannot be imported" in output
+
+
+def test_importing_the_ops_does_not_import_triton():
+    # torch itself may import triton: count what the package adds.
+    run("""
+        import sys, torch
+        before = {name for name in sys.modules if name.split(".")[0] == "triton"}
+        import fastdm.kernels
+        assert {name for name in sys.modules if name.split(".")[0] == "triton"} == before
+    """)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_triton_without_a_device_is_refused():
+    output = run("""
+        from fastdm.kernels import use_backend
+        try:
+            with use_backend("triton"):
+                raise SystemExit("the backend was granted")
+        except RuntimeError as error:
+            print(error)
+    """)
+    assert "there is no CUDA device; set TRITON_INTERPRET=1" in output
+
+
+def test_the_interpreter_runs_the_kernels_and_the_reference_on_request():
+    run(
+        """
+        import torch
+        from unittest import mock
+        from fastdm.kernels import random_triton, uniform, use_backend
+        key, rows = torch.tensor([1, 2]), torch.arange(3)
+        for backend, calls in (("auto", 1), ("triton", 1), ("reference", 0)):
+            with mock.patch.object(random_triton, "uniform", wraps=random_triton.uniform) as launcher:
+                with use_backend(backend):
+                    uniform(key, rows, 4, 0)
+            assert launcher.call_count == calls, backend
+        """,
+        TRITON_INTERPRET="1",
+    )
+
+
+def test_the_backend_is_restored_after_an_error(monkeypatch):
+    def fail(*_):
+        raise KeyError("called")
+
+    def run_reference():
+        with use_backend("reference"):
+            uniform(torch.tensor([1, 2]), torch.arange(3), 4, 0)
+
+    monkeypatch.setattr(reference, "uniform", fail)
+    with pytest.raises(KeyError, match="called"):
+        run_reference()
+    assert ops._backend == "auto"
+
+
+def test_an_unknown_backend_is_refused():
+    with pytest.raises(ValueError, match="backend is 'cuda'"), use_backend("cuda"):
+        pass
