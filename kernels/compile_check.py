@@ -333,6 +333,13 @@ def table(reports: list[Report]) -> str:
     return "\n".join(lines)
 
 
+def _record(reports: list[Report]) -> str:
+    """Return the versions and the reports as JSON, one report per line so that a change shows as one."""
+    versions = json.dumps({"torch": torch.__version__, "triton": triton.__version__})
+    lines = ",\n".join("  " + json.dumps(asdict(report), ensure_ascii=False) for report in reports)
+    return f'{{\n "versions": {versions},\n "reports": [\n{lines}\n ]\n}}\n'
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m fastdm.kernels.compile_check", description=__doc__)
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
@@ -347,9 +354,7 @@ def main(arguments: list[str] | None = None) -> int:
     reports = compile_all(options.targets, options.cases, options.workers)
     print(table(reports))
     if options.json:
-        versions = {"torch": torch.__version__, "triton": triton.__version__}
-        record = {"versions": versions, "reports": [asdict(r) for r in reports]}
-        options.json.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+        options.json.write_text(_record(reports))
     budget = json.loads(options.budget.read_text()) if options.budget else {r.kernel: r.registers for r in reports}
     bad = [f"{r.kernel}, {r.case}, {r.target}: {'; '.join(f)}" for r in reports if (f := faults(r, budget))]
     print(*bad, sep="\n", file=sys.stderr)
