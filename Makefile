@@ -1,17 +1,30 @@
 # make demo    condense real images and see how good they are
 # make test    run the whole test suite
 # make lint types     style and types, as continuous integration checks them
+# make test-oldest    the tests of the ops with the oldest torch, triton and numpy that are supported
+# make gpu-test       the tests that need a CUDA device, with the packages of the Python that PYTHON names
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 
-.PHONY: demo test lint types clean
+.PHONY: demo test test-oldest gpu-test lint types clean
 
 demo: $(VENV)/installed
 	$(PY) -m examples.digits
 
 test: $(VENV)/installed
 	$(PY) -m pytest
+
+# An environment of its own: triton 3.6's interpreter needs a numpy before 2.4.
+test-oldest:
+	test -d .venv-oldest || $(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet 'torch==2.11.*' 'triton==3.6.*' 'numpy<2.4' --editable '.[dev]'
+	.venv-oldest/bin/python -m pytest tests/kernels tests/test_step.py tests/test_augmentation.py
+
+# torch and triton are those that are there: a machine with a GPU may have no network.
+gpu-test:
+	$(PYTHON) -m pip install --quiet --no-build-isolation --no-deps --editable .
+	$(PYTHON) -m pytest tests/gpu
 
 lint: $(VENV)/installed
 	$(PY) -m ruff check .
