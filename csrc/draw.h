@@ -41,10 +41,13 @@ inline void draw_class(RandomKey key, uint32_t class_id, int64_t first, int64_t 
     }
 }
 
+// Rows that take about half a millisecond: less is not worth waking a thread for, and on a busy machine waiting for it.
+inline int64_t rows_per_block(int64_t n) { return 1 + 65536 / (n + 1); }
+
 // Rows of uniform_row, out [rows, n].
 inline void uniform(ThreadPool& pool, RandomKey key, const int64_t* row_ids, int64_t rows, uint32_t stream, int64_t n,
                     float* out) {
-    pool.run(rows, 1 + 4096 / (n + 1), [&](int64_t begin, int64_t end) {
+    pool.run(rows, rows_per_block(n), [&](int64_t begin, int64_t end) {
         for (int64_t row = begin; row < end; ++row) {
             uniform_row(key, static_cast<uint32_t>(row_ids[row]), stream, n, out + row * n);
         }
@@ -54,7 +57,7 @@ inline void uniform(ThreadPool& pool, RandomKey key, const int64_t* row_ids, int
 // Rows of draw_class, out [classes, n]. offsets: where each class of the pool starts, one more for the end.
 inline void draw(ThreadPool& pool, RandomKey key, const int64_t* offsets, const int64_t* class_ids, int64_t classes,
                  int64_t n, int64_t* out) {
-    pool.run(classes, 1 + 4096 / (n + 1), [&](int64_t begin, int64_t end) {
+    pool.run(classes, rows_per_block(n), [&](int64_t begin, int64_t end) {
         std::vector<uint64_t> drawn;
         for (int64_t row = begin; row < end; ++row) {
             const int64_t id = class_ids[row];

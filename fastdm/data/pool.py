@@ -86,6 +86,12 @@ class Pool:
         out: a contiguous CPU tensor (pinned, if it goes on to a GPU) that is filled and returned.
         Images on a device are gathered there with ``images[index]`` instead.
         """
+        if self.images.device.type != "cpu":
+            raise FastDMError(f"the images are on {self.images.device}: index them there")
+        if dtype not in (torch.uint8, torch.float32, torch.bfloat16):
+            raise FastDMError(f"images cannot be gathered as {dtype}; uint8, float32 and bfloat16 are possible")
+        if dtype != torch.uint8 and not len(mean) == len(std) == self.images.shape[1]:
+            raise FastDMError(f"mean and std must have one number for each of the {self.images.shape[1]} channels")
         flat = index.reshape(-1).contiguous()
         shape = (*index.shape, *_image_shape(self.images, layout))
         if out is None:

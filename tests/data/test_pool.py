@@ -65,6 +65,16 @@ def test_gather_fills_the_buffer_it_is_given(pool: Pool) -> None:
             pool.gather(torch.tensor([1, 2]), out=wrong)
 
 
+def test_impossible_conversions_are_refused(pool: Pool) -> None:
+    index = torch.tensor([0])
+    with pytest.raises(FastDMError, match=r"cannot be gathered as torch\.float16"):
+        pool.gather(index, dtype=torch.float16, mean=MEAN, std=STD)
+    with pytest.raises(FastDMError, match="one number for each of the 3 channels"):
+        pool.gather(index, dtype=torch.float32, mean=MEAN[:1], std=STD[:1])
+    with pytest.raises(FastDMError, match="images are on meta: index them there"):
+        pool.to("meta").gather(index)
+
+
 @pytest.mark.parametrize("index", [[-1], [57], [0, 57]])
 def test_images_that_are_not_there_are_refused(pool: Pool, index: list[int]) -> None:
     with pytest.raises(FastDMError, match="there are 57 images"):
