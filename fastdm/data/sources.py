@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 from PIL import Image
 from torch import Tensor
 
+from fastdm.data.folders import find_images
 from fastdm.data.pool import Dataset, Pool
 from fastdm.errors import FastDMError
 
@@ -38,7 +39,6 @@ _TORCHVISION_FILES = {
     "CIFAR100": "cifar-100-python.tar.gz or the folder cifar-100-python/ in it",
 }
 _NAMES = (*_TORCHVISION_FILES, "TinyImageNet", "digits")
-_IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".pnm", ".tif", ".tiff"}
 _DIGITS_TEST = 36  # test images of each digit: a fifth
 
 
@@ -59,8 +59,8 @@ def open_dataset(
       ``data_path/tinyimagenet.pt``;
     - ``"digits"``: scikit-learn's bundled 8×8 digits, 0..16 scaled to 0..255. 36 images of each digit, chosen by
       ``Pool.draw`` with seed and step 0, are the test part;
-    - the path of a folder: ``tiny-imagenet-200``, a tree with ``train/`` and ``val/`` or ``test/``, or class folders
-      directly (no test part); images are decoded to RGB;
+    - the path of a folder of image files, laid out in one of the ways of ``fastdm.data.folders.find_images`` (class
+      folders, Tiny-ImageNet, ImageNet); they are decoded to RGB. A large set is better packed once (``fastdm.pack``);
     - the path of an ``.npz`` file with x_train, y_train and, for a test part, x_test, y_test;
     - the path of a ``.pt`` file like tinyimagenet.pt: a dict of classes, images_train, labels_train, images_val,
       labels_val;
@@ -333,50 +333,11 @@ def _digits(name: str) -> Dataset:
 
 
 def _open_folder(root: Path, name: str, size: tuple[int, int] | None) -> Dataset:
-    test: dict[str, list[Path]] | None = None
-    if (root / "train").is_dir():
-        train = _class_folders(root / "train")
-        tests = [root / part for part in ("val", "test") if (root / part).is_dir()]
-        annotations = root / "val" / "val_annotations.txt"
-        if annotations.is_file():
-            test = _annotated(annotations)
-        elif tests:
-            test = _class_folders(tests[0])
-    else:
-        train = _class_folders(root)
-    if test is not None and (unknown := sorted(test.keys() - train.keys())):
-        raise FastDMError(f"{root}: class {unknown[0]!r} of the test part has no training images")
-    class_names = list(train)
-    return _dataset(
-        name,
-        _decode(train, class_names, size),
-        None if test is None else _decode(test, class_names, size),
-        class_names,
-    )
-
-
-def _class_folders(root: Path) -> dict[str, list[Path]]:
-    """Image files below each class folder, both sorted by name."""
-    files = {
-        folder.name: sorted(path for path in folder.rglob("*") if path.suffix.lower() in _IMAGE_SUFFIXES)
-        for folder in sorted(root.iterdir())
-        if folder.is_dir() and not folder.name.startswith(".")
-    }
-    if not files:
-        raise FastDMError(f"{root} holds no class folders; it must hold one folder of images for each class")
-    for label, paths in files.items():
-        if not paths:
-            raise FastDMError(f"{root / label}: no image of this class")
-    return files
-
-
-def _annotated(annotations: Path) -> dict[str, list[Path]]:
-    """Tiny-ImageNet's validation part: file name and class in the first two columns, files in images/."""
-    files: dict[str, list[Path]] = {}
-    for line in annotations.read_text().splitlines():
-        file, label = line.split("\t")[:2]
-        files.setdefault(label, []).append(annotations.parent / "images" / file)
-    return files
+    folders = find_images(root)
+    class_names = list(folders.class_names)
+    train = _decode(folders.train, class_names, size)
+    test = None if folders.test is None else _decode(folders.test, class_names, size)
+    return _dataset(name, train, test, class_names)
 
 
 def _decode(files: dict[str, list[Path]], class_names: list[str], size: tuple[int, int] | None) -> _Split:
