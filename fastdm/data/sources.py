@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,6 +15,9 @@ from torch import Tensor
 from fastdm.data.folders import find_images
 from fastdm.data.pool import Dataset, Pool
 from fastdm.errors import FastDMError
+
+if TYPE_CHECKING:
+    from fastdm.data.packed import IO
 
 Source = str | os.PathLike[str] | Sequence[ArrayLike | Tensor] | Dataset
 _Split = tuple[Tensor, Tensor]  # images uint8 [N, C, H, W] and labels int64 [N]
@@ -48,6 +51,7 @@ def open_dataset(
     data_path: str | os.PathLike[str] = "data",
     name: str | None = None,
     image_size: int | tuple[int, int] | None = None,
+    io: "IO" = "auto",
 ) -> Dataset:
     """Open a data set as class-sorted uint8 pools; inside a class the images keep their order.
 
@@ -75,6 +79,8 @@ def open_dataset(
     ones for the names above and for ImageNet's relatives (a name with "imagenet" in it), else those of the train part.
     image_size: for folders of image files, the side or (height, width) that every image is squashed to with a box
     filter; without it all images must be of one size.
+    io: where the images of a packed file are kept: "auto", "mmap", "ram", "device" or "direct", see
+    ``fastdm.data.packed.open_packed``.
 
     Raises FastDMError for whatever cannot be used, naming it.
     """
@@ -86,7 +92,7 @@ def open_dataset(
         return _from_arrays(source, name or "arrays")
     data_path = Path(data_path)
     if source == "TinyImageNet":
-        return _open_path(_find_tiny_imagenet(data_path), name or "TinyImageNet", size)
+        return _open_path(_find_tiny_imagenet(data_path), name or "TinyImageNet", size, io)
     if source in _NAMES:
         _refuse_image_size(size, str(source))
         return _digits(name or "digits") if source == "digits" else _torchvision(str(source), data_path, name)
@@ -96,10 +102,10 @@ def open_dataset(
             f"unknown data set {str(source)!r}: there is no such file or folder, and it is not one of "
             f"{', '.join(_NAMES)}"
         )
-    return _open_path(path, name or (path.resolve().name if path.is_dir() else path.stem), size)
+    return _open_path(path, name or (path.resolve().name if path.is_dir() else path.stem), size, io)
 
 
-def _open_path(path: Path, name: str, size: tuple[int, int] | None) -> Dataset:
+def _open_path(path: Path, name: str, size: tuple[int, int] | None, io: "IO") -> Dataset:
     try:
         if path.is_dir():
             return _open_folder(path, name, size)
@@ -110,7 +116,7 @@ def _open_path(path: Path, name: str, size: tuple[int, int] | None) -> Dataset:
             return _tiny_imagenet_pt(path, name)
         from fastdm.data.packed import open_packed
 
-        return open_packed(path)
+        return open_packed(path, io)
     except OSError as error:
         raise FastDMError(f"{path} cannot be read: {error.strerror or error}") from error
 

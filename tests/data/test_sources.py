@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from fastdm.data import Dataset, open_dataset
+from fastdm.data.packed import pack
 from fastdm.errors import FastDMError
 
 REAL = os.environ.get("FASTDM_DATA")
@@ -335,3 +336,15 @@ def test_tiny_imagenet_as_distributed(tmp_path: Path) -> None:
     assert dataset.test.class_sizes.tolist() == [1, 2]
     expected = pictures(3, 8, 8, 3)[[1, 0, 2]].transpose(0, 3, 1, 2)
     assert np.array_equal(dataset.test.images.numpy(), expected)
+
+
+def test_a_packed_file_is_kept_where_io_says(tmp_path: Path) -> None:
+    images = torch.arange(8 * 3 * 4 * 4, dtype=torch.uint8).view(8, 3, 4, 4)
+    pack((images, torch.arange(8) % 2), tmp_path / "set.fastdm")
+    index = torch.tensor([1, 6])
+    for io in ("auto", "mmap", "ram", "direct"):
+        pool = open_dataset(tmp_path / "set.fastdm", io=io).train
+        assert torch.equal(pool.gather(index), torch.stack([images[2], images[5]]))
+        assert (pool.backing is None) == (io == "ram")
+    with pytest.raises(FastDMError, match="io 'cloud' is none of"):
+        open_dataset(tmp_path / "set.fastdm", io="cloud")  # type: ignore[arg-type]
