@@ -9,6 +9,7 @@ from fastdm.checkpoint import FORMAT as CHECKPOINT_FORMAT
 from fastdm.data.packed_file import FORMAT as PACKED_FORMAT
 from fastdm.data.packed_file import PackedFile
 from fastdm.errors import FastDMError
+from fastdm.files import is_zip
 from fastdm.synthetic import SyntheticSet, read_public
 
 
@@ -18,12 +19,7 @@ def inspect(path: str | Path, *, verify: bool = False) -> dict[str, Any]:
     Raises FastDMError, naming the file, for one that is none of these, or damaged.
     """
     path = Path(path)
-    try:
-        with path.open("rb") as file:
-            is_zip = file.read(2) == b"PK"  # torch.save writes zip archives
-    except OSError as error:
-        raise FastDMError(f"{path} cannot be read: {error.strerror}") from error
-    if is_zip:
+    if is_zip(path):
         sets, accuracies = read_public(path)
         images, labels = sets[0]
         return {

@@ -21,7 +21,7 @@ from fastdm import __version__
 from fastdm.data.pool import Dataset
 from fastdm.data.sources import customary_normalisation
 from fastdm.errors import FastDMError
-from fastdm.files import atomic_write
+from fastdm.files import atomic_write, is_zip
 
 _FORMAT = "fastdm-synthetic-1"
 _GAP = 2  # black pixels between the pictures of a grid
@@ -114,12 +114,7 @@ class SyntheticSet:
         used.
         """
         path = Path(path)
-        try:
-            with path.open("rb") as file:
-                is_zip = file.read(2) == b"PK"  # torch.save writes zip archives
-        except OSError as error:
-            raise FastDMError(f"{path} cannot be read: {error.strerror}") from error
-        loaded = _load_public(path, experiment, dataset) if is_zip else _load_safetensors(path)
+        loaded = _load_public(path, experiment, dataset) if is_zip(path) else _load_safetensors(path)
         if not loaded.images.isfinite().all():
             raise FastDMError(f"{path} holds pixels that are not finite numbers")
         return loaded
