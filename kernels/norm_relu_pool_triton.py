@@ -392,7 +392,7 @@ _WINDOWS_PER_THREAD = 8
 """With four taps each they take 32 registers in the forward kernel, and twice as many in the backward kernel."""
 _ROOM = 2**20 if launch.INTERPRETED else _WARPS * 32 * _WINDOWS_PER_THREAD
 """Windows · channels of a tile."""
-_SHARES = 16
+_SHARES = 32
 """Programs among which the images of one class are divided."""
 
 

@@ -52,9 +52,9 @@ def uniform(key: Tensor, rows: Tensor, n: int, stream: int) -> Tensor:
 
 @triton.jit
 def _candidate(seed, step, label, i, spare):
-    """Return Floyd's candidate i: an integer within 0 to spare + i, of int64."""
+    """Return Floyd's candidate i: an integer within 0 to spare + i."""
     word = _word(seed, step, label, STREAM, i)
-    return ((word.to(tl.uint64) * (spare + i + 1).to(tl.uint64)) >> 32).to(tl.int64)
+    return ((word.to(tl.uint64) * (spare + i + 1).to(tl.uint64)) >> 32).to(tl.int32)
 
 
 @triton.jit
@@ -74,7 +74,7 @@ def draw_kernel(
     known = (label >= 0) & (label < n_classes)
     label = tl.where(known, label, 0)
     start = tl.load(class_offsets_ptr + label)
-    spare = tl.load(class_offsets_ptr + label + 1) - start - n
+    spare = (tl.load(class_offsets_ptr + label + 1) - start).to(tl.int32) - n
     known &= spare >= 0
     spare = tl.maximum(spare, 0)
     seed = tl.load(key_ptr)
@@ -90,13 +90,13 @@ def draw_kernel(
         same &= k[None, :] < i[:, None]
         replaced |= tl.max(same.to(tl.int32), 1)
     # ... or if it is the replacement of candidate - spare, and that one was replaced: pointer jumping along the chain.
-    link = (candidate - spare).to(tl.int32)
+    link = candidate - spare
     link = tl.where((candidate >= spare) & (link < i), link, i)
     for _ in tl.static_range(ROUNDS):
         replaced |= tl.gather(replaced, link, 0)
         link = tl.gather(link, link, 0)
     taken = tl.where(replaced != 0, spare + i, candidate)
-    taken = tl.sort(tl.where(i < n, taken, 1 << 62))
+    taken = tl.sort(tl.where(i < n, taken, 2147483647))
     taken = tl.where(known, start + taken, -1)
     tl.store(out_ptr + program * n + i, taken, mask=i < n)
 
@@ -116,6 +116,6 @@ def draw(key: Tensor, class_offsets: Tensor, n: int, classes: Tensor) -> Tensor:
         BLOCK=block,
         WIDE=16,
         ROUNDS=(n - 1).bit_length() if n else 0,
-        num_warps=_WARPS,
+        num_warps=min(16, max(1, block // 64)),  # The sort spills beyond two images per thread.
     )
     return out
