@@ -3,11 +3,14 @@
 # make lint types     style and types, as continuous integration checks them
 # make test-oldest    the tests of the ops with the oldest torch, triton and numpy that are supported
 # make gpu-test       the tests that need a CUDA device, with the packages of the Python that PYTHON names
+# make bench       every benchmark that a CPU can run, at most 15 minutes; DATA=folder of data sets
+# make gpu-report  every one that needs a GPU, at most 8 minutes; OUT=folder, DATA=folder of data sets
+#                  (runs in PYTHON's own environment: torch, triton and pytest must be there; nothing is downloaded)
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 
-.PHONY: demo test test-oldest gpu-test lint types clean
+.PHONY: demo test test-oldest gpu-test lint types bench gpu-report clean
 
 demo: $(VENV)/installed
 	$(PY) -m examples.digits
@@ -35,7 +38,14 @@ types: $(VENV)/installed
 	rm -rf build/types && mkdir -p build/types/fastdm
 	ln -s $(CURDIR)/fastdm/* build/types/fastdm/
 	ln -s $(CURDIR)/kernels build/types/fastdm/kernels
-	cd build/types && $(CURDIR)/$(PY) -m mypy --config-file $(CURDIR)/pyproject.toml -p fastdm
+	ln -s $(CURDIR)/bench $(CURDIR)/tests build/types
+	cd build/types && $(CURDIR)/$(PY) -m mypy --config-file $(CURDIR)/pyproject.toml -p fastdm -p bench
+
+bench: $(VENV)/installed
+	$(PY) -m bench.cpu_report $(if $(DATA),--data $(DATA))
+
+gpu-report:
+	$(PYTHON) -m bench.gpu_report $(if $(OUT),--out $(OUT)) $(if $(DATA),--data $(DATA))
 
 $(VENV)/installed: pyproject.toml setup.py $(wildcard csrc/*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

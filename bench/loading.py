@@ -114,7 +114,7 @@ def warm_rows(path: Path, side: int, threads: int, repeats: int) -> list[dict[st
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
     scale, shift = [1 / (255 * s) for s in STD], [-m / s for m, s in zip(MEAN, STD, strict=True)]
     pool.gather(indices[0], out=out)  # brings the file into memory
-    memmap = np.memmap(path, np.uint8, "r", pool.backing.file.entries["images"].begin, tuple(pool.images.shape))  # type: ignore[union-attr]
+    memmap = np.memmap(path, np.uint8, "r", pool.backing.file.entries["images"].begin, tuple(pool.images.shape))  # type: ignore[call-overload,union-attr]
 
     def index() -> Tensor:
         return indices[next(steps) % len(indices)]

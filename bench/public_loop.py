@@ -5,7 +5,7 @@ the other, plain PyTorch in the dtype of its input. It shares no code with the p
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
@@ -165,12 +165,13 @@ class ConvNet(nn.Module):
         self.classifier = nn.Linear(width * size * size, classes)
 
     def embed(self, x: Tensor) -> Tensor:
-        return self.features(x).flatten(1)
+        features: Tensor = self.features(x)
+        return features.flatten(1)
 
 
 def iteration(
-    network: nn.Module,
-    real: Sequence[Tensor],
+    network: ConvNet,
+    real: Iterable[Tensor],
     synthetic: Tensor,
     ipc: int,
     optimiser: torch.optim.Optimizer,
@@ -198,8 +199,10 @@ def iteration(
             output_synthetic = network.embed(learnt)
             loss = loss + ((output_real.mean(dim=0) - output_synthetic.mean(dim=0)) ** 2).sum()
     if joint:
-        output_real = network.embed(torch.cat(real_all)).detach().view(len(real), -1, network.classifier.in_features)
-        output_synthetic = network.embed(torch.cat(synthetic_all)).view(len(real), ipc, -1)
+        output_real = (
+            network.embed(torch.cat(real_all)).detach().view(len(real_all), -1, network.classifier.in_features)
+        )
+        output_synthetic = network.embed(torch.cat(synthetic_all)).view(len(real_all), ipc, -1)
         loss = loss + ((output_real.mean(dim=1) - output_synthetic.mean(dim=1)) ** 2).sum()
     optimiser.zero_grad()
     loss.backward()

@@ -1,9 +1,12 @@
 """Results as data: one JSON file per suite and machine under ``bench/results/``, with what is needed to trust it.
 
-A file holds one run of one command; `SCHEMA` says what must be in it, and a test checks every committed file.
+A file holds one run of one command; `SCHEMA` says what must be in it, and a test checks every committed file. It also
+holds a hash of the code that it measured, so that a report can say which results are stale whatever became of the
+commit.
 """
 
 import datetime
+import hashlib
 import json
 import os
 import platform
@@ -13,6 +16,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -21,18 +25,64 @@ import torch
 
 from fastdm.files import atomic_write
 
-REPOSITORY = Path(__file__).parent.parent
-FOLDER = Path(__file__).parent / "results"
+REPOSITORY = Path(__file__).resolve().parent.parent
+FOLDER = REPOSITORY / "bench" / "results"
+_SOURCES = {".py", ".cpp", ".h"}
 
+_STEP = (
+    "csrc",
+    "kernels",
+    *(f"fastdm/{name}.py" for name in ("augmentation", "graph", "matching", "networks", "plan", "real", "step")),
+)
+MEASURED: dict[str, tuple[str, ...]] = {
+    "accuracy": (*_STEP, "fastdm/evaluation.py", "fastdm/loop.py"),
+    "compile": ("kernels",),
+    "cpu_report": (),
+    "cpu_step": _STEP,
+    "evaluation": (*_STEP, "fastdm/evaluation.py"),
+    "gpu_report": ("kernels", "tests/gpu"),
+    "kernels": ("csrc", "kernels"),
+    "launches": _STEP,
+    "loading": ("csrc", "fastdm/data"),
+    "memory": _STEP,
+    "peaks": (),
+    "precision": (*_STEP, "fastdm/evaluation.py", "fastdm/loop.py"),
+    "scale": _STEP,
+    "waterfall": _STEP,
+}
+"""The code that each suite measures: its results are stale once that has changed."""
+
+_SPREAD = {
+    "type": "object",
+    "required": ["n", "median", "p20", "p80"],
+    "properties": {"n": {"type": "integer", "minimum": 1}},
+    "additionalProperties": {"type": "number"},
+}
+_ROW: dict[str, Any] = {
+    "type": "object",
+    "required": ["name"],
+    "properties": {
+        "name": {"type": "string"},
+        "seconds": {"type": "object", "additionalProperties": _SPREAD},
+        "error": {"type": "number"},
+        "tolerance": {"type": "number"},
+        "correct": {"type": "boolean"},
+        "failure": {"type": "string"},
+    },
+    # A speed stands beside a check only where the check is green.
+    "if": {"required": ["correct"], "properties": {"correct": {"const": False}}},
+    "then": {"not": {"required": ["seconds"]}},
+}
 SCHEMA: dict[str, Any] = {
     "type": "object",
-    "required": ["schema", "suite", "command", "commit", "date", "machine", "settings", "rows"],
+    "required": ["schema", "suite", "command", "commit", "code", "date", "machine", "settings", "rows"],
     "additionalProperties": False,
     "properties": {
         "schema": {"const": 1},
-        "suite": {"type": "string"},
+        "suite": {"enum": sorted(MEASURED)},
         "command": {"type": "string"},
         "commit": {"type": "string", "pattern": "^[0-9a-f]{7,40}(-dirty)?$"},
+        "code": {"type": "object", "additionalProperties": {"type": "string", "pattern": "^([0-9a-f]{12}|absent)$"}},
         "date": {"type": "string", "format": "date-time"},
         "machine": {
             "type": "object",
@@ -40,11 +90,7 @@ SCHEMA: dict[str, Any] = {
             "properties": {"versions": {"type": "object"}, "cores": {"type": "integer"}, "load": {"type": "number"}},
         },
         "settings": {"type": "object"},
-        "rows": {
-            "type": "array",
-            "minItems": 1,
-            "items": {"type": "object", "required": ["name"], "properties": {"name": {"type": "string"}}},
-        },
+        "rows": {"type": "array", "minItems": 1, "items": _ROW},
     },
 }
 
@@ -57,22 +103,33 @@ def save(suite: str, rows: Sequence[dict[str, Any]], settings: dict[str, Any], d
         "suite": suite,
         "command": command(),
         "commit": commit(),
+        "code": {path: _hash(path) for path in _measured(suite, device)},
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "machine": about,
         "settings": settings,
         "rows": list(rows),
     }
-    folder = Path(os.environ.get("FASTDM_RESULTS", FOLDER))
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{suite}--{_slug(about['cpu'])}--{_slug(about['device'])}.json"
+    into = folder()
+    into.mkdir(parents=True, exist_ok=True)
+    path = into / f"{suite}--{slug(about['cpu'])}--{slug(about['device'])}.json"
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(result, indent=1) + "\n")
     return path
 
 
-def load(suite: str, folder: Path = FOLDER) -> list[dict[str, Any]]:
-    """All committed results of a suite."""
-    return [json.loads(path.read_text()) for path in sorted(folder.glob(f"{suite}--*.json"))]
+def folder() -> Path:
+    """Where results are written and read: the environment variable FASTDM_RESULTS, else ``bench/results``."""
+    return Path(os.environ.get("FASTDM_RESULTS", FOLDER)).resolve()
+
+
+def load(suite: str) -> list[dict[str, Any]]:
+    """The results of a suite, one of each machine."""
+    return [json.loads(path.read_text()) for path in sorted(folder().glob(f"{suite}--*.json"))]
+
+
+def changed(result: dict[str, Any]) -> list[str]:
+    """The measured code that is no longer what it was when the result was taken."""
+    return [path for path, before in result["code"].items() if _hash(path) != before]
 
 
 def spread(values: Sequence[float]) -> dict[str, float | int]:
@@ -110,7 +167,7 @@ def command() -> str:
     """The command line that this process was started with, as one types it in the repository."""
     module = getattr(sys.modules["__main__"].__spec__, "name", None)
     program = f"python -m {module}" if module else f"python {Path(sys.argv[0]).name}"
-    return " ".join([program, *(shlex.quote(_relative(word)) for word in sys.argv[1:])])
+    return " ".join([program, *(shlex.quote(relative(word)) for word in sys.argv[1:])])
 
 
 def commit() -> str:
@@ -122,7 +179,25 @@ def commit() -> str:
     return head + ("-dirty" if _output("git", "-C", str(REPOSITORY), "status", "--porcelain", "--", *code) else "")
 
 
-def _relative(word: str) -> str:
+def _measured(suite: str, device: str) -> list[str]:
+    """On a GPU, the C++ code is not part of what runs."""
+    return [path for path in MEASURED[suite] if path != "csrc" or device == "cpu"]
+
+
+@cache
+def _hash(path: str) -> str:
+    """Of the names and contents of the source files that a path of the repository names."""
+    where = REPOSITORY / path
+    files = [where] if where.is_file() else sorted(file for file in where.rglob("*") if file.suffix in _SOURCES)
+    if not files:
+        return "absent"
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.relative_to(REPOSITORY)}\0".encode() + file.read_bytes() + b"\0")
+    return digest.hexdigest()[:12]
+
+
+def relative(word: str) -> str:
     """Paths of this machine say nothing to others: keep the last folder's name."""
     return Path(word).name if Path(word).is_absolute() else word
 
@@ -133,7 +208,7 @@ def _cpu() -> str:
     except OSError:
         return platform.processor() or platform.machine()
     found = re.search(r"model name\s*:\s*(.*)", text)
-    return re.sub(r"\((R|TM)\)|CPU|Processor", "", found[1]).strip() if found else platform.machine()
+    return " ".join(re.sub(r"\((R|TM)\)|CPU|Processor", " ", found[1]).split()) if found else platform.machine()
 
 
 def _version(name: str) -> str:
@@ -150,5 +225,5 @@ def _output(*arguments: str) -> str:
         return ""
 
 
-def _slug(text: str) -> str:
+def slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")

@@ -82,6 +82,7 @@ def public_run(
         theirs = [module for module in oracle.modules() if isinstance(module, nn.Conv2d)]
         for source, target in zip(ours, theirs, strict=True):
             target.weight.data.copy_(source.weight)
+            assert target.bias is not None
             nn.init.zeros_(target.bias)
         index = draw(key, dataset.train.class_offsets, batch_real)
         tables = strategy.draw(key, torch.arange(classes), (size, size))

@@ -1,0 +1,56 @@
+"""The kernel benchmark refuses a speed where the check is red."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from bench import kernels
+
+CPU = torch.device("cpu")
+
+
+def first(op: str) -> kernels.Case:
+    return next(case for case in kernels.cases(CPU, smoke=True) if case.op == op)
+
+
+def test_every_op_has_cases_and_they_take_turns() -> None:
+    ops = [case.op for case in kernels.cases(CPU, smoke=True)]
+    families = [
+        "dsa",
+        "norm_relu_pool",
+        "conv_norm_relu_pool",
+        "norm_relu_pool_mean",
+        "class_mean_difference",
+        "uniform",
+    ]
+    assert ops[: len(families)] == families
+    assert "draw" in ops
+
+
+def test_names_are_distinct_at_real_sizes() -> None:
+    for device in ("cpu", "meta"):
+        names = [case.name for case in kernels.cases(torch.device(device), smoke=False)]
+        assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("op", ["norm_relu_pool", "class_mean_difference", "uniform"])
+def test_a_right_op_gets_a_speed(op: str) -> None:
+    row = kernels.measure(first(op), CPU, copy_peak=1e9, smoke=True, compiled=False)
+    assert row["correct"]
+    assert row["error"] <= row["tolerance"]
+    assert set(row["seconds"]) == {"fastdm", "eager"}
+    median = row["seconds"]["fastdm"]["median"]
+    assert row["gb_per_s"] == pytest.approx(row["bytes"] / median / 1e9)
+    assert row["percent_of_copy"] == pytest.approx(100 * row["gb_per_s"])
+    assert row["speedup"]["eager"] == pytest.approx(row["seconds"]["eager"]["median"] / median)
+
+
+@pytest.mark.parametrize("op", ["norm_relu_pool", "uniform"])
+@pytest.mark.parametrize("wrong", [1.01, float("nan")])
+def test_a_wrong_op_gets_none(op: str, wrong: float) -> None:
+    case = first(op)
+    spoilt = dataclasses.replace(case, run=lambda *arguments: case.run(*arguments) * wrong)
+    row = kernels.measure(spoilt, CPU, copy_peak=None, smoke=True, compiled=False)
+    assert not row["correct"]
+    assert "seconds" not in row
