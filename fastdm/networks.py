@@ -1,16 +1,14 @@
 """The architectures that images are matched in and evaluated with, and their random initialisation on the device."""
 
 import math
-import os
 from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from fastdm.errors import FastDMError
-from fastdm.kernels import conv_norm_relu_pool, native, norm_relu_pool, norm_relu_pool_mean, uniform
+from fastdm.kernels import conv_norm_relu_pool, norm_relu_pool, norm_relu_pool_mean, uniform
 
 INIT_STREAM = 3  # the stream of ``fastdm.kernels.uniform`` that network weights are drawn from
 _ROW = 4096  # values per row of that draw
@@ -60,54 +58,36 @@ class Network(nn.Module):
         images is never written.
         """
         *body, last = self.features
-        if not (isinstance(last, Block) and _has_triton(x)):
+        if not isinstance(last, Block):
             return torch.segment_reduce(self.embed(x).float(), "mean", offsets=offsets, axis=0)
         for layer in body:
             x = layer(x)
-        return norm_relu_pool_mean(last.conv(x), offsets, last.norm.weight, last.norm.bias)
+        return norm_relu_pool_mean(last.conv(x), offsets, last.weight, last.bias)
 
 
-def _has_triton(x: Tensor) -> bool:
-    return x.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"
+class Block(nn.Module):
+    """3×3 convolution, InstanceNorm (eps 1e-5), ReLU and 2×2 average pooling, the last three in one op.
 
+    weight, bias: the norm's scale and shift, None in a frozen network; then all four are one op.
+    """
 
-class InstanceNormReLUPool(nn.Module):
-    """InstanceNorm (eps 1e-5), ReLU and 2×2 average pooling: one op where it is compiled code."""
-
-    def __init__(self, channels: int, affine: bool) -> None:
+    def __init__(self, conv: nn.Conv2d, affine: bool) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(channels)) if affine else None
-        self.bias = nn.Parameter(torch.empty(channels)) if affine else None
-        self.reset_parameters()
+        self.conv = conv
+        self.weight = nn.Parameter(torch.empty(conv.out_channels)) if affine else None
+        self.bias = nn.Parameter(torch.empty(conv.out_channels)) if affine else None
+        self.reset_norm()
 
-    def reset_parameters(self) -> None:
+    def reset_norm(self) -> None:
+        """Set the norm's scale and shift to 1 and 0."""
         if self.weight is not None and self.bias is not None:
             nn.init.ones_(self.weight)
             nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        compiled = native.find("norm_relu_pool") is not None and x.dtype in (torch.float32, torch.bfloat16)
-        if compiled or _has_triton(x):
-            return norm_relu_pool(x, self.weight, self.bias)
-        # The op's plain form is several times slower than PyTorch's own layers.
-        normed = functional.group_norm(x, x.shape[1], self.weight, self.bias)
-        return functional.avg_pool2d(functional.relu(normed, inplace=True), 2)
-
-
-class Block(nn.Module):
-    """Convolution and InstanceNormReLUPool; on a CPU one op, if the weights are never trained."""
-
-    def __init__(self, conv: nn.Conv2d, norm: InstanceNormReLUPool) -> None:
-        super().__init__()
-        self.conv = conv
-        self.norm = norm
-
-    def forward(self, x: Tensor) -> Tensor:
-        weight = self.conv.weight
-        if self.conv.bias is None and native.can_convolve(x, weight) and not weight.requires_grad:
-            return conv_norm_relu_pool(x, weight, padding=int(self.conv.padding[0]))
-        y: Tensor = self.norm(self.conv(x))
-        return y
+        if self.weight is None and self.conv.bias is None:
+            return conv_norm_relu_pool(x, self.conv.weight, padding=int(self.conv.padding[0]))
+        return norm_relu_pool(self.conv(x), self.weight, self.bias)
 
 
 class _Stack:
@@ -136,8 +116,8 @@ class _Stack:
         bias = not (self.frozen and norm in ("instance", "batch"))
         conv = nn.Conv2d(self.shape[0], channels, kernel, padding=padding, bias=bias)
         self.resize(channels, height, width)
-        if (norm, activation, pool) == ("instance", "relu", "avg"):
-            self.layers.append(Block(conv, InstanceNormReLUPool(channels, affine=not self.frozen)))
+        if (kernel, norm, activation, pool) == (3, "instance", "relu", "avg"):
+            self.layers.append(Block(conv, affine=not self.frozen))
         else:
             self.layers.append(conv)
             if norm != "none":
@@ -417,8 +397,10 @@ def initialise(network: nn.Module, key: Tensor) -> None:
             drawn.append((module.weight, bound))
             if module.bias is not None:
                 drawn.append((module.bias, bound))
-        elif isinstance(module, nn.BatchNorm2d | nn.GroupNorm | nn.LayerNorm | InstanceNormReLUPool):
+        elif isinstance(module, nn.BatchNorm2d | nn.GroupNorm | nn.LayerNorm):
             module.reset_parameters()
+        elif isinstance(module, Block):
+            module.reset_norm()
 
     rows = torch.arange(-(-sum(parameter.numel() for parameter, _ in drawn) // _ROW), device=key.device)
     values = uniform(key, rows, _ROW, INIT_STREAM).flatten().mul_(2).sub_(1)

@@ -209,9 +209,10 @@ def norm_relu_pool(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the pooled output and the mean and 1 / deviation [N, C] of every channel; see the public function."""
     wide = x.to(working_dtype(x.dtype))
-    variance, mean = torch.var_mean(wide, (2, 3), correction=0)
-    rstd = (variance + eps).rsqrt()
-    out = _activate_pool(wide, mean, rstd, weight, bias, activation, pool)
+    n, c, h, w = x.shape
+    affine = [None if t is None else t.to(wide.dtype) for t in (weight, bias)]
+    normed, mean, rstd = torch.native_group_norm(wide, *affine, n, c, h * w, c, eps)
+    out = POOLS[pool](ACTIVATIONS[activation](normed))
     return out.to(x.dtype, memory_format=memory_format(x)), mean, rstd
 
 
@@ -279,19 +280,6 @@ def memory_format(x: Tensor) -> torch.memory_format:
 def _affine(normed: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     scaled = normed if weight is None else normed * weight.to(normed.dtype)[:, None, None]
     return scaled if bias is None else scaled + bias.to(normed.dtype)[:, None, None]
-
-
-def _activate_pool(
-    x: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    activation: str,
-    pool: str,
-) -> Tensor:
-    normed = (x - mean[:, :, None, None]) * rstd[:, :, None, None]
-    return POOLS[pool](ACTIVATIONS[activation](_affine(normed, weight, bias)))
 
 
 def _slope(scaled: Tensor, activation: str) -> Tensor:
