@@ -1,16 +1,17 @@
-# make demo    condense real images and see how good they are
-# make test    run the whole test suite
+# make demo           condense real images and see how good they are
+# make test           run the whole test suite
 # make lint types     style and types, as continuous integration checks them
+# make compile-check  compile every Triton kernel for the GPUs it is meant for, without one; registers and spills
 # make test-oldest    the tests of the ops with the oldest torch, triton and numpy that are supported
-# make gpu-test       the tests that need a CUDA device, with the packages of the Python that PYTHON names
-# make bench       every benchmark that a CPU can run, at most 15 minutes; DATA=folder of data sets
-# make gpu-report  every one that needs a GPU, at most 8 minutes; OUT=folder, DATA=folder of data sets
-#                  (runs in PYTHON's own environment: torch, triton and pytest must be there; nothing is downloaded)
+# make bench          every benchmark that a CPU can run, at most 15 minutes; DATA=folder of data sets
+# make gpu-test       the tests that need a CUDA device
+# make gpu-report     every benchmark that needs one, at most 8 minutes; OUT=folder, DATA=folder of data sets
+#                     (both in PYTHON's own environment: torch, triton and pytest are there, nothing is downloaded)
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 
-.PHONY: demo test test-oldest gpu-test lint types bench gpu-report clean
+.PHONY: demo test test-oldest gpu-test lint types compile-check bench gpu-report clean
 
 demo: $(VENV)/installed
 	$(PY) -m examples.digits
@@ -40,6 +41,9 @@ types: $(VENV)/installed
 	ln -s $(CURDIR)/kernels build/types/fastdm/kernels
 	ln -s $(CURDIR)/bench $(CURDIR)/tests build/types
 	cd build/types && $(CURDIR)/$(PY) -m mypy --config-file $(CURDIR)/pyproject.toml -p fastdm -p bench
+
+compile-check: $(VENV)/installed
+	$(PY) -m fastdm.kernels.compile_check --budget bench/results/compile/budget.json
 
 bench: $(VENV)/installed
 	$(PY) -m bench.cpu_report $(if $(DATA),--data $(DATA))
