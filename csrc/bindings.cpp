@@ -287,7 +287,15 @@ void register_norm_relu_pool(nb::module_& module) {
         "eps"_a, "channels_last"_a, "out"_a.noconvert(), "The class means of norm_relu_pool's result.");
 }
 
-ConvShape conv_shape_of(const Array<const float, 4>& weight, int64_t height, int64_t width, int64_t padding) {
+using ConvWeight = nb::ndarray<const float, nb::ndim<4>, nb::device::cpu>;
+
+Weights weights_of(const ConvWeight& weight) {
+    return {weight.data(),    static_cast<int64_t>(weight.shape(0)), static_cast<int64_t>(weight.shape(1)),
+            weight.stride(0), weight.stride(1),                      weight.stride(2),
+            weight.stride(3)};
+}
+
+ConvShape conv_shape_of(const ConvWeight& weight, int64_t height, int64_t width, int64_t padding) {
     const int64_t out = static_cast<int64_t>(weight.shape(0)), in = static_cast<int64_t>(weight.shape(1));
     require_shape(weight, {out, in, 3, 3});
     require(can_convolve(in, out), "A convolution of " + std::to_string(in) + " to " + std::to_string(out) +
@@ -304,7 +312,7 @@ void register_conv(nb::module_& module) {
                "Whether conv_norm_relu_pool takes this many channels.");
     module.def(
         "conv_norm_relu_pool",
-        [](const Array<const float, 4>& x, const Array<const float, 4>& weight, int64_t padding, float eps,
+        [](const Array<const float, 4>& x, const ConvWeight& weight, int64_t padding, float eps,
            const Array<float, 4>& out, const Array<float, 4>& conv_out, const Array<float, 2>& mean,
            const Array<float, 2>& rstd) {
             const auto size = [&](size_t axis) { return static_cast<int64_t>(x.shape(axis)); };
@@ -316,7 +324,7 @@ void register_conv(nb::module_& module) {
             require_shape(mean, {size(0), s.out});
             require_shape(rstd, {size(0), s.out});
             nb::gil_scoped_release unlocked;
-            conv_norm_relu_pool(shared_pool(), x.data(), size(0), s, weight.data(), eps, out.data(),
+            conv_norm_relu_pool(shared_pool(), x.data(), size(0), s, weights_of(weight), eps, out.data(),
                                 conv_out.is_valid() ? conv_out.data() : nullptr, mean.data(), rstd.data());
         },
         "x"_a.noconvert(), "weight"_a.noconvert(), "padding"_a, "eps"_a, "out"_a.noconvert(),
@@ -325,7 +333,7 @@ void register_conv(nb::module_& module) {
     module.def(
         "conv_norm_relu_pool_backward",
         [](const Array<const float, 4>& grad, const Array<const float, 4>& conv_out, const Array<const float, 2>& mean,
-           const Array<const float, 2>& rstd, const Array<const float, 4>& weight, int64_t padding,
+           const Array<const float, 2>& rstd, const ConvWeight& weight, int64_t padding,
            const Array<float, 4>& grad_x) {
             const auto size = [&](size_t axis) { return static_cast<int64_t>(grad_x.shape(axis)); };
             const ConvShape s = conv_shape_of(weight, size(1), size(2), padding);
@@ -337,7 +345,7 @@ void register_conv(nb::module_& module) {
             require_shape(rstd, {size(0), s.out});
             nb::gil_scoped_release unlocked;
             conv_norm_relu_pool_backward(shared_pool(), grad.data(), conv_out.data(), mean.data(), rstd.data(), size(0),
-                                         s, weight.data(), grad_x.data());
+                                         s, weights_of(weight), grad_x.data());
         },
         "grad"_a.noconvert(), "conv_out"_a.noconvert(), "mean"_a.noconvert(), "rstd"_a.noconvert(),
         "weight"_a.noconvert(), "padding"_a, "grad_x"_a.noconvert(),

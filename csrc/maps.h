@@ -49,19 +49,23 @@ struct ConvShape {
     ConvShape backward() const { return {out, in, out_size(), 2 - padding}; }
 };
 
-// Weights [out, in, 3, 3], or those of the backward convolution: in and out exchanged, the taps turned by 180°.
+// Weights [out, in, 3, 3] of any layout in memory.
 struct Weights {
     const float* data;
-    int64_t in;
-    int64_t out;
-    bool turned;
+    int64_t out, in;
+    int64_t out_stride, in_stride, row_stride, column_stride;
 
     float at(int64_t to, int64_t from, int tap) const {
-        return turned ? data[(from * out + to) * 9 + 8 - tap] : data[(to * in + from) * 9 + tap];
+        return data[to * out_stride + from * in_stride + tap / 3 * row_stride + tap % 3 * column_stride];
+    }
+    // Those of the backward convolution: in and out exchanged, the taps turned by 180°.
+    Weights backward() const {
+        const float* last = data + 2 * row_stride + 2 * column_stride;
+        return {last, in, out, in_stride, out_stride, -row_stride, -column_stride};
     }
 };
 
-constexpr int64_t kWinogradTiles = 32;    // per round: their transforms and products stay in a core's cache
+constexpr int64_t kWinogradTiles = 48;    // per round: their transforms and products stay in a core's cache
 constexpr int64_t kWinogradColumns = 64;  // output channels per round
 constexpr int64_t kDirectTaps = 64;       // room for 9 · in numbers, rounded up to a panel
 

@@ -116,8 +116,7 @@ def conv_norm_relu_pool(
     conv = x.new_empty(n if keep else 0, height, width, channels)
     mean = x.new_empty(n, channels)
     rstd = torch.empty_like(mean)
-    weight = weight.detach().contiguous()
-    _native().conv_norm_relu_pool(x, weight, padding, eps, out, conv if keep else None, mean, rstd)
+    _native().conv_norm_relu_pool(x, weight.detach(), padding, eps, out, conv if keep else None, mean, rstd)
     return _as_nchw(out, True), _as_nchw(conv, True), mean, rstd
 
 
@@ -127,8 +126,7 @@ def conv_norm_relu_pool_backward(
     grad, conv = (t.detach().permute(0, 2, 3, 1).contiguous() for t in (grad, conv))
     height, width = (size + 2 - 2 * padding for size in conv.shape[1:3])
     grad_x = conv.new_empty(len(conv), height, width, weight.shape[1])
-    weight = weight.detach().contiguous()
-    _native().conv_norm_relu_pool_backward(grad, conv, mean, rstd, weight, padding, grad_x)
+    _native().conv_norm_relu_pool_backward(grad, conv, mean, rstd, weight.detach(), padding, grad_x)
     return _as_nchw(grad_x, True)
 
 
