@@ -6,6 +6,7 @@ fastdm.evaluate(synthetic, "CIFAR10")
 """
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     from fastdm.synthetic import SyntheticSet
 
 __version__ = "0.1.0"
+
+# PyTorch's threads spin for milliseconds after each of their loops, on cores that fastdm's own threads need next. Some
+# microseconds are enough. (Heeded only if PyTorch is not loaded yet.)
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 __all__ = [
     "DiffAugment",

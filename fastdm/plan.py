@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastdm.errors import FastDMError
-from fastdm.networks import Network
+from fastdm.kernels import native
+from fastdm.networks import Block, Network
 
 CACHE_BYTES = 16 << 20
 """On a CPU, the largest activation of one pass. It then stays in the cache, and below glibc's 32 MiB threshold above
@@ -105,7 +106,11 @@ def make_plan(
     per_image = activations(network, image_shape, dtype)
     image = math.prod(image_shape) * dtype.itemsize
     joint = any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
-    in_cache = max(1, CACHE_BYTES // per_image.largest) if device.type == "cpu" and not joint else None
+    largest = per_image.largest
+    example = torch.empty(0, dtype=dtype, device=device)
+    if all(isinstance(layer, Block) and native.can_convolve(example, layer.conv.weight) for layer in network.features):
+        largest //= 4  # What is stored of a block is pooled.
+    in_cache = max(1, CACHE_BYTES // largest) if device.type == "cpu" and not joint else None
 
     def bytes_of(classes: int, batch: int = batch_real) -> tuple[int, int]:
         """Bytes of the real and of the synthetic pass of so many classes, with `batch` real images each."""
