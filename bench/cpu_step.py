@@ -87,7 +87,7 @@ def public_iteration(name: str, ipc: int) -> Callable[[int], None]:
         def augment(images: Tensor, c: int) -> Tensor:
             return public_loop.diff_augment(images, DSA_STRATEGY, seed=iteration * classes + c)
 
-        public_loop.iteration(network, real(), synthetic, ipc, optimiser, augment)  # type: ignore[arg-type]
+        public_loop.iteration(network, real(), synthetic, ipc, optimiser, augment)
 
     return iterate
 
@@ -181,7 +181,7 @@ def main() -> None:
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        print(json.dumps(child(options.child, options.dataset, *options.ipc, options.iterations, options.limit)))
+        print(json.dumps(child(options.child, options.dataset, options.ipc[0], options.iterations, options.limit)))
         return
     cases = [(name, ipc) for name, ipc in CASES if options.dataset in (None, name)]
     if options.ipc:

@@ -6,7 +6,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from fastdm.data.pool import Dataset, Pool
-from fastdm.networks import InstanceNormReLUPool, Network, build_network
+from fastdm.networks import Block, Network, build_network
 from fastdm.settings import Settings
 
 
@@ -59,13 +59,12 @@ class Workload:
         """The least that an iteration moves: the result of every convolution and of every pooling, out and in once."""
         itemsize = 2 if precision == "bf16" else 4
         elements, size, channels = 0, self.size, self.channels
-        for layer in self._network().modules():
-            if isinstance(layer, torch.nn.Conv2d):
-                elements += channels * size**2 + layer.out_channels * size**2
-                channels = layer.out_channels
-            elif isinstance(layer, InstanceNormReLUPool):
-                elements += channels * size**2 + channels * (size // 2) ** 2
-                size //= 2
+        for block in self._network().features:
+            assert isinstance(block, Block)
+            elements += channels * size**2
+            channels = block.conv.out_channels
+            elements += 2 * channels * size**2 + channels * (size // 2) ** 2
+            size //= 2
         return self._images() * elements * itemsize
 
     def _images(self) -> int:

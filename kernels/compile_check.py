@@ -99,7 +99,7 @@ def cases() -> Iterator[Case]:
     ):
         images, table, mean = _meta(50_000, c, size, size, dtype=u8), _meta(10, 16), _meta(c)
         name = f"dsa u8->{_name(dtype)} {c}x{size}² {'nhwc' if last else 'nchw'}"
-        args = (images, table, _index(2560), _index(2560), mean, mean, dtype, last)
+        args: tuple[Any, ...] = (images, table, _index(2560), _index(2560), mean, mean, dtype, last)
         yield Case(name, partial(dsa_triton.dsa, *args))
     # The synthetic branch, forward and backward.
     for c, size, dtype, last in ((3, 32, bf16, True), (3, 32, fp32, False), (3, 64, bf16, True), (1, 28, fp32, False)):

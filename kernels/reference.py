@@ -210,8 +210,8 @@ def norm_relu_pool(
     """Return the pooled output and the mean and 1 / deviation [N, C] of every channel; see the public function."""
     wide = x.to(working_dtype(x.dtype))
     n, c, h, w = x.shape
-    affine = [None if t is None else t.to(wide.dtype) for t in (weight, bias)]
-    normed, mean, rstd = torch.native_group_norm(wide, *affine, n, c, h * w, c, eps)
+    scale, shift = (None if t is None else t.to(wide.dtype) for t in (weight, bias))
+    normed, mean, rstd = torch.native_group_norm(wide, scale, shift, n, c, h * w, c, eps)
     out = POOLS[pool](ACTIVATIONS[activation](normed))
     return out.to(x.dtype, memory_format=memory_format(x)), mean, rstd
 
