@@ -20,7 +20,9 @@ def stages(data: Path | None) -> Iterator[Stage]:
     yield Stage("peaks", ("-m", "bench.peaks", *device), 60)
     yield Stage("launches", ("-m", "bench.launches"), 90)
     yield Stage("cpu_step", ("-m", "bench.cpu_step"), 180)
-    yield Stage("waterfall", ("-m", "bench.iteration", "waterfall", *device, "--seconds", "40"), 240)
+    yield Stage(
+        "waterfall", ("-m", "bench.iteration", "waterfall", *device, "--batch_real", "64", "--seconds", "30"), 240
+    )
     # torch.compile's C++ takes a quarter of a minute for every case.
     yield Stage("kernels", ("-m", "bench.kernels", *device, "--no-compile", "--seconds", "90"), 120)
     yield Stage("scale", ("-m", "bench.iteration", "scale", *device, "--seconds", "60"), 120)

@@ -33,7 +33,7 @@ from fastdm.loop import arithmetic, build_step, initial_images
 from fastdm.networks import build_network, initialise
 from fastdm.settings import Settings
 
-ITERATIONS_CHECKED = 3
+ITERATIONS_CHECKED = 2
 
 TOLERANCE = {"fp32": 1e-4, "tf32": 2**-10, "bf16": 2**-7}
 """Of the relative error of a loss. For tf32 and bf16 the spacing of the operands, whose roundings average out over the
