@@ -19,15 +19,16 @@ def stages(data: Path | None) -> Iterator[Stage]:
     where = ("--data_path", str(data)) if data is not None else ()
     yield Stage("peaks", ("-m", "bench.peaks", *device), 60)
     yield Stage("launches", ("-m", "bench.launches"), 90)
-    yield Stage("cpu_step", ("-m", "bench.cpu_step"), 180)
     yield Stage(
         "waterfall", ("-m", "bench.iteration", "waterfall", *device, "--batch_real", "64", "--seconds", "30"), 240
     )
     # torch.compile's C++ takes a quarter of a minute for every case.
-    yield Stage("kernels", ("-m", "bench.kernels", *device, "--no-compile", "--seconds", "90"), 120)
-    yield Stage("scale", ("-m", "bench.iteration", "scale", *device, "--seconds", "60"), 120)
+    yield Stage("kernels", ("-m", "bench.kernels", *device, "--no-compile", "--seconds", "60"), 90)
+    yield Stage("scale", ("-m", "bench.iteration", "scale", *device, "--seconds", "40"), 90)
     yield Stage("evaluation", ("-m", "bench.iteration", "evaluation", *device), 90)
-    yield Stage("loading", ("-m", "bench.loading", *where), 180)
+    yield Stage("loading", ("-m", "bench.loading", *where), 240)
+    # Its rows are saved one by one: with what time is left, as many as can be had.
+    yield Stage("cpu_step", ("-m", "bench.cpu_step", "--limit", "10"), 420)
     yield report_stage()
 
 

@@ -193,22 +193,24 @@ def roofline(result: Result) -> Any:
     return figure
 
 
-def ratios(result: Result) -> Any:
-    """Speed-ups over whatever a row's first entry is timed against; for suites of simple rows."""
-    rows = [row for row in result["rows"] if len(row.get("seconds", {})) > 1]
+def cpu_step(result: Result) -> Any:
+    """Times of both loops, as malloc is by default."""
+    rows = [row for row in result["rows"] if len(row.get("seconds", {})) > 1 and row["malloc"] == "default"]
     if not rows:
         return None
-    names = list(dict.fromkeys(name for row in rows for name in row["seconds"]))
-    figure, axes = plt.subplots(figsize=(6.5, 0.9 + 0.22 * len(rows) * len(names)))
-    ours = next((name for name in names if name.startswith("fastdm")), names[-1])
-    for shift, name in enumerate(names):
-        places = [place + 0.8 * (shift / len(names) - 0.5) for place in range(len(rows))]
-        values = [row["seconds"][name]["median"] * 1e3 if name in row["seconds"] else 0 for row in rows]
-        axes.barh(places, values, 0.75 / len(names), label=name, color=OURS if name == ours else None)
+    figure, axes = plt.subplots(figsize=(6.5, 0.9 + 0.5 * len(rows)))
+    for shift, (name, color) in enumerate((("public", THEIRS), ("fastdm", OURS))):
+        places = [place + 0.38 * (shift - 0.5) for place in range(len(rows))]
+        values = [row["seconds"][name]["median"] * 1e3 for row in rows]
+        axes.barh(places, values, 0.36, color=color, label=name)
+        for place, value, row in zip(places, values, rows, strict=True):
+            times = f", {row['ratio']:.1f}×" if name == "fastdm" else ""
+            axes.annotate(f" {value:.3g} ms{times}", (value, place), va="center", fontsize=7)
     axes.set_yticks(range(len(rows)), [row["name"] for row in rows])
     axes.invert_yaxis()
     axes.set_xscale("log")
-    axes.set_xlabel("ms")
+    axes.margins(x=0.15)
+    axes.set_xlabel("ms per iteration")
     axes.grid(axis="y", visible=False)
     axes.set_title(_where(result))
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
@@ -257,7 +259,7 @@ def launches(result: Result) -> Any:
 
 PLOTS: dict[str, dict[str, Callable[[Result], Any]]] = {
     "accuracy": {"bars": accuracy},
-    "cpu_step": {"times": ratios},
+    "cpu_step": {"times": cpu_step},
     "launches": {"counts": launches},
     "loading": {"ratios": loading},
     "waterfall": {"times": waterfall},

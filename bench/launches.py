@@ -5,12 +5,11 @@ python -m bench.launches
 Counted are the calls that do work on tensors, which on a GPU are launches of one kernel or more: ATen ops that are not
 views or bare allocations, and the ops of `fastdm.kernels`, each as one. Bytes are those of every new result. The shapes
 are small and all classes lie in one chunk: the count of ops does not depend on the sizes. "device" is the path of a
-GPU, followed on the CPU by telling the package that it has Triton and no C++ form of a whole block.
+GPU, followed on the CPU by telling the package that it has no C++ form of a whole block.
 """
 
 import argparse
 from collections import Counter
-from contextlib import ExitStack
 from typing import Any
 from unittest import mock
 
@@ -21,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from bench import results
 from bench.iteration import PublicLoop
 from bench.workloads import CPU, Workload
+from fastdm.kernels import native
 from fastdm.loop import build_step
 
 CLASSES = (10, 100)
@@ -58,10 +58,8 @@ def count_step(classes: int, aug_mode: str, path: str) -> Count:
     settings = work.settings(aug_mode=aug_mode, precision="fp32").resolve(work.dataset(CPU), CPU)
     step, plan = build_step(work.dataset(CPU), settings, CPU, torch.float32, chunk_memory=1 << 34)
     assert plan.chunk_classes == classes
-    with ExitStack() as patches:
-        if path == "device":
-            patches.enter_context(mock.patch("fastdm.networks._has_triton", return_value=True))
-            patches.enter_context(mock.patch("fastdm.kernels.native.can_convolve", return_value=False))
+    fused = path == "cpu" and native.can_convolve(torch.empty(1, 3, 16, 16), torch.empty(32, 3, 3, 3))
+    with mock.patch("fastdm.kernels.native.can_convolve", return_value=fused):
         step(0)  # The first iteration has more to do.
         count = Count()
         with count:

@@ -396,25 +396,30 @@ def main() -> None:
     arguments = parser.parse_args()
     load, cores = os.getloadavg()[0], len(os.sched_getaffinity(0))
     repeats, total_bytes = (3, 2 * 10**8) if arguments.quick else (11, 2 * 10**9)
+    settings = {"drawn": DRAWN, "file_bytes": total_bytes, "repeats": repeats}
     rows: list[dict[str, Any]] = []
+
+    def add(found: Sequence[dict[str, Any]]) -> None:
+        for missed in (r for r in found if r["target"] is not None and not r["met"] and load > cores / 2):
+            missed.setdefault("note", f"on a busy machine: before the run its load was {load:.1f} on {cores} cores")
+        rows.extend(found)
+        results.save("loading", rows, settings)
+
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         for side in (64, 32):
             path = random_set(folder, side, total_bytes)
             for threads in (1, 2):
-                rows += warm_rows(path, side, threads, repeats)
-            rows += public_rows(path, side, repeats // 3)
+                add(warm_rows(path, side, threads, repeats))
+            add(public_rows(path, side, repeats // 3))
             if side == 64:
-                rows += loader_rows(arguments.data_path, path)
-                rows += cold_rows(path, min(5, repeats))
+                add(loader_rows(arguments.data_path, path))
+                add(cold_rows(path, min(5, repeats)))
             path.unlink()
-        rows += large_rows(folder)
+        add(large_rows(folder))
     if (arguments.data_path / "imagenet_samples").is_dir():
-        rows += packing_rows(arguments.data_path / "imagenet_samples", repeats // 2)
-    for missed in (r for r in rows if r["target"] is not None and not r["met"] and load > cores / 2):
-        missed.setdefault("note", f"on a busy machine: before the run its load was {load:.1f} on {cores} cores")
+        add(packing_rows(arguments.data_path / "imagenet_samples", repeats // 2))
     show(rows)
-    print(results.save("loading", rows, {"drawn": DRAWN, "file_bytes": total_bytes, "repeats": repeats}))
 
 
 if __name__ == "__main__":

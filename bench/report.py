@@ -158,7 +158,23 @@ SECTIONS: dict[str, Section] = {
             ("last loss", lambda row: f"{row['losses'][-1]:.2f}"),
         ],
     ),
-    "cpu_step": Section("An iteration on a CPU", "Against the public loop, in turns in one process.", []),
+    "cpu_step": Section(
+        "An iteration on a CPU",
+        "In ms, median (p20–p80), beside the public loop, in turns in one process. “raised” has glibc's malloc keep "
+        "large blocks. Memory is the peak of a process of its own.",
+        [
+            ("size", text("name")),
+            ("malloc", text("malloc")),
+            ("classes", text("classes")),
+            ("real images per class", text("batch_real")),
+            ("ms", spread("fastdm", 1e-3)),
+            ("public, ms", spread("public", 1e-3)),
+            ("× public", number("ratio", "{:.1f}")),
+            ("memory, MiB", nested("peak_mib", "fastdm", "{:,.0f}")),
+            ("public, MiB", nested("peak_mib", "public", "{:,.0f}")),
+            ("error", number("error", "{:.1e}")),
+        ],
+    ),
     "launches": Section(
         "Launches per iteration",
         "Counted by dispatch: ops that do work, which on a GPU are launches of at least one kernel, and the bytes of "
