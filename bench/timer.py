@@ -34,7 +34,8 @@ def device_times(
     rounds: int = ROUNDS,
     seconds: float = 1.0,
 ) -> dict[str, list[float]]:
-    """Seconds per call of each function over the rotation of inputs, one sample per round; at most about `seconds`.
+    """Seconds per call of each function over the rotation of inputs, one sample per round; at least two rounds, else at
+    most about `seconds`.
 
     On a CPU the rotation is timed by the clock.
     """
@@ -44,7 +45,7 @@ def device_times(
     for number in range(rounds):
         for name, run in runs.items():
             samples[name].append(run() / len(inputs))
-        if number >= 2 and time.perf_counter() - start > seconds:
+        if number >= 1 and time.perf_counter() - start > seconds:
             break
     return samples
 
@@ -57,7 +58,8 @@ def host_times(
     seconds: float = 10.0,
     warm_up: int = 2,
 ) -> dict[str, list[float]]:
-    """Seconds per call of each function by the clock, the device's work included; at most about `seconds` in all.
+    """Seconds per call of each function by the clock, the device's work included; at least two rounds,
+    else at most about `seconds` in all.
 
     A sample of a short function is the mean over several calls in a row.
     """
@@ -72,7 +74,7 @@ def host_times(
     for number in range(rounds):
         for name, function in functions.items():
             samples[name].append(_timed(function, numbers[name], device) / numbers[name])
-        if number >= 2 and time.perf_counter() - start > seconds:
+        if number >= 1 and time.perf_counter() - start > seconds:
             break
     return samples
 
