@@ -174,16 +174,19 @@ def measure(name: str, ipc: int, iterations: int, limit: float) -> Iterator[dict
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset", choices=list(DATASETS), help="only this one")
+    parser.add_argument("--dataset", choices=list(DATASETS), nargs="+", help="only these")
     parser.add_argument("--ipc", type=int, nargs="+", help="only these images per class")
     parser.add_argument("--iterations", type=int, default=7, help="timed iterations of each loop")
     parser.add_argument("--limit", type=float, default=120, help="seconds after which a row stops at 2 iterations")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        print(json.dumps(child(options.child, options.dataset, options.ipc[0], options.iterations, options.limit)))
+        (name,), (ipc,) = options.dataset, options.ipc
+        print(json.dumps(child(options.child, name, ipc, options.iterations, options.limit)))
         return
-    cases = [(name, ipc) for name, ipc in CASES if options.dataset in (None, name)]
+    cases = CASES
+    if options.dataset:
+        cases = [(name, ipc) for chosen in options.dataset for name, ipc in CASES if name == chosen]
     if options.ipc:
         cases = [(name, ipc) for name in dict.fromkeys(name for name, _ in cases) for ipc in options.ipc]
     rows: list[dict[str, Any]] = []
