@@ -25,7 +25,7 @@ from torch import Tensor
 
 from bench import public_loop, results
 from fastdm.data.pool import Dataset, Pool
-from fastdm.loop import build_step
+from fastdm.loop import build_step, chosen_backend
 from fastdm.settings import DSA_STRATEGY, Settings
 from fastdm.step import Step
 
@@ -43,7 +43,7 @@ CASES = [
     *((name, 1) for name in DATASETS if name.startswith("scaling")),
 ]
 SCALING_CHUNK = 64 << 20  # bytes: memory must not grow with the classes beyond their images
-ERROR_LIMIT = 1e-3  # of the largest change of a pixel; one value of a ReLU that rounds to the other side makes 1e-4
+ERROR_LIMIT = 2e-3  # in the norm of the change; a few values that round to the other side of the ReLU make 1e-3
 SPIN_COUNT = "1000"  # as `import fastdm` sets it, for both loops
 CPU = torch.device("cpu")
 
@@ -92,14 +92,24 @@ def public_iteration(name: str, ipc: int) -> Callable[[int], None]:
     return iterate
 
 
-def relative_error(name: str, ipc: int) -> float:
-    """How far the step's first change of the images is from the same step in float64, on a few real images."""
-    changes = []
-    for dtype in (torch.float32, torch.float64):
-        step = fast_step(name, ipc, dtype, batch_real=4)
-        step(0)
-        changes.append(step.velocity.double())
-    return float((changes[0] - changes[1]).abs().max() / changes[1].abs().max())
+def relative_errors(name: str, ipc: int) -> dict[str, float]:
+    """How far the first change of the images is from the same step in float64, on a few real images.
+
+    Also for plain PyTorch in float32: the rounding of one value of a ReLU to its other side outweighs all the rest, and
+    happens to both.
+    """
+    changes = {}
+    for loop, backend, dtype in (
+        ("exact", "reference", torch.float64),
+        ("fastdm", "auto", torch.float32),
+        ("pytorch", "reference", torch.float32),
+    ):
+        with chosen_backend(backend):
+            step = fast_step(name, ipc, dtype, batch_real=4)
+            step(0)
+        changes[loop] = step.velocity.double()
+    exact = changes.pop("exact")
+    return {loop: float((change - exact).norm() / exact.norm()) for loop, change in changes.items()}
 
 
 def raise_malloc_thresholds() -> None:
@@ -135,7 +145,7 @@ def child(task: str, name: str, ipc: int, iterations: int, limit: float) -> Any:
     if task.startswith("time"):
         return time_in_turn(name, ipc, iterations, limit)
     if task == "error":
-        return relative_error(name, ipc)
+        return relative_errors(name, ipc)
     run = fast_step(name, ipc) if task == "memory fastdm" else public_iteration(name, ipc)
     for iteration in range(2):
         run(iteration)
@@ -163,7 +173,7 @@ def measure(name: str, ipc: int, iterations: int, limit: float) -> Iterator[dict
         row: dict[str, Any] = {"name": f"{name} ipc {ipc}", "malloc": malloc}
         row |= {"classes": classes, "shape": shape, "batch_real": batch, "ipc": ipc}
         row |= {"error": error, "error_limit": ERROR_LIMIT, "peak_mib": memory}
-        if error <= ERROR_LIMIT:
+        if error["fastdm"] <= ERROR_LIMIT:
             seconds = in_process(f"time {malloc}", name, ipc, iterations, limit)
             row["load"] = round(os.getloadavg()[0], 2)
             row["seconds"] = {loop: results.spread(values) for loop, values in seconds.items()}

@@ -1,5 +1,7 @@
 """What is matched between real and synthetic images. DM matches the class means of the embedding."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -8,22 +10,27 @@ from fastdm.networks import Network
 
 
 @torch.no_grad()
-def real_class_means(network: Network, images: Tensor, offsets: Tensor, group: Tensor, slice_images: int) -> Tensor:
+def real_class_means(
+    network: Network, images: Callable[[slice], Tensor], offsets: Tensor, group: Tensor, slice_images: int
+) -> Tensor:
     """Mean embedding of every class of a batch, without gradient: float32 [classes, D].
 
-    images: [N, C, H, W], class-sorted by int64 offsets [classes + 1]; group: int64 [N], the class of each image, which
-    says the same again; slice_images: how many images go through the network at once. On a CPU few, so that a layer's
-    activations stay in its cache; a network that looks at the whole batch (BatchNorm) needs all of them.
+    images: gives the images of some rows of the batch, [rows, C, H, W], when they are needed; the batch is class-sorted
+    by int64 offsets [classes + 1]; group: int64 [N], the class of each image, which says the same again; slice_images:
+    how many images go through the network at once. On a CPU few, so that they and a layer's activations stay in its
+    cache; a network that looks at the whole batch (BatchNorm) needs all of them.
     """
-    if slice_images >= len(images):
-        return network.embed_mean(images, offsets)
+    if slice_images >= len(group):
+        return network.embed_mean(images(slice(None)), offsets)
     # Sums by a product with the 0/1 membership of images in classes: exact, in a fixed order, and index_add is slow.
-    classes = torch.arange(len(offsets) - 1, device=images.device)
+    classes = torch.arange(len(offsets) - 1, device=group.device)
     membership = (group == classes[:, None]).float()
     total: Tensor | None = None
-    for part, member in zip(images.split(slice_images), membership.split(slice_images, dim=1), strict=True):
-        features = network.embed(part).float()
-        total = member @ features if total is None else total.addmm_(member, features)
+    for start in range(0, len(group), slice_images):
+        rows = slice(start, start + slice_images)
+        features = network.embed(images(rows)).float()
+        share = membership[:, rows] @ features
+        total = share if total is None else total.add_(share)
     assert total is not None
     return total / offsets.diff().clamp(min=1)[:, None]
 

@@ -81,16 +81,19 @@ class Step:
 
         images, index: the real images, uint8, and which of them; all without an index.
         """
-        real = augment(
-            images,
-            tables,
-            chunk.real_group,
-            index=index,
-            mean=self._mean,
-            std=self._std,
-            dtype=self._dtype,
-            channels_last=True,
-        )
+
+        def real(rows: slice) -> Tensor:
+            return augment(
+                images if index is not None else images[rows],
+                tables,
+                chunk.real_group[rows],
+                index=None if index is None else index[rows],
+                mean=self._mean,
+                std=self._std,
+                dtype=self._dtype,
+                channels_last=True,
+            )
+
         means = real_class_means(self._network, real, chunk.real_offsets, chunk.real_group, self._slice_images)
 
         synthetic = self.images[chunk.synthetic].requires_grad_()
