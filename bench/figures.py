@@ -138,7 +138,7 @@ def memory(result: Result) -> Any:
     axes.set_xlabel("GB")
     axes.grid(axis="y", visible=False)
     axes.set_title(_where(result))
-    axes.legend()
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
 
@@ -205,11 +205,12 @@ def cpu_step(result: Result) -> Any:
         axes.barh(places, values, 0.36, color=color, label=name)
         for place, value, row in zip(places, values, rows, strict=True):
             times = f", {row['ratio']:.1f}×" if name == "fastdm" else ""
-            axes.annotate(f" {value:.3g} ms{times}", (value, place), va="center", fontsize=7)
+            axes.annotate(f" {value:,.0f} ms{times}", (value, place), va="center", fontsize=7)
     axes.set_yticks(range(len(rows)), [row["name"] for row in rows])
     axes.invert_yaxis()
     axes.set_xscale("log")
-    axes.margins(x=0.15)
+    slowest = max(row["seconds"]["public"]["median"] for row in rows) * 1e3
+    axes.set_xlim(min(row["seconds"]["fastdm"]["median"] for row in rows) * 1e3 / 5, slowest * 5)
     axes.set_xlabel("ms per iteration")
     axes.grid(axis="y", visible=False)
     axes.set_title(_where(result))
@@ -250,10 +251,10 @@ def launches(result: Result) -> Any:
     axes.set_yticks(range(len(rows)), [row["name"] for row in rows])
     axes.invert_yaxis()
     axes.set_xscale("log")
-    axes.set_xlim(right=60_000)
+    axes.set_xlim(10, 100_000)
     axes.set_xlabel("ops per iteration")
     axes.grid(axis="y", visible=False)
-    axes.legend(loc="lower right")
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
 
