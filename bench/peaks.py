@@ -16,7 +16,10 @@ MATRIX = {"cuda": 8192, "cpu": 2048}
 
 
 def measure(device: torch.device, smoke: bool) -> list[dict[str, Any]]:
-    """Rows "copy" (bytes read and written) and "matmul bf16", "matmul tf32" or "fp32", with random data; peaks are of the fastest run."""
+    """Rows "copy" (bytes read and written) and "matmul bf16", "matmul tf32" or "fp32", with random data.
+
+    The peaks are those of the fastest run.
+    """
     rows: list[dict[str, Any]] = []
     size = 1 << 22 if smoke else COPY_BYTES[device.type]
     source = torch.randint(256, (size,), dtype=torch.uint8, device=device)
