@@ -172,7 +172,7 @@ SECTIONS: dict[str, Section] = {
             ("× public", number("ratio", "{:.1f}")),
             ("memory, MiB", nested("peak_mib", "fastdm", "{:,.0f}")),
             ("public, MiB", nested("peak_mib", "public", "{:,.0f}")),
-            ("error", number("error", "{:.1e}")),
+            ("error", error),
         ],
     ),
     "launches": Section(
