@@ -93,6 +93,10 @@ def condense(
     aug_mode: Annotated[str, typer.Option("--aug_mode", help="S: one augmentation per class; M: all of them.")] = "S",
     momentum: Annotated[float, typer.Option("--momentum", help="Of the pixels' SGD.")] = 0.5,
     chunk_memory: ChunkMemory = None,
+    compile: Annotated[
+        bool,
+        typer.Option("--compile/--no_compile", help="torch.compile the networks; the default ConvNet is fused as it is."),
+    ] = False,
     deterministic: Annotated[
         bool, typer.Option("--deterministic", help="On a GPU: use repeatable algorithms only. A CPU always repeats.")
     ] = False,
@@ -148,6 +152,7 @@ def condense(
             device=device,
             backend=backend,
             chunk_memory=_mebibytes(chunk_memory),
+            compile=compile,
             save_path=save_path / f"{stem}_exp{experiment}",
             resume=resume,
             overwrite=overwrite,

@@ -1,6 +1,7 @@
 """CUDA graphs: an iteration recorded once and replayed without the host."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -9,26 +10,33 @@ WARM_UP = 3
 """Runs before the recording: they compile the kernels and let cuDNN choose its algorithms."""
 
 
+@contextmanager
+def unchanged(state: Sequence[Tensor]) -> Iterator[None]:
+    """Give the tensors back, in place, the values that they have before the block."""
+    before = [tensor.clone() for tensor in state]
+    try:
+        yield
+    finally:
+        for tensor, value in zip(state, before, strict=True):
+            tensor.copy_(value)
+
+
 def captured(function: Callable[[], Tensor], state: Sequence[Tensor]) -> Callable[[], Tensor]:
     """`function` as a CUDA graph: the returned call replays it on the same tensors and gives a copy of its result.
 
     state: the tensors that `function` changes in place; the warm-up leaves them as they were.
     Raises RuntimeError where something in the function cannot be recorded.
     """
-    before = [tensor.clone() for tensor in state]
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(WARM_UP):
-            function()
-    torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    try:
+    with unchanged(state):
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UP):
+                function()
+        torch.cuda.current_stream().wait_stream(stream)
         with torch.cuda.graph(graph):
             result = function()
-    finally:
-        for tensor, value in zip(state, before, strict=True):
-            tensor.copy_(value)
 
     def replay() -> Tensor:
         graph.replay()

@@ -35,6 +35,7 @@ def condense(
     device: str | torch.device | None = None,
     backend: str = "auto",
     chunk_memory: int | None = None,
+    compile: bool = False,
     save_path: str | Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
@@ -53,6 +54,9 @@ def condense(
     backend: of the ops: "auto", "triton" or "reference"; a choice that cannot be had is an error.
     chunk_memory: bytes that one chunk of classes may take; default: what is free. It changes the result by rounding
     only.
+    compile: let torch.compile fuse the layers of the networks, which takes a compiler and a few seconds to half a
+    minute at the start; it pays in long runs with networks other than the default, whose layers are fused already. It
+    changes the result by rounding only.
     save_path: run folder for settings.json, log.jsonl, pictures (every `picture_every` iterations), checkpoints (every
     `save_every`) and the final set; nothing is written without it. resume: go on from its checkpoint, if it has one;
     the result is that of an uninterrupted run. overwrite: start anew where the folder holds a run.
@@ -94,11 +98,9 @@ def condense(
             ) as run,
         ):
             run.say(str(plan))
-            if device.type == "cuda":
-                try:
-                    step.capture()
-                except RuntimeError as error:
-                    run.say(f"running without a CUDA graph: {error}")
+            for note in prepare(step, device, compile):
+                run.say(note)
+            run.start_clock()
             for iteration in range(run.first_iteration, settings.iterations):
                 loss = step(iteration)
                 run.after(iteration, loss)
@@ -131,6 +133,22 @@ def build_step(
         chunk_memory=chunk_memory,
     )
     return Step(dataset, initial_images(dataset, settings, device), network, settings, plan, dtype), plan
+
+
+def prepare(step: Step, device: torch.device, compile: bool) -> Iterator[str]:
+    """Compile the step's network if asked to, and record the iteration as a CUDA graph where that can be had; says how
+    it went. Raises FastDMError for networks that cannot be compiled."""
+    if compile:
+        try:
+            yield f"compiled the network's layers in {step.compile():.1f} s"
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise FastDMError(f"the networks cannot be compiled here ({reason}); go without compile") from error
+    if device.type == "cuda":
+        try:
+            step.capture()
+        except RuntimeError as error:
+            yield f"running without a CUDA graph: {error}"
 
 
 def initial_images(dataset: Dataset, settings: Settings, device: torch.device) -> Tensor:

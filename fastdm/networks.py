@@ -40,6 +40,11 @@ class Network(nn.Module):
         self.classifier = nn.Identity() if frozen else nn.Linear(num_features, num_classes)
         self.requires_grad_(not frozen)
 
+    @property
+    def is_fused(self) -> bool:
+        """Whether every layer is a `Block`, whose norm, activation and pooling are one op."""
+        return all(isinstance(layer, Block) for layer in self.features)
+
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.classifier(self.embed(x))
         return logits

@@ -45,6 +45,10 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
 
+    def start_clock(self) -> None:
+        """The turns begin now: what was done to prepare them does not count in their rate."""
+        self._began = time.monotonic()
+
     def update(self, done: int, **values: float) -> None:
         """`done` turns are over (those before the start included); values: what to show beside, such as the loss."""
         now = time.monotonic()

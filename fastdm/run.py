@@ -92,6 +92,12 @@ class Run:
             self._read_losses()
             self._save()
 
+    def start_clock(self) -> None:
+        """The iterations begin now: what was done to prepare them does not count in their time."""
+        self._began = time.monotonic()
+        if self._progress is not None:
+            self._progress.start_clock()
+
     def after(self, iteration: int, loss: Tensor) -> None:
         """Iteration number `iteration` is over, with this loss (float32 scalar on the device)."""
         self._done = iteration + 1

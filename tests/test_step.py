@@ -23,7 +23,7 @@ STEPS = 4
 
 
 def run_step(
-    dataset: Dataset, settings: Settings, *, chunk_classes: int, slice_images: int, steps: int = STEPS
+    dataset: Dataset, settings: Settings, *, chunk_classes: int, slice_images: int, steps: int = STEPS, compile: bool = False
 ) -> tuple[Tensor, list[float]]:
     settings = settings.resolve(dataset, CPU)
     assert settings.network is not None
@@ -37,15 +37,21 @@ def run_step(
     plan = Plan(chunk_classes, slice_images, 0, 0, 0, 0, 0)
     step = Step(dataset, initial_images(dataset, settings, CPU), network, settings, plan, torch.float32)
     with closing(step):
+        if compile:
+            step.compile()
         losses = [step(iteration).item() for iteration in range(steps)]
     return step.images, losses
 
 
+# A float32 run drifts from the exact one as fast as its activations round to the other side of a ReLU: with joint
+# statistics every such image moves all others, and after 20 steps the literal loop itself has nothing left to compare.
 @pytest.mark.parametrize(
-    ("network", "norm"), [("ConvNetW32", "instance"), ("ConvNetBN", "batch")], ids=["InstanceNorm", "BatchNorm"]
+    ("network", "norm", "steps"),
+    [("ConvNetW32", "instance", 20), ("ConvNetBN", "batch", 4)],
+    ids=["InstanceNorm", "BatchNorm"],
 )
 @pytest.mark.parametrize("aug_mode", ["S", "M"])
-def test_equals_the_public_loop(network: str, norm: str, aug_mode: str) -> None:
+def test_equals_the_public_loop(network: str, norm: str, steps: int, aug_mode: str) -> None:
     dataset = random_dataset([24, 20, 31])
     settings = Settings(ipc=2, batch_real=16, network=network, aug_mode=aug_mode, seed=3)
     initial = initial_images(dataset, settings, CPU)
@@ -61,7 +67,7 @@ def test_equals_the_public_loop(network: str, norm: str, aug_mode: str) -> None:
             norm=norm,
             strategy=strategy,
             seed=settings.seed,
-            steps=STEPS,
+            steps=steps,
             batch_real=settings.batch_real,
             dtype=dtype,
         )
@@ -72,9 +78,12 @@ def test_equals_the_public_loop(network: str, norm: str, aug_mode: str) -> None:
     moved = (exact[0] - initial).abs().max().item()
     assert moved > 100 * image_error
 
-    chunkings = [(3, 48)] if norm == "batch" else [(3, 48), (2, 7), (1, 16)]
-    for chunk_classes, slice_images in chunkings:
-        images, losses = run_step(dataset, settings, chunk_classes=chunk_classes, slice_images=slice_images)
+    # BatchNorm's only chunk is the whole batch; torch.compile has something to fuse there.
+    runs = [(3, 48, False), (3, 48, True)] if norm == "batch" else [(3, 48, False), (2, 7, False), (1, 16, False)]
+    for chunk_classes, slice_images, compile in runs:
+        images, losses = run_step(
+            dataset, settings, chunk_classes=chunk_classes, slice_images=slice_images, steps=steps, compile=compile
+        )
         assert (images - exact[0]).abs().max().item() <= 8 * image_error
         torch.testing.assert_close(losses, exact[1], rtol=1e-4, atol=0)
 
