@@ -32,7 +32,7 @@ def _step(device: str) -> Callable[[], object]:
     import torch
 
     from bench.workloads import Workload
-    from fastdm.loop import arithmetic, build_step
+    from fastdm.build import arithmetic, build_step
 
     work = Workload("CIFAR-10", 10, 32, 10, 512, batch_real=64)
     where = torch.device(device)

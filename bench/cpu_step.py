@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from bench import public_loop, results
+from fastdm.build import build_step, chosen_backend
 from fastdm.data.pool import Dataset, Pool
-from fastdm.loop import build_step, chosen_backend
 from fastdm.settings import DSA_STRATEGY, Settings
 from fastdm.step import Step
 

@@ -27,9 +27,9 @@ from bench import peaks, public_loop, results
 from bench.timer import host_times, synchronise
 from bench.workloads import CIFAR10, CPU, SCALE, Workload
 from fastdm.augmentation import Strategy
+from fastdm.build import arithmetic, build_step, initial_images
 from fastdm.data.pool import Dataset
 from fastdm.kernels import draw, reference
-from fastdm.loop import arithmetic, build_step, initial_images
 from fastdm.networks import build_network, initialise
 from fastdm.settings import Settings
 

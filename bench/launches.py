@@ -20,8 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from bench import results
 from bench.iteration import PublicLoop
 from bench.workloads import CPU, Workload
+from fastdm.build import build_step
 from fastdm.kernels import native
-from fastdm.loop import build_step
 
 CLASSES = (10, 100)
 _ALLOCATIONS = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}

@@ -35,7 +35,7 @@ _STEP = (
     *(f"fastdm/{name}.py" for name in ("augmentation", "graph", "matching", "networks", "plan", "real", "step")),
 )
 MEASURED: dict[str, tuple[str, ...]] = {
-    "accuracy": (*_STEP, "fastdm/evaluation.py", "fastdm/loop.py"),
+    "accuracy": (*_STEP, "fastdm/evaluation.py", "fastdm/build.py"),
     "compile": ("kernels",),
     "cpu_report": (),
     "cpu_step": _STEP,
@@ -46,7 +46,7 @@ MEASURED: dict[str, tuple[str, ...]] = {
     "loading": ("csrc", "fastdm/data"),
     "memory": _STEP,
     "peaks": (),
-    "precision": (*_STEP, "fastdm/evaluation.py", "fastdm/loop.py"),
+    "precision": (*_STEP, "fastdm/evaluation.py", "fastdm/build.py"),
     "scale": _STEP,
     "waterfall": _STEP,
 }

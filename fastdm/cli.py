@@ -95,7 +95,9 @@ def condense(
     chunk_memory: ChunkMemory = None,
     compile: Annotated[
         bool,
-        typer.Option("--compile/--no_compile", help="torch.compile the networks; the default ConvNet is fused as it is."),
+        typer.Option(
+            "--compile/--no_compile", help="torch.compile the networks; the default ConvNet is fused as it is."
+        ),
     ] = False,
     deterministic: Annotated[
         bool, typer.Option("--deterministic", help="On a GPU: use repeatable algorithms only. A CPU always repeats.")
@@ -103,6 +105,10 @@ def condense(
     small_classes: Annotated[
         str, typer.Option("--small_classes", help="A class smaller than batch_real: 'use_all' of it, or 'error'.")
     ] = "use_all",
+    profile: Annotated[
+        str | None,
+        typer.Option("--profile", help="Iterations to look into, such as 100-102: a trace, and the ten costliest ops."),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoints under save_path.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew where save_path holds this run.")] = False,
     save_every: Annotated[int, typer.Option("--save_every", help="Iterations between checkpoints.")] = 1000,
@@ -113,10 +119,10 @@ def condense(
     Writes under SAVE_PATH: res_DM_{dataset}_{model}_{ipc}ipc.pt (the public code's format), vis_DM_….png, and a run
     folder per experiment with settings, log, checkpoint and the set as safetensors.
     """
+    from fastdm.build import default_device
     from fastdm.data.sources import open_dataset
     from fastdm.evaluation import evaluate as evaluate_set
     from fastdm.loop import condense as condense_set
-    from fastdm.loop import default_device
     from fastdm.networks import evaluation_pool
     from fastdm.settings import Settings
     from fastdm.synthetic import save_public
@@ -153,6 +159,7 @@ def condense(
             backend=backend,
             chunk_memory=_mebibytes(chunk_memory),
             compile=compile,
+            profile=_range(profile),
             save_path=save_path / f"{stem}_exp{experiment}",
             resume=resume,
             overwrite=overwrite,
@@ -311,8 +318,8 @@ def profile(
     chunk_memory: ChunkMemory = None,
 ) -> None:
     """Show where the time of an iteration goes: a trace, the ten costliest ops, and what bounds the run."""
+    from fastdm.build import chosen_backend, default_device
     from fastdm.data.sources import open_dataset
-    from fastdm.loop import chosen_backend, default_device
     from fastdm.profiling import profile as profile_run
     from fastdm.settings import Settings
 
@@ -334,6 +341,16 @@ def profile(
     console.print(table)
     console.print(result.verdict(), highlight=False)
     console.print(f"peak memory {result.peak_bytes / 2**20:.0f} MiB; wrote {', '.join(result.files)}", highlight=False)
+
+
+def _range(text: str | None) -> range | None:
+    """The range that "100-102", or "100", means."""
+    if text is None:
+        return None
+    first, _, last = text.partition("-")
+    if not (first.isdecimal() and (last or first).isdecimal()):
+        raise FastDMError(f"profile is {text!r}; it must be an iteration or the first and the last, such as 100-102")
+    return range(int(first), int(last or first) + 1)
 
 
 def _mebibytes(count: int | None) -> int | None:

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fastdm.augmentation import Strategy, augment
+from fastdm.build import arithmetic, default_device, initial_images
 from fastdm.data.pool import Dataset, Pool
 from fastdm.data.sources import Source, open_dataset
 from fastdm.errors import FastDMError
 from fastdm.kernels import uniform
-from fastdm.loop import arithmetic, default_device, initial_images
 from fastdm.networks import Network, build_network, initialise
 from fastdm.plan import CACHE_BYTES, activations
 from fastdm.progress import Progress

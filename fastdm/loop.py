@@ -2,28 +2,22 @@
 
 import dataclasses
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastdm.augmentation import augment
+from fastdm.build import arithmetic, build_step, chosen_backend, default_device, prepare
 from fastdm.data.pool import Dataset
 from fastdm.data.sources import open_dataset
 from fastdm.errors import FastDMError
-from fastdm.kernels import draw, use_backend
-from fastdm.networks import build_network
-from fastdm.plan import Plan, make_plan
+from fastdm.profiling import recorded
 from fastdm.run import Run
 from fastdm.settings import Settings
-from fastdm.step import Step
 from fastdm.synthetic import SyntheticSet
-
-INIT_STEP = 2**32 - 1
-"""The step number under which the initial images are drawn: no iteration has it."""
 
 
 def condense(
@@ -41,6 +35,7 @@ def condense(
     overwrite: bool = False,
     save_every: int = 1000,
     picture_every: int = 1000,
+    profile: range | None = None,
     callback: Callable[[int, float, Tensor], None] | None = None,
     progress: bool = False,
     **options: Any,
@@ -60,6 +55,8 @@ def condense(
     save_path: run folder for settings.json, log.jsonl, pictures (every `picture_every` iterations), checkpoints (every
     `save_every`) and the final set; nothing is written without it. resume: go on from its checkpoint, if it has one;
     the result is that of an uninterrupted run. overwrite: start anew where the folder holds a run.
+    profile: iterations to look into, such as range(100, 103): under `save_path`, folder profile, a Chrome trace and on
+    a GPU a memory snapshot are written; the ten costliest ops are said with the progress.
     callback: called as (iteration, loss / classes, images) after every iteration; the images are the live tensor,
     float32 [classes * ipc, C, H, W], on the device.
     progress: show a bar on a terminal, JSON lines elsewhere.
@@ -100,69 +97,15 @@ def condense(
             run.say(str(plan))
             for note in prepare(step, device, compile):
                 run.say(note)
+            iterations = range(run.first_iteration, settings.iterations)
+            watched = iterations if profile is None else recorded(iterations, profile, step, device, save_path, run.say)
             run.start_clock()
-            for iteration in range(run.first_iteration, settings.iterations):
+            for iteration in watched:
                 loss = step(iteration)
                 run.after(iteration, loss)
                 if callback is not None:
                     callback(iteration, loss.item(), step.images)
         return run.finish()
-
-
-def build_step(
-    dataset: Dataset, settings: Settings, device: torch.device, dtype: torch.dtype, chunk_memory: int | None = None
-) -> tuple[Step, Plan]:
-    """The step for resolved settings, at its initial images, and the plan that it follows."""
-    assert settings.network is not None
-    network = build_network(
-        settings.network,
-        channels=dataset.image_shape[0],
-        num_classes=dataset.num_classes,
-        image_size=dataset.image_shape[1:],
-        frozen=True,
-    ).to(device, dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    plan = make_plan(
-        network,
-        image_shape=dataset.image_shape,
-        num_classes=dataset.num_classes,
-        ipc=settings.ipc,
-        batch_real=settings.batch_real,
-        pool_bytes=dataset.train.images.numel(),
-        dtype=dtype,
-        device=device,
-        chunk_memory=chunk_memory,
-    )
-    return Step(dataset, initial_images(dataset, settings, device), network, settings, plan, dtype), plan
-
-
-def prepare(step: Step, device: torch.device, compile: bool) -> Iterator[str]:
-    """Compile the step's network if asked to, and record the iteration as a CUDA graph where that can be had; says how
-    it went. Raises FastDMError for networks that cannot be compiled."""
-    if compile:
-        try:
-            yield f"compiled the network's layers in {step.compile():.1f} s"
-        except RuntimeError as error:
-            reason = str(error).strip().splitlines()[0]
-            raise FastDMError(f"the networks cannot be compiled here ({reason}); go without compile") from error
-    if device.type == "cuda":
-        try:
-            step.capture()
-        except RuntimeError as error:
-            yield f"running without a CUDA graph: {error}"
-
-
-def initial_images(dataset: Dataset, settings: Settings, device: torch.device) -> Tensor:
-    """Random real images of every class, or N(0, 1) noise: float32 [classes * ipc, C, H, W], normalised, on `device`.
-
-    Both come from the seed alone, whatever the device.
-    """
-    if settings.init == "noise":
-        generator = torch.Generator().manual_seed(settings.seed)
-        shape = (dataset.num_classes * settings.ipc, *dataset.image_shape)
-        return torch.randn(shape, generator=generator).to(device)
-    key = torch.tensor([settings.seed, INIT_STEP])
-    index = draw(key, dataset.train.class_offsets, settings.ipc).flatten()
-    return augment(dataset.train.images, [], index=index, mean=dataset.mean, std=dataset.std).to(device)
 
 
 def fingerprint(dataset: Dataset) -> dict[str, Any]:
@@ -183,30 +126,6 @@ def _settings(settings: Settings, options: dict[str, Any]) -> Settings:
     return dataclasses.replace(settings, **options)
 
 
-def default_device(device: str | torch.device | None) -> torch.device:
-    """The device asked for, by default the GPU if there is one; FastDMError for one that is not there."""
-    try:
-        chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(1, device=chosen)
-    except (RuntimeError, AssertionError) as error:
-        raise FastDMError(f"device {device!r} cannot be used here ({str(error).splitlines()[0]})") from error
-    return chosen
-
-
-@contextmanager
-def chosen_backend(backend: str) -> Iterator[None]:
-    """`use_backend`, whose refusal is a user's mistake here."""
-    try:
-        chosen = use_backend(cast(Any, backend))
-        chosen.__enter__()
-    except (RuntimeError, ValueError) as error:
-        raise FastDMError(str(error)) from error
-    try:
-        yield
-    finally:
-        chosen.__exit__(None, None, None)
-
-
 def _check_classes(dataset: Dataset, settings: Settings) -> None:
     """Every class must have the images that the settings ask of it."""
     for name, size in zip(dataset.class_names, dataset.train.class_sizes.tolist(), strict=True):
@@ -222,22 +141,3 @@ def _check_classes(dataset: Dataset, settings: Settings) -> None:
                 f"batch_real is {settings.batch_real}, but class {name!r} of {dataset.name} has {size} images; "
                 f"use a batch_real of at most {size}, or small_classes='use_all'"
             )
-
-
-@contextmanager
-def arithmetic(settings: Settings, device: torch.device) -> Iterator[torch.dtype]:
-    """Set the device to the precision of the networks while the block runs; gives their dtype."""
-    tf32 = settings.precision == "tf32"
-    if tf32 and device.type != "cuda":
-        raise FastDMError("precision 'tf32' is a GPU's; on this device use 'fp32' or 'bf16'")
-    matmul = torch.backends.cuda.matmul
-    before, matmul.allow_tf32 = matmul.allow_tf32, tf32
-    try:
-        repeatable = settings.deterministic
-        flags = torch.backends.cudnn.flags(
-            enabled=True, benchmark=not repeatable, deterministic=repeatable, allow_tf32=tf32
-        )
-        with flags:
-            yield torch.bfloat16 if settings.precision == "bf16" else torch.float32
-    finally:
-        matmul.allow_tf32 = before

@@ -1,23 +1,27 @@
 """Where an iteration's time goes: a trace, a memory snapshot, kinds of work, costliest ops, what bounds the run."""
 
 import json
+import pickle
 import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
 from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity
 
+from fastdm.build import arithmetic, build_step
 from fastdm.data.pool import Dataset
 from fastdm.errors import FastDMError
-from fastdm.loop import arithmetic, build_step
 from fastdm.settings import Settings
 from fastdm.step import Step
 
 WARM_UP = 2
-
+COSTLIEST = 10
 
 _KINDS = {
     "convolution": ("conv", "mkldnn", "cudnn"),
@@ -78,77 +82,141 @@ def profile(
     iterations: int = 3,
     chunk_memory: int | None = None,
 ) -> Profile:
-    """Run a few iterations under torch.profiler.
-
-    Writes to `folder`: trace.json (Chrome's trace format: chrome://tracing, ui.perfetto.dev), profile.json (the
-    result) and, on a GPU, memory.pickle (pytorch.org/memory_viz).
-    """
+    """Run a few iterations under torch.profiler; writes what `Recording.write` does, and profile.json, to `folder`."""
     if iterations < 1:
         raise FastDMError(f"iterations is {iterations}; profile at least 1")
     folder.mkdir(parents=True, exist_ok=True)
     on_gpu = device.type == "cuda"
 
-    def synchronise() -> None:
-        if on_gpu:
-            torch.cuda.synchronize(device)
-
     settings = settings.resolve(dataset, device)
     with arithmetic(settings, device) as dtype:
         step, _ = build_step(dataset, settings, device, dtype, chunk_memory)
-        for iteration in range(WARM_UP):
-            step(iteration)
-        synchronise()
-        if on_gpu:
-            torch.cuda.reset_peak_memory_stats(device)
-            torch.cuda.memory._record_memory_history()
-        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
-        with torch.profiler.profile(activities=activities, profile_memory=True) as profiler:
+        with closing(step):
+            for iteration in range(WARM_UP):
+                step(iteration)
+            with Recording(device) as recording:
+                for iteration in range(iterations):
+                    step(iteration)
+            # The profiler saw the ops one by one; `condense` runs them as a graph where that can be had.
+            graph = on_gpu and _captured(step)
+            start = time.perf_counter()
             for iteration in range(iterations):
                 step(iteration)
-            synchronise()
+            _synchronise(device)
+            seconds = (time.perf_counter() - start) / iterations
 
-        # The profiler saw the ops one by one; `condense` runs them as a graph where that can be had.
-        graph = on_gpu and _captured(step)
-        start = time.perf_counter()
-        for iteration in range(iterations):
-            step(iteration)
-        synchronise()
-        seconds = (time.perf_counter() - start) / iterations
-
-    step.close()
-    files = [folder / "trace.json", folder / "profile.json"]
-    profiler.export_chrome_trace(str(files[0]))
-    if on_gpu:
-        files.append(folder / "memory.pickle")
-        torch.cuda.memory._dump_snapshot(str(files[-1]))
-        torch.cuda.memory._record_memory_history(enabled=None)
-
-    averages: list[Any] = list(profiler.key_averages())
-    ops = [event for event in averages if event.device_type == DeviceType.CPU]
-
-    def own_seconds(event: Any) -> float:
-        return float(event.self_device_time_total if on_gpu else event.self_cpu_time_total) / 1e6 / iterations
-
-    ops.sort(key=own_seconds, reverse=True)
+    ops = recording.ops(iterations)
     split: dict[str, float] = {}
-    for event in ops:
-        kind = _kind(event.key)
-        split[kind] = split.get(kind, 0.0) + own_seconds(event)
-    # A kernel's time is its own event's, and that of the op which launched it.
-    device_seconds = sum(own_seconds(event) for event in averages if event.device_type != DeviceType.CPU)
+    for name, own_seconds, _ in ops:
+        kind = _kind(name)
+        split[kind] = split.get(kind, 0.0) + own_seconds
+    into = folder / "profile.json"
     result = Profile(
         device=str(device),
         graph=graph,
         seconds=seconds,
-        device_seconds=device_seconds,
+        device_seconds=recording.device_seconds(iterations),
         split=dict(sorted(split.items(), key=lambda item: -item[1])),
-        ops=tuple((event.key, own_seconds(event), event.count / iterations) for event in ops[:10]),
-        launches=sum(event.count for event in ops if event.key.startswith(("aten::", "fastdm::"))) / iterations,
-        peak_bytes=torch.cuda.max_memory_allocated(device) if on_gpu else _peak_resident(),
-        files=tuple(map(str, files)),
+        ops=tuple(ops[:COSTLIEST]),
+        launches=sum(calls for name, _, calls in ops if name.startswith(("aten::", "fastdm::"))),
+        peak_bytes=recording.peak_bytes,
+        files=tuple(map(str, (*recording.write(folder), into))),
     )
-    files[1].write_text(json.dumps({**result.__dict__, "verdict": result.verdict()}, indent=2) + "\n")
+    into.write_text(json.dumps({**result.__dict__, "verdict": result.verdict()}, indent=2) + "\n")
     return result
+
+
+def recorded(
+    iterations: range,
+    chosen: range,
+    step: Step,
+    device: torch.device,
+    save_path: str | Path | None,
+    say: Callable[[str], None],
+) -> Iterator[int]:
+    """The iterations, of which the chosen ones run op by op under torch.profiler.
+
+    After the last of these the folder ``profile`` under `save_path` is written, and the costliest ops are said.
+    Raises FastDMError, at once, where nothing can be recorded or written.
+    """
+    if save_path is None:
+        raise FastDMError("profile needs a save_path, under which it writes the trace")
+    if not (chosen and chosen.step == 1 and chosen[0] in iterations and chosen[-1] in iterations):
+        raise FastDMError(f"profile is {chosen}; it must lie within the run's iterations, {iterations}")
+
+    def watched() -> Iterator[int]:
+        yield from range(iterations.start, chosen.start)
+        with Recording(device) as recording, step.uncaptured():
+            yield from chosen
+        files = recording.write(Path(save_path) / "profile")
+        say(f"wrote {', '.join(map(str, files))}; the costliest ops of an iteration:")
+        for name, seconds, calls in recording.ops(len(chosen))[:COSTLIEST]:
+            say(f"{1000 * seconds:9.2f} ms in {calls:5.0f} calls of {name}")
+        yield from range(chosen.stop, iterations.stop)
+
+    return watched()
+
+
+class Recording:
+    """What torch.profiler sees within the block, and on a GPU the history of the memory."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._on_gpu = device.type == "cuda"
+        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self._on_gpu else [])]
+        self._profiler = torch.profiler.profile(activities=activities, profile_memory=True)
+        self.peak_bytes = 0
+
+    def __enter__(self) -> "Recording":
+        if self._on_gpu:
+            _synchronise(self._device)
+            torch.cuda.reset_peak_memory_stats(self._device)
+            torch.cuda.memory._record_memory_history()
+        self._profiler.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        _synchronise(self._device)
+        self._profiler.__exit__(kind, error, trace)
+        if self._on_gpu:
+            self._snapshot = torch.cuda.memory._snapshot()
+            torch.cuda.memory._record_memory_history(enabled=None)
+        self.peak_bytes = torch.cuda.max_memory_allocated(self._device) if self._on_gpu else _peak_resident()
+
+    def write(self, folder: Path) -> list[Path]:
+        """trace.json (Chrome's trace format: chrome://tracing, ui.perfetto.dev) and, on a GPU, memory.pickle
+        (pytorch.org/memory_viz)."""
+        folder.mkdir(parents=True, exist_ok=True)
+        files = [folder / "trace.json"]
+        self._profiler.export_chrome_trace(str(files[0]))
+        if self._on_gpu:
+            files.append(folder / "memory.pickle")
+            files[1].write_bytes(pickle.dumps(self._snapshot))
+        return files
+
+    def ops(self, iterations: int) -> list[tuple[str, float, float]]:
+        """(name, seconds by itself, calls) of every op, per iteration, the costliest first."""
+        events = [event for event in self._averages() if event.device_type == DeviceType.CPU]
+        ops = [(e.key, self._own_seconds(e) / iterations, e.count / iterations) for e in events]
+        return sorted(ops, key=lambda op: -op[1])
+
+    def device_seconds(self, iterations: int) -> float:
+        """Of kernels, per iteration; a kernel's time is its own event's, and that of the op which launched it."""
+        events = [event for event in self._averages() if event.device_type != DeviceType.CPU]
+        return sum(self._own_seconds(event) for event in events) / iterations
+
+    def _averages(self) -> list[Any]:
+        return list(self._profiler.key_averages())
+
+    def _own_seconds(self, event: Any) -> float:
+        return float(event.self_device_time_total if self._on_gpu else event.self_cpu_time_total) / 1e6
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _captured(step: Step) -> bool:

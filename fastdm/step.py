@@ -1,7 +1,8 @@
 """One iteration of distribution matching, over chunks of classes."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -51,6 +52,15 @@ class Step:
         """Change the images once; returns the loss divided by the number of classes, float32, on their device."""
         self._key[1] = iteration
         return self._run(iteration)
+
+    @contextmanager
+    def uncaptured(self) -> Iterator[None]:
+        """Run op by op within the block, also where a graph is recorded, so that a profiler sees the ops."""
+        run, self._run = self._run, self._iterate
+        try:
+            yield
+        finally:
+            self._run = run
 
     def compile(self) -> float:
         """Let torch.compile fuse the network's layers; returns the seconds that it took, RuntimeError where it fails.

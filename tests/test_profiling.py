@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from fastdm.errors import FastDMError
+from fastdm.loop import condense
 from fastdm.profiling import Profile, profile
 from fastdm.settings import Settings
 from tests.oracles import random_dataset
@@ -30,6 +31,27 @@ def test_a_profile_accounts_for_the_time_and_names_its_files(tmp_path: Path) -> 
     trace, written = (json.loads(Path(file).read_text()) for file in result.files)
     assert any(event.get("name") == "fastdm::dsa" for event in trace["traceEvents"])
     assert written["verdict"] == result.verdict()
+
+
+def test_chosen_iterations_of_a_run_are_recorded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dataset = random_dataset([16, 16])
+    options = {"ipc": 1, "batch_real": 8, "network": "ConvNetW32", "device": "cpu", "iterations": 5}
+    plain = condense(dataset, **options)
+    recorded = condense(dataset, **options, save_path=tmp_path, profile=range(2, 4), progress=True)
+    assert torch.equal(recorded.images, plain.images)
+    trace = json.loads((tmp_path / "profile" / "trace.json").read_text())
+    # An iteration draws twice with `uniform`: the network and the augmentation.
+    assert sum(event.get("name") == "fastdm::uniform" for event in trace["traceEvents"]) == 2 * 2
+    said = [json.loads(line).get("note", "") for line in capsys.readouterr().out.splitlines()]
+    assert sum(" calls of " in note for note in said) == 10
+
+
+@pytest.mark.parametrize("chosen", [range(4, 6), range(3, 3), range(0, 4, 2)], ids=str)
+def test_iterations_that_a_run_does_not_have_are_refused(chosen: range, tmp_path: Path) -> None:
+    with pytest.raises(FastDMError, match="within the run's iterations"):
+        condense(random_dataset([16, 16]), ipc=1, batch_real=8, iterations=5, save_path=tmp_path, profile=chosen)
+    with pytest.raises(FastDMError, match="save_path"):
+        condense(random_dataset([16, 16]), ipc=1, batch_real=8, iterations=5, profile=range(2))
 
 
 def test_no_iterations_cannot_be_profiled(tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from fastdm.augmentation import Strategy
+from fastdm.build import initial_images
 from fastdm.data.packed import open_packed, pack
 from fastdm.data.pool import Dataset
-from fastdm.loop import initial_images
 from fastdm.networks import build_network
 from fastdm.plan import Plan
 from fastdm.settings import Settings
@@ -23,7 +23,13 @@ STEPS = 4
 
 
 def run_step(
-    dataset: Dataset, settings: Settings, *, chunk_classes: int, slice_images: int, steps: int = STEPS, compile: bool = False
+    dataset: Dataset,
+    settings: Settings,
+    *,
+    chunk_classes: int,
+    slice_images: int,
+    steps: int = STEPS,
+    compile: bool = False,
 ) -> tuple[Tensor, list[float]]:
     settings = settings.resolve(dataset, CPU)
     assert settings.network is not None

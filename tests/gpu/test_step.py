@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from fastdm.build import arithmetic, build_step
 from fastdm.data.pool import Dataset
-from fastdm.loop import arithmetic, build_step
 from fastdm.settings import Precision, Settings
 from tests.oracles import random_dataset
 
