@@ -5,8 +5,9 @@ class makes it Siamese: real and synthetic images of a class share the row. One 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -21,7 +22,17 @@ FAMILIES = ("color", "crop", "cutout", "flip", "scale", "rotate")
 DSA_STREAM = 2
 """The random stream of the augmentation (see `fastdm.kernels.uniform`)."""
 
-_NUM_UNIFORM = 12  # 1 choice + 3 color + 2 crop + 2 cutout + 1 flip + 2 scale + 1 rotate
+DRAWS: dict[str, list[tuple[int, ...]]] = {
+    "color": [(table.BRIGHTNESS,), (table.SATURATION,), (table.CONTRAST,)],
+    "crop": [(table.SHIFT_ROWS,), (table.SHIFT_COLS,)],
+    "cutout": [(table.CUTOUT_TOP, table.CUTOUT_BOTTOM), (table.CUTOUT_LEFT, table.CUTOUT_RIGHT)],
+    "flip": [(table.FLIP,)],
+    "scale": [(table.SCALE_X,), (table.SCALE_Y,)],
+    "rotate": [(table.ROTATE_COS, table.ROTATE_SIN)],
+}
+"""The numbers that each family draws, in order, and the columns of the table that come from each."""
+
+_NUM_UNIFORM = 1 + sum(map(len, DRAWS.values()))  # The first chooses the family.
 
 
 @dataclass(frozen=True)
@@ -85,37 +96,40 @@ class Strategy:
         Returns tables float32 [G, 16] on the device of `key`, to be applied one after the other (see `augment`).
         """
         u = uniform(key, rows, _NUM_UNIFORM, DSA_STREAM)
-        choice = _integer(u[:1, 0] if one_family else u[:, 0], 0, len(self.families))
-        draws = {
-            "color": [u[:, 1], u[:, 2], u[:, 3]],
-            "crop": [_integer(u[:, 4 + axis], *self.crop_range(size[axis])) for axis in (0, 1)],
-            "cutout": [_integer(u[:, 6 + axis], *self.cutout_range(size[axis])) for axis in (0, 1)],
-            "flip": [u[:, 8]],
-            "scale": [u[:, 9], u[:, 10]],
-            "rotate": [u[:, 11]],
-        }
-        tables = []
-        for run in self.runs():
-            rows_table = table.identity(len(rows), device=u.device)
-            for family in run:
-                columns = self.columns(family, draws[family], size)
-                if self.mode == "S":
-                    chosen = choice == self.families.index(family)
-                    for column, value in columns.items():
-                        rows_table[:, column] = torch.where(chosen, value, rows_table[:, column])
-                else:
-                    for column, value in columns.items():
-                        rows_table[:, column] = value
-            tables.append(rows_table)
-        return tables
+        columns = _columns(self, size, u.device)
+        values = columns.values(columns.numbers(u))
+        if self.mode == "M":
+            return self._of_runs(columns, values)
+        if not self.families:
+            return []
+        # Clamped because the float32 product may round up to its end.
+        choice = (u[: 1 if one_family else None, :1] * len(self.families)).floor().clamp(max=len(self.families) - 1)
+        return [columns.pick(values, choice)]
+
+    def tables(
+        self, draws: Mapping[str, Sequence[Tensor]], size: tuple[int, int], device: torch.device
+    ) -> list[Tensor]:
+        """The tables of mode "M", float32 [G, 16], from numbers that were drawn elsewhere.
+
+        draws: for each of the families, the numbers that `DRAWS` lists, [G] each: uniform in [0, 1), for crop and
+        cutout integers within `crop_range` and `cutout_range`.
+        """
+        columns = _columns(self, size, device)
+        numbers = torch.zeros(len(draws[self.families[0]][0]), table.COLUMNS, device=device)
+        for family in self.families:
+            for drawn, its_columns in zip(draws[family], DRAWS[family], strict=True):
+                numbers[:, its_columns] = drawn[:, None].to(numbers)
+        return self._of_runs(columns, columns.values(numbers))
+
+    def _of_runs(self, columns: "_Columns", values: Tensor) -> list[Tensor]:
+        return [columns.pick(values, run) for run in range(len(self.runs()))]
 
     def runs(self) -> list[list[str]]:
-        """The families, split where their order differs from `FAMILIES`: one table, one call of `dsa`, per run.
-
-        In mode "S" a row has one family only, so that one table serves for any order.
+        """The families that act together: in mode "S" each alone; in mode "M" they are split where their order differs
+        from `FAMILIES`, and every run takes a table and a call of `dsa`.
         """
         if self.mode == "S":
-            return [list(self.families)] if self.families else []
+            return [[family] for family in self.families]
         runs: list[list[str]] = []
         for family in self.families:
             if not runs or FAMILIES.index(family) < FAMILIES.index(runs[-1][-1]):
@@ -130,52 +144,92 @@ class Strategy:
 
     def cutout_range(self, size: int) -> tuple[int, int]:
         """Half-open range of the hole's offset along an axis of `size` pixels."""
-        return 0, size + 1 - self._hole(size) % 2
+        return 0, size + 1 - self.hole(size) % 2
 
-    def columns(self, family: str, draws: Sequence[Tensor], size: tuple[int, int]) -> dict[int, Tensor]:
-        """Table columns of one family from its draws: uniform numbers, or integers for crop and cutout, [G] each."""
-        match family:
-            case "color":
-                brightness, saturation, contrast = draws
-                return {
-                    table.BRIGHTNESS: (brightness - 0.5) * self.brightness,
-                    table.SATURATION: saturation * self.saturation,
-                    table.CONTRAST: contrast + self.contrast,
-                }
-            case "crop":
-                rows, cols = draws
-                return {table.SHIFT_ROWS: rows.float(), table.SHIFT_COLS: cols.float()}
-            case "cutout":
-                (top, bottom), (left, right) = (self._hole_bounds(*axis) for axis in zip(draws, size, strict=True))
-                return {
-                    table.CUTOUT_TOP: top,
-                    table.CUTOUT_BOTTOM: bottom,
-                    table.CUTOUT_LEFT: left,
-                    table.CUTOUT_RIGHT: right,
-                }
-            case "flip":
-                return {table.FLIP: (draws[0] < self.prob_flip).float()}
-            case "scale":
-                low = 1.0 / self.ratio_scale
-                scale_x, scale_y = (u * (self.ratio_scale - low) + low for u in draws)
-                return {table.SCALE_X: scale_x, table.SCALE_Y: scale_y}
-            case _:
-                angle = (draws[0] - 0.5) * 2 * self.ratio_rotate / 180 * math.pi
-                return {table.ROTATE_COS: angle.cos(), table.ROTATE_SIN: angle.sin()}
-
-    def _hole(self, size: int) -> int:
+    def hole(self, size: int) -> int:
+        """Side of the cut-out along an axis of `size` pixels."""
         return int(size * self.ratio_cutout + 0.5)
 
-    def _hole_bounds(self, offset: Tensor, size: int) -> tuple[Tensor, Tensor]:
-        """First and last index of the hole along an axis; every index is clamped, so the hole is never empty."""
-        first = offset - self._hole(size) // 2
-        last = first + self._hole(size) - 1
-        return first.clamp(0, size - 1).float(), last.clamp(0, size - 1).float()
+
+@dataclass(frozen=True)
+class _Columns:
+    """How the columns of the table come from uniform numbers, float32 [16] each: all columns in one operation, since on
+    a GPU every operation on so small a table costs a launch.
+
+    source: which uniform number. is_integer, span, start: it becomes start + floor(span · u), below start + span.
+    centre, scale, shift, low, high: the parameter is scale · (number - centre) + shift, kept within low and high.
+    run: which of the strategy's runs the column belongs to. identity: its value where that one is not applied.
+    """
+
+    source: Tensor
+    is_integer: Tensor
+    span: Tensor
+    start: Tensor
+    centre: Tensor
+    scale: Tensor
+    shift: Tensor
+    low: Tensor
+    high: Tensor
+    run: Tensor
+    identity: Tensor
+
+    def numbers(self, u: Tensor) -> Tensor:
+        """What the families draw, as `DRAWS` names it, from uniform numbers [G, _NUM_UNIFORM]: [G, 16]."""
+        u = u[:, self.source] * self.span
+        return torch.where(self.is_integer, u.floor().minimum(self.span - 1) + self.start, u)
+
+    def values(self, numbers: Tensor) -> Tensor:
+        """The parameters of all families: [G, 16]."""
+        values = ((numbers - self.centre) * self.scale + self.shift).clamp(self.low, self.high)
+        values[:, table.ROTATE_COS].cos_()
+        values[:, table.ROTATE_SIN].sin_()
+        return values
+
+    def pick(self, values: Tensor, run: Tensor | int) -> Tensor:
+        """The table that applies one run: the same in all rows, or each row its own, [G, 1]."""
+        return torch.where(self.run == run, values, self.identity)
 
 
-def _integer(u: Tensor, low: int, high: int) -> Tensor:
-    """Integers in [low, high) from uniform numbers; clamped because the float32 product may round up to its end."""
-    return (u * (high - low)).floor().clamp(max=high - low - 1) + low
+@lru_cache(maxsize=256)
+def _columns(strategy: Strategy, size: tuple[int, int], device: torch.device) -> _Columns:
+    """Kept, because bringing constants to a GPU would make the host wait, and cannot be recorded in a graph."""
+    ranges = {"crop": strategy.crop_range, "cutout": strategy.cutout_range}
+    angle = math.radians(strategy.ratio_rotate)
+    shrink = 1.0 / strategy.ratio_scale
+    # flip is u < prob_flip: their difference, made large and clamped to 0 and 1.
+    large = 2.0**40
+    affine = {
+        table.BRIGHTNESS: (0.5, strategy.brightness, 0.0),
+        table.SATURATION: (0.0, strategy.saturation, 0.0),
+        table.CONTRAST: (0.0, 1.0, strategy.contrast),
+        table.FLIP: (strategy.prob_flip, -large, 0.0),
+        table.SCALE_X: (0.0, strategy.ratio_scale - shrink, shrink),
+        table.SCALE_Y: (0.0, strategy.ratio_scale - shrink, shrink),
+        table.ROTATE_COS: (0.5, 2 * angle, 0.0),
+        table.ROTATE_SIN: (0.5, 2 * angle, 0.0),
+    }
+    limits = {table.FLIP: (0.0, 1.0)}
+    for axis, bounds in enumerate(DRAWS["cutout"]):
+        hole = strategy.hole(size[axis])
+        for column, reach in zip(bounds, (0, hole - 1), strict=True):
+            affine[column] = (0.0, 1.0, float(reach - hole // 2))
+            # Every index of the hole is clamped, so the hole is never empty.
+            limits[column] = (0.0, size[axis] - 1.0)
+
+    # source, is_integer, span, start, centre, scale, shift, low, high, run of a column that nothing is drawn for.
+    columns = [(0, False, 1.0, 0.0, 0.0, 1.0, 0.0, -math.inf, math.inf, -1)] * table.COLUMNS
+    source = 1
+    for family, draws in DRAWS.items():
+        run = next((number for number, families in enumerate(strategy.runs()) if family in families), -1)
+        for axis, its_columns in enumerate(draws):
+            first, end = ranges[family](size[axis]) if family in ranges else (0, 1)
+            for column in its_columns:
+                numbers = (source, family in ranges, float(end - first), float(first))
+                parameter = (*affine.get(column, (0.0, 1.0, 0.0)), *limits.get(column, (-math.inf, math.inf)))
+                columns[column] = (*numbers, *parameter, run)
+            source += 1
+    constants = [torch.tensor(values, device=device) for values in zip(*columns, strict=True)]
+    return _Columns(*constants, *table.identity(1, device))
 
 
 def augment(

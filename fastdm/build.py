@@ -94,7 +94,12 @@ def prepare(step: Step, device: torch.device, compile: bool) -> Iterator[str]:
     it went. Raises FastDMError for networks that cannot be compiled."""
     if compile:
         try:
-            yield f"compiled the network's layers in {step.compile():.1f} s"
+            seconds = step.compile()
+            yield (
+                f"compiled the network's layers in {seconds:.1f} s"
+                if seconds
+                else "nothing to compile: the network's layers are single ops already"
+            )
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[0]
             raise FastDMError(f"the networks cannot be compiled here ({reason}); go without compile") from error

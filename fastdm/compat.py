@@ -4,12 +4,13 @@ Code written for DatasetCondensation and its relatives (DC-BENCH, CAFE, IDM, Dat
 two names from here instead and runs through `fastdm.kernels.dsa`.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from fastdm.augmentation import Strategy, augment
 from fastdm.errors import FastDMError
-from fastdm.kernels import table
 
 
 class ParamDiffAug:
@@ -67,19 +68,11 @@ def DiffAugment(x: Tensor, strategy: str = "", seed: int = -1, param: ParamDiffA
     if drawn.mode == "S":
         _seed(param)
         choice = int(torch.randint(0, len(drawn.families), size=(1,)))
-        runs = [[drawn.families[choice]]]
-    else:
-        runs = drawn.runs()
-    height, width = x.shape[2:]
-    tables = []
-    for run in runs:
-        rows = table.identity(1 if param.Siamese else len(x), device=x.device)
-        for family in run:
-            draws = [values[: len(rows)] for values in _draw(family, drawn, param, x)]
-            for column, value in drawn.columns(family, draws, (height, width)).items():
-                rows[:, column] = value
-        tables.append(rows)
-    return augment(x, tables).contiguous()
+        drawn = replace(drawn, families=(drawn.families[choice],), mode="M")
+    draws = {family: _draw(family, drawn, param, x) for family in drawn.families}
+    if param.Siamese:
+        draws = {family: [values[:1] for values in numbers] for family, numbers in draws.items()}
+    return augment(x, drawn.tables(draws, (x.shape[2], x.shape[3]), x.device)).contiguous()
 
 
 def _seed(param: ParamDiffAug) -> None:

@@ -37,8 +37,8 @@ _KINDS = {
 class Profile:
     """seconds: wall-clock per iteration as `condense` runs it, without the profiler; graph: whether that is a CUDA
     graph; device_seconds: of kernels per iteration (0 on a CPU); split: seconds per iteration by kind of work; ops: the
-    costliest as (name, seconds per iteration, calls per iteration), by their own time; launches: ATen ops and kernels
-    of the package per iteration; files: what was written."""
+    costliest as (name, seconds per iteration, calls per iteration), by their own time; launches: kernels per iteration
+    (0 on a CPU); files: what was written."""
 
     device: str
     graph: bool
@@ -62,15 +62,13 @@ class Profile:
             bound = (
                 f"The device works {100 * min(busy, 1):.0f} % of an iteration's {1000 * self.seconds:.2f} ms, which "
                 f"runs {how}: the run is "
-                + ("device-bound, and faster kernels would help." if busy > 0.8 else "host-bound: the device waits.")
+                + ("device-bound, and faster kernels would help. " if busy > 0.8 else "host-bound: the device waits. ")
+                + f"{self.launches:.0f} kernels are launched per iteration, however many classes a chunk has."
             )
         whole = sum(self.split.values())
         parts = ", ".join(f"{100 * seconds / whole:.0f} % {kind}" for kind, seconds in self.split.items())
         name, seconds, _ = self.ops[0]
-        return (
-            f"{bound} The ops' time is {parts}; the costliest op is {name}, {100 * seconds / whole:.0f} %. "
-            f"{self.launches:.0f} ops are called per iteration, however many classes a chunk has."
-        )
+        return f"{bound} The ops' time is {parts}; the costliest op is {name}, {100 * seconds / whole:.0f} %."
 
 
 def profile(
@@ -105,7 +103,7 @@ def profile(
             _synchronise(device)
             seconds = (time.perf_counter() - start) / iterations
 
-    ops = recording.ops(iterations)
+    ops, kernels = recording.ops(iterations), recording.kernels(iterations)
     split: dict[str, float] = {}
     for name, own_seconds, _ in ops:
         kind = _kind(name)
@@ -115,10 +113,10 @@ def profile(
         device=str(device),
         graph=graph,
         seconds=seconds,
-        device_seconds=recording.device_seconds(iterations),
+        device_seconds=sum(seconds for _, seconds, _ in kernels),
         split=dict(sorted(split.items(), key=lambda item: -item[1])),
         ops=tuple(ops[:COSTLIEST]),
-        launches=sum(calls for name, _, calls in ops if name.startswith(("aten::", "fastdm::"))),
+        launches=sum(calls for _, _, calls in kernels),
         peak_bytes=recording.peak_bytes,
         files=tuple(map(str, (*recording.write(folder), into))),
     )
@@ -197,18 +195,19 @@ class Recording:
         return files
 
     def ops(self, iterations: int) -> list[tuple[str, float, float]]:
-        """(name, seconds by itself, calls) of every op, per iteration, the costliest first."""
-        events = [event for event in self._averages() if event.device_type == DeviceType.CPU]
-        ops = [(e.key, self._own_seconds(e) / iterations, e.count / iterations) for e in events]
-        return sorted(ops, key=lambda op: -op[1])
+        """(name, seconds by itself, calls) of every op, per iteration, the costliest first; on a GPU the seconds are
+        those of the kernels that it launches."""
+        return self._costs(iterations, of_device=False)
 
-    def device_seconds(self, iterations: int) -> float:
-        """Of kernels, per iteration; a kernel's time is its own event's, and that of the op which launched it."""
-        events = [event for event in self._averages() if event.device_type != DeviceType.CPU]
-        return sum(self._own_seconds(event) for event in events) / iterations
+    def kernels(self, iterations: int) -> list[tuple[str, float, float]]:
+        """The same of every kernel, copy and fill on a GPU."""
+        return self._costs(iterations, of_device=True)
 
-    def _averages(self) -> list[Any]:
-        return list(self._profiler.key_averages())
+    def _costs(self, iterations: int, of_device: bool) -> list[tuple[str, float, float]]:
+        averages: list[Any] = list(self._profiler.key_averages())
+        events = [event for event in averages if (event.device_type != DeviceType.CPU) == of_device]
+        costs = [(e.key, self._own_seconds(e) / iterations, e.count / iterations) for e in events]
+        return sorted(costs, key=lambda cost: -cost[1])
 
     def _own_seconds(self, event: Any) -> float:
         return float(event.self_device_time_total if self._on_gpu else event.self_cpu_time_total) / 1e6
