@@ -9,6 +9,15 @@ from fastdm.data.pool import Dataset, Pool
 from fastdm.kernels import draw, table
 from fastdm.networks import Network, initialise
 
+BF16_BOUND = 0.2
+"""How far, in norm and of its own length, one change of the images in bfloat16 may be from that in float32.
+
+Normalised activations have unit variance and, by rounded operands and sums, errors of up to 2^-8. So 2 · 2^-8 · φ(0) =
+0.3 % of them come to the other side of a ReLU, and a gradient entry that is there instead of not is wrong by itself: in
+three layers √(3 · 0.003) = 0.1 of the gradient's norm. Twice that is allowed. Whether it matters is a question of
+accuracy, which bench/precision.py answers.
+"""
+
 
 def random_dataset(sizes: list[int], shape: tuple[int, int, int] = (3, 16, 16), seed: int = 0) -> Dataset:
     """Smooth random pictures, different from class to class, so that nothing about them is degenerate."""

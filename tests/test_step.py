@@ -16,7 +16,7 @@ from fastdm.networks import build_network
 from fastdm.plan import Plan
 from fastdm.settings import Settings
 from fastdm.step import Step
-from tests.oracles import public_run, random_dataset
+from tests.oracles import BF16_BOUND, public_run, random_dataset
 
 CPU = torch.device("cpu")
 STEPS = 4
@@ -30,6 +30,7 @@ def run_step(
     slice_images: int,
     steps: int = STEPS,
     compile: bool = False,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, list[float]]:
     settings = settings.resolve(dataset, CPU)
     assert settings.network is not None
@@ -39,9 +40,9 @@ def run_step(
         num_classes=dataset.num_classes,
         image_size=dataset.image_shape[1:],
         frozen=True,
-    ).to(memory_format=torch.channels_last)
+    ).to(dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
     plan = Plan(chunk_classes, slice_images, 0, 0, 0, 0, 0)
-    step = Step(dataset, initial_images(dataset, settings, CPU), network, settings, plan, torch.float32)
+    step = Step(dataset, initial_images(dataset, settings, CPU), network, settings, plan, dtype)
     with closing(step):
         if compile:
             step.compile()
@@ -92,6 +93,18 @@ def test_equals_the_public_loop(network: str, norm: str, steps: int, aug_mode: s
         )
         assert (images - exact[0]).abs().max().item() <= 8 * image_error
         torch.testing.assert_close(losses, exact[1], rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_bfloat16_stays_near_float32(seed: int) -> None:
+    dataset = random_dataset([24, 20, 31])
+    settings = Settings(ipc=2, batch_real=16, network="ConvNetW32", seed=seed)
+    initial = initial_images(dataset, settings, CPU)
+    wide, narrow = (
+        run_step(dataset, settings, chunk_classes=3, slice_images=48, steps=1, dtype=dtype)[0] - initial
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    assert 0 < (narrow - wide).norm() < BF16_BOUND * wide.norm()
 
 
 def test_the_seed_decides_everything() -> None:
