@@ -474,6 +474,8 @@ def class_mean_difference(
         raise ValueError(f"empty is {empty!r}; it must be 'zero' or 'error'")
     args = (real, synthetic, real_offsets, synthetic_offsets, empty)
     if synthetic.requires_grad and torch.is_grad_enabled():
+        # Dynamo cannot trace an autograd function that gets one tensor twice: the sides may share theirs.
+        args = (real.detach(), synthetic, real_offsets.detach(), synthetic_offsets, empty)
         return cast(Tensor, _ClassMeanDifference.apply(*args))
     with torch.no_grad():
         return cast(Tensor, torch.ops.fastdm.class_mean_difference(*args)[0])

@@ -73,10 +73,9 @@ def test_opcheck(device, generator, monkeypatch):
 def test_compiles_without_a_graph_break(device, generator):
     features = torch.randn(5, 3, generator=generator).to(device)
     offsets = torch.tensor([0, 2, 5], device=device)
-    others = offsets.clone()  # Dynamo cannot trace an autograd function that gets one tensor twice.
 
     def loss(synthetic):
-        return class_mean_difference(features, synthetic * 2, offsets, others)
+        return class_mean_difference(features, synthetic * 2, offsets, offsets)
 
     grads = []
     for function in (loss, torch.compile(loss, fullgraph=True, backend="aot_eager")):
@@ -84,6 +83,16 @@ def test_compiles_without_a_graph_break(device, generator):
         function(leaf).backward()
         grads.append(leaf.grad)
     assert torch.equal(*grads)
+
+
+def test_both_sides_may_be_one_tensor(device, generator):
+    features = torch.randn(5, 3, generator=generator).to(device).requires_grad_()
+    offsets = torch.tensor([0, 2, 5], device=device)
+    for function in (class_mean_difference, torch.compile(class_mean_difference, fullgraph=True, backend="aot_eager")):
+        loss = function(features, features, offsets, offsets)
+        (gradient,) = torch.autograd.grad(loss, features)
+        assert loss == 0
+        assert gradient.eq(0).all()
 
 
 def test_bad_arguments_are_refused():
