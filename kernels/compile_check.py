@@ -158,7 +158,9 @@ def cases() -> Iterator[Case]:
 
     yield Case("uniform 10x16", partial(random_triton.uniform, _index(2), _index(10), 16, 2))
     yield Case("uniform 10x36928", partial(random_triton.uniform, _index(2), _index(10), 36_928, 3))
-    yield Case("draw 10x256", partial(random_triton.draw, _index(2), _index(11), 256, _index(10)))
+    # DM's batch, and twice to the most that can be drawn: as many images per thread as fit, of the widest comparison.
+    for n in (256, 2048, 8192):
+        yield Case(f"draw 10x{n}", partial(random_triton.draw, _index(2), _index(11), n, _index(10)))
 
 
 def launches(case: Case) -> list[tuple[Any, dict[str, Any], dict[str, Any]]]:

@@ -11,6 +11,8 @@ from .reference import DRAW_STREAM
 STREAM: tl.constexpr = tl.constexpr(DRAW_STREAM)
 _WARPS = 4
 _BLOCK = 1024
+_MOST_DRAWN = 8192
+"""Images of a class that one program can draw; its sort spills beyond 16 per thread."""
 
 
 @triton.jit
@@ -102,6 +104,8 @@ def draw_kernel(
 
 
 def draw(key: Tensor, class_offsets: Tensor, n: int, classes: Tensor) -> Tensor:
+    if n > _MOST_DRAWN:
+        raise ValueError(f"{n} images per class are to be drawn on a GPU; draw at most {_MOST_DRAWN} at once")
     out = launch.empty((classes.shape[0], n), torch.int64, key.device)
     block = max(16, triton.next_power_of_2(n))
     launch.start(
@@ -114,8 +118,8 @@ def draw(key: Tensor, class_offsets: Tensor, n: int, classes: Tensor) -> Tensor:
         class_offsets.shape[0] - 1,
         n,
         BLOCK=block,
-        WIDE=16,
+        WIDE=min(16, _MOST_DRAWN // block),  # All pairs that are compared at a time are in registers.
         ROUNDS=(n - 1).bit_length() if n else 0,
-        num_warps=min(16, max(1, block // 64)),  # The sort spills beyond two images per thread.
+        num_warps=min(16, max(1, block // 64)),
     )
     return out

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from fastdm.kernels import draw, reference, uniform, use_backend
+from tests.kernels.ops.conftest import INTERPRETED
 
 
 @pytest.mark.parametrize(
@@ -56,10 +57,17 @@ def test_draw_is_floyds_algorithm(n, device):
         assert draw(key.to(device), offsets.to(device), n, classes).tolist() == [expected[2], expected[0]]
 
 
-@pytest.mark.parametrize("n", [64, 65, 256])  # a power of two, one more, and DM's batch
+@pytest.mark.parametrize("n", [64, 65, 256, 1500])  # a power of two, one more, DM's batch, and several per thread
 def test_large_draws_are_floyds_algorithm_too(n, device):
     key, offsets = torch.tensor([7, 0]), torch.tensor([0, n + n // 8])  # Most candidates repeat.
     assert draw(key.to(device), offsets.to(device), n).tolist() == [floyd(key, offsets, n, 0)]
+
+
+def test_a_kernel_refuses_more_than_it_can_hold(device):
+    if device.type == "cpu" and not INTERPRETED:
+        pytest.skip("no kernel runs here")
+    with pytest.raises(ValueError, match="8193 images per class .* draw at most 8192"):
+        draw(torch.tensor([7, 0], device=device), torch.tensor([0, 10_000], device=device), 8193)
 
 
 def test_draw_is_uniform_over_subsets():
