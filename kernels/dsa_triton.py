@@ -7,9 +7,10 @@ channel mean of u, and μ the mean of the whole normalised image:
 
     out_c = k s u_c + k (1 − s) m + (b + (1 − k) μ) Ω
 
-The backward kernel gathers too, so it needs no atomics and repeats bit for bit. An input pixel reads the 3×3 outputs
-round its image under the inverse map, with weights from the forward expression: all outputs that can have read it, as
-long as a row enlarges at most 1.5 times.
+The backward kernel gathers too, so it needs no atomics and repeats bit for bit. An input pixel reads the outputs round
+its image under the inverse map A⁻¹, with weights from the forward expression. Those that can have read it lie less than
+‖A⁻¹‖∞ away along each axis: 3×3 for a scale that enlarges at most 1.5 times and for any rotation of a square; for a
+rotation of other images, in pixels a skewed map, as many as its angle and the aspect ask for.
 """
 
 import torch
@@ -36,8 +37,8 @@ SCALE_Y: tl.constexpr = tl.constexpr(columns.SCALE_Y)
 ROTATE_COS: tl.constexpr = tl.constexpr(columns.ROTATE_COS)
 ROTATE_SIN: tl.constexpr = tl.constexpr(columns.ROTATE_SIN)
 COLUMNS: tl.constexpr = tl.constexpr(columns.COLUMNS)
-# A table holds float32, so that a row at the limit may lie a rounding above it.
-LIMIT: tl.constexpr = tl.constexpr(columns.MAX_ENLARGEMENT + 1e-5)
+LIMIT: tl.constexpr = tl.constexpr(columns.MAX_ENLARGEMENT)
+ROUNDING: tl.constexpr = tl.constexpr(columns.ROUNDING)
 
 
 @triton.jit
@@ -275,8 +276,13 @@ def dsa_bwd_kernel(
     is_scaled = tl.where((sx != 1) | (sy != 1), 1, 0)
     is_rotated = tl.where((cos != 1) | (sin != 0), 1, 0)
     determinant = cos * cos + sin * sin
-    spread = (tl.abs(cos) + tl.abs(sin) * max(H / W, W / H)) / determinant
-    known &= (spread <= LIMIT) & (sx * LIMIT >= 1) & (sy * LIMIT >= 1)
+    known &= (tl.abs(determinant - 1) <= ROUNDING) & (sx * (LIMIT + ROUNDING) >= 1) & (sy * (LIMIT + ROUNDING) >= 1)
+    # Outputs on each side of the nearest one along an axis; none where their number would mean nothing.
+    rows = tl.ceil((tl.abs(cos) + tl.abs(sin) * (H / W)) / determinant - 0.5)
+    cols = tl.ceil((tl.abs(cos) + tl.abs(sin) * (W / H)) / determinant - 0.5)
+    rows = tl.where(known, rows, 0.0).to(tl.int32) * is_rotated
+    cols = tl.where(known, cols, 0.0).to(tl.int32) * is_rotated
+    across = 2 * cols + 1
 
     # The transposed contrast spreads the sum of the transposed sampling, which is Σ grad · coverage.
     shift = tl.full((), 0, ACC)
@@ -317,9 +323,9 @@ def dsa_bwd_kernel(
             dx = tl.cast(j, ACC) - (W - 1) / 2
             near_y = tl.floor((cos * dy - sin * (H / W) * dx) / determinant + H / 2).to(tl.int32)
             near_x = tl.floor((cos * dx + sin * (W / H) * dy) / determinant + W / 2).to(tl.int32)
-            for r in range(1 + 8 * is_rotated):
-                y = near_y + (r // 3 - 1) * is_rotated
-                x = near_x + (r % 3 - 1) * is_rotated
+            for r in range((2 * rows + 1) * across):
+                y = near_y + r // across - rows
+                x = near_x + r % across - cols
                 v, u = _rotated(y, x, cos, sin, H, W, ACC)
                 tap = weight * _tent(v - tl.cast(i, ACC)) * _tent(u - tl.cast(j, ACC))
                 inside = (tap > 0) & (y >= 0) & (y < H) & (x >= 0) & (x < W)

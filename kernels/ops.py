@@ -129,27 +129,28 @@ def _check_range(name: str, index: Tensor | None, limit: int) -> None:
         raise ValueError(f"{name} holds {int(index.min())} to {int(index.max())}; it must stay within 0 to {limit - 1}")
 
 
-def _check_table(table: Tensor, group: Tensor | None, height: int, width: int) -> None:
+def _check_table(table: Tensor, group: Tensor | None) -> None:
     _check_range("group", group, len(table))
     if not table.isfinite().all():
         raise ValueError("table holds a value that is not finite")
     x, y = table[:, columns.SCALE_X], table[:, columns.SCALE_Y]
     cos, sin = table[:, columns.ROTATE_COS], table[:, columns.ROTATE_SIN]
-    if not ((x > 0) & (y > 0) & (cos * cos + sin * sin > 0)).all():
-        raise ValueError("table holds a scale that is not positive or a rotation of length 0")
-    rotated = (cos.abs() + sin.abs() * max(height / width, width / height)) / (cos * cos + sin * sin)
-    largest = torch.maximum(torch.maximum(1 / x, 1 / y), rotated)
-    row = int(largest.argmax()) if len(table) else 0
-    if len(table) and float(largest[row]) > columns.MAX_ENLARGEMENT + 1e-5:
+    if not ((x > 0) & (y > 0)).all():
+        raise ValueError("table holds a scale that is not positive")
+    if not ((cos * cos + sin * sin - 1).abs() <= columns.ROUNDING).all():
+        raise ValueError("table holds a rotation whose ROTATE_COS and ROTATE_SIN are not those of an angle")
+    enlargement = 1 / torch.minimum(x, y)
+    row = int(enlargement.argmax()) if len(table) else 0
+    if len(table) and float(enlargement[row]) > columns.MAX_ENLARGEMENT + columns.ROUNDING:
         raise ValueError(
-            f"row {row} of table spreads an input pixel over {float(largest[row]):.3g} pixels, at most "
-            f"{columns.MAX_ENLARGEMENT} can be followed backward: use a ratio_scale of at most 1.5 or a smaller angle"
+            f"row {row} of table enlarges the picture {float(enlargement[row]):.3g} times, at most "
+            f"{columns.MAX_ENLARGEMENT} can be followed backward: use a ratio_scale of at most 1.5"
         )
 
 
 def _check_dsa(images: Tensor, table: Tensor, group: Tensor | None, index: Tensor | None, *_: Any) -> None:
     _check_range("index", index, len(images))
-    _check_table(table, group, *images.shape[2:])
+    _check_table(table, group)
 
 
 @_define(
@@ -176,7 +177,7 @@ def _(
 @_define(
     "dsa_backward",
     "(Tensor grad, Tensor table, Tensor? group, ScalarType dtype) -> Tensor",
-    lambda grad, table, group, dtype: _check_table(table, group, *grad.shape[2:]),
+    lambda grad, table, group, dtype: _check_table(table, group),
 )
 def _(grad: Tensor, table: Tensor, group: Tensor | None, dtype: torch.dtype) -> Tensor:
     return torch.empty(grad.shape, dtype=dtype, device=grad.device)
@@ -324,7 +325,7 @@ def dsa(
 
     images: floating point [M, C, H, W], already normalised, or uint8 [M, C, H, W] with ``mean`` and ``std``, of which
         a normalised pixel is (x / 255 − mean) / std. C is 1 or 3.
-    table: float32 [G, 16]. A row may enlarge the picture at most 1.5 times.
+    table: float32 [G, 16]. A row may scale the picture up at most 1.5 times, and rotate it by any angle.
     group: int64 [N], the row of the table for each output image; None if G is N, or 1 for all images.
     index: int64 [N], the image to read for each output image; None reads all, in order, and N = M.
     mean, std: [C], for uint8 images only. Sequences are copied to the device at every call; tensors are not.

@@ -40,7 +40,9 @@ COLUMNS = 16
 """Width of the table; the columns 14 and 15 are reserved and hold 0."""
 
 MAX_ENLARGEMENT = 1.5
-"""Largest enlargement that the backward pass can follow: see ``dsa`` in ``ops.py``."""
+"""Largest enlargement by a scale that the backward pass can follow, 1 / SCALE_X or 1 / SCALE_Y."""
+ROUNDING = 1e-5
+"""How far a float32 row may lie beyond what it must hold."""
 
 _IDENTITY = {SATURATION: 1, CONTRAST: 1, CUTOUT_BOTTOM: -1, CUTOUT_RIGHT: -1, SCALE_X: 1, SCALE_Y: 1, ROTATE_COS: 1}
 
