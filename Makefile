@@ -43,7 +43,7 @@ types: $(VENV)/installed
 	cd build/types && $(CURDIR)/$(PY) -m mypy --config-file $(CURDIR)/pyproject.toml -p fastdm -p bench
 
 compile-check: $(VENV)/installed
-	$(PY) -m fastdm.kernels.compile_check --budget bench/results/compile/budget.json
+	$(PY) -m fastdm.kernels.compile_check --budget bench/register_budget.json
 
 bench: $(VENV)/installed
 	$(PY) -m bench.cpu_report $(if $(DATA),--data $(DATA))

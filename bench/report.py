@@ -23,13 +23,13 @@ README = results.REPOSITORY / "README.md"
 @dataclasses.dataclass(frozen=True)
 class Section:
     """columns: header and cell; a column that is empty for every row is left out. losses: rows that lose, in words.
-    prepare: what makes the table's rows of the file's."""
+    render: what makes the table, in place of the columns."""
 
     title: str
     text: str
     columns: Sequence[Column]
     losses: Callable[[Row], str] | None = None
-    prepare: Callable[[list[Row]], list[Row]] = list
+    render: Callable[[Sequence[Row]], str] | None = None
 
 
 # --- cells -----------------------------------------------------------------------------------------------------------
@@ -95,29 +95,11 @@ def _slower_kernel(row: Row) -> str:
     return " and ".join(slow)
 
 
-def _by_kernel(rows: list[Row]) -> list[Row]:
-    """Ranges over all uses of each kernel and over the targets, registers target by target."""
-    found = []
-    for kernel in dict.fromkeys(row["kernel"] for row in rows):
-        uses = [row["targets"] for row in rows if row["kernel"] == kernel]
-        codes = [code for use in uses for code in use.values()]
-        found.append(
-            {
-                "kernel": kernel,
-                "uses": len(uses),
-                "registers": ", ".join(
-                    f"{target} {_range([use[target]['registers'] for use in uses if target in use])}"
-                    for target in dict.fromkeys(target for use in uses for target in use)
-                ),
-                **{key: _range([code[key] for code in codes]) for key in ("spills", "shared", "instructions")},
-            }
-        )
-    return found
+def _machine_code(rows: Sequence[Row]) -> str:
+    """The table that the compile check prints."""
+    from fastdm.kernels import compile_check  # Only this needs triton.
 
-
-def _range(values: list[int]) -> str:
-    low, high = min(values), max(values)
-    return f"{low:,}" if low == high else f"{low:,}–{high:,}"
+    return compile_check.table([compile_check.Report.of(row) for row in rows])
 
 
 def _last_words(row: Row) -> str:
@@ -275,17 +257,10 @@ SECTIONS: dict[str, Section] = {
     ),
     "compile": Section(
         "What the compiler makes of the kernels",
-        "Compiled ahead of time, without the hardware: the range over all uses of a kernel, of which the file of the "
-        "results holds every one.",
-        [
-            ("kernel", text("kernel")),
-            ("uses", text("uses")),
-            ("registers", text("registers")),
-            ("spills", text("spills")),
-            ("shared memory, B", text("shared")),
-            ("instructions", text("instructions")),
-        ],
-        prepare=_by_kernel,
+        "Compiled ahead of time, without the hardware, for the shapes of the presets; what differs between targets "
+        "stands in their order. Loads and stores are instructions · bits, of global memory.",
+        [],
+        render=_machine_code,
     ),
     "cpu_report": Section("The CPU run", "The stages of `make bench`.", _STAGES),
     "gpu_report": Section("The GPU run", "The stages of `make gpu-report`.", _STAGES),
@@ -294,6 +269,8 @@ SECTIONS: dict[str, Section] = {
 
 def table(section: Section, rows: Sequence[Row]) -> str:
     """Markdown. A section without columns shows whatever plain values and spreads its rows hold."""
+    if section.render:
+        return section.render(rows)
     columns = [(head, cell) for head, cell in section.columns or _all_columns(rows) if any(cell(row) for row in rows)]
     lines = [[head for head, _ in columns], ["---"] * len(columns)]
     lines += [[cell(row) for _, cell in columns] for row in rows]
@@ -324,7 +301,7 @@ def block(suite: str, stale: bool = False) -> str:
     section = SECTIONS[suite]
     parts = []
     for result in results.load(suite):
-        parts.append(_origin(result, stale) + "\n\n" + table(section, section.prepare(result["rows"])))
+        parts.append(_origin(result, stale) + "\n\n" + table(section, result["rows"]))
         slower = section.losses and [
             f"- {row['name']}: {why}" for row in result["rows"] if (why := section.losses(row))
         ]

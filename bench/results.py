@@ -109,12 +109,20 @@ def save(suite: str, rows: Sequence[dict[str, Any]], settings: dict[str, Any], d
         "settings": settings,
         "rows": list(rows),
     }
-    into = folder()
-    into.mkdir(parents=True, exist_ok=True)
-    path = into / f"{suite}--{slug(about['cpu'])}--{slug(about['device'])}.json"
+    path = folder() / f"{suite}--{slug(about['cpu'])}--{slug(about['device'])}.json"
+    if suite == "compile":  # The same on every machine.
+        path = folder() / "compile" / "kernels.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(result, indent=1) + "\n")
+        temporary.write_text(_text(result))
     return path
+
+
+def _text(result: dict[str, Any]) -> str:
+    """JSON with a line for every row, so that a change of one shows as one."""
+    about = json.dumps({key: value for key, value in result.items() if key != "rows"}, indent=1).removesuffix("\n}")
+    rows = ",\n".join("  " + json.dumps(row, ensure_ascii=False) for row in result["rows"])
+    return f'{about},\n "rows": [\n{rows}\n ]\n}}\n'
 
 
 def folder() -> Path:
@@ -124,7 +132,8 @@ def folder() -> Path:
 
 def load(suite: str) -> list[dict[str, Any]]:
     """The results of a suite, one of each machine."""
-    return [json.loads(path.read_text()) for path in sorted(folder().glob(f"{suite}--*.json"))]
+    paths = [*folder().glob(f"{suite}--*.json"), *folder().glob(f"{suite}/*.json")]
+    return [json.loads(path.read_text()) for path in sorted(paths)]
 
 
 def changed(result: dict[str, Any]) -> list[str]:

@@ -17,7 +17,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,11 @@ class Report:
     stores: dict[str, int]
     instructions: int
     wide: int
+
+    @classmethod
+    def of(cls, record: dict[str, Any]) -> "Report":
+        """Return the report that ``asdict`` made a record of, which may hold more."""
+        return cls(**{field.name: record[field.name] for field in fields(cls)})
 
 
 # --- what is compiled ------------------------------------------------------------------------------------------------
@@ -310,36 +315,35 @@ def faults(report: Report, budget: dict[str, int]) -> list[str]:
 
 
 def table(reports: list[Report]) -> str:
-    """Return the reports as a Markdown table: one line per use, one column of registers per target."""
-    targets = list(dict.fromkeys(r.target for r in reports))
-    lines = [
-        f"| kernel | use | warps | registers {' / '.join(targets)} | spills | shared | loads, stores | instructions |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    grouped: dict[tuple[str, str], dict[str, Report]] = {}
+    """Return the reports as a Markdown table with a line for every use of a kernel.
+
+    Targets stand in one order in all cells, and as one value where all agree. An access is count · bits.
+    """
+    targets = ", ".join(dict.fromkeys(report.target for report in reports))
+    columns: dict[str, Callable[[Report], str]] = {
+        "kernel": lambda report: report.kernel.removesuffix("_kernel"),
+        "use": lambda report: report.case,
+        "warps": lambda report: str(report.warps),
+        f"registers ({targets})": lambda report: str(report.registers),
+        "spills": lambda report: str(report.spills),
+        "shared memory, B": lambda report: str(report.shared),
+        "loads": lambda report: _accesses(report.loads),
+        "stores": lambda report: _accesses(report.stores),
+        "instructions": lambda report: str(report.instructions),
+    }
+    uses: dict[tuple[str, str], list[Report]] = {}
     for report in reports:
-        grouped.setdefault((report.kernel, report.case), {})[report.target] = report
-    for (kernel, case), by_target in grouped.items():
-        shown = by_target.get("sm_90") or next(iter(by_target.values()))
-        registers = " / ".join(str(by_target[t].registers) if t in by_target else "-" for t in targets)
-        spills = " / ".join(str(by_target[t].spills) if t in by_target else "-" for t in targets)
-        accesses = ", ".join(
-            " + ".join(f"{count}·{width}" for width, count in sorted(a.items(), key=lambda item: -int(item[0]))) or "0"
-            for a in (shown.loads, shown.stores)
-        )
-        name = kernel.removesuffix("_kernel")
-        lines.append(
-            f"| {name} | {case} | {shown.warps} | {registers} | {spills} | {shown.shared} | {accesses} | "
-            f"{shown.instructions} |"
-        )
-    return "\n".join(lines)
+        uses.setdefault((report.kernel, report.case), []).append(report)
+    lines = [list(columns), ["---"] * len(columns)]
+    for use in uses.values():
+        cells = [[cell(report) for report in use] for cell in columns.values()]
+        lines.append([values[0] if len(set(values)) == 1 else " / ".join(values) for values in cells])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _record(reports: list[Report]) -> str:
-    """Return the versions and the reports as JSON, one report per line so that a change shows as one."""
-    versions = json.dumps({"torch": torch.__version__, "triton": triton.__version__})
-    lines = ",\n".join("  " + json.dumps(asdict(report), ensure_ascii=False) for report in reports)
-    return f'{{\n "versions": {versions},\n "reports": [\n{lines}\n ]\n}}\n'
+def _accesses(counts: dict[str, int]) -> str:
+    widest_first = sorted(counts.items(), key=lambda entry: -int(entry[0]))
+    return " + ".join(f"{count}·{width}" for width, count in widest_first) or "0"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -356,7 +360,7 @@ def main(arguments: list[str] | None = None) -> int:
     reports = compile_all(options.targets, options.cases, options.workers)
     print(table(reports))
     if options.json:
-        options.json.write_text(_record(reports))
+        options.json.write_text(json.dumps([asdict(report) for report in reports]))
     budget = json.loads(options.budget.read_text()) if options.budget else {r.kernel: r.registers for r in reports}
     bad = [f"{r.kernel}, {r.case}, {r.target}: {'; '.join(f)}" for r in reports if (f := faults(r, budget))]
     print(*bad, sep="\n", file=sys.stderr)

@@ -1,5 +1,6 @@
 """Result files: what is committed obeys the schema, says what it measured, and is what README.md quotes."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,9 @@ import jsonschema
 import pytest
 
 from bench import report, results
+from bench.compile import rows as compile_rows
 
-COMMITTED = sorted(results.FOLDER.glob("*.json"))
+COMMITTED = sorted(results.FOLDER.rglob("*.json"))
 ROWS = [{"name": "copy", "gb_per_s": 12.0, "seconds": {"copy": results.spread([1.0, 2.0, 3.0])}}]
 
 
@@ -27,7 +29,7 @@ def test_committed_results_obey_the_schema() -> None:
     for path in COMMITTED:
         result = json.loads(path.read_text())
         check(result)
-        assert path.name.startswith(f"{result['suite']}--")
+        assert result in results.load(result["suite"])
         assert not result["settings"].get("smoke"), f"{path.name} is a smoke run, whose times mean nothing"
 
 
@@ -96,6 +98,21 @@ def test_quoting_replaces_what_stands_between_the_markers(folder: Path) -> None:
     assert report.quoted(new) == new
     with pytest.raises(ValueError, match="bench:nothing"):
         report.quoted("<!-- bench:nothing -->\n<!-- /bench:nothing -->")
+
+
+def test_the_page_holds_what_the_compile_check_prints(folder: Path) -> None:
+    pytest.importorskip("triton")
+    from fastdm.kernels import compile_check
+
+    one = compile_check.Report(
+        "u8 3x32²", "dsa_fwd_kernel", "sm_80", 4, 48, 0, 16, {"8": 3, "128": 1}, {"16": 3}, 448, 0
+    )
+    other = dataclasses.replace(one, target="sm_90", registers=44, spills=2)
+    results.save("compile", compile_rows([dataclasses.asdict(report) for report in (one, other)]), {})
+    page = report.page(folder / "plots")
+    assert compile_check.table([one, other]) in page
+    assert "| dsa_fwd | u8 3x32² | 4 | 48 / 44 | 0 / 2 | 16 | 1·128 + 3·8 | 3·16 | 448 |" in page
+    assert "registers (sm_80, sm_90)" in page
 
 
 def test_the_page_marks_what_is_stale_failed_or_slower(folder: Path) -> None:

@@ -66,7 +66,7 @@ def test_large_draws_are_floyds_algorithm_too(n, device):
 def test_a_kernel_refuses_more_than_it_can_hold(device):
     if device.type == "cpu" and not INTERPRETED:
         pytest.skip("no kernel runs here")
-    with pytest.raises(ValueError, match="8193 images per class .* draw at most 8192"):
+    with pytest.raises(ValueError, match=r"8193 images per class .* draw at most 8192"):
         draw(torch.tensor([7, 0], device=device), torch.tensor([0, 10_000], device=device), 8193)
 
 
