@@ -157,6 +157,17 @@ SECTIONS: dict[str, Section] = {
             ("error", error),
         ],
     ),
+    "host": Section(
+        "Calls",
+        "What replaces a call of the public code, in ms by the clock, median (p20–p80), in turns with it.",
+        [
+            ("call", text("name")),
+            ("ms", spread("fastdm", 1e-3)),
+            ("public, ms", spread("public", 1e-3)),
+            ("× public", number("ratio", "{:.1f}")),
+            ("error", error),
+        ],
+    ),
     "launches": Section(
         "Launches per iteration",
         "Counted by dispatch: ops that do work, which on a GPU are launches of at least one kernel, and the bytes of "

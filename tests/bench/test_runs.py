@@ -41,6 +41,14 @@ def test_the_gpu_run_on_a_cpu(tmp_path: Path) -> None:
     assert sum(path.stat().st_size for path in tmp_path.rglob("*.*")) < 10e6
 
 
+def test_the_calls_that_are_timed_agree_with_the_public_ones() -> None:
+    """Without timing, and without the step, which tests/test_step.py compares."""
+    command = [sys.executable, "-m", "bench.host", "--benchmark-disable", "-k", "not iteration"]
+    done = subprocess.run(command, cwd=results.REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert "4 passed" in done.stdout
+
+
 def test_a_stage_that_hangs_or_fails_leaves_the_others(folder: Path) -> None:
     stages = [
         Stage("hangs", ("-c", "import time; print('begun', flush=True); time.sleep(60)"), 1.0, least=0),
