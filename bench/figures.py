@@ -218,6 +218,55 @@ def cpu_step(result: Result) -> Any:
     return figure
 
 
+def classes(result: Result) -> Any:
+    """Time and peak memory against the number of classes, at a fixed chunk, and the line of proportion."""
+    rows = [row for row in result["rows"] if row["name"].startswith("scaling") and "seconds" in row]
+    if len(rows) < 2:
+        return None
+    figure, (time, memory) = plt.subplots(1, 2, figsize=(8, 3))
+    counts = [row["classes"] for row in rows]
+    medians = [row["seconds"]["fastdm"]["median"] * 1e3 for row in rows]
+    time.plot(counts, medians, "o-", color=OURS, label="fastdm")
+    time.plot([0, counts[-1]], [0, medians[-1]], "--", color=LINE, lw=0.8, label="in proportion")
+    time.set_ylabel("ms per iteration")
+    time.legend()
+    memory.plot(counts, [row["peak_mib"]["fastdm"] for row in rows], "o-", color=OURS)
+    memory.set_ylabel("peak memory of the process, MiB")
+    for axes in (time, memory):
+        axes.set_xlabel("classes")
+        axes.set_ylim(bottom=0)
+    figure.suptitle(_where(result), fontsize="medium")
+    return figure
+
+
+def precision(result: Result) -> Any:
+    """Loss against iteration of every seed, and accuracy seed by seed."""
+    colors = {"fp32": OURS, "bf16": OTHER, "tf32": LINE}
+    figure, (losses, accuracies) = plt.subplots(1, 2, figsize=(8, 3))
+    seeds = sorted({row["seed"] for row in result["rows"]})
+    for shift, name in enumerate(dict.fromkeys(row["precision"] for row in result["rows"])):
+        rows = [row for row in result["rows"] if row["precision"] == name]
+        for row in rows:
+            losses.plot(row["losses"], color=colors[name], lw=0.7, alpha=0.7, label=name if row is rows[0] else None)
+        accuracies.errorbar(
+            [seeds.index(row["seed"]) + 0.15 * shift for row in rows],
+            [row["accuracy"] for row in rows],
+            [row["std"] for row in rows],
+            fmt="o",
+            ms=4,
+            color=colors[name],
+            label=name,
+        )
+    losses.set_xlabel("iteration")
+    losses.set_ylabel("loss / classes")
+    losses.legend()
+    accuracies.set_xticks(range(len(seeds)), [f"seed {seed}" for seed in seeds])
+    accuracies.set_ylabel("test accuracy, %")
+    accuracies.legend()
+    figure.suptitle(_where(result), fontsize="medium")
+    return figure
+
+
 def loading(result: Result) -> Any:
     """Ratios with their targets; rows without a baseline are limits, and stay in the table."""
     rows = [row for row in result["rows"] if "p20" in row["ratio"]]
@@ -260,7 +309,8 @@ def launches(result: Result) -> Any:
 
 PLOTS: dict[str, dict[str, Callable[[Result], Any]]] = {
     "accuracy": {"bars": accuracy},
-    "cpu_step": {"times": cpu_step},
+    "precision": {"seeds": precision},
+    "cpu_step": {"times": cpu_step, "classes": classes},
     "launches": {"counts": launches},
     "loading": {"ratios": loading},
     "waterfall": {"times": waterfall},

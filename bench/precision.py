@@ -7,6 +7,7 @@ apart. Accuracy is of 3 networks × 300 epochs.
 """
 
 import argparse
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ EPOCHS = 300
 
 def measure(dataset: Any, precision: Any, seed: int, iterations: int, device: str) -> dict[str, Any]:
     losses: list[float] = []
+    start = time.perf_counter()
     condensed = fastdm.condense(
         dataset,
         ipc=IPC,
@@ -32,11 +34,13 @@ def measure(dataset: Any, precision: Any, seed: int, iterations: int, device: st
         device=device,
         callback=lambda _, loss, __: losses.append(loss),
     )
+    seconds = time.perf_counter() - start
     evaluation = fastdm.evaluate(condensed, dataset, num_eval=NUM_EVAL, epochs=EPOCHS, seed=seed, device=device)
     return {
         "name": f"{precision}, seed {seed}",
         "precision": precision,
         "seed": seed,
+        "seconds_per_iteration": round(seconds / iterations, 4),
         "accuracy": round(100 * evaluation.mean["ConvNet"], 2),
         "std": round(100 * evaluation.std["ConvNet"], 2),
         "losses": [round(loss, 4) for loss in losses],

@@ -9,6 +9,7 @@ is replaced. Results that are older than the code they measured are marked as st
 import argparse
 import dataclasses
 import re
+import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,10 @@ def _ratio(row: Row) -> str:
     return f"{ratio['median']} ({ratio['p20']}–{ratio['p80']})" if "p20" in ratio else ratio["median"]
 
 
+def _last_quarter(losses: list[float]) -> float:
+    return statistics.fmean(losses[-max(1, len(losses) // 4) :])
+
+
 def _slower_kernel(row: Row) -> str:
     slow = [f"{1 / x:.2f}× the time of {name}" for name, x in row.get("speedup", {}).items() if x < 1]
     return " and ".join(slow)
@@ -137,7 +142,8 @@ SECTIONS: dict[str, Section] = {
             ("arithmetic", text("precision")),
             ("seed", text("seed")),
             ("accuracy", lambda row: f"{row['accuracy']:.1f} ± {row['std']:.1f}"),
-            ("last loss", lambda row: f"{row['losses'][-1]:.2f}"),
+            ("mean loss, last quarter", lambda row: f"{_last_quarter(row['losses']):.2f}"),
+            ("s per iteration", number("seconds_per_iteration")),
         ],
     ),
     "cpu_step": Section(
