@@ -234,6 +234,7 @@ def classes(result: Result) -> Any:
     memory.set_ylabel("peak memory of the process, MiB")
     for axes in (time, memory):
         axes.set_xlabel("classes")
+        axes.set_xlim(left=0)
         axes.set_ylim(bottom=0)
     figure.suptitle(_where(result), fontsize="medium")
     return figure
