@@ -14,7 +14,7 @@ from fastdm.build import arithmetic, build_step, chosen_backend, default_device,
 from fastdm.data.pool import Dataset
 from fastdm.data.sources import open_dataset
 from fastdm.errors import FastDMError
-from fastdm.profiling import recorded
+from fastdm.profiling import check_chosen
 from fastdm.run import Run
 from fastdm.settings import Settings
 from fastdm.synthetic import SyntheticSet
@@ -68,6 +68,8 @@ def condense(
     device = default_device(device)
     settings = settings.resolve(dataset, device)
     _check_classes(dataset, settings)
+    if profile is not None:
+        check_chosen(profile, settings.iterations, save_path)
 
     with chosen_backend(backend), arithmetic(settings, device) as dtype:
         step, plan = build_step(dataset, settings, device, dtype, chunk_memory)
@@ -91,16 +93,14 @@ def condense(
                 overwrite=overwrite,
                 save_every=save_every,
                 picture_every=picture_every,
+                profile=profile,
                 progress=progress,
             ) as run,
         ):
             run.say(str(plan))
             for note in prepare(step, device, compile):
                 run.say(note)
-            iterations = range(run.first_iteration, settings.iterations)
-            watched = iterations if profile is None else recorded(iterations, profile, step, device, save_path, run.say)
-            run.start_clock()
-            for iteration in watched:
+            for iteration in run.iterations():
                 loss = step(iteration)
                 run.after(iteration, loss)
                 if callback is not None:

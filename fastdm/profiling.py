@@ -124,35 +124,28 @@ def profile(
     return result
 
 
-def recorded(
-    iterations: range,
-    chosen: range,
-    step: Step,
-    device: torch.device,
-    save_path: str | Path | None,
-    say: Callable[[str], None],
-) -> Iterator[int]:
-    """The iterations, of which the chosen ones run op by op under torch.profiler.
-
-    After the last of these the folder ``profile`` under `save_path` is written, and the costliest ops are said.
-    Raises FastDMError, at once, where nothing can be recorded or written.
-    """
+def check_chosen(chosen: range, total: int, save_path: str | Path | None) -> None:
+    """Raise FastDMError for iterations that a run of `total` cannot record."""
     if save_path is None:
         raise FastDMError("profile needs a save_path, under which it writes the trace")
-    if not (chosen and chosen.step == 1 and chosen[0] in iterations and chosen[-1] in iterations):
-        raise FastDMError(f"profile is {chosen}; it must lie within the run's iterations, {iterations}")
+    if not (chosen and chosen.step == 1 and chosen.start >= 0 and chosen.stop <= total):
+        raise FastDMError(f"profile is {chosen}; it must lie within the run's iterations, {range(total)}")
 
-    def watched() -> Iterator[int]:
-        yield from range(iterations.start, chosen.start)
-        with Recording(device) as recording, step.uncaptured():
-            yield from chosen
-        files = recording.write(Path(save_path) / "profile")
-        say(f"wrote {', '.join(map(str, files))}; the costliest ops of an iteration:")
-        for name, seconds, calls in recording.ops(len(chosen))[:COSTLIEST]:
+
+def recorded(iterations: range, chosen: range, step: Step, folder: Path, say: Callable[[str], None]) -> Iterator[int]:
+    """The iterations, of which the chosen ones run op by op under torch.profiler.
+
+    After them the trace is written to `folder`, and the costliest ops are said. A resumed run is past some or all.
+    """
+    first, last = (min(max(end, iterations.start), iterations.stop) for end in (chosen.start, chosen.stop))
+    yield from range(iterations.start, first)
+    if first < last:
+        with Recording(step.images.device) as recording, step.uncaptured():
+            yield from range(first, last)
+        say(f"wrote {', '.join(map(str, recording.write(folder)))}; the costliest ops of an iteration:")
+        for name, seconds, calls in recording.ops(last - first)[:COSTLIEST]:
             say(f"{1000 * seconds:9.2f} ms in {calls:5.0f} calls of {name}")
-        yield from range(chosen.stop, iterations.stop)
-
-    return watched()
+    yield from range(last, iterations.stop)
 
 
 class Recording:

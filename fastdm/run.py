@@ -6,6 +6,7 @@ import math
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor
 from fastdm.checkpoint import FILE, Checkpoint, load_checkpoint, save_checkpoint
 from fastdm.errors import FastDMError
 from fastdm.files import atomic_write
+from fastdm.profiling import recorded
 from fastdm.progress import Progress
 from fastdm.step import Step
 from fastdm.synthetic import SyntheticSet
@@ -28,7 +30,7 @@ class Run:
     """Follows a condensation of `total` iterations, as a context manager: leaving it early keeps a checkpoint.
 
     result: the set as it will be saved, whose images are those that the step changes. identity: what a checkpoint must
-    have been made with to be resumed. With `folder` None nothing is written.
+    have been made with to be resumed. profile: iterations to record. With `folder` None nothing is written.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class Run:
         overwrite: bool,
         save_every: int,
         picture_every: int,
+        profile: range | None = None,
         progress: bool,
     ) -> None:
         self.first_iteration = 0
@@ -52,6 +55,7 @@ class Run:
         self._identity = json.dumps(identity)
         self._save_every = save_every
         self._picture_every = picture_every
+        self._profile = profile
         self._unread: list[Tensor] = []
         if folder is not None:
             _prepare(folder, needed=8 * step.images.numel() * 4)
@@ -92,11 +96,15 @@ class Run:
             self._read_losses()
             self._save()
 
-    def start_clock(self) -> None:
-        """The iterations begin now: what was done to prepare them does not count in their time."""
+    def iterations(self) -> Iterator[int]:
+        """Those that are to be done. Their clock starts here: preparations do not count in their time."""
         self._began = time.monotonic()
         if self._progress is not None:
             self._progress.start_clock()
+        left = range(self.first_iteration, self._total)
+        if self._profile is None or self._folder is None:
+            return iter(left)
+        return recorded(left, self._profile, self._step, self._folder / "profile", self.say)
 
     def after(self, iteration: int, loss: Tensor) -> None:
         """Iteration number `iteration` is over, with this loss (float32 scalar on the device)."""

@@ -87,6 +87,8 @@ def test_the_public_flags_and_files(arrays: Path, tmp_path: Path) -> None:
         (["--eval_mode", "Z"], "'Z'"),
         (["--dsa-strategy", "flip_blur"], "unknown augmentation 'blur'"),
         (["--init", "zeros"], "init is 'zeros'"),
+        (["--profile", "2-x"], "profile is '2-x'"),
+        (["--profile", "3-4", "--Iteration", "4"], "it must lie within the run's iterations, range(0, 4)"),
     ],
     ids=lambda value: "".join(value) if isinstance(value, list) else "",
 )
