@@ -24,6 +24,8 @@ def default_device(device: str | torch.device | None) -> torch.device:
     """The device asked for, by default the GPU if there is one; FastDMError for one that is not there."""
     try:
         chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if chosen.type not in ("cpu", "cuda"):
+            raise FastDMError(f"device {device!r} is neither a CPU nor a CUDA device")
         torch.empty(1, device=chosen)
     except (RuntimeError, AssertionError) as error:
         raise FastDMError(f"device {device!r} cannot be used here ({str(error).splitlines()[0]})") from error

@@ -13,19 +13,23 @@ from torch import Tensor
 from fastdm.build import arithmetic, build_step, chosen_backend, default_device, prepare
 from fastdm.data.pool import Dataset
 from fastdm.data.sources import open_dataset
-from fastdm.errors import FastDMError
+from fastdm.errors import FastDMError, unknown
 from fastdm.profiling import check_chosen
 from fastdm.run import Run
 from fastdm.settings import Settings
 from fastdm.synthetic import SyntheticSet
 
+FINGERPRINT_IMAGES = 64
+"""Images whose pixels tell one data set from another: few, since those of a packed file come from the disk."""
+
 
 def condense(
     data: Any,
-    ipc: int = 10,
+    ipc: int | None = None,
     *,
     settings: Settings | None = None,
     data_path: str | Path = "data",
+    image_size: int | tuple[int, int] | None = None,
     device: str | torch.device | None = None,
     backend: str = "auto",
     chunk_memory: int | None = None,
@@ -42,7 +46,9 @@ def condense(
 ) -> SyntheticSet:
     """Condense a data set into `ipc` learnt images per class by distribution matching (Zhao & Bilen, WACV 2023).
 
-    data: anything that `open_dataset` takes: a name (looked up under `data_path`), a folder, a file, arrays, a Dataset.
+    data: anything that `open_dataset` takes: a name (looked up under `data_path`), a folder of images (brought to
+    `image_size` if that is given), a file, arrays, a Dataset.
+    ipc: images per class, by default that of `settings`, which is 10.
     options: any field of `Settings` by name (``iterations=20_000, batch_real=256, lr_img=1.0, init="real",
     strategy=…, network="ConvNet", seed=0, precision=…``), in place of the one in `settings`.
     device: "cpu", "cuda", …; default: the GPU if there is one.
@@ -63,8 +69,13 @@ def condense(
 
     Returns the learnt set. Raises FastDMError, before the first iteration, for whatever cannot be used.
     """
-    settings = _settings(settings or Settings(), {"ipc": ipc, **options})
-    dataset = open_dataset(data, data_path=data_path)
+    if ipc is not None:
+        options["ipc"] = ipc
+    settings = _settings(settings or Settings(), options)
+    for name, every in (("save_every", save_every), ("picture_every", picture_every)):
+        if every < 1:
+            raise FastDMError(f"{name} is {every}; it must be at least 1")
+    dataset = open_dataset(data, data_path=data_path, image_size=image_size)
     device = default_device(device)
     settings = settings.resolve(dataset, device)
     _check_classes(dataset, settings)
@@ -98,6 +109,8 @@ def condense(
             ) as run,
         ):
             run.say(str(plan))
+            if (smallest := int(dataset.train.class_sizes.min())) < settings.batch_real:
+                run.say(f"classes with less than batch_real = {settings.batch_real} images use all; one has {smallest}")
             for note in prepare(step, device, compile):
                 run.say(note)
             for iteration in run.iterations():
@@ -110,11 +123,13 @@ def condense(
 
 def fingerprint(dataset: Dataset) -> dict[str, Any]:
     """What tells one data set from another when a run is resumed."""
-    sizes = dataset.train.class_sizes
+    sizes, images = dataset.train.class_sizes, dataset.train.images
+    some = images[:: max(1, len(images) // FINGERPRINT_IMAGES)].cpu().contiguous()
     return {
         "dataset": dataset.name,
         "image_shape": list(dataset.image_shape),
         "class_sizes_crc32": zlib.crc32(sizes.numpy().tobytes()),
+        "some_pixels_crc32": zlib.crc32(some.numpy().data),
     }
 
 
@@ -122,22 +137,23 @@ def _settings(settings: Settings, options: dict[str, Any]) -> Settings:
     known = [field.name for field in dataclasses.fields(Settings)]
     for name in options:
         if name not in known:
-            raise FastDMError(f"unknown setting {name!r}; known are {', '.join(known)}")
+            raise unknown("setting", name, known)
     return dataclasses.replace(settings, **options)
 
 
 def _check_classes(dataset: Dataset, settings: Settings) -> None:
     """Every class must have the images that the settings ask of it."""
-    for name, size in zip(dataset.class_names, dataset.train.class_sizes.tolist(), strict=True):
-        if size == 0:
-            raise FastDMError(f"class {name!r} of {dataset.name} has no images; leave it out or add some")
-        if settings.init == "real" and size < settings.ipc:
-            raise FastDMError(
-                f"ipc is {settings.ipc}, but class {name!r} of {dataset.name} has {size} images to start from; "
-                f"use an ipc of at most {size}, or init='noise'"
-            )
-        if settings.small_classes == "error" and size < settings.batch_real:
-            raise FastDMError(
-                f"batch_real is {settings.batch_real}, but class {name!r} of {dataset.name} has {size} images; "
-                f"use a batch_real of at most {size}, or small_classes='use_all'"
-            )
+    size, label = (int(value) for value in dataset.train.class_sizes.min(0))
+    smallest = f"class {dataset.class_names[label]!r} of {dataset.name}"
+    if size == 0:
+        raise FastDMError(f"{smallest} has no images; leave it out or add some")
+    if settings.init == "real" and size < settings.ipc:
+        raise FastDMError(
+            f"ipc is {settings.ipc}, but {smallest} has {size} images to start from; "
+            f"use an ipc of at most {size}, or init 'noise'"
+        )
+    if settings.small_classes == "error" and size < settings.batch_real:
+        raise FastDMError(
+            f"batch_real is {settings.batch_real}, but {smallest} has {size} images; "
+            f"use a batch_real of at most {size}, or small_classes 'use_all'"
+        )

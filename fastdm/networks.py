@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from fastdm.errors import FastDMError
+from fastdm.errors import FastDMError, unknown
 from fastdm.kernels import conv_norm_relu_pool, norm_relu_pool, norm_relu_pool_mean, uniform
 
 INIT_STREAM = 3  # the stream of ``fastdm.kernels.uniform`` that network weights are drawn from
@@ -322,8 +322,7 @@ def evaluation_pool(mode: str, network: str) -> list[str]:
     if mode == "S":
         return [network.replace("BN", "")]
     if mode not in _POOLS_OF_NETWORKS:
-        known = ", ".join([*_POOLS_OF_NETWORKS, "S", "SS"])
-        raise FastDMError(f"unknown evaluation mode {mode!r}; choose one of {known}")
+        raise unknown("evaluation mode", mode, [*_POOLS_OF_NETWORKS, "S", "SS"])
     return list(_POOLS_OF_NETWORKS[mode])
 
 
@@ -369,7 +368,7 @@ def build_convnet(
         ("pool", pool, _POOLS),
     ):
         if value not in known:
-            raise FastDMError(f"unknown {setting} {value!r}; choose one of {', '.join(known)}")
+            raise unknown(setting, value, known)
     if norm == "group" and width % 4:
         raise FastDMError(f"norm 'group' has 4 groups, so the width must be a multiple of 4, not {width}")
     stack = _Stack(f"a ConvNet of depth {depth}", channels, _pair(image_size), frozen)
@@ -379,7 +378,7 @@ def build_convnet(
 
 def _check_name(name: str) -> None:
     if name not in _ARCHITECTURES:
-        raise FastDMError(f"unknown network {name!r}; choose one of {', '.join(_ARCHITECTURES)}")
+        raise unknown("network", name, _ARCHITECTURES)
 
 
 def _pair(image_size: int | tuple[int, int]) -> tuple[int, int]:

@@ -7,20 +7,24 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
-from fastdm.checkpoint import FILE, Checkpoint, load_checkpoint, save_checkpoint
+from fastdm.checkpoint import FILE, PREVIOUS, Checkpoint, load_checkpoint, save_checkpoint
 from fastdm.errors import FastDMError
 from fastdm.files import atomic_write
 from fastdm.profiling import recorded
 from fastdm.progress import Progress
 from fastdm.step import Step
 from fastdm.synthetic import SyntheticSet
+
+LOG, SETTINGS, SET, PICTURE = "log.jsonl", "settings.json", "synthetic.safetensors", "synthetic.png"
 
 SECONDS_BETWEEN_READS = 0.5
 """Losses stay on the device and are read together this often, so that an iteration never waits for the host."""
@@ -57,11 +61,11 @@ class Run:
         self._picture_every = picture_every
         self._profile = profile
         self._unread: list[Tensor] = []
+        self._total = total
         if folder is not None:
             _prepare(folder, needed=8 * step.images.numel() * 4)
             self._begin(folder, resume, overwrite)
         self._done = self.first_iteration
-        self._total = total
         self._progress = Progress("condense", total, start=self._done) if progress else None
         self._began = self._read_at = time.monotonic()
 
@@ -69,16 +73,22 @@ class Run:
         if resume:
             checkpoint = load_checkpoint(folder, self._identity)
             if checkpoint is not None:
+                if checkpoint.iteration > self._total:
+                    raise FastDMError(
+                        f"{folder} has done {checkpoint.iteration} iterations already, more than {self._total}; "
+                        "resume it with at least as many"
+                    )
                 self.first_iteration = checkpoint.iteration
                 self._step.images.copy_(checkpoint.images)
                 self._step.velocity.copy_(checkpoint.velocity)
-        elif (folder / FILE).exists() and not overwrite:
+        elif not overwrite and any((folder / name).exists() for name in (FILE, PREVIOUS, SET)):
             raise FastDMError(
                 f"{folder} holds a run already; resume goes on with it, overwrite starts anew, or choose another folder"
             )
         if self.first_iteration == 0:
-            (folder / "log.jsonl").write_text("")
-        with atomic_write(folder / "settings.json") as temporary:
+            _remove_run(folder)
+        _cut_log(folder / LOG, self.first_iteration)
+        with atomic_write(folder / SETTINGS) as temporary:
             temporary.write_text(json.dumps(self._result.settings, indent=2) + "\n")
 
     def __enter__(self) -> "Run":
@@ -91,7 +101,7 @@ class Run:
     ) -> None:
         if self._progress is not None:
             self._progress.__exit__(kind, error, trace)
-        # A loss that is not finite has spoilt the images: the checkpoint before it is the one to keep.
+        # A loss that is not finite has spoilt the images, and a full disk takes none: the checkpoint before is kept.
         if not isinstance(error, FastDMError):
             self._read_losses()
             self._save()
@@ -117,7 +127,8 @@ class Run:
         if save:
             self._save()
         if picture and self._folder is not None:
-            self._result.save_grid(self._folder / f"iteration_{self._done:06d}.png")
+            with _written(self._folder):
+                self._result.save_grid(self._folder / f"iteration_{self._done:06d}.png")
 
     def say(self, text: str) -> None:
         """Show a line with the progress."""
@@ -135,7 +146,7 @@ class Run:
                 raise FastDMError(f"the loss is {loss} at iteration {iteration}: a smaller lr_img keeps it finite")
         if self._folder is not None and losses:
             seconds = round(self._read_at - self._began, 3)
-            with (self._folder / "log.jsonl").open("a") as log:
+            with _written(self._folder), (self._folder / LOG).open("a") as log:
                 for iteration, loss in enumerate(losses, first):
                     log.write(json.dumps({"iteration": iteration, "loss": loss, "seconds": seconds}) + "\n")
         if self._progress is not None and losses:
@@ -143,17 +154,18 @@ class Run:
 
     def _save(self) -> None:
         if self._folder is not None:
-            save_checkpoint(
-                self._folder, Checkpoint(self._done, self._step.images, self._step.velocity, self._identity)
-            )
+            checkpoint = Checkpoint(self._done, self._step.images, self._step.velocity, self._identity)
+            with _written(self._folder):
+                save_checkpoint(self._folder, checkpoint)
 
     def finish(self) -> SyntheticSet:
         """The learnt set, on the CPU; with a folder, saved there as ``synthetic.safetensors`` and ``synthetic.png``."""
         result = dataclasses.replace(self._result, images=self._step.images.detach().cpu().clone())
         if self._folder is not None:
-            result.save(self._folder / "synthetic.safetensors")
-            # Large enough to look at: about a hundred screen pixels for each image.
-            result.save_grid(self._folder / "synthetic.png", zoom=max(1, 100 // result.images.shape[-1]))
+            with _written(self._folder):
+                result.save(self._folder / SET)
+                # Large enough to look at: about a hundred screen pixels for each image.
+                result.save_grid(self._folder / PICTURE, zoom=max(1, 100 // result.images.shape[-1]))
         return result
 
 
@@ -170,3 +182,33 @@ def _prepare(folder: Path, needed: int) -> None:
         raise FastDMError(
             f"the run folder {folder} has {free >> 20} MiB of space, but the run writes {needed >> 20} MiB"
         )
+
+
+@contextmanager
+def _written(folder: Path) -> Iterator[None]:
+    """Turn what can go wrong with a disk during a run into a sentence; files are atomic, so what was there stays."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise FastDMError(
+            f"the run folder {folder} can no longer be written ({error}); its checkpoint is kept: make room and resume"
+        ) from error
+
+
+def _remove_run(folder: Path) -> None:
+    """Remove the files of a run before, and nothing else."""
+    for path in (*(folder / name for name in (FILE, PREVIOUS, LOG, SET, PICTURE)), *folder.glob("iteration_*.png")):
+        path.unlink(missing_ok=True)
+
+
+def _cut_log(log: Path, iterations: int) -> None:
+    """Leave the lines of the first iterations: a run that was killed has logged more than its checkpoint holds."""
+    kept = ""
+    for line in log.read_text().splitlines() if log.exists() else ():
+        try:
+            if json.loads(line)["iteration"] < iterations:
+                kept += line + "\n"
+        except ValueError:  # cut short
+            break
+    with atomic_write(log) as temporary:
+        temporary.write_text(kept)

@@ -1,6 +1,8 @@
 """Settings of a condensation: the paper's names and defaults, and presets per data set."""
 
 import dataclasses
+import math
+import operator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -53,17 +55,16 @@ class Settings:
     small_classes: Literal["error", "use_all"] = "use_all"
 
     def __post_init__(self) -> None:
-        for name in ("ipc", "iterations", "batch_real"):
-            value = getattr(self, name)
-            lowest = 0 if name == "iterations" else 1
-            if not isinstance(value, int) or value < lowest:
-                raise FastDMError(f"{name} is {value!r}; it must be a whole number of at least {lowest}")
-        if self.lr_img is not None and not self.lr_img > 0:
-            raise FastDMError(f"lr_img is {self.lr_img}; it must be above 0")
+        # NumPy's numbers become Python's, which JSON can hold.
+        for name, lowest in (("ipc", 1), ("iterations", 0), ("batch_real", 1), ("seed", 0)):
+            object.__setattr__(self, name, _whole(name, getattr(self, name), lowest))
+        if self.lr_img is not None:
+            object.__setattr__(self, "lr_img", _real("lr_img", self.lr_img))
+            if not 0 < self.lr_img < math.inf:
+                raise FastDMError(f"lr_img is {self.lr_img}; it must be above 0 and finite")
+        object.__setattr__(self, "momentum", _real("momentum", self.momentum))
         if not 0 <= self.momentum < 1:
             raise FastDMError(f"momentum is {self.momentum}; it must be at least 0 and below 1")
-        if not 0 <= self.seed < 2**63:
-            raise FastDMError(f"seed is {self.seed}; it must be at least 0 and below 2**63")
         _one_of("init", self.init, ("real", "noise"))
         _one_of("precision", self.precision, (None, "fp32", "tf32", "bf16"))
         _one_of("small_classes", self.small_classes, ("error", "use_all"))
@@ -73,15 +74,14 @@ class Settings:
         """Replace every None by the value for this data set and device.
 
         lr_img: 1; 10 for CIFAR-10 at ipc of 100 and more (the public code's commands). network: ConvNet (depth 3), and
-        one block more for every doubling of the side beyond 32 pixels (ConvNetD4 at 64, as the paper).
+        one block more for every doubling of the side beyond 32 pixels (ConvNetD4 at 64, as the paper), up to ConvNetD6.
         """
         lr_img = 10.0 if dataset.name == "CIFAR10" and self.ipc >= 100 else 1.0
-        digits = dataset.name in ("MNIST", "SVHN", "digits")
-        doublings = max(0, min(dataset.image_shape[1:]).bit_length() - 6)
+        doublings = max(0, min(3, min(dataset.image_shape[1:]).bit_length() - 6))
         return dataclasses.replace(
             self,
-            lr_img=self.lr_img or lr_img,
-            strategy=self.strategy or (DSA_STRATEGY.replace("_flip", "") if digits else DSA_STRATEGY),
+            lr_img=lr_img if self.lr_img is None else self.lr_img,
+            strategy=default_strategy(dataset.name) if self.strategy is None else self.strategy,
             network=self.network or ("ConvNet" if doublings == 0 else f"ConvNetD{3 + doublings}"),
             precision=self.precision or fastest_precision(device),
         )
@@ -91,12 +91,33 @@ class Settings:
         return {name: value for name, value in dataclasses.asdict(self).items() if name != "iterations"}
 
 
+def default_strategy(dataset: str) -> str:
+    """The paper's strategy, for the data set of that name: digits are not flipped."""
+    return DSA_STRATEGY.replace("_flip", "") if dataset in ("MNIST", "SVHN", "digits") else DSA_STRATEGY
+
+
 def fastest_precision(device: torch.device) -> Precision:
     """The fastest precision that reaches the accuracy of float32 within noise on this device."""
     if device.type == "cuda":
         return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
     # Without AMX tiles a CPU multiplies bfloat16 no faster than float32.
     return "bf16" if device.type == "cpu" and torch.cpu._is_amx_tile_supported() else "fp32"
+
+
+def _whole(name: str, value: Any, lowest: int) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = lowest - 1
+    if isinstance(value, bool) or not lowest <= number < 2**63:
+        raise FastDMError(f"{name} is {value!r}; it must be a whole number of at least {lowest}")
+    return number
+
+
+def _real(name: str, value: Any) -> float:
+    if isinstance(value, bool | str) or not hasattr(value, "__float__"):
+        raise FastDMError(f"{name} is {value!r}; it must be a number")
+    return float(value)
 
 
 def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:

@@ -7,6 +7,7 @@ from collections import namedtuple
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,6 +15,7 @@ import fastdm
 from fastdm.checkpoint import FILE, PREVIOUS
 from fastdm.data.pool import Dataset, Pool
 from fastdm.errors import FastDMError
+from fastdm.settings import Settings
 from tests.oracles import random_dataset
 
 SMALL: dict[str, Any] = {"ipc": 1, "iterations": 6, "batch_real": 8, "network": "ConvNetD1", "device": "cpu"}
@@ -116,6 +118,52 @@ def test_resume_with_other_settings_names_them(dataset: Dataset, tmp_path: Path)
         fastdm.condense(dataset, **{**SMALL, "batch_real": 4}, save_path=tmp_path, resume=True)
 
 
+def test_resume_refuses_other_pixels_and_fewer_iterations(dataset: Dataset, tmp_path: Path) -> None:
+    fastdm.condense(dataset, **SMALL, save_path=tmp_path)
+    inverted = dataclasses.replace(dataset, train=Pool(255 - dataset.train.images, dataset.train.class_offsets))
+    with pytest.raises(FastDMError, match="some_pixels_crc32 was"):
+        fastdm.condense(inverted, **SMALL, save_path=tmp_path, resume=True)
+    with pytest.raises(FastDMError, match="has done 6 iterations already, more than 5; resume it with at least"):
+        fastdm.condense(dataset, **{**SMALL, "iterations": 5}, save_path=tmp_path, resume=True)
+
+
+def test_a_log_that_is_ahead_of_the_checkpoint_is_cut(dataset: Dataset, tmp_path: Path) -> None:
+    """What a killed run leaves: lines of iterations that the checkpoint does not have, the last one cut short."""
+    fastdm.condense(dataset, **{**SMALL, "iterations": 4}, save_path=tmp_path)
+    with (tmp_path / "log.jsonl").open("a") as log:
+        log.write('{"iteration": 4, "loss": 1.0, "seconds": 1.0}\n{"iteration": 5, "lo')
+    fastdm.condense(dataset, **SMALL, save_path=tmp_path, resume=True)
+    log = [json.loads(line)["iteration"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert log == list(range(6))
+
+
+def test_overwriting_removes_the_run_before_and_nothing_else(dataset: Dataset, tmp_path: Path) -> None:
+    fastdm.condense(dataset, **SMALL, save_path=tmp_path, picture_every=1, save_every=1)
+    (tmp_path / "notes.txt").write_text("mine")
+    fastdm.condense(dataset, **{**SMALL, "iterations": 2}, save_path=tmp_path, overwrite=True)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"settings.json", "log.jsonl", FILE, "synthetic.png", "synthetic.safetensors", "notes.txt"}
+
+
+def test_a_finished_set_is_a_run(dataset: Dataset, tmp_path: Path) -> None:
+    fastdm.condense(dataset, **SMALL, save_path=tmp_path)
+    for name in (FILE, PREVIOUS):
+        (tmp_path / name).unlink(missing_ok=True)
+    with pytest.raises(FastDMError, match="holds a run already"):
+        fastdm.condense(dataset, **SMALL, save_path=tmp_path)
+
+
+def test_a_disk_that_fills_up_is_a_sentence(dataset: Dataset, tmp_path: Path) -> None:
+    """A run folder that is gone when the checkpoint is due, as a stand-in for every error of a disk."""
+
+    def remove(iteration: int, *_: object) -> None:
+        if iteration == 2:
+            shutil.rmtree(tmp_path / "run")
+
+    with pytest.raises(FastDMError, match=r"can no longer be written .* make room and resume"):
+        fastdm.condense(dataset, **SMALL, save_path=tmp_path / "run", save_every=4, callback=remove)
+
+
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(dataset: Dataset, tmp_path: Path) -> None:
     fastdm.condense(dataset, **SMALL, save_path=tmp_path)
     before = (tmp_path / FILE).read_bytes()
@@ -153,7 +201,14 @@ def empty_class() -> Dataset:
         ({"batch_real": 11, "small_classes": "error"}, "use a batch_real of at most 10"),
         ({"iterations": -1}, "iterations is -1"),
         ({"lr_img": -1.0}, "lr_img is -1.0; it must be above 0"),
+        ({"lr_img": float("inf")}, "lr_img is inf; it must be above 0 and finite"),
+        ({"lr_img": "1"}, "lr_img is '1'; it must be a number"),
         ({"momentum": 1.0}, "momentum is 1.0"),
+        ({"seed": 1.5}, "seed is 1.5; it must be a whole number of at least 0"),
+        ({"ipc": True}, "ipc is True; it must be a whole number"),
+        ({"save_every": 0}, "save_every is 0; it must be at least 1"),
+        ({"picture_every": -1}, "picture_every is -1; it must be at least 1"),
+        ({"device": "meta"}, "device 'meta' is neither a CPU nor a CUDA device"),
         ({"init": "zeros"}, "init is 'zeros'; it must be one of 'real', 'noise'"),
         ({"precision": "fp8"}, "precision is 'fp8'; it must be one of"),
         ({"precision": "tf32"}, "precision 'tf32' is a GPU's"),
@@ -162,7 +217,7 @@ def empty_class() -> Dataset:
         ({"device": "cuda:99"}, "device 'cuda:99' cannot be used here"),
         ({"backend": "triton"}, "backend 'triton' cannot be had"),
         ({"backend": "cutlass"}, "backend is 'cutlass'; it must be"),
-        ({"learning_rate": 3}, "unknown setting 'learning_rate'; known are ipc, iterations"),
+        ({"learning_rate": 3}, "unknown setting 'learning_rate'; choose one of ipc, iterations"),
         ({"chunk_memory": 300_000}, "batch_real of at most [1-7] would fit"),
         ({"chunk_memory": 1000}, "1 images per class do not fit"),
     ],
@@ -171,6 +226,37 @@ def empty_class() -> Dataset:
 def test_bad_settings(changes: dict[str, Any], message: str, dataset: Dataset) -> None:
     with pytest.raises(FastDMError, match=message):
         fastdm.condense(dataset, **{**SMALL, **changes})
+
+
+def test_numbers_of_numpy_are_numbers(dataset: Dataset, tmp_path: Path) -> None:
+    changes = {"ipc": np.int64(2), "lr_img": np.float32(0.5), "seed": np.uint8(3)}
+    result = fastdm.condense(dataset, **{**SMALL, **changes}, save_path=tmp_path)
+    assert len(result.images) == 2 * 2
+    assert json.loads((tmp_path / "settings.json").read_text())["lr_img"] == 0.5
+
+
+def test_settings_hold_unless_an_argument_says_otherwise(dataset: Dataset) -> None:
+    settings = Settings(ipc=3, iterations=0, batch_real=8, network="ConvNetD1")
+    assert fastdm.condense(dataset, settings=settings).ipc == 3
+    assert fastdm.condense(dataset, 2, settings=settings).ipc == 2
+
+
+def test_an_empty_strategy_is_none(dataset: Dataset) -> None:
+    empty, none, default = (fastdm.condense(dataset, **SMALL, strategy=text).images for text in ("", "none", None))
+    assert torch.equal(empty, none)
+    assert not torch.equal(empty, default)
+
+
+def test_the_default_network_of_large_images() -> None:
+    large = random_dataset([2, 2], shape=(1, 600, 520))
+    assert Settings().resolve(large, torch.device("cpu")).network == "ConvNetD6"
+
+
+def test_a_class_smaller_than_its_batch_is_said(dataset: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
+    fastdm.condense(dataset, **{**SMALL, "batch_real": 11}, progress=True)
+    assert "less than batch_real = 11 images use all; one has 10" in capsys.readouterr().out
+    fastdm.condense(dataset, **SMALL, progress=True)
+    assert "use all" not in capsys.readouterr().out
 
 
 def test_a_class_without_images() -> None:

@@ -219,8 +219,10 @@ def test_what_cannot_be_built(name: str, size: int, message: str) -> None:
 
 
 def test_unknown_variants_and_modes() -> None:
-    with pytest.raises(FastDMError, match="unknown norm 'instancenorm'; choose one of none, batch"):
-        build_convnet(channels=3, num_classes=2, image_size=32, norm="instancenorm")
+    with pytest.raises(FastDMError, match=r"unknown norm 'instances'; did you mean instance\?"):
+        build_convnet(channels=3, num_classes=2, image_size=32, norm="instances")
+    with pytest.raises(FastDMError, match="unknown norm 'spectral'; choose one of none, batch"):
+        build_convnet(channels=3, num_classes=2, image_size=32, norm="spectral")
     with pytest.raises(FastDMError, match="multiple of 4, not 30"):
         build_convnet(channels=3, num_classes=2, image_size=32, norm="group", width=30)
     with pytest.raises(FastDMError, match="unknown evaluation mode 'X'"):

@@ -30,8 +30,8 @@ class ImageFolders:
 def find_images(root: Path) -> ImageFolders:
     """The image files below ``root``, which is laid out in one of these ways.
 
-    - class folders directly (no test part), or below ``train/`` and ``val/`` or ``test/``; a class folder may hold
-      folders itself;
+    - class folders directly (no test part), or below ``train/`` and ``val/``, ``valid/`` or ``test/``; a class folder
+      may hold folders itself;
     - Tiny-ImageNet: ``val/images/`` and ``val/val_annotations.txt``;
     - ImageNet: ``val/*.JPEG`` and, beside ``val`` or above it, ``LOC_val_solution.csv`` or
       ``ILSVRC2012_devkit_t12/``; Kaggle's ``ILSVRC/Data/CLS-LOC/`` is looked into.
@@ -51,7 +51,7 @@ def find_images(root: Path) -> ImageFolders:
 
 
 def _test_part(base: Path, root: Path) -> FilesByClass | None:
-    folder = next((base / part for part in ("val", "test") if (base / part).is_dir()), None)
+    folder = next((base / part for part in ("val", "valid", "test") if (base / part).is_dir()), None)
     if folder is None:
         return None
     annotations = folder / "val_annotations.txt"
@@ -99,7 +99,7 @@ def _grouped(labelled: Iterator[tuple[str, Path]]) -> FilesByClass:
 
 
 def _class_folders(root: Path) -> FilesByClass:
-    folders = [entry for entry in sorted(root.iterdir()) if entry.is_dir() and not entry.name.startswith(".")]
+    folders = [entry for entry in sorted(root.iterdir()) if entry.is_dir() and not _is_foreign(entry.name)]
     if not folders:
         raise FastDMError(f"{root} holds no class folders; it must hold one folder of images for each class")
     files: FilesByClass = {}
@@ -123,5 +123,10 @@ def _images_below(folder: Path, ancestors: frozenset[tuple[int, int]]) -> Iterat
             path = Path(entry.path)
             if entry.is_dir():
                 yield from _images_below(path, ancestors | {identity})
-            elif path.suffix.lower() in IMAGE_SUFFIXES:
+            elif path.suffix.lower() in IMAGE_SUFFIXES and not _is_foreign(path.name):
                 yield path
+
+
+def _is_foreign(name: str) -> bool:
+    """Whether a file or folder is the system's and no part of the data set, such as ``._a.png`` and ``__MACOSX``."""
+    return name.startswith((".", "__"))

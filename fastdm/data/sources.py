@@ -1,5 +1,6 @@
 """Open a data set, whatever form it comes in, as class-sorted uint8 pools."""
 
+import importlib.util
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from fastdm.data.folders import find_images
 from fastdm.data.pool import Dataset, Pool
-from fastdm.errors import FastDMError
+from fastdm.errors import FastDMError, unknown
 
 if TYPE_CHECKING:
     from fastdm.data.packed import IO
@@ -91,6 +92,7 @@ def open_dataset(
         _refuse_image_size(size, "arrays")
         return _from_arrays(source, name or "arrays")
     data_path = Path(data_path)
+    source = _canonical(source)
     if source == "TinyImageNet":
         return _open_path(_find_tiny_imagenet(data_path), name or "TinyImageNet", size, io)
     if source in _NAMES:
@@ -98,11 +100,16 @@ def open_dataset(
         return _digits(name or "digits") if source == "digits" else _torchvision(str(source), data_path, name)
     path = Path(source)
     if not path.exists():
-        raise FastDMError(
-            f"unknown data set {str(source)!r}: there is no such file or folder, and it is not one of "
-            f"{', '.join(_NAMES)}"
-        )
+        if path.name == str(source) and not path.suffix:
+            raise FastDMError(f"{unknown('data set', str(source), _NAMES)} (there is no file or folder of that name)")
+        raise FastDMError(f"unknown data set {str(source)!r}: there is no such file or folder")
     return _open_path(path, name or (path.resolve().name if path.is_dir() else path.stem), size, io)
+
+
+def _canonical(source: str | os.PathLike[str]) -> str | os.PathLike[str]:
+    """A known data set's name however it is spelled, unless there is a file or folder of that name."""
+    spelled = {name.lower(): name for name in _NAMES}
+    return source if os.path.exists(source) else spelled.get(str(source).lower(), source)
 
 
 def _open_path(path: Path, name: str, size: tuple[int, int] | None, io: "IO") -> Dataset:
@@ -110,9 +117,9 @@ def _open_path(path: Path, name: str, size: tuple[int, int] | None, io: "IO") ->
         if path.is_dir():
             return _open_folder(path, name, size)
         _refuse_image_size(size, str(path))
-        if path.suffix == ".npz":
+        if path.suffix.lower() == ".npz":
             return _npz(path, name)
-        if path.suffix == ".pt":
+        if path.suffix.lower() == ".pt":
             return _tiny_imagenet_pt(path, name)
         from fastdm.data.packed import open_packed
 
@@ -135,6 +142,11 @@ def _dataset(name: str, train: _Split, test: _Split | None, class_names: Sequenc
     if len(images) == 0:
         raise FastDMError(f"data set {name}: there is no training image")
     classes = len(class_names) if class_names is not None else int(labels.max()) + 1
+    if classes > len(images):  # said before anything of that size is made
+        raise FastDMError(
+            f"data set {name}: {len(images)} training images cannot belong to {classes} classes; labels must be "
+            f"0..{classes - 1} without gaps"
+        )
     pool = _pool(name, "train", images, labels, classes)
     empty = (pool.class_sizes == 0).nonzero().flatten().tolist()
     if empty:
@@ -294,6 +306,8 @@ def _find_tiny_imagenet(data_path: Path) -> Path:
 
 
 def _torchvision(source: str, data_path: Path, name: str | None) -> Dataset:
+    if source == "SVHN" and importlib.util.find_spec("scipy") is None:
+        raise FastDMError("SVHN comes in MATLAB files, which scipy reads: pip install scipy")
     from torchvision import datasets
 
     kind = getattr(datasets, source)
@@ -308,9 +322,10 @@ def _torchvision(source: str, data_path: Path, name: str | None) -> Dataset:
     try:
         train, test = (load(**part) for part in parts)
     except Exception as error:  # torchvision passes on those of urllib, tarfile, pickle, scipy, …
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise FastDMError(
-            f"{source} is not in {data_path}, and downloading it failed ({error}); put {_TORCHVISION_FILES[source]} "
-            f"into {data_path}"
+            f"{source} is not in {data_path} as its makers distribute it, and downloading it failed ({reason}); put "
+            f"{_TORCHVISION_FILES[source]} into {data_path}"
         ) from error
 
     def split(part: Any) -> _Split:

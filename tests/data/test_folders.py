@@ -21,7 +21,15 @@ def names(files: dict[str, list[Path]] | None) -> dict[str, list[str]] | None:
 
 
 def test_class_folders_directly(tmp_path: Path) -> None:
-    for path in ("b/2.JPEG", "b/10.jpg", "a/deep/x.png", "a/notes.txt", ".hidden/1.jpg"):
+    for path in (
+        "b/2.JPEG",
+        "b/10.jpg",
+        "a/deep/x.png",
+        "a/notes.txt",
+        ".hidden/1.jpg",
+        "a/._x.png",
+        "__MACOSX/a/x.png",
+    ):
         touch(tmp_path / path)
     found = find_images(tmp_path)
     assert found.class_names == ("a", "b")
@@ -29,7 +37,7 @@ def test_class_folders_directly(tmp_path: Path) -> None:
     assert found.test is None
 
 
-@pytest.mark.parametrize("part", ["val", "test"])
+@pytest.mark.parametrize("part", ["val", "valid", "test"])
 def test_a_test_part_in_class_folders(tmp_path: Path, part: str) -> None:
     for path in ("train/a/1.jpg", "train/b/1.jpg", f"{part}/b/9.jpg"):
         touch(tmp_path / path)

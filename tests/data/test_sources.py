@@ -162,8 +162,13 @@ def test_bad_pt(tmp_path: Path) -> None:
 
 
 def test_unknown_names_and_missing_sets(tmp_path: Path) -> None:
-    with pytest.raises(FastDMError, match=r"unknown data set 'CIFAR11': .* not one of MNIST, FashionMNIST"):
+    with pytest.raises(FastDMError, match=r"unknown data set 'CIFAR11'; did you mean CIFAR10 or CIFAR100\?"):
         open_dataset("CIFAR11", data_path=tmp_path)
+    with pytest.raises(FastDMError, match=r"unknown data set 'flowers'; choose one of MNIST, .* no file or folder"):
+        open_dataset("flowers", data_path=tmp_path)
+    with pytest.raises(FastDMError, match=r"unknown data set '.*flowers.npz': there is no such file"):
+        open_dataset(tmp_path / "flowers.npz")
+    assert open_dataset("DIGITS").name == "digits"
     with pytest.raises(FastDMError, match=r"put the folder .*tiny-imagenet-200 or the file .*tinyimagenet.pt in place"):
         open_dataset("TinyImageNet", data_path=tmp_path)
 
@@ -348,3 +353,9 @@ def test_a_packed_file_is_kept_where_io_says(tmp_path: Path) -> None:
         assert (pool.backing is None) == (io == "ram")
     with pytest.raises(FastDMError, match="io 'cloud' is none of"):
         open_dataset(tmp_path / "set.fastdm", io="cloud")  # type: ignore[arg-type]
+
+
+def test_one_large_label_is_refused_before_anything_of_its_size_is_made() -> None:
+    images = torch.zeros(40, 8, 8, dtype=torch.uint8)
+    with pytest.raises(FastDMError, match="40 training images cannot belong to 1000000040 classes"):
+        open_dataset((images, torch.arange(40) + 10**9))
