@@ -161,6 +161,8 @@ class Run:
     def finish(self) -> SyntheticSet:
         """The learnt set, on the CPU; with a folder, saved there as ``synthetic.safetensors`` and ``synthetic.png``."""
         result = dataclasses.replace(self._result, images=self._step.images.detach().cpu().clone())
+        if not result.images.isfinite().all():  # The last change: no loss has seen it.
+            raise FastDMError("the last iteration left pixels that are not finite: a smaller lr_img keeps them finite")
         if self._folder is not None:
             with _written(self._folder):
                 result.save(self._folder / SET)

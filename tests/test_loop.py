@@ -173,6 +173,11 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(dataset: Datas
     assert (tmp_path / FILE).read_bytes() == before
 
 
+def test_pixels_that_are_not_finite_are_no_result(dataset: Dataset) -> None:
+    with pytest.raises(FastDMError, match="left pixels that are not finite: a smaller lr_img"):
+        fastdm.condense(dataset, **{**SMALL, "iterations": 1}, lr_img=1e38)
+
+
 def test_init(dataset: Dataset) -> None:
     """Real images start as (x / 255 - mean) / std of images of their class; noise is standard normal."""
     real = fastdm.condense(dataset, **{**SMALL, "ipc": 3, "iterations": 0})

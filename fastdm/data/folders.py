@@ -50,6 +50,12 @@ def find_images(root: Path) -> ImageFolders:
     return ImageFolders(train, test)
 
 
+def folder_name(root: Path) -> str:
+    """What a data set in a folder is called: as the folder, of a lone ``train/`` as what that lies in."""
+    root = root.resolve()
+    return root.parent.name if root.name == "train" and root.parent.name else root.name
+
+
 def _test_part(base: Path, root: Path) -> FilesByClass | None:
     folder = next((base / part for part in ("val", "valid", "test") if (base / part).is_dir()), None)
     if folder is None:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from fastdm.data import decode
-from fastdm.data.folders import find_images
+from fastdm.data.folders import find_images, folder_name
 from fastdm.data.packed_file import FORMAT, PAGE, PARTS, VERSION, class_crcs, header_bytes, map_file
 from fastdm.data.pool import Dataset, Pool
 from fastdm.data.sources import normalisation, open_dataset
@@ -87,7 +87,7 @@ def _folder_source(
             yield f"{path.relative_to(root)}\0{status.st_size}\0{status.st_mtime_ns}\n"
 
     return PackSource(
-        name=name or root.resolve().name,
+        name=name or folder_name(root),
         class_names=folders.class_names,
         counts=counts,
         shape=(3, size, size),

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from PIL import Image
 from torch import Tensor
 
-from fastdm.data.folders import find_images
+from fastdm.data.folders import find_images, folder_name
 from fastdm.data.pool import Dataset, Pool
 from fastdm.errors import FastDMError, unknown
 
@@ -103,7 +103,7 @@ def open_dataset(
         if path.name == str(source) and not path.suffix:
             raise FastDMError(f"{unknown('data set', str(source), _NAMES)} (there is no file or folder of that name)")
         raise FastDMError(f"unknown data set {str(source)!r}: there is no such file or folder")
-    return _open_path(path, name or (path.resolve().name if path.is_dir() else path.stem), size, io)
+    return _open_path(path, name or (folder_name(path) if path.is_dir() else path.stem), size, io)
 
 
 def _canonical(source: str | os.PathLike[str]) -> str | os.PathLike[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastdm.data.folders import find_images
+from fastdm.data.folders import find_images, folder_name
 from fastdm.errors import FastDMError
 
 
@@ -131,3 +131,7 @@ def test_a_loop_of_links_is_refused_and_other_links_are_followed(tmp_path: Path)
     (root / "a" / "up").symlink_to(root / "a")
     with pytest.raises(FastDMError, match="up is a symbolic link to a folder that it stands in"):
         find_images(root)
+
+
+def test_the_name_of_a_folder(tmp_path: Path) -> None:
+    assert folder_name(tmp_path / "imagenet") == folder_name(tmp_path / "imagenet" / "train") == "imagenet"
