@@ -2,6 +2,7 @@
 # make test           run the whole test suite
 # make lint types     style and types, as continuous integration checks them
 # make compile-check  compile every Triton kernel for the GPUs it is meant for, without one; registers and spills
+# make sanitize       the C++ core under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer
 # make test-oldest    the tests of the ops with the oldest torch, triton and numpy that are supported
 # make bench          every benchmark that a CPU can run, at most 15 minutes; DATA=folder of data sets
 # make gpu-test       the tests that need a CUDA device
@@ -11,7 +12,7 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 
-.PHONY: demo test test-oldest gpu-test lint types compile-check bench gpu-report clean
+.PHONY: demo test test-oldest gpu-test lint types compile-check sanitize bench gpu-report clean
 
 demo: $(VENV)/installed
 	$(PY) -m examples.digits
@@ -44,6 +45,9 @@ types: $(VENV)/installed
 
 compile-check: $(VENV)/installed
 	$(PY) -m fastdm.kernels.compile_check --budget bench/register_budget.json
+
+sanitize: $(VENV)/installed
+	tests/csrc/sanitize.sh $(PY)
 
 bench: $(VENV)/installed
 	$(PY) -m bench.cpu_report $(if $(DATA),--data $(DATA))

@@ -302,8 +302,8 @@ ConvShape conv_shape_of(const ConvWeight& weight, int64_t height, int64_t width,
                                        " channels is not done here: the output must have a multiple of 32, the input "
                                        "as well or at most 7.");
     const ConvShape s{in, out, {height, width}, padding};
-    require(padding >= 0 && height > 0 && width > 0 && s.out_size().height > 1 && s.out_size().width > 1,
-            "The image is too small.");
+    require(0 <= padding && padding <= 1 << 20, "The padding is negative or too large.");
+    require(height > 0 && width > 0 && s.out_size().height > 1 && s.out_size().width > 1, "The image is too small.");
     return s;
 }
 

@@ -32,11 +32,11 @@ inline int64_t find_out_of_range(const int64_t* index, int64_t n, int64_t count)
 // Enough records for a block of work that is worth a thread's while.
 inline int64_t records_per_block(int64_t out_bytes) { return 1 + (int64_t{256} << 10) / (out_bytes + 1); }
 
-// out[i] = records[index[i]].
+// out[i] = records[index[i]]. A result of more than `cache` bytes is written past the caches.
 inline void gather(ThreadPool& pool, const Records& records, const int64_t* index, int64_t n, uint8_t* out,
-                   int threads = 0, Cpu cpu = this_cpu()) {
+                   int threads = 0, Cpu cpu = this_cpu(), int64_t cache = cache_bytes()) {
     const int64_t bytes = records.bytes();
-    const bool past_caches = n * bytes > cache_bytes();
+    const bool past_caches = n * bytes > cache;
     const StreamCopy copy = stream_copy(past_caches ? cpu : Cpu::plain);
     pool.run(
         n, records_per_block(bytes),
@@ -55,7 +55,8 @@ inline void gather(ThreadPool& pool, const Records& records, const int64_t* inde
 // Records have 1 or 3 channels; layout rgbx needs 3.
 template <class Out>
 void gather_convert(ThreadPool& pool, const Records& records, const Normalisation& norm, Layout layout,
-                    const int64_t* index, int64_t n, Out* out, int threads = 0, Cpu cpu = this_cpu()) {
+                    const int64_t* index, int64_t n, Out* out, int threads = 0, Cpu cpu = this_cpu(),
+                    int64_t cache = cache_bytes()) {
     // One channel at a time where channels stand apart, all at once where they are interleaved.
     const bool apart = layout == Layout::planar || records.channels == 1;
     const int64_t stride = apart ? 1 : layout == Layout::rgbx ? 4 : 3;
@@ -64,7 +65,7 @@ void gather_convert(ThreadPool& pool, const Records& records, const Normalisatio
                                   : layout == Layout::rgbx ? convert_pixels_for<Out, 3, 4>(cpu)
                                                            : convert_pixels_for<Out, 3, 3>(cpu);
     const int64_t record_numbers = planes * stride * records.pixels;
-    const bool past_caches = n * record_numbers * static_cast<int64_t>(sizeof(Out)) > cache_bytes();
+    const bool past_caches = n * record_numbers * static_cast<int64_t>(sizeof(Out)) > cache;
     const StreamCopy copy = stream_copy(cpu);
     constexpr int64_t kPiece = 1024;  // pixels: 16 KB of float32 RGBx at most, which stays in the nearest cache
 

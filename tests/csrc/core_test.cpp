@@ -6,14 +6,17 @@
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
+#include <limits>
 #include <random>
 #include <stdexcept>
 #include <string>
 #include <thread>
 #include <vector>
 
+#include "conv.h"
 #include "draw.h"
 #include "gather.h"
+#include "norm_relu_pool.h"
 #include "read.h"
 #include "resize.h"
 
@@ -144,18 +147,19 @@ void test_streaming_copies_stay_inside() {
     }
 }
 
+constexpr int64_t kCaches[] = {0, INT64_MAX};  // every result is written past the caches, or none
+
 template <class Out>
 void compare_instruction_sets(ThreadPool& pool, const Records& records, Layout layout) {
-    const int64_t stride = layout == Layout::rgbx ? 4 : records.channels;
-    // Once so few that they stay in the cache, once so many that they go past it.
-    const int64_t many = cache_bytes() / (records.pixels * stride * static_cast<int64_t>(sizeof(Out))) + 2;
+    const int64_t n = 50, stride = layout == Layout::rgbx ? 4 : records.channels;
     const Normalisation norm{{0.013f, 0.017f, 0.019f}, {-1.5f, 0.25f, 2.0f}};
-    for (const int64_t n : {int64_t{5}, many}) {
-        const std::vector<int64_t> index = random_index(n, records.count, 3);
-        std::vector<Out> expected(static_cast<size_t>(n * records.pixels * stride)), out(expected.size());
-        gather_convert(pool, records, norm, layout, index.data(), n, expected.data(), 1, Cpu::plain);
-        for (const Cpu cpu : cpus()) {
-            gather_convert(pool, records, norm, layout, index.data(), n, out.data(), 0, cpu);
+    const std::vector<int64_t> index = random_index(n, records.count, 3);
+    std::vector<Out> expected(static_cast<size_t>(n * records.pixels * stride));
+    gather_convert(pool, records, norm, layout, index.data(), n, expected.data(), 1, Cpu::plain, INT64_MAX);
+    for (const Cpu cpu : cpus()) {
+        for (const int64_t cache : kCaches) {
+            std::vector<Out> out(expected.size());
+            gather_convert(pool, records, norm, layout, index.data(), n, out.data(), 0, cpu, cache);
             CHECK(std::memcmp(out.data(), expected.data(), out.size() * sizeof(Out)) == 0);
         }
     }
@@ -170,14 +174,16 @@ void test_instruction_sets_give_the_same_bits() {
         compare_instruction_sets<float>(pool, records, layout);
         compare_instruction_sets<bfloat16>(pool, records, layout);
     }
-    const std::vector<int64_t> index = random_index(cache_bytes() / records.bytes() + 2, records.count, 4);
-    const int64_t n = static_cast<int64_t>(index.size());
+    const int64_t n = 300;
+    const std::vector<int64_t> index = random_index(n, records.count, 4);
     for (const Cpu cpu : cpus()) {
-        std::vector<uint8_t> out(static_cast<size_t>(n * records.bytes()));
-        gather(pool, records, index.data(), n, out.data(), 0, cpu);
-        for (int64_t i = 0; i < n; ++i) {
-            CHECK(std::memcmp(out.data() + i * records.bytes(), records[index[static_cast<size_t>(i)]],
-                              static_cast<size_t>(records.bytes())) == 0);
+        for (const int64_t cache : kCaches) {
+            std::vector<uint8_t> out(static_cast<size_t>(n * records.bytes()));
+            gather(pool, records, index.data(), n, out.data(), 0, cpu, cache);
+            for (int64_t i = 0; i < n; ++i) {
+                CHECK(std::memcmp(out.data() + i * records.bytes(), records[index[static_cast<size_t>(i)]],
+                                  static_cast<size_t>(records.bytes())) == 0);
+            }
         }
     }
 }
@@ -245,6 +251,104 @@ void test_records_are_read_from_a_file() {
     unlink(path);
 }
 
+// --- the network's blocks: what they compute is the business of tests/kernels/test_native.py ----------------------------
+
+// Exactly as large as needed, and what no result is: nothing is left of it, and a number too many is seen.
+template <class T>
+std::vector<T> unwritten(int64_t numbers) {
+    const T nan = to_number<T>(std::numeric_limits<float>::quiet_NaN());
+    return std::vector<T>(static_cast<size_t>(numbers), nan);
+}
+
+template <class T>
+std::vector<T> random_numbers(int64_t count, unsigned seed) {
+    std::mt19937 random(seed);
+    std::vector<T> numbers(static_cast<size_t>(count));
+    for (T& number : numbers) number = to_number<T>(static_cast<float>(random() % 2001) / 1000.0f - 1.0f);
+    return numbers;
+}
+
+// Adds a result to the others'; none of its numbers may have been left out.
+template <class T>
+void add(const std::vector<T>& numbers, std::vector<uint8_t>& results) {
+    const std::vector<T> nan = unwritten<T>(1);
+    for (const T& number : numbers) CHECK(std::memcmp(&number, nan.data(), sizeof(T)) != 0);
+    const auto* bytes = reinterpret_cast<const uint8_t*>(numbers.data());
+    results.insert(results.end(), bytes, bytes + numbers.size() * sizeof(T));
+}
+
+// The results of one thread and of four have the same bits.
+template <class Run>
+void compare_thread_counts(const Run& run) {
+    ThreadPool one(1), many(4);
+    for (const Cpu cpu : cpus()) CHECK(run(one, cpu) == run(many, cpu));
+}
+
+template <class T>
+void compare_norms(const Maps& maps) {
+    const int64_t channels = maps.channels, statistics = maps.count * channels, numbers = maps.count * maps.numbers();
+    const int64_t pooled = statistics * maps.size.pooled().pixels();
+    const std::vector<T> x = random_numbers<T>(numbers, 1), grad = random_numbers<T>(pooled, 2);
+    const std::vector<float> weight = random_numbers<float>(channels, 3), bias = random_numbers<float>(channels, 4);
+    const Affine affine{weight.data(), bias.data(), 1e-5f};
+    const std::vector<int64_t> offsets{0, maps.count - 1, maps.count - 1, maps.count};
+    compare_thread_counts([&](ThreadPool& pool, Cpu cpu) {
+        std::vector<T> out = unwritten<T>(pooled), grad_x = unwritten<T>(numbers);
+        std::vector<float> mean = unwritten<float>(statistics), rstd = mean;
+        std::vector<float> grad_weight = unwritten<float>(channels), grad_bias = grad_weight;
+        std::vector<float> means = unwritten<float>(3 * pooled / maps.count);
+        norm_relu_pool(pool, x.data(), maps, affine, out.data(), mean.data(), rstd.data(), cpu);
+        norm_relu_pool_backward(pool, grad.data(), x.data(), maps, mean.data(), rstd.data(), affine, grad_x.data(),
+                                grad_weight.data(), grad_bias.data(), cpu);
+        norm_relu_pool_mean(pool, x.data(), maps, offsets.data(), 3, affine, means.data(), cpu);
+        std::vector<uint8_t> results;
+        add(out, results);
+        add(grad_x, results);
+        for (const auto& floats : {mean, rstd, grad_weight, grad_bias, means}) add(floats, results);
+        return results;
+    });
+}
+
+void test_norms_do_not_depend_on_threads() {
+    for (const bool last : {false, true}) {
+        for (const Maps& maps : {Maps{3, 37, {7, 9}, last}, Maps{5, 80, {8, 6}, last}, Maps{2, 3, {2, 33}, last}}) {
+            compare_norms<float>(maps);
+            compare_norms<bfloat16>(maps);
+        }
+    }
+}
+
+void compare_convolutions(const ConvShape& s, int64_t count) {
+    const int64_t conv_numbers = count * s.out_size().pixels() * s.out;
+    const int64_t pooled = count * s.out_size().pooled().pixels() * s.out;
+    const std::vector<float> x = random_numbers<float>(count * s.in_size.pixels() * s.in, 1);
+    const std::vector<float> grad = random_numbers<float>(pooled, 2);
+    const std::vector<float> numbers = random_numbers<float>(9 * s.in * s.out, 3);
+    const Weights weights{numbers.data(), s.out, s.in, 9 * s.in, 9, 3, 1};
+    compare_thread_counts([&](ThreadPool& pool, Cpu cpu) {
+        std::vector<float> out = unwritten<float>(pooled), without = out, conv = unwritten<float>(conv_numbers);
+        std::vector<float> mean = unwritten<float>(count * s.out), rstd = mean;
+        std::vector<float> grad_x = unwritten<float>(static_cast<int64_t>(x.size()));
+        conv_norm_relu_pool(pool, x.data(), count, s, weights, 1e-5f, without.data(), nullptr, mean.data(),
+                            rstd.data(), cpu);
+        conv_norm_relu_pool(pool, x.data(), count, s, weights, 1e-5f, out.data(), conv.data(), mean.data(),
+                            rstd.data(), cpu);
+        CHECK(out == without);
+        conv_norm_relu_pool_backward(pool, grad.data(), conv.data(), mean.data(), rstd.data(), count, s, weights,
+                                     grad_x.data(), cpu);
+        std::vector<uint8_t> results;
+        for (const auto& floats : {out, conv, mean, rstd, grad_x}) add(floats, results);
+        return results;
+    });
+}
+
+void test_convolutions_do_not_depend_on_threads() {
+    for (const int64_t padding : {0, 1, 3}) {
+        compare_convolutions({3, 32, {5, 9}, padding}, 3);   // few input channels
+        compare_convolutions({32, 96, {7, 6}, padding}, 9);  // Winograd: rounds of images, 1½ rounds of channels
+    }
+}
+
 }  // namespace
 
 int main() {
@@ -259,5 +363,7 @@ int main() {
     test_box_windows_share_out_every_pixel();
     test_resizing_reads_nothing_outside();
     test_records_are_read_from_a_file();
+    test_norms_do_not_depend_on_threads();
+    test_convolutions_do_not_depend_on_threads();
     std::puts("ok");
 }

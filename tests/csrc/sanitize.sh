@@ -1,38 +1,49 @@
 #!/bin/sh
-# Run the C++ core under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer: first the headers alone
-# (core_test.cpp), then the bindings, fuzzed from Python (test_fuzz.py).
+# Run the C++ core under AddressSanitizer with UndefinedBehaviorSanitizer, and under ThreadSanitizer: first the headers
+# alone (core_test.cpp), then the bindings, fuzzed and called from many threads of Python.
 #     tests/csrc/sanitize.sh [python]
 set -eu
 cd "$(dirname "$0")/../.."
 python=${1:-python3}
 cxx=${CXX:-c++}
-work=build/sanitize
-mkdir -p "$work/fastdm"
-options="-std=c++17 -O1 -g -fno-omit-frame-pointer -fno-sanitize-recover=all -ffp-contract=off -pthread -Icsrc"
-# ThreadSanitizer of older compilers cannot live with much address space randomisation.
-fixed=$(command -v setarch >/dev/null && echo "setarch -R" || true)
-
-for sanitizer in address,undefined thread; do
-    echo "== headers, -fsanitize=$sanitizer"
-    "$cxx" $options -fsanitize=$sanitizer tests/csrc/core_test.cpp -o "$work/core_test"
-    $fixed "$work/core_test"
-done
-
-echo "== bindings, -fsanitize=address,undefined"
+options="-std=c++17 -O1 -g1 -fno-omit-frame-pointer -fno-sanitize-recover=all -ffp-contract=off -pthread -Icsrc
+    -fvisibility=hidden -fno-strict-aliasing -DNDEBUG -fPIC"
 includes=$("$python" -c 'import nanobind, pathlib, sysconfig
 root = pathlib.Path(nanobind.include_dir())
 robin_map = root.parent / "ext" / "robin_map" / "include"
 print(*(f"-I{path}" for path in (sysconfig.get_path("include"), root, nanobind.source_dir(), robin_map)))')
 suffix=$("$python" -c 'import sysconfig; print(sysconfig.get_config_var("EXT_SUFFIX"))')
-"$cxx" $options $includes -fsanitize=address,undefined -fvisibility=hidden -fno-strict-aliasing -DNDEBUG -shared -fPIC \
-    csrc/bindings.cpp csrc/nanobind_runtime.cpp -o "$work/fastdm/_native$suffix"
-cp fastdm/__init__.py "$work/fastdm/"
-preload=$("$cxx" -print-file-name=libasan.so):$("$cxx" -print-file-name=libubsan.so)
-# Python does not give back all of its memory at exit: leaks are not looked for. -P and pythonpath=: the extension is to
-# be the one built here, not the installed one.
-LD_PRELOAD=$preload ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 PYTHONPATH=$work "$python" -P -c '
+# ThreadSanitizer of older compilers cannot live with much address space randomisation.
+fixed=$(command -v setarch >/dev/null && echo "setarch -R" || true)
+# Python does not give back all of its memory at exit: leaks are not looked for. The C library hands a finished thread's
+# memory on to the next in a way that ThreadSanitizer does not see.
+mkdir -p build/sanitize
+echo "race:_dl_deallocate_tls" >build/sanitize/suppressions
+export ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1
+export TSAN_OPTIONS=halt_on_error=1:allocator_may_return_null=1:suppressions=build/sanitize/suppressions
+export FASTDM_THREADS=4
+
+check() { # the sanitizers, and their libraries in the order in which they must be loaded
+    work=build/sanitize/$1
+    mkdir -p "$work/fastdm"
+    "$cxx" $options -fsanitize="$1" tests/csrc/core_test.cpp -o "$work/core_test"
+    $fixed "$work/core_test"
+    "$cxx" $options $includes -fsanitize="$1" -shared csrc/bindings.cpp csrc/nanobind_runtime.cpp \
+        -o "$work/fastdm/_native$suffix"
+    cp fastdm/__init__.py "$work/fastdm/"
+    preload=
+    for library in $2; do preload=$preload:$("$cxx" -print-file-name="$library"); done
+    # -P and pythonpath=: the extension is to be the one built here, not the installed one.
+    LD_PRELOAD=$preload PYTHONPATH=$work $fixed "$python" -P -c '
 import sys, pytest
-code = pytest.main(["-q", "-p", "no:cacheprovider", "-o", "pythonpath=", *sys.argv[1:]])
+work, *tests = sys.argv[1:]
+code = pytest.main(["-q", "-s", "-p", "no:cacheprovider", "-o", "pythonpath=", *tests])  # -s shows the reports
 import fastdm._native
-assert "sanitize" in fastdm._native.__file__, fastdm._native.__file__
-sys.exit(code)' tests/csrc/test_fuzz.py tests/csrc/test_read.py tests/csrc/test_resize.py
+assert work in fastdm._native.__file__, fastdm._native.__file__
+sys.exit(code)' "$work" tests/csrc/test_fuzz.py tests/csrc/test_threads.py tests/csrc/test_read.py tests/csrc/test_resize.py
+}
+
+check address,undefined "libasan.so libubsan.so" &
+first=$!
+check thread libtsan.so
+wait $first

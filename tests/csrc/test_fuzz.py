@@ -4,6 +4,7 @@ NumPy only: importing PyTorch under a sanitizer takes minutes.
 """
 
 import contextlib
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -101,3 +102,60 @@ def test_read(arguments: tuple[Any, ...]) -> None:
     file = native.RecordFile(__file__)
     with contextlib.suppress(*REFUSED):
         file.read(*arguments)
+
+
+AFFINE = arrays(1, np.float32) | st.none()
+
+
+@fuzz(
+    arrays(4, np.float32), AFFINE, AFFINE, st.floats(width=32), st.booleans(), arrays(4), *[arrays(2, np.float32)] * 2
+)
+def test_norm_relu_pool(arguments: tuple[Any, ...]) -> None:
+    with contextlib.suppress(*REFUSED):
+        native.norm_relu_pool(*arguments)
+
+
+@fuzz(arrays(4, np.float32), arrays(1, np.int64), AFFINE, AFFINE, st.floats(width=32), st.booleans(), arrays(2))
+def test_norm_relu_pool_mean(arguments: tuple[Any, ...]) -> None:
+    with contextlib.suppress(*REFUSED):
+        native.norm_relu_pool_mean(*arguments)
+
+
+@given(
+    st.tuples(st.integers(0, 3), st.integers(0, 70), st.integers(0, 6), st.integers(0, 6)),
+    st.booleans(),
+    st.lists(st.integers(-1, 4), max_size=4),
+)
+@settings(max_examples=100, deadline=None, derandomize=True)
+def test_norm_relu_pool_with_shapes_that_fit(shape: tuple[int, ...], last: bool, offsets: list[int]) -> None:
+    count, channels, height, width = shape
+    x, grad_x = (np.ones((count, height, width, channels) if last else shape, np.float32) for _ in range(2))
+    pooled = (height // 2, width // 2)
+    out = np.empty((count, *pooled, channels) if last else (count, channels, *pooled), np.float32)
+    mean, rstd = np.ones((2, count, channels), np.float32)
+    weight, bias = np.ones((2, channels), np.float32)
+    native.norm_relu_pool(x, weight, bias, 1e-5, last, out, mean, rstd)
+    native.norm_relu_pool_backward(out, x, mean, rstd, weight, bias, last, grad_x, weight.copy(), bias.copy())
+    means = np.empty((max(0, len(offsets) - 1), channels * pooled[0] * pooled[1]), np.float32)
+    possible = bool(offsets) and all(0 <= first <= end <= count for first, end in pairwise(offsets))
+    with contextlib.nullcontext() if possible else pytest.raises(REFUSED):
+        native.norm_relu_pool_mean(x, np.array(offsets, np.int64), weight, bias, 1e-5, last, means)
+
+
+@given(
+    st.tuples(st.integers(0, 3), st.integers(0, 9), st.integers(0, 9)),
+    st.sampled_from([(0, 32), (1, 32), (3, 64), (7, 32), (32, 0), (32, 96), (64, 32), (8, 32), (32, 40)]),
+    ANY,
+)
+@settings(max_examples=100, deadline=None, derandomize=True)
+def test_convolutions_of_any_shape(images: tuple[int, int, int], channels: tuple[int, int], padding: int) -> None:
+    (count, height, width), (inputs, outputs) = images, channels
+    x, grad_x = np.zeros((2, count, height, width, inputs), np.float32)
+    weight = np.zeros((outputs, inputs, 3, 3), np.float32)
+    rows, columns = (max(0, min(size + 2 * padding - 2, 30)) for size in (height, width))
+    conv, out = (np.empty((count, rows // by, columns // by, outputs), np.float32) for by in (1, 2))
+    mean, rstd = np.ones((2, count, outputs), np.float32)
+    possible = native.can_convolve(inputs, outputs) and 0 <= padding < 10 and min(height, width) > 0
+    with contextlib.nullcontext() if possible and min(rows, columns) > 1 else pytest.raises(REFUSED):
+        native.conv_norm_relu_pool(x, weight, padding, 1e-5, out, conv, mean, rstd)
+        native.conv_norm_relu_pool_backward(out, conv, mean, rstd, weight, padding, grad_x)

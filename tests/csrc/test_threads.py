@@ -1,0 +1,48 @@
+"""The C++ core called from many threads of Python at once: the results of one; sanitize.sh looks for races.
+
+NumPy only: importing PyTorch under a sanitizer takes minutes.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+native = pytest.importorskip("fastdm._native")
+
+RECORDS = np.random.default_rng(0).integers(0, 256, (400, 3, 16, 16), dtype=np.uint8)
+OFFSETS = np.arange(0, 401, 100)
+
+
+def every_function(step: int, file: object) -> list[np.ndarray]:
+    """What the core makes for one step, in more blocks of work than there are threads."""
+    index = np.empty((4, 90), np.int64)
+    native.draw(7, step, OFFSETS, np.arange(4), index)
+    rows = index.ravel()
+    images, read = np.empty((2, 360, 3, 16, 16), np.uint8)
+    native.gather(RECORDS, rows, images)
+    file.read(0, rows, read)  # type: ignore[attr-defined]
+    floats = np.empty((360, 3, 16, 16), np.float32)
+    native.gather(RECORDS, rows, floats, "planar", [0.1] * 3, [0.5] * 3)
+    x = floats[:40].transpose(0, 2, 3, 1).copy()
+    weight = np.linspace(-1, 1, 32 * 27, dtype=np.float32).reshape(32, 3, 3, 3)
+    out, conv = np.empty((40, 8, 8, 32), np.float32), np.empty((40, 16, 16, 32), np.float32)
+    mean, rstd = np.empty((2, 40, 32), np.float32)
+    native.conv_norm_relu_pool(x, weight, 1, 1e-5, out, conv, mean, rstd)
+    grad_x = np.empty_like(x)
+    native.conv_norm_relu_pool_backward(out, conv, mean, rstd, weight, 1, grad_x)
+    means = np.empty((2, 3 * 64), np.float32)
+    native.norm_relu_pool_mean(floats, np.array([0, 100, 360]), None, None, 1e-5, False, means)
+    return [index, images, read, floats, out, conv, mean, rstd, grad_x, means]
+
+
+def test_callers_at_once_get_what_each_gets_alone(tmp_path: Path) -> None:
+    (tmp_path / "records").write_bytes(RECORDS.tobytes())
+    file = native.RecordFile(str(tmp_path / "records"))
+    alone = [every_function(step, file) for step in range(12)]
+    with ThreadPoolExecutor(6) as callers:
+        together = list(callers.map(lambda step: every_function(step, file), range(12)))
+    for expected, found in zip(alone, together, strict=True):
+        for one, other in zip(expected, found, strict=True):
+            np.testing.assert_array_equal(one, other)
