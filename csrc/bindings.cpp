@@ -54,7 +54,8 @@ void require_in_range(const Index& index, int64_t count, const std::string& what
 void register_draw(nb::module_& module) {
     module.def(
         "draw",
-        [](int64_t seed, uint32_t step, const Index& offsets, const Index& classes, const Array<int64_t, 2>& out) {
+        [](int64_t seed, uint32_t step, const Index& offsets, const Index& classes, const Array<int64_t, 2>& out,
+           bool replace) {
             const int64_t n = static_cast<int64_t>(out.shape(1));
             const int64_t rows = static_cast<int64_t>(classes.size());
             require_shape(out, {rows, n});
@@ -65,14 +66,17 @@ void register_draw(nb::module_& module) {
                 const int64_t first = offsets.data()[id], end = offsets.data()[id + 1];
                 require(0 <= first && first <= end, "class_offsets does not rise at class " + std::to_string(id) + ".");
                 require(end - first < int64_t{1} << 32, "Class " + std::to_string(id) + " has 2^32 images or more.");
-                require(n <= end - first, "Class " + std::to_string(id) + " has " + std::to_string(end - first) +
-                                              " images: " + std::to_string(n) + " cannot be drawn without repeats.");
+                require((replace ? std::min<int64_t>(n, 1) : n) <= end - first,
+                        "Class " + std::to_string(id) + " has " + std::to_string(end - first) + " images: " +
+                            std::to_string(n) + " cannot be drawn" + (replace ? "." : " without replace=True."));
             }
             nb::gil_scoped_release unlocked;
-            draw(shared_pool(), {static_cast<uint64_t>(seed), step}, offsets.data(), classes.data(), rows, n, out.data());
+            draw(shared_pool(), {static_cast<uint64_t>(seed), step}, offsets.data(), classes.data(), rows, n, replace,
+                 out.data());
         },
         "seed"_a, "step"_a, "class_offsets"_a.noconvert(), "classes"_a.noconvert(), "out"_a.noconvert(),
-        "out[i] = out.shape[1] distinct indices of class classes[i], ascending.");
+        "replace"_a = false,
+        "out[i] = out.shape[1] indices of class classes[i], ascending; distinct unless they are drawn with replace.");
     module.def(
         "uniform",
         [](int64_t seed, uint32_t step, const Index& rows, uint32_t stream, const Array<float, 2>& out) {

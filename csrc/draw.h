@@ -2,6 +2,7 @@
 // and the same as fastdm.kernels.uniform and fastdm.kernels.draw.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -41,6 +42,17 @@ inline void draw_class(RandomKey key, uint32_t class_id, int64_t first, int64_t 
     }
 }
 
+// n indices of [first, first + size), ascending, each of them uniform whatever the others are. Requires 0 < size < 2^32.
+inline void draw_class_with_repeats(RandomKey key, uint32_t class_id, int64_t first, int64_t size, int64_t n,
+                                    int64_t* out) {
+    PhiloxWords words{};
+    for (int64_t i = 0; i < n; ++i) {
+        if (i % 4 == 0) words = key.words(class_id, kDrawStream, static_cast<uint32_t>(i / 4));
+        out[i] = first + static_cast<int64_t>((words[i % 4] * static_cast<uint64_t>(size)) >> 32);
+    }
+    std::sort(out, out + n);
+}
+
 // Rows that take about half a millisecond: less is not worth waking a thread for, and on a busy machine waiting for it.
 inline int64_t rows_per_block(int64_t n) { return 1 + 65536 / (n + 1); }
 
@@ -54,15 +66,18 @@ inline void uniform(ThreadPool& pool, RandomKey key, const int64_t* row_ids, int
     });
 }
 
-// Rows of draw_class, out [classes, n]. offsets: where each class of the pool starts, one more for the end.
+// Rows of draw_class or draw_class_with_repeats, out [classes, n]. offsets: where each class of the pool starts, one more for the end.
 inline void draw(ThreadPool& pool, RandomKey key, const int64_t* offsets, const int64_t* class_ids, int64_t classes,
-                 int64_t n, int64_t* out) {
+                 int64_t n, bool replace, int64_t* out) {
     pool.run(classes, rows_per_block(n), [&](int64_t begin, int64_t end) {
         std::vector<uint64_t> drawn;
         for (int64_t row = begin; row < end; ++row) {
-            const int64_t id = class_ids[row];
-            draw_class(key, static_cast<uint32_t>(id), offsets[id], offsets[id + 1] - offsets[id], n, drawn,
-                       out + row * n);
+            const int64_t id = class_ids[row], first = offsets[id], size = offsets[id + 1] - first;
+            if (replace) {
+                draw_class_with_repeats(key, static_cast<uint32_t>(id), first, size, n, out + row * n);
+            } else {
+                draw_class(key, static_cast<uint32_t>(id), first, size, n, drawn, out + row * n);
+            }
         }
     });
 }

@@ -166,6 +166,8 @@ def cases() -> Iterator[Case]:
     # DM's batch, and twice to the most that can be drawn: as many images per thread as fit, of the widest comparison.
     for n in (256, 2048, 8192):
         yield Case(f"draw 10x{n}", partial(random_triton.draw, _index(2), _index(11), n, _index(10)))
+    repeated = partial(random_triton.draw, _index(2), _index(11), 256, _index(10), replace=True)
+    yield Case("draw with repeats 10x256", repeated)
 
 
 def launches(case: Case) -> list[tuple[Any, dict[str, Any], dict[str, Any]]]:

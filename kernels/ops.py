@@ -289,16 +289,17 @@ def _(key: Tensor, rows: Tensor, n: int, stream: int) -> Tensor:
     return torch.empty((rows.shape[0], n), dtype=torch.float32, device=key.device)
 
 
-def _check_draw(key: Tensor, class_offsets: Tensor, n: int, classes: Tensor) -> None:
+def _check_draw(key: Tensor, class_offsets: Tensor, n: int, classes: Tensor, replace: bool) -> None:
     _check_range("classes", classes, len(class_offsets) - 1)
     sizes = class_offsets.diff()[classes]
-    if len(sizes) and int(sizes.min()) < n:
-        label = int(classes[sizes.argmin()])
-        raise ValueError(f"class {label} has {int(sizes.min())} images, but {n} are to be drawn: draw fewer")
+    if len(sizes) and int(sizes.min()) < (min(n, 1) if replace else n):
+        label, size = int(classes[sizes.argmin()]), int(sizes.min())
+        what = "draw fewer, or with replace=True" if size else "there is nothing to draw from"
+        raise ValueError(f"class {label} has {size} images, but {n} are to be drawn: {what}")
 
 
-@_define("draw", "(Tensor key, Tensor class_offsets, SymInt n, Tensor classes) -> Tensor", _check_draw)
-def _(key: Tensor, class_offsets: Tensor, n: int, classes: Tensor) -> Tensor:
+@_define("draw", "(Tensor key, Tensor class_offsets, SymInt n, Tensor classes, bool replace) -> Tensor", _check_draw)
+def _(key: Tensor, class_offsets: Tensor, n: int, classes: Tensor, replace: bool) -> Tensor:
     return torch.empty((classes.shape[0], n), dtype=torch.int64, device=key.device)
 
 
@@ -507,15 +508,17 @@ def uniform(key: Tensor, rows: Tensor, n: int, stream: int) -> Tensor:
     return cast(Tensor, torch.ops.fastdm.uniform(key, rows, n, stream))
 
 
-def draw(key: Tensor, class_offsets: Tensor, n: int, classes: Tensor | None = None) -> Tensor:
+def draw(key: Tensor, class_offsets: Tensor, n: int, classes: Tensor | None = None, *, replace: bool = False) -> Tensor:
     """Draw n distinct images of each class, every subset of n being equally likely (Floyd's algorithm).
 
     For i = 0 … n − 1, with m images in the class and w_i the philox word i of the row "class" in stream 1: the image
-    t = (w_i · (m − n + i + 1)) >> 32 is taken, or m − n + i if t was taken before.
+    t = (w_i · (m − n + i + 1)) >> 32 is taken, or m − n + i if t was taken before. With ``replace`` images may repeat:
+    (w_i · m) >> 32 is taken whatever was taken before.
 
     key: int64 [2], (seed, step), as for ``uniform``.
     class_offsets: int64 [classes + 1]; the images of class c are ``class_offsets[c]`` to ``class_offsets[c + 1]``.
-    n: images per class. A smaller class is a ValueError on the CPU, a row of −1 on a GPU.
+    n: images per class. A smaller class (with ``replace`` an empty one) is a ValueError on the CPU, a row of −1 on a
+        GPU.
     classes: int64, the classes to draw from; None means all.
 
     Returns int64 [len(classes), n]: pool indices, ascending in every row.
@@ -529,7 +532,7 @@ def draw(key: Tensor, class_offsets: Tensor, n: int, classes: Tensor | None = No
     if classes is None:
         classes = torch.arange(class_offsets.shape[0] - 1, device=key.device)
     _check_tensor("classes", classes, 1, torch.int64, key.device)
-    return cast(Tensor, torch.ops.fastdm.draw(key, class_offsets, n, classes))
+    return cast(Tensor, torch.ops.fastdm.draw(key, class_offsets, n, classes, replace))
 
 
 # --- checks ----------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Counter-based random numbers and the draw without replacement, on the device."""
+"""Counter-based random numbers and the draws of images, on the device."""
 
 import torch
 import triton
@@ -103,7 +103,42 @@ def draw_kernel(
     tl.store(out_ptr + program * n + i, taken, mask=i < n)
 
 
-def draw(key: Tensor, class_offsets: Tensor, n: int, classes: Tensor) -> Tensor:
+@triton.jit
+def draw_with_repeats_kernel(key_ptr, class_offsets_ptr, classes_ptr, out_ptr, n_classes, n, BLOCK: tl.constexpr):
+    program = tl.program_id(0).to(tl.int64)
+    label = tl.load(classes_ptr + program)
+    known = (label >= 0) & (label < n_classes)
+    label = tl.where(known, label, 0)
+    start = tl.load(class_offsets_ptr + label)
+    size = tl.load(class_offsets_ptr + label + 1) - start
+    known &= size > 0
+    i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    word = _word(tl.load(key_ptr), tl.load(key_ptr + 1), label, STREAM, i)
+    taken = start + ((word.to(tl.uint64) * size.to(tl.uint64)) >> 32).to(tl.int64)
+    tl.store(out_ptr + program * n + i, tl.where(known, taken, -1), mask=i < n)
+
+
+def _draw_with_repeats(key: Tensor, class_offsets: Tensor, n: int, classes: Tensor) -> Tensor:
+    out = launch.empty((classes.shape[0], n), torch.int64, key.device)
+    block = min(_BLOCK, triton.next_power_of_2(max(n, 1)))
+    launch.start(
+        draw_with_repeats_kernel,
+        (classes.shape[0], triton.cdiv(n, block)),
+        key.contiguous(),
+        class_offsets.contiguous(),
+        classes.contiguous(),
+        out,
+        class_offsets.shape[0] - 1,
+        n,
+        BLOCK=block,
+        num_warps=1 if block <= 64 else _WARPS,
+    )
+    return out.sort(dim=1).values
+
+
+def draw(key: Tensor, class_offsets: Tensor, n: int, classes: Tensor, replace: bool = False) -> Tensor:
+    if replace:
+        return _draw_with_repeats(key, class_offsets, n, classes)
     if n > _MOST_DRAWN:
         raise ValueError(f"{n} images per class are to be drawn on a GPU; draw at most {_MOST_DRAWN} at once")
     out = launch.empty((classes.shape[0], n), torch.int64, key.device)

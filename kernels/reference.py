@@ -370,7 +370,7 @@ def uniform(key: Tensor, rows: Tensor, n: int, stream: int) -> Tensor:
     return (random_words(key, rows, n, stream) >> 8).to(torch.float32) * 2.0**-24
 
 
-def draw(key: Tensor, class_offsets: Tensor, n: int, classes: Tensor) -> Tensor:
+def draw(key: Tensor, class_offsets: Tensor, n: int, classes: Tensor, replace: bool) -> Tensor:
     """Draw n distinct images of each class by Floyd's algorithm; see the public function.
 
     Floyd's candidate t_i ∈ [0, m − n + i] is replaced by m − n + i where it was taken before. It was taken if an
@@ -379,6 +379,9 @@ def draw(key: Tensor, class_offsets: Tensor, n: int, classes: Tensor) -> Tensor:
     for all images and classes at once.
     """
     start, size = class_offsets[classes], class_offsets.diff()[classes]
+    if replace:
+        picked = (random_words(key, classes, n, DRAW_STREAM) * size[:, None]) >> 32
+        return picked.sort(dim=1).values + start[:, None]
     i = torch.arange(n, device=key.device)
     limit = (size - n)[:, None] + i
     candidate = (random_words(key, classes, n, DRAW_STREAM) * (limit + 1)) >> 32

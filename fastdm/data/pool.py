@@ -54,17 +54,18 @@ class Pool:
     def __len__(self) -> int:
         return len(self.images)
 
-    def draw(self, seed: int, step: int, n: int, classes: Tensor | None = None) -> Tensor:
+    def draw(self, seed: int, step: int, n: int, classes: Tensor | None = None, *, replace: bool = False) -> Tensor:
         """n distinct images of each class, uniform over all subsets of n: int64 [classes, n], ascending in each row.
 
         Keyed by (seed, step, class) alone: the same on every platform, whatever other classes are drawn with it, and
         the same as ``fastdm.kernels.draw`` gives on a device. classes: int64 [k], by default all.
-        Raises FastDMError if a class has fewer than n images.
+        replace: draw every image from the whole class, so that images may repeat.
+        Raises FastDMError if a class has fewer than n images, or with ``replace`` none.
         """
         from fastdm.kernels import draw
 
         try:
-            return draw(torch.tensor([seed, step]), self.class_offsets, n, classes)
+            return draw(torch.tensor([seed, step]), self.class_offsets, n, classes, replace=replace)
         except ValueError as error:
             raise FastDMError(str(error)) from error
 

@@ -109,9 +109,11 @@ void test_draws_are_distinct_ascending_and_independent_of_threads() {
     const int64_t n = 64;
     std::vector<int64_t> alone(classes.size() * n), together(alone.size());
     ThreadPool one(1), many(4);
-    draw(one, {7, 9}, offsets.data(), classes.data(), 4, n, alone.data());
-    draw(many, {7, 9}, offsets.data(), classes.data(), 4, n, together.data());
-    CHECK(alone == together);
+    for (const bool replace : {true, false}) {
+        draw(one, {7, 9}, offsets.data(), classes.data(), 4, n, replace, alone.data());
+        draw(many, {7, 9}, offsets.data(), classes.data(), 4, n, replace, together.data());
+        CHECK(alone == together);
+    }
     for (size_t row = 0; row < classes.size(); ++row) {
         const size_t id = static_cast<size_t>(classes[row]);
         for (int64_t i = 0; i < n; ++i) {

@@ -34,11 +34,13 @@ def draw_by_definition(seed: int, step: int, class_id: int, first: int, size: in
     return [first + pick for pick in sorted(taken)]
 
 
-def draw(seed: int, step: int, sizes: Sequence[int], n: int, classes: Sequence[int] | None = None) -> np.ndarray:
+def draw(
+    seed: int, step: int, sizes: Sequence[int], n: int, classes: Sequence[int] | None = None, replace: bool = False
+) -> np.ndarray:
     offsets = np.cumsum([0, *sizes], dtype=np.int64)
     ids = np.arange(len(sizes)) if classes is None else np.array(classes, dtype=np.int64)
     out = np.full((len(ids), n), -1, dtype=np.int64)
-    native.draw(seed, step, offsets, ids, out)
+    native.draw(seed, step, offsets, ids, out, replace)
     return out
 
 
@@ -97,10 +99,37 @@ def test_every_image_of_a_large_class_is_equally_likely() -> None:
     assert 1e-3 < stats.chi2.sf(statistic, 1280) < 1 - 1e-3
 
 
+def test_draw_with_replace_is_its_definition() -> None:
+    sizes, seed, step = [1, 5, 2000], 2**40 + 3, 9
+    starts = np.cumsum([0, *sizes])
+    expected = [
+        sorted(int(starts[c]) + (word(seed, step, c, DRAW_STREAM, i) * size >> 32) for i in range(11))
+        for c, size in enumerate(sizes)
+    ]
+    np.testing.assert_array_equal(draw(seed, step, sizes, 11, replace=True), expected)
+
+
+def test_with_replace_every_sequence_is_equally_likely() -> None:
+    """Chi-square over the 10 ways to draw 3 of 3 images, sorted: each of the 27 sequences has the same probability."""
+    ways = list(itertools.combinations_with_replacement(range(3), 3))
+    expected = [sum(tuple(sorted(s)) == way for s in itertools.product(range(3), repeat=3)) for way in ways]
+    counts = dict.fromkeys(ways, 0)
+    for step in range(100):
+        for row, indices in enumerate(draw(11, step, [3] * 200, 3, replace=True)):
+            counts[tuple(int(index) - 3 * row for index in indices)] += 1
+    assert stats.chisquare(list(counts.values()), np.array(expected) * (20_000 / 27)).pvalue > 1e-3
+
+
+def test_from_an_empty_class_nothing_is_drawn() -> None:
+    with pytest.raises(ValueError, match=r"Class 0 has 0 images: 2 cannot be drawn\."):
+        draw(0, 0, [0], 2, replace=True)
+    assert draw(0, 0, [0], 0, replace=True).shape == (1, 0)
+
+
 @pytest.mark.parametrize(
     ("offsets", "classes", "shape", "message"),
     [
-        ([0, 5], [0], (1, 6), "Class 0 has 5 images"),
+        ([0, 5], [0], (1, 6), "Class 0 has 5 images: 6 cannot be drawn without replace=True"),
         ([0, 5], [1], (1, 2), "Class 1 at position 0 does not exist"),
         ([0, 5], [-1], (1, 2), "Class -1 at position 0 does not exist"),
         ([5, 0], [0], (1, 2), "does not rise at class 0"),

@@ -44,7 +44,7 @@ def fuzz(*strategies: st.SearchStrategy[Any]) -> Any:
     )
 
 
-@fuzz(ANY, ANY, arrays(1, np.int64), arrays(1, np.int64), arrays(2, np.int64))
+@fuzz(ANY, ANY, arrays(1, np.int64), arrays(1, np.int64), arrays(2, np.int64), st.booleans())
 def test_draw(arguments: tuple[Any, ...]) -> None:
     with contextlib.suppress(*REFUSED):
         native.draw(*arguments)

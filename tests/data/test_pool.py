@@ -34,8 +34,13 @@ def test_a_draw_is_that_of_the_kernels(pool: Pool) -> None:
 
 
 def test_more_than_a_class_has_cannot_be_drawn(pool: Pool) -> None:
-    with pytest.raises(FastDMError, match=r"(?i)class 1 has 7 images"):
+    with pytest.raises(FastDMError, match=r"class 1 has 7 images, but 8 .* replace=True"):
         pool.draw(0, 0, 8)
+    drawn = pool.draw(0, 0, 8, replace=True)
+    assert (drawn.diff() >= 0).all()
+    assert torch.equal(
+        torch.bucketize(drawn, pool.class_offsets, right=True) - 1, torch.arange(3)[:, None].expand(3, 8)
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])

@@ -112,7 +112,9 @@ def test_draws_are_those_of_the_cpu(batch):
     *_, offsets, key = batch
     whole = offsets[[0, -1]]  # 5,000 images in one class
     for n, classes in ((1, offsets), (50, offsets), (256, offsets), (500, offsets), (1500, whole), (4999, whole)):
-        assert torch.equal(draw(key, classes, n).cpu(), draw(key.cpu(), classes.cpu(), n))
+        for replace in (False, True):
+            expected = draw(key.cpu(), classes.cpu(), n, replace=replace)
+            assert torch.equal(draw(key, classes, n, replace=replace).cpu(), expected)
     rows = torch.tensor([0, 5, 2**32 - 1], device=CUDA)
     assert torch.equal(uniform(key, rows, 1001, 2).cpu(), uniform(key.cpu(), rows.cpu(), 1001, 2))
 
@@ -131,6 +133,7 @@ def test_values_that_cannot_be_computed_become_nan(batch):
         dsa(leaf, impossible).sum().backward()
         assert leaf.grad.isnan().all()
     assert draw(key, torch.tensor([0, 3, 10], device=CUDA), 5)[0].eq(-1).all()
+    assert draw(key, torch.tensor([0, 0, 10], device=CUDA), 5, replace=True)[0].eq(-1).all()
 
 
 def test_the_reference_runs_on_request_and_agrees(batch):

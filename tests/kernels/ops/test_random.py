@@ -80,10 +80,31 @@ def test_draw_is_uniform_over_subsets():
     assert (counts[counts > 0] - 1000).abs().max() < 173
 
 
+def drawn_with_repeats(key, class_offsets, n, label):
+    words = reference.random_words(key, torch.tensor([label]), n, reference.DRAW_STREAM)[0].tolist()
+    start, size = int(class_offsets[label]), int(class_offsets[label + 1] - class_offsets[label])
+    return sorted(start + (word * size >> 32) for word in words)
+
+
+@pytest.mark.parametrize("n", [0, 1, 50, 1025])  # the last one is more than a program draws
+def test_draw_with_replace_is_its_definition(n, device):
+    offsets = torch.tensor([0, 1, 8, 5108])  # one image, fewer than are drawn, hardly a repeat
+    key = torch.tensor([-5, 3])
+    expected = [drawn_with_repeats(key, offsets, n, label) for label in range(3)]
+    assert draw(key.to(device), offsets.to(device), n, replace=True).tolist() == expected
+    classes = torch.tensor([2, 0], device=device)
+    found = draw(key.to(device), offsets.to(device), n, classes, replace=True)
+    assert found.tolist() == [expected[2], expected[0]]
+
+
 def test_bad_arguments_are_refused():
     key, offsets = torch.tensor([0, 0]), torch.tensor([0, 5, 8])
-    with pytest.raises(ValueError, match="class 1 has 3 images, but 4"):
+    with pytest.raises(
+        ValueError, match="class 1 has 3 images, but 4 are to be drawn: draw fewer, or with replace=True"
+    ):
         draw(key, offsets, 4)
+    with pytest.raises(ValueError, match="class 1 has 0 images, but 2 are to be drawn: there is nothing to draw from"):
+        draw(key, torch.tensor([0, 5, 5]), 2, replace=True)
     with pytest.raises(ValueError, match="classes holds 0 to 2"):
         draw(key, offsets, 1, torch.tensor([0, 2]))
     with pytest.raises(TypeError, match="key is torch"):
@@ -98,7 +119,8 @@ def test_opcheck(device, monkeypatch):
     monkeypatch.undo()  # It compares storage offsets, which canaries shift.
     key, offsets = torch.tensor([1, 2], device=device), torch.tensor([0, 5, 8], device=device)
     torch.library.opcheck(torch.ops.fastdm.uniform.default, (key, offsets, 6, 2))
-    torch.library.opcheck(torch.ops.fastdm.draw.default, (key, offsets, 3, torch.arange(2, device=device)))
+    for replace in (False, True):
+        torch.library.opcheck(torch.ops.fastdm.draw.default, (key, offsets, 3, torch.arange(2, device=device), replace))
 
 
 def test_draws_compile_without_a_graph_break(device):
