@@ -24,6 +24,7 @@ from fastdm.data.packed_file import FORMAT, PAGE, PARTS, VERSION, class_crcs, he
 from fastdm.data.pool import Dataset, Pool
 from fastdm.data.sources import normalisation, open_dataset
 from fastdm.errors import FastDMError
+from fastdm.progress import Progress
 
 OnError = Literal["raise", "skip"]
 
@@ -172,16 +173,20 @@ class Partial:
 
     def fill(self, workers: int, on_error: OnError, progress: bool) -> None:
         """Decode every image into its place."""
-        blocks = range(0, self.images.total, _BLOCK)
+        total = self.images.total
+        blocks = [block for block in range(0, total, _BLOCK) if block not in self.done]
+        done = total - sum(min(_BLOCK, total - block) for block in blocks)
+        bar = Progress("pack", total, start=done, unit="images") if progress else contextlib.nullcontext()
         if on_error == "raise" and self.skipped:
             self._raise(*min(self.skipped.items()))
-        with ThreadPoolExecutor(workers) as threads, _progress(progress, self.images.total) as advance:
+        with ThreadPoolExecutor(workers) as threads, bar as shown:
             try:
                 for block in blocks:
-                    stop = min(block + _BLOCK, self.images.total)
-                    if block not in self.done:
-                        self._fill_block(block, stop, threads, on_error)
-                    advance(stop - block)
+                    stop = min(block + _BLOCK, total)
+                    self._fill_block(block, stop, threads, on_error)
+                    done += stop - block
+                    if shown is not None:
+                        shown.update(done)
             except BaseException:
                 threads.shutdown(cancel_futures=True)
                 raise
@@ -365,18 +370,3 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-@contextlib.contextmanager
-def _progress(shown: bool, total: int) -> Iterator[Callable[[int], object]]:
-    """A bar with the rate and the time left; gives the function that moves it on."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
-    from rich.text import Text
-
-    class Rate(ProgressColumn):
-        def render(self, task: Task) -> Text:
-            return Text(f"{task.speed or 0:,.0f} images/s")
-
-    with Progress(BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn(), disable=not shown) as bar:
-        task = bar.add_task("packing", total=total)
-        yield lambda count: bar.advance(task, count)

@@ -102,6 +102,17 @@ def test_the_bytes_do_not_depend_on_the_number_of_workers(
     assert len({path.read_bytes() for path in files}) == 1
 
 
+def test_progress_is_shown_with_the_rate_and_the_time_left(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pack(folder, tmp_path / "a.fdm", size=8, progress=True)
+    line = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (line["done"], line["total"], line["seconds_left"]) == (18, 18, 0.0)
+    assert line["images_per_second"] > 0
+    pack(folder, tmp_path / "a.fdm", size=8)
+    assert capsys.readouterr().out == ""
+
+
 @pytest.mark.parametrize("size", [None, 8], ids=["as they are", "resized"])
 def test_arrays_are_packed(tmp_path: Path, size: int | None) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (9, 12, 12), dtype=np.uint8)
