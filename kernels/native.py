@@ -36,7 +36,7 @@ def uniform(key: Tensor, rows: Tensor, n: int, stream: int) -> Tensor:
     return out
 
 
-def draw(key: Tensor, class_offsets: Tensor, n: int, classes: Tensor, replace: bool) -> Tensor:
+def draw(key: Tensor, class_offsets: Tensor, n: int, classes: Tensor, replace: bool = False) -> Tensor:
     out = torch.empty(len(classes), n, dtype=torch.int64)
     seed, step = key.tolist()
     _native().draw(seed, step, class_offsets.contiguous(), classes.contiguous(), out, replace)

@@ -370,7 +370,7 @@ def uniform(key: Tensor, rows: Tensor, n: int, stream: int) -> Tensor:
     return (random_words(key, rows, n, stream) >> 8).to(torch.float32) * 2.0**-24
 
 
-def draw(key: Tensor, class_offsets: Tensor, n: int, classes: Tensor, replace: bool) -> Tensor:
+def draw(key: Tensor, class_offsets: Tensor, n: int, classes: Tensor, replace: bool = False) -> Tensor:
     """Draw n distinct images of each class by Floyd's algorithm; see the public function.
 
     Floyd's candidate t_i ∈ [0, m − n + i] is replaced by m − n + i where it was taken before. It was taken if an
