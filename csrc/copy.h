@@ -1,10 +1,9 @@
 // Which instructions this processor has, and copies that go past the caches.
 #pragma once
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <cstdint>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <string_view>
@@ -40,15 +39,17 @@ inline Cpu this_cpu() {
     return cpu;
 }
 
-// Results larger than this do not stay in the last-level cache until they are read: writing them past the caches
-// saves reading their lines from memory first.
+// Half of the last-level cache: results larger than this do not stay in it until they are read, and writing them past
+// the caches saves reading their lines from memory first.
 inline int64_t cache_bytes() {
     static const int64_t bytes = [] {
-        long found = -1;
-#if defined(_SC_LEVEL3_CACHE_SIZE)
-        found = sysconf(_SC_LEVEL3_CACHE_SIZE);
-#endif
-        return found > 0 ? static_cast<int64_t>(found) / 2 : int64_t{8} << 20;
+        // What cores share. sysconf(_SC_LEVEL3_CACHE_SIZE) would add up all caches of a processor that has several.
+        long kib = 0;
+        if (std::FILE* size = std::fopen("/sys/devices/system/cpu/cpu0/cache/index3/size", "r")) {
+            if (std::fscanf(size, "%ldK", &kib) != 1) kib = 0;
+            std::fclose(size);
+        }
+        return kib > 0 ? int64_t{kib} << 9 : int64_t{8} << 20;
     }();
     return bytes;
 }
