@@ -1,6 +1,8 @@
 """The commands as one types them, on tiny shapes: all stages of the GPU run, a stage that hangs, and a comparison."""
 
+import importlib.util
 import json
+import os
 import subprocess
 import sys
 import time
@@ -11,6 +13,8 @@ import pytest
 
 from bench import compare, results
 from bench.stages import Stage, run_all
+
+REAL = os.environ.get("FASTDM_DATA")
 
 
 @pytest.fixture
@@ -47,6 +51,23 @@ def test_the_calls_that_are_timed_agree_with_the_public_ones() -> None:
     done = subprocess.run(command, cwd=results.REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:]
     assert "4 passed" in done.stdout
+
+
+@pytest.mark.skipif(importlib.util.find_spec("fastdm._native") is None, reason="fastdm was installed without its core")
+def test_loading_has_every_row_and_its_memory_is_bounded(folder: Path) -> None:
+    command = [sys.executable, "-m", "bench.loading", "--quick", *(("--data_path", REAL) if REAL else ())]
+    done = subprocess.run(command, cwd=results.REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (result,) = results.load("loading")
+    names = [row["name"] for row in result["rows"]]
+    baselines = ["best sequential copy", "index_select(out=)", "index_select to float32", "numpy memmap", "FFCV raw"]
+    baselines += ["the public code", "share of gather's time", "a default mapping", "bytes wanted"]
+    baselines += ["DataLoader with 2 workers", "over Pillow", "two threads over one"] if REAL else []
+    assert not [baseline for baseline in baselines if not any(baseline in name for name in names)]
+    for row in result["rows"]:
+        assert row["target"] is None or row["met"] or row["note"], row
+    (resident,) = (row for row in result["rows"] if "resident" in row["name"])
+    assert resident["met"], resident
 
 
 def test_a_stage_that_hangs_or_fails_leaves_the_others(folder: Path) -> None:
