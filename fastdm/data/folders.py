@@ -62,19 +62,24 @@ def _test_part(base: Path, root: Path) -> FilesByClass | None:
         return None
     annotations = folder / "val_annotations.txt"
     if annotations.is_file():
-        rows = (line.split("\t") for line in annotations.read_text().splitlines())
-        return _grouped((row[1], folder / "images" / row[0]) for row in rows)
+        return _grouped(annotations, _tiny_labels(annotations, folder))
     if any(entry.is_dir() for entry in folder.iterdir()):
         return _class_folders(folder)
     for place in (folder, base, *base.resolve().parents[:3], root):
-        if (place / "LOC_val_solution.csv").is_file():
-            return _grouped(_kaggle_labels(place / "LOC_val_solution.csv", folder))
-        if (place / _IMAGENET_DEVKIT).is_dir():
-            return _grouped(_devkit_labels(place / _IMAGENET_DEVKIT, folder))
+        if (table := place / "LOC_val_solution.csv").is_file():
+            return _grouped(table, _kaggle_labels(table, folder))
+        if (devkit := place / _IMAGENET_DEVKIT).is_dir():
+            return _grouped(devkit, _devkit_labels(devkit, folder))
     raise FastDMError(
         f"{folder} has no class folders and no list of labels: put val_annotations.txt (Tiny-ImageNet), "
         "LOC_val_solution.csv or ILSVRC2012_devkit_t12/ (ImageNet) beside it"
     )
+
+
+def _tiny_labels(table: Path, folder: Path) -> Iterator[tuple[str, Path]]:
+    for line in table.read_text().splitlines():
+        file, label = line.split("\t")[:2]
+        yield label, folder / "images" / file
 
 
 def _kaggle_labels(table: Path, folder: Path) -> Iterator[tuple[str, Path]]:
@@ -90,17 +95,23 @@ def _devkit_labels(devkit: Path, folder: Path) -> Iterator[tuple[str, Path]]:
         raise FastDMError(
             f"{devkit}/meta.mat needs scipy to be read (pip install scipy); LOC_val_solution.csv does without"
         ) from error
-    synsets = loadmat(devkit / "meta.mat", squeeze_me=True)["synsets"]
+    with (devkit / "meta.mat").open("rb") as file:
+        synsets = loadmat(file, squeeze_me=True)["synsets"]
     names = {int(synset[0]): str(synset[1]) for synset in synsets}
     numbers = (devkit / "ILSVRC2012_validation_ground_truth.txt").read_text().split()
     for i, number in enumerate(numbers, start=1):
         yield names[int(number)], folder / f"ILSVRC2012_val_{i:08d}.JPEG"
 
 
-def _grouped(labelled: Iterator[tuple[str, Path]]) -> FilesByClass:
+def _grouped(source: Path, labelled: Iterator[tuple[str, Path]]) -> FilesByClass:
     files: FilesByClass = {}
-    for label, path in labelled:
-        files.setdefault(label, []).append(path)
+    try:
+        for label, path in labelled:
+            files.setdefault(label, []).append(path)
+    except (FastDMError, OSError):
+        raise
+    except Exception as error:  # csv and scipy raise each their own
+        raise FastDMError(f"{source} is no list of labels in the form in which it was published ({error!r})") from error
     return {label: sorted(files[label]) for label in sorted(files)}
 
 

@@ -56,7 +56,10 @@ def pack(
     if out.is_dir() or not out.absolute().parent.is_dir():
         raise FastDMError(f"{out} cannot be written: it is a folder, or the folder it should stand in is not there")
     workers = workers or len(os.sched_getaffinity(0))
-    images = find_source(source, size, filter, fit, name, data_path)
+    try:
+        images = find_source(source, size, filter, fit, name, data_path)
+    except OSError as error:
+        raise FastDMError(f"{source} cannot be read: {error}") from error
     try:
         with Partial(out, images, resume) as partial:
             partial.fill(workers, on_error, progress)

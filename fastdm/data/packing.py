@@ -84,8 +84,8 @@ def _folder_source(
 
     def states() -> Iterator[str]:
         for path in files:
-            status = path.stat()
-            yield f"{path.relative_to(root)}\0{status.st_size}\0{status.st_mtime_ns}\n"
+            status = path.stat() if path.exists() else None  # decoding it will tell, or leave it out
+            yield f"{path.relative_to(root)}\0{status and (status.st_size, status.st_mtime_ns)}\n"
 
     return PackSource(
         name=name or folder_name(root),

@@ -93,6 +93,23 @@ def test_imagenet_with_its_devkit(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("LOC_val_solution.csv", "a,b\n1,2\n"),
+        ("LOC_val_solution.csv", "ImageId,PredictionString\nILSVRC2012_val_00000001\n"),
+        ("val/val_annotations.txt", "val_0.JPEG n2\n"),
+        ("ILSVRC2012_devkit_t12/data/meta.mat", "text"),
+    ],
+    ids=["other columns", "half a row", "spaces for tabs", "no MATLAB file"],
+)
+def test_a_list_of_labels_of_another_form_is_refused_by_name(tmp_path: Path, name: str, text: str) -> None:
+    imagenet(tmp_path)
+    touch(tmp_path / name).write_text(text)
+    with pytest.raises(FastDMError, match=f"{name.removesuffix('/meta.mat')} is no list of labels"):
+        find_images(tmp_path)
+
+
 def test_a_flat_test_part_without_labels_is_refused(tmp_path: Path) -> None:
     imagenet(tmp_path / "a" / "b" / "c" / "d")
     with pytest.raises(FastDMError, match=r"val has no class folders and no list of labels.*LOC_val_solution\.csv"):

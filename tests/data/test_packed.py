@@ -175,6 +175,23 @@ def test_a_damaged_image_ends_the_packing_or_is_left_out(folder: Path, tmp_path:
     )
 
 
+def test_a_listed_image_that_is_not_there_is_named_or_left_out(folder: Path, tmp_path: Path) -> None:
+    (folder / "train" / "dog" / "9.jpg").symlink_to("nowhere")
+    with pytest.raises(FastDMError, match=r"train/dog/9\.jpg cannot be decoded \(.*No such file"):
+        pack(folder, tmp_path / "a.fdm", size=8)
+    file = pack(folder, tmp_path / "a.fdm", size=8, on_error="skip")
+    assert [name for name, _ in file.skipped] == ["train/dog/9.jpg"]
+
+
+def test_a_source_that_cannot_be_read_is_named(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("scipy")
+    for label in SIZES:
+        shutil.rmtree(folder / "val" / label)
+    (folder / "ILSVRC2012_devkit_t12" / "data").mkdir(parents=True)
+    with pytest.raises(FastDMError, match=r"animals cannot be read: .*meta\.mat"):
+        pack(folder, tmp_path / "a.fdm", size=8)
+
+
 def test_a_class_that_would_end_empty_is_an_error(folder: Path, tmp_path: Path) -> None:
     for path in (folder / "train" / "dog").iterdir():
         path.write_bytes(b"")
