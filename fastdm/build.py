@@ -122,5 +122,5 @@ def initial_images(dataset: Dataset, settings: Settings, device: torch.device) -
         shape = (dataset.num_classes * settings.ipc, *dataset.image_shape)
         return torch.randn(shape, generator=generator).to(device)
     key = torch.tensor([settings.seed, INIT_STEP])
-    index = draw(key, dataset.train.class_offsets, settings.ipc).flatten()
-    return augment(dataset.train.images, [], index=index, mean=dataset.mean, std=dataset.std).to(device)
+    images = dataset.train.read(draw(key, dataset.train.class_offsets, settings.ipc).flatten())
+    return augment(images, [], mean=dataset.mean, std=dataset.std).to(device)

@@ -193,9 +193,10 @@ class Examples:
     def of(
         cls, images: SyntheticSet | Pool, mean: Sequence[float], std: Sequence[float], device: torch.device
     ) -> "Examples":
-        pixels, labels = images.images.detach().to(device), images.labels.to(device)
+        labels = images.labels.to(device)
         if isinstance(images, SyntheticSet):
-            return cls(pixels, labels, None, None)
+            return cls(images.images.detach().to(device), labels, None, None)
+        pixels = images.to(device).images
         return cls(pixels, labels, torch.tensor(mean, device=device), torch.tensor(std, device=device))
 
     def __len__(self) -> int:

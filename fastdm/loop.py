@@ -123,8 +123,8 @@ def condense(
 
 def fingerprint(dataset: Dataset) -> dict[str, Any]:
     """What tells one data set from another when a run is resumed."""
-    sizes, images = dataset.train.class_sizes, dataset.train.images
-    some = images[:: max(1, len(images) // FINGERPRINT_IMAGES)].cpu().contiguous()
+    sizes = dataset.train.class_sizes
+    some = dataset.train.read(torch.arange(0, len(dataset.train), max(1, len(dataset.train) // FINGERPRINT_IMAGES)))
     return {
         "dataset": dataset.name,
         "image_shape": list(dataset.image_shape),

@@ -68,9 +68,9 @@ class PackedFile:
             self._identity = _identity(status)
             self.class_names = self._list("classes", str)
             self.mean, self.std = (tuple(map(float, self._list(key, (int, float)))) for key in ("mean", "std"))
-            self._map = map_file(file.fileno(), self.size)
-            self.offsets = {part: self._offsets(part) for part in PARTS if f"{PARTS[part]}images" in self.entries}
+            self.offsets = {part: self._offsets(part, file) for part in PARTS if f"{PARTS[part]}images" in self.entries}
             self._check()
+            self._map = map_file(file.fileno(), self.size)
 
     # --- what is in it
 
@@ -178,11 +178,12 @@ class PackedFile:
             self._refuse(f"is damaged: {key} is missing in its metadata, or not what it should be")
         return tuple(values)
 
-    def _offsets(self, part: str) -> Tensor:
+    def _offsets(self, part: str, file: BinaryIO) -> Tensor:
         entry = self.entries.get(f"{PARTS[part]}class_offsets")
         if entry is None or entry.dtype != torch.int64 or entry.shape != (len(self.class_names) + 1,):
             self._refuse(f"is damaged: the class offsets of its {part} part are missing or of a wrong shape")
-        return self.tensor(f"{PARTS[part]}class_offsets").clone()
+        file.seek(entry.begin)
+        return torch.frombuffer(bytearray(file.read(entry.bytes)), dtype=torch.int64)
 
     def _check(self) -> None:
         if "train" not in self.offsets or "skipped" not in self.entries:

@@ -117,6 +117,11 @@ class Pool:
             _gather(read, torch.arange(len(flat)), into, layout, scale, shift)
         return out
 
+    def read(self, index: Tensor) -> Tensor:
+        """The images of a CPU index, int64 [n]: uint8 [n, C, H, W] on the CPU, wherever the pool is."""
+        device = self.images.device
+        return self.gather(index) if device.type == "cpu" else self.images[index.to(device)].cpu()
+
     def stream(
         self,
         plan: Iterable[Tensor],

@@ -1,5 +1,6 @@
 """Packing, opening and verifying packed files, and everything that can be wrong with them."""
 
+import dataclasses
 import fcntl
 import json
 import os
@@ -12,6 +13,7 @@ import zlib
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,8 @@ from fastdm.data import open_dataset, packing
 from fastdm.data.packed import open_packed, pack
 from fastdm.data.packed_file import PackedFile, header_bytes
 from fastdm.errors import FastDMError
+from fastdm.evaluation import random_selection
+from fastdm.loop import INIT_STEP
 
 REAL = os.environ.get("FASTDM_DATA")
 SIZES = {"cat": 5, "dog": 3, "ewe": 4}
@@ -498,6 +502,27 @@ def test_a_file_changed_under_the_mapping_is_refused_before_it_is_touched(packed
         pool.gather(torch.tensor([29]))
     with pytest.raises(FastDMError, match=r"a\.fdm was changed after it was opened"):
         list(pool.stream([torch.tensor([[29]])]))
+
+
+def test_initial_images_are_gathered_not_read_through_the_mapping(packed: Path) -> None:
+    data = open_packed(packed)
+    expected = (data.train.images[data.train.draw(0, INIT_STEP, 2).flatten()] / 255 - 0.5) / 0.25
+    data = dataclasses.replace(data, mean=(0.5,) * 3, std=(0.25,) * 3)
+    # One rounding each of x / 255, the mean and the quotient, of numbers below 2.
+    torch.testing.assert_close(random_selection(data, 2).images, expected, rtol=0, atol=3 * 2.0**-23)
+    os.truncate(packed, 4096)
+    with pytest.raises(FastDMError, match=r"a\.fdm was changed after it was opened"):
+        random_selection(data, 2)
+
+
+def test_a_file_system_without_direct_reads_is_said(
+    packed: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    core = SimpleNamespace(RecordFile=lambda path: SimpleNamespace(direct=False))
+    monkeypatch.setattr("fastdm.data.packed.native", lambda: core)
+    with caplog.at_level("INFO", "fastdm"):
+        open_packed(packed, "direct")
+    assert "a.fdm: this file system has no direct reads" in caplog.text
 
 
 @pytest.mark.parametrize("io", ["mmap", "direct"])
