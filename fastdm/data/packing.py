@@ -230,12 +230,13 @@ class Partial:
 
     def _begin(self, resume: bool) -> None:
         plan = {"plan": self.images.fingerprint}
+        whole = self.images_at + self.images.bytes
         lines = self.journal_path.read_text().splitlines() if resume and self.journal_path.exists() else []
-        if lines:
-            if json.loads(lines[0]) != plan:
-                raise FastDMError(
-                    f"{self.path} was begun from other files or settings: the packing cannot be resumed, begin it anew"
-                )
+        if lines and lines[0] != json.dumps(plan):
+            raise FastDMError(
+                f"{self.path} was begun from other files or settings: the packing cannot be resumed, begin it anew"
+            )
+        if lines and os.fstat(self.file).st_size >= whole:  # else its blocks are gone
             for line in lines[1:]:
                 with contextlib.suppress(json.JSONDecodeError):  # a last line cut short
                     entry = json.loads(line)
@@ -243,9 +244,10 @@ class Partial:
                     self.skipped |= {int(i): error for i, error in entry["skipped"].items()}
             self.journal = self.journal_path.open("a")
             return
+        self.journal_path.unlink(missing_ok=True)  # before the blocks that it speaks of
         os.ftruncate(self.file, 0)
         try:
-            os.posix_fallocate(self.file, 0, self.images_at + self.images.bytes)
+            os.posix_fallocate(self.file, 0, whole)
         except OSError:
             self.path.unlink()
             raise

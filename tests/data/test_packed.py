@@ -257,6 +257,33 @@ def test_resuming_is_refused_after_a_change(folder: Path, tmp_path: Path, monkey
     np.testing.assert_array_equal(open_packed(out).train.images[0], box(folder / "train" / "cat" / "0.jpg", 8))
 
 
+def test_blocks_that_are_gone_are_not_resumed(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The partial file was removed, or a new beginning was killed or found the disk full."""
+    monkeypatch.setattr(packing, "_BLOCK", 4)
+    out, journal = tmp_path / "a.fdm", tmp_path / "a.fdm.partial.journal"
+
+    def stop() -> None:
+        with monkeypatch.context() as patch:
+            stopped_at("train/ewe/1.png", patch)
+            with pytest.raises(MemoryError):
+                pack(folder, out, size=8, workers=1)
+
+    def full(*_: int) -> None:
+        raise OSError("full")
+
+    pack(folder, tmp_path / "whole.fdm", size=8)
+    stop()
+    assert len(journal.read_text().splitlines()) == 3
+    (tmp_path / "a.fdm.partial").unlink()
+    pack(folder, out, size=8, resume=True)
+    assert out.read_bytes() == (tmp_path / "whole.fdm").read_bytes()
+    stop()
+    monkeypatch.setattr(packing.os, "posix_fallocate", full)
+    with pytest.raises(FastDMError, match="cannot be written"):
+        pack(folder, out, size=8)
+    assert not journal.exists()
+
+
 def test_resuming_without_a_beginning_begins(folder: Path, tmp_path: Path) -> None:
     assert pack(folder, tmp_path / "a.fdm", size=8, resume=True).describe()["parts"]["train"]["images"] == 12
 
