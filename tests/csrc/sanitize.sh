@@ -44,6 +44,10 @@ sys.exit(code)' "$work" tests/csrc/test_fuzz.py tests/csrc/test_threads.py tests
 }
 
 check address,undefined "libasan.so libubsan.so" &
-first=$!
-check thread libtsan.so
-wait $first
+address=$!
+check thread libtsan.so &
+thread=$!
+failed=0
+wait $address || failed=1
+wait $thread || failed=1
+exit $failed
