@@ -2,8 +2,8 @@
 
     python -m bench.loading --data_path data [--quick]
 
-Timed by this file and not by pytest-benchmark (as bench/host.py is), since here several candidates run in turns. Rates are
-images per second of the access pattern of distribution matching: for each class, 256 distinct random images.
+Timed by this file and not by pytest-benchmark (as bench/host.py is), since here several candidates run in turns. Rates
+are images per second of the access pattern of distribution matching: for each class, 256 distinct random images.
 data_path holds tinyimagenet20/train and imagenet_samples (folders of JPEGs); without it the rows that decode are left
 out. Packed files of random pixels are written to a temporary folder (TMPDIR): 2 GB each, with --quick 0.2 GB.
 """

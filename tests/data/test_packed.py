@@ -24,12 +24,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors import safe_open
 
+from fastdm.build import INIT_STEP
 from fastdm.data import open_dataset, packing
 from fastdm.data.packed import open_packed, pack
 from fastdm.data.packed_file import PackedFile, header_bytes
 from fastdm.errors import FastDMError
 from fastdm.evaluation import random_selection
-from fastdm.loop import INIT_STEP
 
 REAL = os.environ.get("FASTDM_DATA")
 SIZES = {"cat": 5, "dog": 3, "ewe": 4}
