@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
 from PIL import Image
 from safetensors import SafetensorError, safe_open
@@ -25,6 +26,15 @@ from fastdm.files import atomic_write, is_zip
 
 _FORMAT = "fastdm-synthetic-1"
 _GAP = 2  # black pixels between the pictures of a grid
+
+# The public code's accuracies are numpy.float64: what a pickle of these names, as NumPy 2 and as NumPy 1 call it.
+_SCALAR = cast(Any, np.float64().__reduce__()[0])
+_NUMPY_NUMBER = [
+    (_SCALAR, "numpy._core.multiarray.scalar"),
+    (_SCALAR, "numpy.core.multiarray.scalar"),
+    np.dtype,
+    type(np.dtype(np.float64)),
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,12 +158,13 @@ def save_public(
 def read_public(path: str | Path) -> tuple[list[tuple[Tensor, Tensor]], dict[str, list[float]]]:
     """(images, labels) of every experiment, and the accuracies of every network, of a ``res_DM_….pt``."""
     try:
-        data = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises many kinds for what is no file of its own
-        raise FastDMError(f"{path} is no .pt file, or damaged: {error}") from error
+        with torch.serialization.safe_globals(_NUMPY_NUMBER):
+            data = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises many kinds, of many lines, for what is no file of its own
+        raise FastDMError(f"{path} is no .pt file, or damaged, or holds more than tensors and numbers") from error
     try:
         sets = [(images, labels) for images, labels in data["data"]]
-        accuracies = {network: list(values) for network, values in data.get("accs_all_exps", {}).items()}
+        accuracies = {network: [*map(float, values)] for network, values in data.get("accs_all_exps", {}).items()}
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise FastDMError(f'{path} holds no {{"data": [[images, labels], …]}} of the public code') from error
     if not sets:

@@ -1,4 +1,6 @@
 import dataclasses
+import re
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ from torch.utils.data import DataLoader
 import fastdm
 from fastdm.data import open_dataset
 from fastdm.errors import FastDMError
-from fastdm.synthetic import SyntheticSet, save_public
+from fastdm.synthetic import SyntheticSet, read_public, save_public
 
 
 @pytest.fixture
@@ -122,6 +124,21 @@ def test_a_public_file_takes_what_it_lacks_from_the_dataset(synthetic: Synthetic
     assert (loaded.dataset, loaded.mean) == ("zoo", dataset.mean)
 
 
+@pytest.mark.parametrize("core", ["numpy._core", "numpy.core"], ids=["NumPy 2", "NumPy 1"])
+def test_accuracies_of_the_public_code_are_numpy_numbers(core: str, synthetic: SyntheticSet, tmp_path: Path) -> None:
+    written, path = tmp_path / "written.pt", tmp_path / "res.pt"
+    accuracies = {"ConvNet": [np.float64(0.25), np.float64(0.5)]}
+    torch.save({"data": [[synthetic.images, synthetic.labels]], "accs_all_exps": accuracies}, written)
+    with zipfile.ZipFile(written) as before, zipfile.ZipFile(path, "w") as after:
+        for name in before.namelist():
+            content = re.sub(rb"numpy\._?core", core.encode(), before.read(name))
+            after.writestr(name, content)
+    assert f"{core}.multiarray".encode() in path.read_bytes()
+    (read,) = read_public(path)[1].values()
+    assert read == [0.25, 0.5]
+    assert {type(accuracy) for accuracy in read} == {float}
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -138,7 +155,7 @@ def test_bad_public_files(content: object, message: str, tmp_path: Path) -> None
 
 def test_a_public_file_that_runs_code_is_refused(tmp_path: Path) -> None:
     torch.save({"data": [Path("x")]}, tmp_path / "evil.pt")
-    with pytest.raises(FastDMError, match=r"evil.pt is no .pt file, or damaged"):
+    with pytest.raises(FastDMError, match=r"evil.pt is no .pt file, or damaged, or holds more than [a-z ]+$"):
         SyntheticSet.load(tmp_path / "evil.pt")
 
 
