@@ -5,9 +5,9 @@ import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,13 +23,15 @@ from fastdm.data.pool import Dataset
 from fastdm.data.sources import customary_normalisation
 from fastdm.errors import FastDMError
 from fastdm.files import atomic_write, is_zip
+from fastdm.networks import network_names
 
 _FORMAT = "fastdm-synthetic-1"
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _GAP = 2  # black pixels between the pictures of a grid
 
-# The public code's accuracies are numpy.float64: what a pickle of these names, as NumPy 2 and as NumPy 1 call it.
-_SCALAR = cast(Any, np.float64().__reduce__()[0])
-_NUMPY_NUMBER = [
+# The accuracies of the public code are numpy.float64: what a pickle of such a number names, by NumPy 2 and by NumPy 1.
+_SCALAR = np.float64().__reduce__()[0]
+_NUMPY_NUMBER: list[Any] = [
     (_SCALAR, "numpy._core.multiarray.scalar"),
     (_SCALAR, "numpy.core.multiarray.scalar"),
     np.dtype,
@@ -61,7 +63,10 @@ class SyntheticSet:
             raise FastDMError(f"synthetic images must be float32 [N, C, H, W], not {self.images.dtype} {shape}")
         if not self.class_names or shape[0] == 0 or shape[0] % len(self.class_names):
             raise FastDMError(f"{shape[0]} synthetic images are not equally many of each of {self.num_classes} classes")
-        if not len(self.mean) == len(self.std) == shape[1]:
+        values = (*self.mean, *self.std)
+        if not len(self.mean) == len(self.std) == shape[1] or not all(
+            isinstance(value, int | float) for value in values
+        ):
             raise FastDMError(f"mean and std must have {shape[1]} values, one per channel")
 
     def __len__(self) -> int:
@@ -100,7 +105,20 @@ class SyntheticSet:
         }
 
     def save(self, path: str | Path) -> None:
-        """Write everything as a safetensors file, atomically."""
+        """Write the set to a file, atomically; its suffix says in which format.
+
+        ``.safetensors`` keeps everything. ``.pt`` is the public code's format, ``{"data": [[images, labels]],
+        "accs_all_exps": {}}``, without class names, normalisation and settings.
+        """
+        suffix = Path(path).suffix
+        if suffix == ".pt":
+            save_public([self], path)
+        elif suffix == ".safetensors":
+            self._save_safetensors(path)
+        else:
+            raise FastDMError(f"{path} must end in .safetensors, or in .pt for the public code's format")
+
+    def _save_safetensors(self, path: str | Path) -> None:
         images = self.images.detach().cpu().contiguous()
         about = {
             "class_names": self.class_names,
@@ -116,18 +134,25 @@ class SyntheticSet:
 
     @classmethod
     def load(cls, path: str | Path, *, experiment: int = 0, dataset: Dataset | None = None) -> "SyntheticSet":
-        """Read a set that ``save`` wrote, or one of a ``.pt`` file in the public code's format.
+        """Set number ``experiment``, counted from 0, of those that ``load_all`` reads."""
+        sets = cls.load_all(path, dataset=dataset)
+        if not 0 <= experiment < len(sets):
+            raise FastDMError(f"{path} holds {len(sets)} sets, counted from 0; there is no set {experiment}")
+        return sets[experiment]
 
-        A ``.pt`` file holds one set per experiment, and neither class names nor normalisation: these are taken from
-        ``dataset``; without it, the normalisation is the customary one of the data set that the file's name
-        (``res_DM_CIFAR10_ConvNet_10ipc.pt``) speaks of. Raises FastDMError, naming the file, for whatever cannot be
-        used.
+    @classmethod
+    def load_all(cls, path: str | Path, *, dataset: Dataset | None = None) -> "list[SyntheticSet]":
+        """Read the set that ``save`` wrote, or those of a ``.pt`` file in the public code's format, one per experiment.
+
+        A ``.pt`` file holds neither class names nor normalisation: these are taken from ``dataset``; without it, the
+        normalisation is the customary one of the data set that the file's name (``res_DM_CIFAR10_ConvNet_10ipc.pt``)
+        speaks of. Raises FastDMError, naming the file, for whatever cannot be used.
         """
         path = Path(path)
-        loaded = _load_public(path, experiment, dataset) if is_zip(path) else _load_safetensors(path)
-        if not loaded.images.isfinite().all():
+        sets = _load_public(path, dataset) if is_zip(path) else [_load_safetensors(path)]
+        if not all(loaded.images.isfinite().all() for loaded in sets):
             raise FastDMError(f"{path} holds pixels that are not finite numbers")
-        return loaded
+        return sets
 
     def save_grid(self, path: str | Path, *, zoom: int = 1) -> None:
         """Write a PNG of all images, one class per row: de-normalised, clipped to [0, 1], each pixel `zoom` wide."""
@@ -169,7 +194,28 @@ def read_public(path: str | Path) -> tuple[list[tuple[Tensor, Tensor]], dict[str
         raise FastDMError(f'{path} holds no {{"data": [[images, labels], …]}} of the public code') from error
     if not sets:
         raise FastDMError(f"{path} holds no experiment")
+    for images, labels in sets:
+        _check_labelled(path, images, labels)
     return sets, accuracies
+
+
+def recorded_dataset(path: str | Path) -> str:
+    """The name of the data set that the sets in a file stand for: from the file, of a ``.pt`` from its name."""
+    path = Path(path)
+    name = _told_by_name(path)[0] if is_zip(path) else _load_safetensors(path).dataset
+    if not name:
+        raise FastDMError(f"{path} does not say for which data set it stands; name the data set")
+    return name
+
+
+def check_stands_for(what: str, num_classes: int, image_shape: Sequence[int], dataset: Dataset) -> None:
+    """Raise FastDMError unless the data set has as many classes as ``what``, and images of its shape (C, H, W)."""
+    ours, theirs = (
+        f"{classes} classes of {'x'.join(map(str, shape))} images"
+        for classes, shape in ((num_classes, image_shape), (dataset.num_classes, dataset.image_shape))
+    )
+    if ours != theirs:
+        raise FastDMError(f"{what} has {ours}, but data set {dataset.name} has {theirs}")
 
 
 @contextmanager
@@ -188,34 +234,66 @@ def _load_safetensors(path: Path) -> SyntheticSet:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             images = file.get_tensor("images") if metadata.get("format") == _FORMAT else None
-    except (SafetensorError, OSError) as error:
+        if images is None:
+            raise FastDMError(f"it is not of this version of fastdm ({_FORMAT})")
+        if metadata.get("crc32") != str(zlib.crc32(images.numpy().data)):
+            raise FastDMError("its checksum does not match")
+        about = json.loads(metadata.get("about", "{}"))
+        known = {entry.name for entry in fields(SyntheticSet)} - {"images"}
+        if about.keys() != known:
+            raise FastDMError(
+                f"it must tell {', '.join(sorted(known))}, but tells {', '.join(sorted(about)) or 'nothing'}"
+            )
+        if not (isinstance(about["dataset"], str) and isinstance(about["settings"], dict)):
+            raise FastDMError("its dataset must be a name, and its settings values by name")
+        for name in ("class_names", "mean", "std"):
+            about[name] = tuple(about[name])
+        return SyntheticSet(images=images, **about)
+    except (SafetensorError, OSError, ValueError, TypeError, AttributeError) as error:
         raise FastDMError(f"{path} is no condensed set, or damaged: {error}") from error
-    if images is None:
-        raise FastDMError(f"{path} is no condensed set of this version of fastdm ({_FORMAT})")
-    if metadata["crc32"] != str(zlib.crc32(images.numpy().data)):
-        raise FastDMError(f"{path} is damaged: its checksum does not match")
-    about = json.loads(metadata["about"])
-    for name in ("class_names", "mean", "std"):
-        about[name] = tuple(about[name])
-    return SyntheticSet(images=images, **about)
 
 
-def _load_public(path: Path, experiment: int, dataset: Dataset | None) -> SyntheticSet:
-    sets, _ = read_public(path)
-    if not 0 <= experiment < len(sets):
-        raise FastDMError(f"{path} holds {len(sets)} sets, counted from 0; there is no set {experiment}")
-    images, labels = sets[experiment]
-    counts = torch.bincount(labels)
-    if (counts != counts[0]).any():
-        raise FastDMError(f"{path} holds classes of {int(counts.min())} and of {int(counts.max())} images")
-    if dataset is None:
-        named = re.match(r"res_[^_]+_(.+)_[^_]+_\d+ipc", path.name)
-        name = named[1] if named else ""
-        normalisation = customary_normalisation(name, images.shape[1])
-        class_names = tuple(map(str, range(len(counts))))
-    else:
-        name, normalisation, class_names = dataset.name, (dataset.mean, dataset.std), dataset.class_names
-    if normalisation is None:
-        raise FastDMError(f"{path} does not say how its pixels are normalised; load it with the dataset it stands for")
-    mean, std = normalisation
-    return SyntheticSet(images[labels.argsort(stable=True)].float(), class_names, mean, std, name)
+def _load_public(path: Path, dataset: Dataset | None) -> list[SyntheticSet]:
+    name, network = _told_by_name(path)
+    settings = {"network": network} if network else {}
+    loaded = []
+    for images, labels in read_public(path)[0]:
+        counts = torch.bincount(labels)
+        if (counts != counts[0]).any():
+            raise FastDMError(f"{path} holds classes of {int(counts.min())} and of {int(counts.max())} images")
+        if dataset is None:
+            normalisation = customary_normalisation(name, images.shape[1])
+            class_names = tuple(map(str, range(len(counts))))
+        else:
+            check_stands_for(str(path), len(counts), images.shape[1:], dataset)
+            name, normalisation, class_names = dataset.name, (dataset.mean, dataset.std), dataset.class_names
+        if normalisation is None:
+            raise FastDMError(
+                f"{path} does not say how its pixels are normalised; load it with the dataset it stands for"
+            )
+        pixels = images[labels.argsort(stable=True)].detach().float()
+        loaded.append(SyntheticSet(pixels, class_names, *normalisation, name, settings))
+    return loaded
+
+
+def _told_by_name(path: Path) -> tuple[str, str]:
+    """Data set and network in the name of a ``res_DM_CIFAR10_ResNet18_AP_10ipc.pt``; "" where it has another name."""
+    networks = "|".join(map(re.escape, network_names()))
+    told = re.match(rf"res_[^_]+_(.+?)_({networks}|[^_]+)_\d+ipc", path.name)
+    return (told[1], told[2]) if told else ("", "")
+
+
+def _check_labelled(path: str | Path, images: object, labels: object) -> None:
+    """Raise FastDMError, naming the file, for what are no images with one label each."""
+    if not (isinstance(images, Tensor) and images.ndim == 4 and images.is_floating_point()):
+        raise FastDMError(f"{path} holds images that are no floating-point tensor [N, C, H, W] but {_kind(images)}")
+    if not (isinstance(labels, Tensor) and labels.ndim == 1 and labels.dtype in _INTEGERS):
+        raise FastDMError(f"{path} holds labels that are no integer tensor [N] but {_kind(labels)}")
+    if len(images) != len(labels) or len(images) == 0:
+        raise FastDMError(f"{path} holds {len(images)} images and {len(labels)} labels; there must be one for each")
+    if labels.min() < 0:
+        raise FastDMError(f"{path} holds the label {int(labels.min())}; labels count from 0")
+
+
+def _kind(value: object) -> str:
+    return f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
