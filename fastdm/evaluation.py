@@ -1,11 +1,13 @@
 """How good a condensed set is: networks are trained on it, and tested on real images."""
 
+import math
 import statistics
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -21,8 +23,8 @@ from fastdm.kernels import uniform
 from fastdm.networks import Network, build_network, initialise
 from fastdm.plan import CACHE_BYTES, activations
 from fastdm.progress import Progress
-from fastdm.settings import DSA_STRATEGY, Precision, Settings
-from fastdm.synthetic import SyntheticSet
+from fastdm.settings import Precision, Settings
+from fastdm.synthetic import SyntheticSet, check_stands_for
 
 MOMENTUM = 0.9
 WEIGHT_DECAY = 5e-4
@@ -36,6 +38,15 @@ class Evaluation:
     """accuracies: for each architecture, the test accuracy in [0, 1] of every network that was trained."""
 
     accuracies: dict[str, list[float]]
+
+    @classmethod
+    def pooled(cls, evaluations: "Iterable[Evaluation]") -> "Evaluation":
+        """The networks of several evaluations as those of one."""
+        accuracies: dict[str, list[float]] = {}
+        for evaluation in evaluations:
+            for name, values in evaluation.accuracies.items():
+                accuracies.setdefault(name, []).extend(values)
+        return cls(accuracies)
 
     @property
     def mean(self) -> dict[str, float]:
@@ -68,16 +79,60 @@ def whole_set(dataset: Source, *, data_path: str | Path = "data") -> Pool:
     return open_dataset(dataset, data_path=data_path).train
 
 
+@dataclass(frozen=True)
+class Protocol:
+    """How an evaluation goes: arguments of ``evaluate``, with the networks and the strategy decided.
+
+    Raises FastDMError for values that make no sense; ``check`` for what a data set does not allow.
+    """
+
+    networks: Sequence[str]
+    strategy: str
+    num_eval: int = 20
+    epochs: int = 1000
+    lr_net: float = 0.01
+    batch_train: int = 256
+    seed: int = 0
+    precision: Precision | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("num_eval", "epochs", "batch_train"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise FastDMError(f"{name} is {value!r}; it must be a whole number of at least 1")
+        if not 0 < self.lr_net < math.inf:
+            raise FastDMError(f"lr_net is {self.lr_net}; it must be above 0, and finite")
+        if isinstance(self.networks, str) or not self.networks:
+            raise FastDMError(f"networks is {self.networks!r}; it must be a list of at least one name")
+        Settings(strategy=self.strategy, seed=self.seed, precision=self.precision)  # refuses what it does not know
+
+    def check(self, dataset: Dataset, device: torch.device) -> None:
+        """Raise FastDMError for a network that cannot take the images, and where there is nothing to test on."""
+        if dataset.test is None or len(dataset.test) == 0:
+            raise FastDMError(
+                f"data set {dataset.name} has no test part to measure accuracies on; it can be condensed without "
+                "(fastdm condense --num_eval 0)"
+            )
+        for name in self.networks:
+            _build(name, dataset, device)
+
+
+def condensed_with(train: SyntheticSet | Pool, dataset: Dataset, device: torch.device) -> Settings:
+    """Network and strategy that a set was condensed with; where it does not tell, those that ``condense`` takes."""
+    told = train.settings if isinstance(train, SyntheticSet) else {}
+    return Settings(network=told.get("network"), strategy=told.get("strategy")).resolve(dataset, device)
+
+
 def evaluate(
     train: SyntheticSet | Pool,
     dataset: Source,
     *,
-    networks: Sequence[str] = ("ConvNet",),
+    networks: Sequence[str] | None = None,
     num_eval: int = 20,
     epochs: int = 1000,
     lr_net: float = 0.01,
     batch_train: int = 256,
-    strategy: str | None = DSA_STRATEGY,
+    strategy: str | None = None,
     seed: int = 0,
     device: str | torch.device | None = None,
     precision: Precision | None = None,
@@ -92,6 +147,8 @@ def evaluate(
 
     train: a condensed set, ``random_selection(…)`` or ``whole_set(…)``. dataset: anything that ``open_dataset`` takes,
     looked up under data_path. Its test images are normalised as the training images are.
+    networks, strategy: by default those that the set was condensed with; where it does not tell, ConvNet of the depth
+    that suits the image size, and the data set's strategy (digits are not flipped). "none": no augmentation.
     device: default: the GPU if there is one. precision: "fp32", "tf32" (the default on a GPU) or "bf16".
     progress: show a bar on a terminal, JSON lines elsewhere.
 
@@ -100,22 +157,37 @@ def evaluate(
     """
     dataset = open_dataset(dataset, data_path=data_path)
     device = default_device(device)
-    for setting, value in (("num_eval", num_eval), ("epochs", epochs), ("batch_train", batch_train)):
-        if value < 1:
-            raise FastDMError(f"{setting} is {value}; it must be at least 1")
-    if not lr_net > 0:
-        raise FastDMError(f"lr_net is {lr_net}; it must be above 0")
+    _check_train(train)
+    usual = condensed_with(train, dataset, device)
+    assert usual.network is not None
+    assert usual.strategy is not None
+    protocol = Protocol(
+        (usual.network,) if networks is None else networks,
+        usual.strategy if strategy is None else strategy,
+        num_eval,
+        epochs,
+        lr_net,
+        batch_train,
+        seed,
+        precision,
+    )
+    return measure(train, dataset, protocol, device, progress=progress)
+
+
+def measure(
+    train: SyntheticSet | Pool, dataset: Dataset, protocol: Protocol, device: torch.device, *, progress: bool = False
+) -> Evaluation:
+    """``evaluate`` by a protocol."""
+    protocol.check(dataset, device)
     _check_fit(train, dataset)
     assert dataset.test is not None
-    settings = Settings(precision=precision or ("tf32" if device.type == "cuda" else "fp32"))
-    recipe = Recipe(epochs, lr_net, batch_train, Strategy.parse(strategy))
+    settings = Settings(precision=protocol.precision or ("tf32" if device.type == "cuda" else "fp32"))
+    recipe = Recipe(protocol.epochs, protocol.lr_net, protocol.batch_train, Strategy.parse(protocol.strategy))
     mean, std = (train.mean, train.std) if isinstance(train, SyntheticSet) else (dataset.mean, dataset.std)
     examples = Examples.of(train, mean, std, device)
     tests = Examples.of(dataset.test, mean, std, device)
-    names = list(dict.fromkeys(networks))
-    for name in names:
-        _build(name, dataset, device)  # finds out now what cannot be built
-    jobs = [(name, number) for name in names for number in range(num_eval)]
+    names = list(dict.fromkeys(protocol.networks))
+    jobs = [(name, number) for name in names for number in range(protocol.num_eval)]
     bar = Progress("evaluate", len(jobs) * recipe.steps(len(examples))) if progress else None
 
     with bar or nullcontext(), arithmetic(settings, device) as dtype:
@@ -123,11 +195,11 @@ def evaluate(
         def run(job: tuple[str, int], after_step: Callable[[], None]) -> float:
             name, number = job
             network = _build(name, dataset, device)
-            train_network(network, examples, recipe, seed, number, dtype, after_step)
+            train_network(network, examples, recipe, protocol.seed, number, dtype, after_step)
             return accuracy(network, tests, dtype)
 
-        results = _side_by_side(run, jobs, device, bar)
-    return Evaluation({name: results[i * num_eval : (i + 1) * num_eval] for i, name in enumerate(names)})
+        results = iter(_side_by_side(run, jobs, device, bar))
+    return Evaluation({name: [*islice(results, protocol.num_eval)] for name in names})
 
 
 def _side_by_side(
@@ -283,16 +355,15 @@ def _build(name: str, dataset: Dataset, device: torch.device) -> Network:
     return network.to(device, memory_format=torch.channels_last)  # type: ignore[no-any-return, call-overload]
 
 
-def _check_fit(train: SyntheticSet | Pool, dataset: Dataset) -> None:
-    if dataset.test is None or len(dataset.test) == 0:
-        raise FastDMError(f"data set {dataset.name} has no test part to measure accuracies on")
-    if train.num_classes != dataset.num_classes:
+def _check_train(train: object) -> None:
+    if not isinstance(train, SyntheticSet | Pool):
         raise FastDMError(
-            f"the training images are of {train.num_classes} classes, data set {dataset.name} has {dataset.num_classes}"
+            f"what is trained on is a {type(train).__name__}; it must be a SyntheticSet, or what whole_set(…) gives"
         )
-    shape = tuple(train.images.shape[1:])
-    if shape != dataset.image_shape:
-        ours, theirs = ("x".join(map(str, sides)) for sides in (shape, dataset.image_shape))
-        raise FastDMError(f"the training images are {ours}, those of data set {dataset.name} {theirs}")
+
+
+def _check_fit(train: SyntheticSet | Pool, dataset: Dataset) -> None:
+    what = f"the set of {train.dataset}" if isinstance(train, SyntheticSet) else "what is trained on"
+    check_stands_for(what, train.num_classes, train.images.shape[1:], dataset)
     if train.images.is_floating_point() and not train.images.isfinite().all():
         raise FastDMError("some pixels of the training images are not finite numbers")

@@ -15,6 +15,7 @@ from fastdm.evaluation import (
     Examples,
     Recipe,
     accuracy,
+    condensed_with,
     evaluate,
     random_selection,
     train_network,
@@ -24,6 +25,7 @@ from fastdm.kernels import table
 from fastdm.loop import condense
 from fastdm.networks import Network, build_network, initialise
 from fastdm.settings import DSA_STRATEGY
+from tests.oracles import random_dataset
 
 CPU = torch.device("cpu")
 TINY = "ConvNetD1"
@@ -199,10 +201,54 @@ def test_accuracies_follow_from_the_seed(blobs: Dataset) -> None:
     assert len(set(four)) > 1
 
 
+@pytest.mark.parametrize(
+    ("dataset", "settings", "networks", "families"),
+    [
+        ("blobs", {"network": "MLP", "strategy": "flip_crop"}, ["MLP"], "flip_crop"),
+        ("blobs", {"network": "MLP", "strategy": "none"}, ["MLP"], "none"),
+        ("blobs", {}, ["ConvNet"], DSA_STRATEGY),
+        ("digits", {}, ["ConvNet"], "color_crop_cutout_scale_rotate"),
+    ],
+)
+def test_the_defaults_are_how_the_set_was_condensed(
+    dataset: str,
+    settings: dict[str, str],
+    networks: list[str],
+    families: str,
+    blobs: Dataset,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    used: list[str] = []
+
+    def record(network: Network, examples: Examples, recipe: Recipe, *args: object) -> None:
+        used.append(str(recipe.strategy))
+
+    monkeypatch.setattr(evaluation, "train_network", record)
+    named = dataclasses.replace(blobs, name=dataset)
+    train = dataclasses.replace(random_selection(named, 1), settings=settings)
+    assert list(evaluate(train, named, num_eval=1, device="cpu").accuracies) == networks
+    evaluate(train, named, networks=["MLP"], strategy="color", num_eval=1, device="cpu")
+    evaluate(whole_set(named), named, num_eval=1, device="cpu")
+    assert used == [families, "color", DSA_STRATEGY if dataset == "blobs" else families]
+
+
+def test_deeper_networks_for_larger_images() -> None:
+    large = random_dataset([2, 2], shape=(3, 64, 64))
+    assert condensed_with(large.train, large, CPU).network == "ConvNetD4"
+    assert condensed_with(condense(large, 1, iterations=0, network="LeNet"), large, CPU).network == "LeNet"
+
+
+def test_evaluations_are_pooled() -> None:
+    parts = [evaluation.Evaluation({"A": [0.0, 0.25], "B": [1.0]}), evaluation.Evaluation({"A": [0.5]})]
+    pooled = evaluation.Evaluation.pooled(parts)
+    assert pooled.accuracies == {"A": [0.0, 0.25, 0.5], "B": [1.0]}
+    assert pooled.mean["A"] == 0.25
+    assert parts[0].accuracies["A"] == [0.0, 0.25]
+
+
 def test_batch_norm_is_trained_jointly_and_tested_with_its_statistics(blobs: Dataset) -> None:
-    result = evaluate(
-        random_selection(blobs, 10), blobs, networks=("ConvNetBN",), num_eval=1, epochs=15, strategy=None, device="cpu"
-    )
+    train, networks = random_selection(blobs, 10), ("ConvNetBN",)
+    result = evaluate(train, blobs, networks=networks, num_eval=1, epochs=15, strategy="none", device="cpu")
     assert result.mean["ConvNetBN"] > 0.8
 
 
@@ -222,13 +268,17 @@ def test_one_failure_stops_all(blobs: Dataset, monkeypatch: pytest.MonkeyPatch) 
 
 def test_what_does_not_fit_together(blobs: Dataset) -> None:
     train = random_selection(blobs, 2)
-    with pytest.raises(FastDMError, match="data set blobs has no test part"):
+    with pytest.raises(FastDMError, match=r"data set blobs has no test part .*\(fastdm condense --num_eval 0\)$"):
         evaluate(train, dataclasses.replace(blobs, test=None))
     two = open_dataset((np.zeros((4, 8, 8), np.uint8), [0, 1, 0, 1], np.zeros((1, 8, 8), np.uint8), [0]), name="two")
-    with pytest.raises(FastDMError, match="training images are of 3 classes, data set two has 2"):
+    message = "the set of blobs has 3 classes of 1x8x8 images, but data set two has 2 classes of 1x8x8 images"
+    with pytest.raises(FastDMError, match=message):
         evaluate(train, two)
-    with pytest.raises(FastDMError, match="training images are 1x8x6, those of data set blobs 1x8x8"):
+    with pytest.raises(FastDMError, match="has 3 classes of 1x8x6 images, but data set blobs has 3 classes of 1x8x8"):
         evaluate(dataclasses.replace(train, images=train.images[..., :6]), blobs)
+    for none in (train.images, (train.images, train.labels), blobs):
+        with pytest.raises(FastDMError, match=f"is a {type(none).__name__}; it must be a SyntheticSet"):
+            evaluate(none, blobs)  # type: ignore[arg-type]
     with pytest.raises(FastDMError, match="not finite"):
         evaluate(dataclasses.replace(train, images=train.images * math.nan), blobs)
 
@@ -236,10 +286,15 @@ def test_what_does_not_fit_together(blobs: Dataset) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_eval": 0}, "num_eval is 0; it must be at least 1"),
+        ({"num_eval": 0}, "num_eval is 0; it must be a whole number of at least 1"),
+        ({"num_eval": 1.5}, "num_eval is 1.5"),
         ({"epochs": 0}, "epochs is 0"),
         ({"batch_train": -1}, "batch_train is -1"),
         ({"lr_net": 0.0}, "lr_net is 0.0; it must be above 0"),
+        ({"lr_net": math.nan}, "lr_net is nan"),
+        ({"seed": -1}, "seed is -1"),
+        ({"networks": []}, r"networks is \[\]; it must be a list of at least one name"),
+        ({"networks": "ConvNet"}, "networks is 'ConvNet'; it must be a list"),
         ({"networks": ("ConvNet", "Conv")}, "unknown network 'Conv'"),
         ({"networks": ("VGG11",)}, "VGG11 cannot take 8x8 images"),
         ({"strategy": "blur"}, "blur"),
