@@ -14,6 +14,7 @@ from fastdm import __version__
 from fastdm.errors import FastDMError
 
 if TYPE_CHECKING:
+    from fastdm.data.pool import Dataset as OpenDataset
     from fastdm.evaluation import Evaluation
 
 app = typer.Typer(
@@ -30,17 +31,22 @@ SOURCE = (
     "MNIST, FashionMNIST, SVHN, CIFAR10, CIFAR100, TinyImageNet, digits, a folder of class folders, an .npz file or a "
     "packed set."
 )
+NETWORKS = "ConvNet, ConvNetD4, ConvNetBN, MLP, LeNet, AlexNet, VGG11, ResNet18, …; an unknown name lists all."
 
 Dataset = Annotated[str, typer.Option("--dataset", help=SOURCE)]
 DataPath = Annotated[Path, typer.Option("--data_path", help="Where named data sets are, or are downloaded to.")]
-NumEval = Annotated[int, typer.Option("--num_eval", help="Networks trained per evaluation; 0: no evaluation.")]
+ImageSize = Annotated[
+    int | None, typer.Option("--image_size", min=1, help="Side to bring the images of a folder of image files to.")
+]
 Epochs = Annotated[int, typer.Option("--epoch_eval_train", help="Epochs of each evaluation's training.")]
 LrNet = Annotated[float, typer.Option("--lr_net", help="Learning rate of the evaluation's networks.")]
 BatchTrain = Annotated[int, typer.Option("--batch_train", help="Batch size of the evaluation's training.")]
 Seed = Annotated[int, typer.Option("--seed", help="Every random draw follows from it.")]
 Model = Annotated[
-    str | None, typer.Option("--model", help="Network to match in.  [default: ConvNet, deeper above 32 pixels]")
+    str | None,
+    typer.Option("--model", help=f"Network to match in: {NETWORKS}  [default: ConvNet, deeper above 32 pixels]"),
 ]
+WHOLE_SET_EPOCHS = 200
 EvalMode = Annotated[
     str, typer.Option("--eval_mode", help="Networks to evaluate with: SS (the model itself), S, M, B, W, D, A, P, N.")
 ]
@@ -51,7 +57,8 @@ PrecisionOption = Annotated[
 ]
 Backend = Annotated[str, typer.Option("--backend", help="Of the ops: auto, triton or reference.")]
 ChunkMemory = Annotated[
-    int | None, typer.Option("--chunk_memory", help="MiB that one chunk of classes may take.  [default: what is free]")
+    int | None,
+    typer.Option("--chunk_memory", min=1, help="MiB that one chunk of classes may take.  [default: what is free]"),
 ]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1, …  [default: a GPU if there is one]")]
 
@@ -62,8 +69,12 @@ def condense(
     model: Model = None,
     ipc: Ipc = 1,
     eval_mode: EvalMode = "SS",
-    num_exp: Annotated[int, typer.Option("--num_exp", help="Sets to condense, with the seeds seed, seed + 1, …")] = 5,
-    num_eval: NumEval = 20,
+    num_exp: Annotated[
+        int, typer.Option("--num_exp", min=1, help="Sets to condense, with the seeds seed, seed + 1, …")
+    ] = 5,
+    num_eval: Annotated[
+        int, typer.Option("--num_eval", min=0, help="Networks trained to evaluate each set; 0: no evaluation.")
+    ] = 20,
     epoch_eval_train: Epochs = 1000,
     iteration: Annotated[int, typer.Option("--Iteration", "--iterations", help="Updates of the pixels.")] = 20_000,
     lr_img: Annotated[
@@ -82,6 +93,7 @@ def condense(
         ),
     ] = None,
     data_path: DataPath = Path("data"),
+    image_size: ImageSize = None,
     save_path: Annotated[Path, typer.Option("--save_path", help="Folder for results.")] = Path("result"),
     dis_metric: Annotated[
         str, typer.Option("--dis_metric", help="Accepted and ignored, as in the public DM.")
@@ -109,10 +121,12 @@ def condense(
         str | None,
         typer.Option("--profile", help="Iterations to look into, such as 100-102: a trace, and the ten costliest ops."),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoints under save_path.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the checkpoints under save_path; keep what was evaluated.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew where save_path holds this run.")] = False,
-    save_every: Annotated[int, typer.Option("--save_every", help="Iterations between checkpoints.")] = 1000,
-    picture_every: Annotated[int, typer.Option("--picture_every", help="Iterations between pictures.")] = 1000,
+    save_every: Annotated[int, typer.Option("--save_every", min=1, help="Iterations between checkpoints.")] = 1000,
+    picture_every: Annotated[int, typer.Option("--picture_every", min=1, help="Iterations between pictures.")] = 1000,
 ) -> None:
     """Condense a data set and evaluate the result; takes the public main_DM.py's flags.
 
@@ -121,13 +135,13 @@ def condense(
     """
     from fastdm.build import default_device
     from fastdm.data.sources import open_dataset
-    from fastdm.evaluation import evaluate as evaluate_set
-    from fastdm.loop import condense as condense_set
+    from fastdm.evaluation import Protocol
+    from fastdm.experiments import run_experiments
     from fastdm.networks import evaluation_pool
     from fastdm.settings import Settings
-    from fastdm.synthetic import save_public
 
-    data = open_dataset(dataset, data_path=data_path)
+    data = open_dataset(dataset, data_path=data_path, image_size=image_size)
+    chosen_device = default_device(device)
     settings = Settings(
         ipc=ipc,
         iterations=iteration,
@@ -142,102 +156,122 @@ def condense(
         precision=cast(Any, precision),
         deterministic=deterministic,
         small_classes=cast(Any, small_classes),
-    ).resolve(data, default_device(device))
+    ).resolve(data, chosen_device)
     assert settings.network is not None
+    assert settings.strategy is not None
     networks = evaluation_pool(eval_mode, settings.network)
-    stem = f"DM_{data.name}_{settings.network}_{ipc}ipc"
-
-    sets = []
-    accuracies: dict[str, list[float]] = {name: [] for name in networks}
-    for experiment in range(num_exp):
-        synthetic = condense_set(
-            data,
-            ipc,
-            settings=settings,
-            seed=seed + experiment,
-            device=device,
-            backend=backend,
-            chunk_memory=_mebibytes(chunk_memory),
-            compile=compile,
-            profile=_range(profile),
-            save_path=save_path / f"{stem}_exp{experiment}",
-            resume=resume,
-            overwrite=overwrite,
-            save_every=save_every,
-            picture_every=picture_every,
-            progress=True,
-        )
-        synthetic.save_grid(save_path / f"vis_{stem}_exp{experiment}_iter{iteration}.png")
-        sets.append(synthetic)
-        if num_eval:
-            evaluation = evaluate_set(
-                synthetic,
-                data,
-                networks=networks,
-                num_eval=num_eval,
-                epochs=epoch_eval_train,
-                lr_net=lr_net,
-                batch_train=batch_train,
-                strategy=settings.strategy,
-                seed=seed + experiment,
-                device=device,
-                progress=True,
-            )
-            _print_evaluation(f"experiment {experiment}", evaluation)
-            for name in networks:
-                accuracies[name] += evaluation.accuracies[name]
-        save_public(sets, save_path / f"res_{stem}.pt", accuracies)
-    typer.echo(f"saved {save_path / f'res_{stem}.pt'}")
+    protocol = None
+    if num_eval:
+        protocol = Protocol(networks, settings.strategy, num_eval, epoch_eval_train, lr_net, batch_train, seed)
+    path = run_experiments(
+        data,
+        settings,
+        protocol,
+        chosen_device,
+        num_exp=num_exp,
+        save_path=save_path,
+        resume=resume,
+        report=_print_evaluation,
+        backend=backend,
+        chunk_memory=_mebibytes(chunk_memory),
+        compile=compile,
+        profile=_range(profile),
+        overwrite=overwrite,
+        save_every=save_every,
+        picture_every=picture_every,
+        progress=True,
+    )
+    _print_saved(path)
 
 
 @app.command()
 def evaluate(
     file: Annotated[Path, typer.Argument(help="A condensed set: .safetensors, or the public code's .pt.")],
-    dataset: Dataset = "CIFAR10",
-    model: Annotated[str, typer.Option("--model", help="Network that the set was condensed with.")] = "ConvNet",
+    dataset: Annotated[
+        str | None,
+        typer.Option("--dataset", help=f"Whose test images to use: {SOURCE}  [default: the one that FILE names]"),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", help=f"Network to train: {NETWORKS}  [default: what the set was condensed with]"),
+    ] = None,
     eval_mode: EvalMode = "SS",
-    num_eval: NumEval = 20,
+    num_eval: Annotated[int, typer.Option("--num_eval", min=1, help="Networks trained on each set.")] = 20,
     epoch_eval_train: Epochs = 1000,
     lr_net: LrNet = 0.01,
     batch_train: BatchTrain = 256,
     dsa_strategy: Annotated[
-        str, typer.Option("--dsa_strategy", help="Augmentations joined by _, or none.")
-    ] = "color_crop_cutout_flip_scale_rotate",
+        str | None,
+        typer.Option(
+            "--dsa_strategy",
+            help="Augmentations joined by _, or none.  [default: what the set was condensed with]",
+        ),
+    ] = None,
     data_path: DataPath = Path("data"),
+    image_size: ImageSize = None,
+    experiment: Annotated[
+        int | None,
+        typer.Option("--experiment", help="Which set of a .pt file, counted from 0.  [default: all, then pooled]"),
+    ] = None,
     baselines: Annotated[
         bool, typer.Option("--baselines", help="Also evaluate as many random real images, and the whole set.")
     ] = False,
+    epoch_whole_set: Annotated[
+        int | None,
+        typer.Option(
+            "--epoch_whole_set",
+            min=1,
+            help="Epochs of the whole-set baseline, whose epochs have far more updates than those of a condensed set.  "
+            f"[default: {WHOLE_SET_EPOCHS}, as one trains on a whole set; at most epoch_eval_train]",
+        ),
+    ] = None,
     seed: Seed = 0,
     device: Device = None,
 ) -> None:
-    """Train networks on a condensed set; print their accuracy on the data set's test images."""
-    from fastdm.data.sources import open_dataset
-    from fastdm.evaluation import evaluate as evaluate_set
-    from fastdm.evaluation import random_selection, whole_set
+    """Train networks on a condensed set; print their accuracy on the data set's test images.
+
+    Set number e of a .pt file is evaluated with seed + e, as condense does it.
+    """
+    from dataclasses import replace
+
+    from fastdm.build import default_device
+    from fastdm.evaluation import Evaluation, Protocol, condensed_with, measure, random_selection, whole_set
     from fastdm.networks import evaluation_pool
     from fastdm.synthetic import SyntheticSet
 
-    data = open_dataset(dataset, data_path=data_path)
-    synthetic = SyntheticSet.load(file, dataset=data)
-    candidates: dict[str, Any] = {str(file): synthetic}
+    data = _dataset_of(file, dataset, data_path, image_size)
+    if experiment is None:
+        sets = dict(enumerate(SyntheticSet.load_all(file, dataset=data)))
+    else:
+        sets = {experiment: SyntheticSet.load(file, experiment=experiment, dataset=data)}
+    first = next(iter(sets.values()))
+    chosen_device = default_device(device)
+    usual = condensed_with(first, data, chosen_device)
+    protocol = Protocol(
+        networks=evaluation_pool(eval_mode, model or cast(str, usual.network)),
+        strategy=dsa_strategy or cast(str, usual.strategy),
+        num_eval=num_eval,
+        epochs=epoch_eval_train,
+        lr_net=lr_net,
+        batch_train=batch_train,
+        seed=seed,
+    )
+
+    several = len(sets) > 1 or experiment is not None
+    candidates: list[tuple[str, Any, Protocol]] = [
+        (f"{file}, set {number}" if several else str(file), synthetic, replace(protocol, seed=seed + number))
+        for number, synthetic in sets.items()
+    ]
     if baselines:
-        candidates["random real images"] = random_selection(data, synthetic.ipc, seed)
-        candidates["whole set"] = whole_set(data)
-    for title, candidate in candidates.items():
-        evaluation = evaluate_set(
-            candidate,
-            data,
-            networks=evaluation_pool(eval_mode, model),
-            num_eval=num_eval,
-            epochs=epoch_eval_train,
-            lr_net=lr_net,
-            batch_train=batch_train,
-            strategy=dsa_strategy,
-            seed=seed,
-            device=device,
-            progress=True,
-        )
-        _print_evaluation(title, evaluation)
+        few_epochs = replace(protocol, epochs=epoch_whole_set or min(WHOLE_SET_EPOCHS, epoch_eval_train))
+        candidates.append(("random real images", random_selection(data, first.ipc, seed), protocol))
+        candidates.append(("whole set", whole_set(data), few_epochs))
+    evaluations = []
+    for title, candidate, how in candidates:
+        evaluations.append(measure(candidate, data, how, chosen_device, progress=True))
+        _print_evaluation(title, evaluations[-1], dataset=data.name)
+        if len(evaluations) == len(sets) > 1:
+            _print_evaluation(f"{file}, all {len(sets)} sets", Evaluation.pooled(evaluations), dataset=data.name)
 
 
 @app.command()
@@ -273,7 +307,9 @@ def pack(
     fit: Annotated[
         str, typer.Option("--fit", help="squash the whole image to a square, or center_crop it first.")
     ] = "squash",
-    workers: Annotated[int | None, typer.Option("--workers", help="Decoding threads.  [default: one per core]")] = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="Decoding threads.  [default: one per core]")
+    ] = None,
     on_error: Annotated[
         str, typer.Option("--on_error", help="An image that cannot be decoded: raise, or skip and list it.")
     ] = "raise",
@@ -299,7 +335,7 @@ def pack(
     )
     for file, error in packed.skipped:
         typer.echo(f"skipped {file}: {error}", err=True)
-    typer.echo(f"saved {out}")
+    _print_saved(out)
 
 
 @app.command()
@@ -308,7 +344,7 @@ def profile(
     model: Model = None,
     ipc: Ipc = 10,
     batch_real: BatchReal = 256,
-    iterations: Annotated[int, typer.Option("--iterations", help="Iterations to record.")] = 3,
+    iterations: Annotated[int, typer.Option("--iterations", min=1, help="Iterations to record.")] = 3,
     data_path: DataPath = Path("data"),
     save_path: Annotated[Path, typer.Option("--save_path", help="Folder for the trace.")] = Path("result/profile"),
     seed: Seed = 0,
@@ -335,6 +371,9 @@ def profile(
             chunk_memory=_mebibytes(chunk_memory),
         )
     console = Console()
+    if not console.is_terminal:
+        print(json.dumps(result.facts()))
+        return
     table = Table("op", "ms per iteration", "calls per iteration", title=f"{data.name}, ipc {ipc}, {result.device}")
     for name, seconds, calls in result.ops:
         table.add_row(name, f"{1000 * seconds:.2f}", f"{calls:.0f}")
@@ -357,8 +396,31 @@ def _mebibytes(count: int | None) -> int | None:
     return None if count is None else count << 20
 
 
-def _print_evaluation(title: str, evaluation: "Evaluation") -> None:
-    """A table on a terminal, JSON lines elsewhere; accuracies in percent."""
+def _dataset_of(file: Path, named: str | None, data_path: Path, image_size: int | None) -> "OpenDataset":
+    """The data set named, by default the one that the file of a condensed set names."""
+    from fastdm.data.sources import open_dataset
+    from fastdm.synthetic import recorded_dataset
+
+    if named is not None:
+        return open_dataset(named, data_path=data_path, image_size=image_size)
+    recorded = recorded_dataset(file)
+    try:
+        return open_dataset(recorded, data_path=data_path, image_size=image_size)
+    except FastDMError as error:
+        raise FastDMError(
+            f"{file} stands for data set {recorded}; say with --dataset where that is ({error})"
+        ) from error
+
+
+def _print_saved(path: Path) -> None:
+    if Console().is_terminal:
+        typer.echo(f"saved {path}")
+    else:
+        print(json.dumps({"saved": str(path)}))
+
+
+def _print_evaluation(title: str, evaluation: "Evaluation", **about: str) -> None:
+    """A table on a terminal, with accuracies in percent; JSON lines elsewhere, with what they are ``about``."""
     console = Console()
     table = Table("network", "accuracy %", "networks", title=title)
     for name, accuracies in evaluation.accuracies.items():
@@ -366,7 +428,7 @@ def _print_evaluation(title: str, evaluation: "Evaluation") -> None:
         if console.is_terminal:
             table.add_row(name, f"{100 * mean:.2f} ± {100 * std:.2f}", str(len(accuracies)))
         else:
-            line = {"evaluation": title, "network": name, "mean": mean, "std": std, "accuracies": accuracies}
+            line = {"evaluation": title, **about, "network": name, "mean": mean, "std": std, "accuracies": accuracies}
             print(json.dumps(line), flush=True)
     if console.is_terminal:
         console.print(table)

@@ -1,6 +1,7 @@
 """Writing files so that a reader never meets half of one."""
 
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,16 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, if absent, and find out now whether files can be written to it; FastDMError if not."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise FastDMError(f"the folder {folder} cannot be written ({error.strerror}); choose another") from error
 
 
 def is_zip(path: Path) -> bool:

@@ -17,6 +17,7 @@ from torch.profiler import ProfilerActivity
 from fastdm.build import arithmetic, build_step
 from fastdm.data.pool import Dataset
 from fastdm.errors import FastDMError
+from fastdm.files import make_folder
 from fastdm.settings import Settings
 from fastdm.step import Step
 
@@ -49,6 +50,10 @@ class Profile:
     launches: float
     peak_bytes: int
     files: tuple[str, ...]
+
+    def facts(self) -> dict[str, Any]:
+        """All of it, the verdict included, as JSON takes it."""
+        return {**self.__dict__, "verdict": self.verdict()}
 
     def verdict(self) -> str:
         """One paragraph on what bounds the run."""
@@ -83,7 +88,7 @@ def profile(
     """Run a few iterations under torch.profiler; writes what `Recording.write` does, and profile.json, to `folder`."""
     if iterations < 1:
         raise FastDMError(f"iterations is {iterations}; profile at least 1")
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     on_gpu = device.type == "cuda"
 
     settings = settings.resolve(dataset, device)
@@ -120,7 +125,7 @@ def profile(
         peak_bytes=recording.peak_bytes,
         files=tuple(map(str, (*recording.write(folder), into))),
     )
-    into.write_text(json.dumps({**result.__dict__, "verdict": result.verdict()}, indent=2) + "\n")
+    into.write_text(json.dumps(result.facts(), indent=2) + "\n")
     return result
 
 

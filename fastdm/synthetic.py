@@ -90,6 +90,10 @@ class SyntheticSet:
         """(normalised image, label) pairs for a torch ``DataLoader``."""
         return TensorDataset(self.images, self.labels.to(self.images.device))
 
+    def crc32(self) -> str:
+        """Checksum of the images' bytes."""
+        return _crc32(self.images.detach().cpu().contiguous())
+
     def facts(self) -> dict[str, Any]:
         """What is in the set, without the images."""
         return {
@@ -128,7 +132,7 @@ class SyntheticSet:
             "settings": dict(self.settings),
             "version": self.version,
         }
-        metadata = {"format": _FORMAT, "about": json.dumps(about), "crc32": str(zlib.crc32(images.numpy().data))}
+        metadata = {"format": _FORMAT, "about": json.dumps(about), "crc32": self.crc32()}
         with _writing(path) as temporary:
             save_file({"images": images}, temporary, metadata)
 
@@ -146,10 +150,16 @@ class SyntheticSet:
 
         A ``.pt`` file holds neither class names nor normalisation: these are taken from ``dataset``; without it, the
         normalisation is the customary one of the data set that the file's name (``res_DM_CIFAR10_ConvNet_10ipc.pt``)
-        speaks of. Raises FastDMError, naming the file, for whatever cannot be used.
+        speaks of. Raises FastDMError, naming the file, for whatever cannot be used, and for sets that are not like the
+        ``dataset``.
         """
         path = Path(path)
-        sets = _load_public(path, dataset) if is_zip(path) else [_load_safetensors(path)]
+        if is_zip(path):
+            sets = _load_public(path, dataset)
+        else:
+            sets = [_load_safetensors(path)]
+            if dataset is not None:
+                check_stands_for(str(path), sets[0].num_classes, sets[0].images.shape[1:], dataset)
         if not all(loaded.images.isfinite().all() for loaded in sets):
             raise FastDMError(f"{path} holds pixels that are not finite numbers")
         return sets
@@ -236,7 +246,7 @@ def _load_safetensors(path: Path) -> SyntheticSet:
             images = file.get_tensor("images") if metadata.get("format") == _FORMAT else None
         if images is None:
             raise FastDMError(f"it is not of this version of fastdm ({_FORMAT})")
-        if metadata.get("crc32") != str(zlib.crc32(images.numpy().data)):
+        if metadata.get("crc32") != _crc32(images):
             raise FastDMError("its checksum does not match")
         about = json.loads(metadata.get("about", "{}"))
         known = {entry.name for entry in fields(SyntheticSet)} - {"images"}
@@ -281,6 +291,10 @@ def _told_by_name(path: Path) -> tuple[str, str]:
     networks = "|".join(map(re.escape, network_names()))
     told = re.match(rf"res_[^_]+_(.+?)_({networks}|[^_]+)_\d+ipc", path.name)
     return (told[1], told[2]) if told else ("", "")
+
+
+def _crc32(images: Tensor) -> str:
+    return str(zlib.crc32(images.numpy().data))
 
 
 def _check_labelled(path: str | Path, images: object, labels: object) -> None:
