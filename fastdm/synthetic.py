@@ -166,6 +166,8 @@ class SyntheticSet:
 
     def save_grid(self, path: str | Path, *, zoom: int = 1) -> None:
         """Write a PNG of all images, one class per row: de-normalised, clipped to [0, 1], each pixel `zoom` wide."""
+        if zoom < 1:
+            raise FastDMError(f"zoom is {zoom}; it must be at least 1")
         images = self.images.detach().cpu()
         mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
         pictures = ((images * std + mean).clamp(0, 1) * 255 + 0.5).to(torch.uint8)

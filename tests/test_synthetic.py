@@ -271,3 +271,13 @@ def test_the_grid_is_torchvisions(channels: int, synthetic: SyntheticSet, tmp_pa
     save_image((chosen.images * std + mean).clamp(0, 1), tmp_path / "theirs.png", nrow=3)
     ours, theirs = (np.asarray(Image.open(tmp_path / name).convert("RGB")) for name in ("grid.png", "theirs.png"))
     assert np.array_equal(ours, theirs)
+
+
+def test_the_grid_is_zoomed(synthetic: SyntheticSet, tmp_path: Path) -> None:
+    synthetic.save_grid(tmp_path / "one.png")
+    synthetic.save_grid(tmp_path / "three.png", zoom=3)
+    one, three = (np.asarray(Image.open(tmp_path / name)) for name in ("one.png", "three.png"))
+    assert np.array_equal(one.repeat(3, 0).repeat(3, 1), three)
+    for zoom in (0, -1):
+        with pytest.raises(FastDMError, match=f"zoom is {zoom}; it must be at least 1"):
+            synthetic.save_grid(tmp_path / "none.png", zoom=zoom)

@@ -53,6 +53,8 @@ def pack(
         raise FastDMError(f"on_error {on_error!r} is none of {', '.join(get_args(OnError))}")
     if size is not None and size < 1:
         raise FastDMError(f"size is {size}; it must be at least 1")
+    if workers is not None and workers < 1:
+        raise FastDMError(f"workers is {workers}; it must be at least 1")
     if out.is_dir() or not out.absolute().parent.is_dir():
         raise FastDMError(f"{out} cannot be written: it is a folder, or the folder it should stand in is not there")
     workers = workers or len(os.sched_getaffinity(0))

@@ -330,6 +330,8 @@ def test_a_full_disk_is_told_before_anything_is_decoded(folder: Path, tmp_path: 
     ("options", "message"),
     [
         ({"size": 0}, "size is 0"),
+        ({"workers": 0}, "workers is 0; it must be at least 1"),
+        ({"workers": -1}, "workers is -1"),
         ({"filter": "cubic"}, "filter 'cubic' is none of box, bilinear"),
         ({"fit": "crop"}, "fit 'crop' is none of squash, center_crop"),
         ({"on_error": "ignore"}, "on_error 'ignore' is none of raise, skip"),
