@@ -86,6 +86,10 @@ def _plus_minus(what: str) -> Callable[[Row], str]:
     return lambda row: f"{row[f'{what}_accuracy']:.1f} ± {row[f'{what}_std']:.1f}"
 
 
+def _in_units(key: str) -> Callable[[Row], str]:
+    return lambda row: f"{row[key]:.3g} {row['unit']}"
+
+
 def _ratio(row: Row) -> str:
     ratio = {key: _significant(value) for key, value in row["ratio"].items()}
     return f"{ratio['median']} ({ratio['p20']}–{ratio['p80']})" if "p20" in ratio else ratio["median"]
@@ -278,6 +282,19 @@ SECTIONS: dict[str, Section] = {
         "stands in their order. Loads and stores are instructions · bits, of global memory.",
         [],
         render=_machine_code,
+    ),
+    "traffic": Section(
+        "Bytes that the kernels move",
+        "An element counts once per launch, as with a cache that holds an image; plain PyTorch is the public code's "
+        "form, every operation counted as reading its arguments and writing its results once. P: the batch in float32; "
+        "X: the input of the op.",
+        [
+            ("op", text("name")),
+            ("read", _in_units("read")),
+            ("written", _in_units("written")),
+            ("together", _in_units("ours")),
+            ("plain PyTorch", _in_units("eager")),
+        ],
     ),
     "cpu_report": Section("The CPU run", "The stages of `make bench`.", _STAGES),
     "gpu_report": Section("The GPU run", "The stages of `make gpu-report`.", _STAGES),

@@ -49,6 +49,7 @@ MEASURED: dict[str, tuple[str, ...]] = {
     "peaks": (),
     "precision": (*_STEP, "fastdm/evaluation.py", "fastdm/build.py"),
     "scale": _STEP,
+    "traffic": ("kernels",),
     "waterfall": _STEP,
 }
 """The code that each suite measures: its results are stale once that has changed."""

@@ -1,4 +1,4 @@
-"""The squared differences of class means as Triton kernels: one program per class and run of features.
+"""Class means and their squared differences as Triton kernels: one program per class and run of features.
 
 Sums run in a fixed order: rows in blocks, then one partial sum of squares per program, added up at the end.
 """
@@ -9,6 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import launch
+from .reference import working_dtype
 
 _WARPS = 4
 _ROWS = 32
@@ -24,6 +25,43 @@ def _mean_rows(ptr, first, last, d, D: tl.constexpr, ROWS: tl.constexpr, FEATURE
         mask = (row < last)[:, None] & (d < D)[None, :]
         total += tl.load(ptr + row[:, None] * D + d[None, :], mask=mask, other=0).to(ACC)
     return tl.sum(total, 0) / tl.maximum(last - first, 1).to(ACC)
+
+
+@triton.jit
+def class_means_kernel(
+    features_ptr,
+    offsets_ptr,
+    out_ptr,
+    D: tl.constexpr,
+    ROWS: tl.constexpr,
+    FEATURES: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    label = tl.program_id(0).to(tl.int64)
+    d = tl.program_id(1) * FEATURES + tl.arange(0, FEATURES)
+    first = tl.load(offsets_ptr + label)
+    last = tl.load(offsets_ptr + label + 1)
+    mean = _mean_rows(features_ptr, first, last, d, D, ROWS, FEATURES, ACC)
+    tl.store(out_ptr + label * D + d, mean, mask=d < D)
+
+
+def class_means(features: Tensor, offsets: Tensor) -> Tensor:
+    """Return the means [classes, D] of the rows of each class in the type of the sums; 0 for a class without rows."""
+    classes, d = offsets.shape[0] - 1, features.shape[1]
+    out = launch.empty((classes, d), working_dtype(features.dtype), features.device)
+    launch.start(
+        class_means_kernel,
+        (classes, triton.cdiv(d, _FEATURES)),
+        features.contiguous(),
+        offsets.contiguous(),
+        out,
+        D=d,
+        ROWS=_ROWS,
+        FEATURES=_FEATURES,
+        ACC=launch.accumulator(features.dtype),
+        num_warps=_WARPS,
+    )
+    return out
 
 
 @triton.jit

@@ -158,6 +158,7 @@ def cases() -> Iterator[Case]:
         name = f"class_mean_difference {_name(dtype)} 2048"
         a = (features, features, offsets, offsets, "zero")
         yield Case(name, partial(class_mean_triton.class_mean_difference, *a), 16)
+        yield Case(f"class_means {_name(dtype)} 2048", partial(class_mean_triton.class_means, features, offsets), 16)
         b = (_meta(), _meta(10, 2048), offsets, 100, dtype)
         yield Case(name, partial(class_mean_triton.class_mean_difference_backward, *b), 16)
 

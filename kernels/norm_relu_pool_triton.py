@@ -20,7 +20,8 @@ import triton.language as tl
 from torch import Tensor
 
 from . import launch
-from .reference import LEAKY_SLOPE, class_means, memory_format
+from .class_mean_triton import class_means
+from .reference import LEAKY_SLOPE, memory_format
 
 SLOPE: tl.constexpr = tl.constexpr(LEAKY_SLOPE)
 
@@ -511,7 +512,7 @@ def norm_relu_pool_mean(
     if pool == "none" or tile.TOTAL > tile.WINDOWS:
         # Not the last block of a network, whose images are small: two launches serve.
         out = norm_relu_pool(x, weight, bias, eps, activation, pool)[0]
-        return class_means(out.to(dtype).flatten(1), offsets)
+        return class_means(out.flatten(1), offsets)
     last = memory_format(x) == torch.channels_last
     shares = max(1, min(_SHARES, n // max(classes, 1) // 4))
     sums = launch.empty((shares, classes, c * (h // 2) * (w // 2)), dtype, x.device)

@@ -16,7 +16,7 @@ pytest.importorskip("triton")
 
 from bench import results
 from fastdm.kernels import norm_relu_pool_triton
-from fastdm.kernels.compile_check import TARGETS, Report, cases, faults
+from fastdm.kernels.compile_check import TARGETS, Report, cases, faults, launches
 
 ROOT = Path(__file__).parents[2]
 BUDGET = ROOT / "bench" / "register_budget.json"
@@ -91,6 +91,12 @@ def test_the_recorded_reports_are_within_the_budget():
     assert budget["dsa_fwd_kernel"] <= 64
     assert budget["dsa_bwd_kernel"] <= 80
     assert [fault for report in reports for fault in faults(report, budget)] == []
+
+
+def test_the_augmentation_is_one_launch():
+    found = [[kernel.__name__ for kernel, _, _ in launches(case)] for case in cases() if case.name.startswith("dsa")]
+    assert len(found) == 14
+    assert all(kernels in (["dsa_fwd_kernel"], ["dsa_bwd_kernel"]) for kernels in found)
 
 
 def test_an_image_of_one_tile_is_read_once():

@@ -43,6 +43,15 @@ def test_loss_and_gradient_are_those_of_float64(features, dtype, device, generat
     assert leaf.grad.cpu()[5:7].eq(0).all()
 
 
+def test_one_class_of_any_size(device, generator):
+    real, synthetic = torch.randn(257, 3, generator=generator), torch.randn(1, 3, generator=generator)
+    offsets = [torch.tensor([0, n], device=device) for n in (257, 1)]
+    loss = class_mean_difference(real.to(device), synthetic.to(device), *offsets).cpu()
+    expected = exact(real.double(), synthetic.double(), [0, 257], [0, 1])
+    # A mean of 257 rows, in blocks of 32, and one square of each feature: positive terms.
+    assert abs(float(loss - expected)) <= (257 + 3) * FLOAT32_EPS * float(expected)
+
+
 def test_the_loss_repeats_bit_for_bit(device, generator):
     real = torch.randn(REAL[-1], 200, generator=generator).to(device)
     offsets = torch.tensor(REAL, device=device)

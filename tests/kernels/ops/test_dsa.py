@@ -98,11 +98,26 @@ def test_forward_and_gradient_are_those_of_float64(c, h, w, families, device, ge
     assert (grad_leaf.cpu() - expected_grad).abs().max() <= bound
 
 
-def test_a_larger_image_is_computed_in_several_programs(device, generator):
-    images = torch.randn(1, 3, 64, 64, generator=generator)
-    rows = draw_table(1, FAMILIES, (64, 64), generator)
-    out = dsa(images.to(device), rows.to(device)).cpu()
-    assert (out - exact(images, rows)).abs().max() <= tolerance(FAMILIES, (64, 64), float(images.abs().max()))
+@pytest.mark.parametrize(
+    ("size", "families"),
+    [
+        pytest.param((8, 8), FAMILIES, id="smallest"),
+        pytest.param((64, 64), FAMILIES, id="every family"),
+        pytest.param((256, 240), ("color", "crop", "rotate"), id="largest"),
+    ],
+)
+def test_images_of_any_size(size, families, device, generator):
+    """The larger ones are computed in several programs."""
+    images = torch.randn(1, 3, *size, generator=generator)
+    rows = draw_table(1, families, size, generator)
+    wide, leaf = images.double().requires_grad_(), images.to(device, copy=True).requires_grad_()
+    grad = torch.randn(images.shape, generator=generator)
+    expected, out = exact(wide, rows), dsa(leaf, rows.to(device))
+    assert (out.cpu() - expected).abs().max() <= tolerance(families, size, float(images.abs().max()))
+    expected.backward(grad.double())
+    out.backward(grad.to(device))
+    bound = 2.25 * tolerance(families, size, float(grad.abs().max()))
+    assert (leaf.grad.cpu() - wide.grad).abs().max() <= bound
 
 
 @pytest.mark.parametrize("families", [("crop",), ("cutout",), ("flip",), ("crop", "cutout", "flip"), ()], ids="-".join)
@@ -214,6 +229,19 @@ def test_opcheck(device, generator, monkeypatch):
     group = torch.zeros(2, dtype=torch.int64, device=device)
     torch.library.opcheck(torch.ops.fastdm.dsa.default, (images, rows, group, None, None, None, torch.float16, True))
     torch.library.opcheck(torch.ops.fastdm.dsa_backward.default, (images, rows, group, torch.float32))
+
+
+def test_reading_a_pool_compiles_without_a_graph_break(device, generator):
+    pool = torch.randint(0, 256, (5, 3, 6, 6), generator=generator, dtype=torch.uint8).to(device)
+    rows = draw_table(2, ("color", "scale"), (6, 6), generator).to(device)
+    index, group = torch.tensor([4, 0, 3], device=device), torch.tensor([0, 1, 1], device=device)
+    mean, std = torch.rand(2, 3, generator=generator).to(device) + 0.1
+
+    def read(pool, index):
+        return dsa(pool, rows, group, index=index, mean=mean, std=std, dtype=torch.float16, channels_last=True) * 2
+
+    compiled = torch.compile(read, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(pool, index), read(pool, index))
 
 
 def test_compiles_without_a_graph_break(device, generator):

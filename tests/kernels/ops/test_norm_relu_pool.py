@@ -90,6 +90,8 @@ def test_an_image_of_several_tiles(last, device, generator, monkeypatch):
     assert (leaf.grad.cpu() - wide.grad).abs().max() <= 2 * tolerance(x) * float(grad.abs().max())
     means = norm_relu_pool_mean(leaf, torch.tensor([0, 2], device=device)).cpu()
     assert (means - expected.detach().flatten(1).mean(0)).abs().max() <= tolerance(x)
+    again = norm_relu_pool_mean(leaf, torch.tensor([0, 2], device=device)).cpu()
+    assert torch.equal(means, again)
 
 
 def small_tiles(monkeypatch):
