@@ -49,7 +49,8 @@ class Eager(TorchDispatchMode):
 
 
 def eager(function: Callable[[], object]) -> int:
-    with Eager() as count:
+    count = Eager()
+    with count:
         function()
     return count.bytes
 
@@ -98,38 +99,45 @@ def row(name: str, unit: str, size: int, ours: tuple[float, float], plain: float
     return {"name": name, "unit": unit, "read": read, "written": written, "ours": read + written, "eager": plain / size}
 
 
-def augmentations() -> Iterator[dict[str, Any]]:
-    """P is the batch in float32. In mode S the mean over the families."""
+def augmentation(families: str) -> dict[str, list[float]]:
+    """Read, written, and moved by plain PyTorch, all in units of the batch in float32; every family is applied."""
     n, shape = 4, (3, 32, 32)
     generator = torch.Generator().manual_seed(0)
     pool = torch.randint(0, 256, (n, *shape), generator=generator, dtype=torch.uint8)
-    batch = torch.randn(n, *shape, generator=generator)
+    batch, grad = torch.randn(2, n, *shape, generator=generator)
     mean = std = torch.full((3,), 0.5)
     index = group = torch.arange(n)
-    unit, size = "P", 4 * batch.numel()
-    # A batch as large as DM's for the public code, whose draws and index tensors do not grow with the channels.
-    large = torch.randn(256, *shape, generator=generator)
-    share = size / (4 * large.numel())
+    (rows,) = Strategy.parse(families, "M").draw(torch.tensor([0, 1]), torch.arange(n), shape[1:])
+    leaf = batch.clone().requires_grad_()
+    out = dsa(leaf, rows, group)
+
+    # A batch as large as DM's for the public code, in which what does not grow with the batch is nothing.
+    large, large_grad = torch.randn(2, 256, *shape, generator=generator)
+    large_leaf = large.clone().requires_grad_()
+    large_out = public_loop.diff_augment(large_leaf, families, 0, "M")
+    forward = eager(lambda: public_loop.diff_augment(large, families, 0, "M"))
+    backward = eager(lambda: torch.autograd.grad(large_out, large_leaf, large_grad))
+
+    def read() -> Tensor:
+        return dsa(pool, rows, group, index=index, mean=mean, std=std, dtype=torch.bfloat16, channels_last=True)
+
+    return {
+        kind: [*(moved / (4 * batch.numel()) for moved in kernels(call)), plain / (4 * large.numel())]
+        for kind, call, plain in (
+            ("uint8 → bfloat16", read, forward),
+            ("float32", lambda: dsa(batch, rows, group), forward),
+            ("gradient, float32", lambda: torch.autograd.grad(out, leaf, grad), backward),
+        )
+    }
+
+
+def augmentations() -> Iterator[dict[str, Any]]:
+    """P is the batch in float32. In mode S the mean over the families."""
     for mode, strategies in (("S", FAMILIES), ("M", (STRATEGY,))):
-        totals = {"uint8 → bfloat16": np.zeros(3), "float32": np.zeros(3), "gradient, float32": np.zeros(3)}
-        for name in strategies:
-            (rows,) = Strategy.parse(name, "M").draw(torch.tensor([0, 1]), torch.arange(n), shape[1:])
-            leaf, wide = batch.clone().requires_grad_(), large.clone().requires_grad_()
-            outs = dsa(leaf, rows, group), public_loop.diff_augment(wide, name, 0, "M")
-            forward = share * eager(lambda name=name: public_loop.diff_augment(large, name, 0, "M"))
-            converted = {"mean": mean, "std": std, "dtype": torch.bfloat16, "channels_last": True}
-            calls: dict[str, tuple[Callable[[], object], float]] = {
-                "uint8 → bfloat16": (lambda r=rows, k=converted: dsa(pool, r, group, index=index, **k), forward),
-                "float32": (lambda r=rows: dsa(batch, r, group), forward),
-                "gradient, float32": (
-                    lambda out=outs[0], leaf=leaf: torch.autograd.grad(out, leaf, batch),
-                    share * eager(lambda out=outs[1], wide=wide: torch.autograd.grad(out, wide, large)),
-                ),
-            }
-            for kind, (call, plain) in calls.items():
-                totals[kind] += np.array([*kernels(call), plain]) / len(strategies)
-        for kind, (read, written, plain) in totals.items():
-            yield row(f"dsa {kind}, mode {mode}", unit, size, (float(read), float(written)), float(plain))
+        counts = [augmentation(families) for families in strategies]
+        for kind in counts[0]:
+            read, written, plain = np.mean([count[kind] for count in counts], 0).tolist()
+            yield row(f"dsa {kind}, mode {mode}", "P", 1, (read, written), plain)
 
 
 def others() -> Iterator[dict[str, Any]]:
