@@ -19,6 +19,7 @@ def stages(data: Path | None) -> Iterator[Stage]:
     where = ("--data_path", str(data)) if data is not None else ()
     yield Stage("peaks", ("-m", "bench.peaks", *device), 60)
     yield Stage("launches", ("-m", "bench.launches"), 90)
+    yield Stage("traffic", ("-m", "bench.traffic"), 60)
     yield Stage("host", ("-m", "bench.host"), 120)
     yield Stage(
         "waterfall", ("-m", "bench.iteration", "waterfall", *device, "--batch_real", "64", "--seconds", "30"), 240
