@@ -54,6 +54,9 @@ MEASURED: dict[str, tuple[str, ...]] = {
 }
 """The code that each suite measures: its results are stale once that has changed."""
 
+_ANYWHERE = {"compile": "compile/kernels.json", "traffic": "traffic.json"}
+"""The files of suites whose results are the same on every machine."""
+
 _SPREAD = {
     "type": "object",
     "required": ["n", "median", "p20", "p80"],
@@ -111,9 +114,7 @@ def save(suite: str, rows: Sequence[dict[str, Any]], settings: dict[str, Any], d
         "settings": settings,
         "rows": list(rows),
     }
-    path = folder() / f"{suite}--{slug(about['cpu'])}--{slug(about['device'])}.json"
-    if suite == "compile":  # The same on every machine.
-        path = folder() / "compile" / "kernels.json"
+    path = folder() / _ANYWHERE.get(suite, f"{suite}--{slug(about['cpu'])}--{slug(about['device'])}.json")
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as temporary:
         temporary.write_text(_text(result))
@@ -134,8 +135,8 @@ def folder() -> Path:
 
 def load(suite: str) -> list[dict[str, Any]]:
     """The results of a suite, one of each machine."""
-    paths = [*folder().glob(f"{suite}--*.json"), *folder().glob(f"{suite}/*.json")]
-    return [json.loads(path.read_text()) for path in sorted(paths)]
+    paths = sorted(folder().glob(_ANYWHERE.get(suite, f"{suite}--*.json")))
+    return [json.loads(path.read_text()) for path in paths]
 
 
 def changed(result: dict[str, Any]) -> list[str]:
