@@ -320,9 +320,10 @@ def faults(report: Report, budget: dict[str, int]) -> list[str]:
 def table(reports: list[Report]) -> str:
     """Return the reports as a Markdown table with a line for every use of a kernel.
 
-    Targets stand in one order in all cells, and as one value where all agree. An access is count · bits.
+    What differs stands in the order of the targets, or, where one is unlike the others, behind them with its name. An
+    access is count · bits.
     """
-    targets = ", ".join(dict.fromkeys(report.target for report in reports))
+    targets = " / ".join(dict.fromkeys(report.target for report in reports))
     columns: dict[str, Callable[[Report], str]] = {
         "kernel": lambda report: report.kernel.removesuffix("_kernel"),
         "use": lambda report: report.case,
@@ -339,9 +340,16 @@ def table(reports: list[Report]) -> str:
         uses.setdefault((report.kernel, report.case), []).append(report)
     lines = [list(columns), ["---"] * len(columns)]
     for use in uses.values():
-        cells = [[cell(report) for report in use] for cell in columns.values()]
-        lines.append([values[0] if len(set(values)) == 1 else " / ".join(values) for values in cells])
+        lines.append([_cell({report.target: cell(report) for report in use}) for cell in columns.values()])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(values: dict[str, str]) -> str:
+    first = next(iter(values.values()))
+    others = [f"{target} {value}" for target, value in values.items() if value != first]
+    if len(others) > 1:
+        return " / ".join(values.values())
+    return f"{first} ({others[0]})" if others else first
 
 
 def _accesses(counts: dict[str, int]) -> str:

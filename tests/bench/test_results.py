@@ -107,12 +107,13 @@ def test_the_page_holds_what_the_compile_check_prints(folder: Path) -> None:
     one = compile_check.Report(
         "u8 3x32²", "dsa_fwd_kernel", "sm_80", 4, 48, 0, 16, {"8": 3, "128": 1}, {"16": 3}, 448, 0
     )
-    other = dataclasses.replace(one, target="sm_90", registers=44, spills=2)
-    results.save("compile", compile_rows([dataclasses.asdict(report) for report in (one, other)]), {})
+    two = dataclasses.replace(one, target="sm_90", registers=44, spills=2)
+    reports = [one, two, dataclasses.replace(one, target="sm_100", registers=45)]
+    results.save("compile", compile_rows([dataclasses.asdict(report) for report in reports]), {})
     page = report.page(folder / "plots")
-    assert compile_check.table([one, other]) in page
-    assert "| dsa_fwd | u8 3x32² | 4 | 48 / 44 | 0 / 2 | 16 | 1·128 + 3·8 | 3·16 | 448 |" in page
-    assert "registers (sm_80, sm_90)" in page
+    assert compile_check.table(reports) in page
+    assert "| dsa_fwd | u8 3x32² | 4 | 48 / 44 / 45 | 0 (sm_90 2) | 16 | 1·128 + 3·8 | 3·16 | 448 |" in page
+    assert "registers (sm_80 / sm_90 / sm_100)" in page
 
 
 def test_the_page_marks_what_is_stale_failed_or_slower(folder: Path) -> None:
