@@ -279,7 +279,8 @@ SECTIONS: dict[str, Section] = {
     "compile": Section(
         "What the compiler makes of the kernels",
         "Compiled ahead of time, without the hardware, for the shapes of the presets; what differs between targets "
-        "stands in their order, what differs on one behind the others. Loads and stores are instructions · bits, of global memory.",
+        "stands in their order, what differs on one behind the others. Loads and stores are instructions · bits, of "
+        "global memory.",
         [],
         render=_machine_code,
     ),

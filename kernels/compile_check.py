@@ -338,9 +338,14 @@ def table(reports: list[Report]) -> str:
     uses: dict[tuple[str, str], list[Report]] = {}
     for report in reports:
         uses.setdefault((report.kernel, report.case), []).append(report)
-    lines = [list(columns), ["---"] * len(columns)]
-    for use in uses.values():
-        lines.append([_cell({report.target: cell(report) for report in use}) for cell in columns.values()])
+    lines = [
+        list(columns),
+        ["---"] * len(columns),
+        *(
+            [_cell({report.target: cell(report) for report in use}) for cell in columns.values()]
+            for use in uses.values()
+        ),
+    ]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
