@@ -74,7 +74,7 @@ def step(pool, rows, group, offsets, key, synthetic):
     weight = 1 + uniform(key, torch.zeros(1, dtype=torch.int64, device=CUDA), 3, 9)[0]
     features = norm_relu_pool_mean(real, sizes * 64, weight)
     loss = class_mean_difference(features, norm_relu_pool(ours, weight).flatten(1), sizes, sizes)
-    return loss, *torch.autograd.grad(loss, synthetic)
+    return loss.detach(), *torch.autograd.grad(loss, synthetic)
 
 
 def test_a_replayed_graph_draws_afresh(batch, generator):
