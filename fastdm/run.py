@@ -4,7 +4,6 @@ import dataclasses
 import json
 import math
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from fastdm.checkpoint import FILE, PREVIOUS, Checkpoint, load_checkpoint, save_checkpoint
 from fastdm.errors import FastDMError
-from fastdm.files import atomic_write
+from fastdm.files import atomic_write, make_folder
 from fastdm.profiling import recorded
 from fastdm.progress import Progress
 from fastdm.step import Step
@@ -172,13 +171,8 @@ class Run:
 
 
 def _prepare(folder: Path, needed: int) -> None:
-    """Make the folder; find out now, not after the first checkpoint, whether it can be written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise FastDMError(f"the run folder {folder} cannot be written ({error.strerror}); choose another") from error
+    """Make the folder; find out now, not after the first checkpoint, whether the run can be written there."""
+    make_folder(folder)
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise FastDMError(

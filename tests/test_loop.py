@@ -271,7 +271,7 @@ def test_a_class_without_images() -> None:
 
 def test_a_folder_that_cannot_be_written(dataset: Dataset, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(FastDMError, match=r"the run folder .* cannot be written"):
+    with pytest.raises(FastDMError, match=r"the folder .* cannot be written"):
         fastdm.condense(dataset, **SMALL, save_path=tmp_path / "file" / "run")
 
 
