@@ -43,7 +43,11 @@ CASES = [
     *((name, 1) for name in DATASETS if name.startswith("scaling")),
 ]
 SCALING_CHUNK = 64 << 20  # bytes: memory must not grow with the classes beyond their images
-ERROR_LIMIT = 10.8  # times the error of PyTorch in float32: the amplification of Winograd's F(4×4, 3×3)
+TOLERANCE = 5e-3
+"""Of the error of a change of the images, in norm and of its own length. Winograd's F(4×4, 3×3) errs by some ten times
+a float32 sum's rounding, 3e-6 of the unit variance of normalised activations, so that 2 · 3e-6 · φ(0) of them come to
+the other side of a ReLU, where a gradient entry is wrong by itself: √(3 · 2.4e-6) = 2.7e-3 in three layers. Twice that is
+allowed; plain PyTorch, whose sums err less, meets such values more rarely, but meets them too."""
 SPIN_COUNT = "1000"  # as `import fastdm` sets it, for both loops
 CPU = torch.device("cpu")
 
@@ -92,24 +96,17 @@ def public_iteration(name: str, ipc: int) -> Callable[[int], None]:
     return iterate
 
 
-def relative_errors(name: str, ipc: int) -> dict[str, float]:
-    """How far the first change of the images is from the same step in float64, on a few real images.
-
-    Also for plain PyTorch in float32: the rounding of one value of a ReLU to its other side outweighs all the rest, and
-    happens to both.
-    """
-    changes = {}
-    for loop, backend, dtype in (
-        ("exact", "reference", torch.float64),
-        ("fastdm", "auto", torch.float32),
-        ("pytorch", "reference", torch.float32),
-    ):
+def relative_error(name: str, ipc: int) -> float:
+    """How far the first change of the images is from the same step through PyTorch's own layers in float64, on a few
+    real images."""
+    changes = []
+    for backend, dtype in (("reference", torch.float64), ("auto", torch.float32)):
         with chosen_backend(backend):
             step = fast_step(name, ipc, dtype, batch_real=4)
             step(0)
-        changes[loop] = step.velocity.double()
-    exact = changes.pop("exact")
-    return {loop: float((change - exact).norm() / exact.norm()) for loop, change in changes.items()}
+        changes.append(step.velocity.double())
+    exact, ours = changes
+    return float((ours - exact).norm() / exact.norm())
 
 
 def raise_malloc_thresholds() -> None:
@@ -145,7 +142,7 @@ def child(task: str, name: str, ipc: int, iterations: int, limit: float) -> Any:
     if task.startswith("time"):
         return time_in_turn(name, ipc, iterations, limit)
     if task == "error":
-        return relative_errors(name, ipc)
+        return relative_error(name, ipc)
     run = fast_step(name, ipc) if task == "memory fastdm" else public_iteration(name, ipc)
     for iteration in range(2):
         run(iteration)
@@ -172,8 +169,7 @@ def measure(name: str, ipc: int, iterations: int, limit: float) -> Iterator[dict
     for malloc in ("default",) if scaling else ("default", "raised"):
         row: dict[str, Any] = {"name": f"{name} ipc {ipc}", "malloc": malloc}
         row |= {"classes": classes, "shape": shape, "batch_real": batch, "ipc": ipc}
-        tolerance = ERROR_LIMIT * error["pytorch"]
-        row |= {"error": error["fastdm"], "tolerance": tolerance, "correct": error["fastdm"] <= tolerance}
+        row |= {"error": error, "tolerance": TOLERANCE, "correct": error <= TOLERANCE}
         row["peak_mib"] = memory
         if row["correct"]:
             seconds = in_process(f"time {malloc}", name, ipc, iterations, limit)
