@@ -46,8 +46,8 @@ SCALING_CHUNK = 64 << 20  # bytes: memory must not grow with the classes beyond 
 TOLERANCE = 5e-3
 """Of the error of a change of the images, in norm and of its own length. Winograd's F(4×4, 3×3) errs by some ten times
 a float32 sum's rounding, 3e-6 of the unit variance of normalised activations, so that 2 · 3e-6 · φ(0) of them come to
-the other side of a ReLU, where a gradient entry is wrong by itself: √(3 · 2.4e-6) = 2.7e-3 in three layers. Twice that is
-allowed; plain PyTorch, whose sums err less, meets such values more rarely, but meets them too."""
+the other side of a ReLU, where a gradient entry is wrong by itself: √(3 · 2.4e-6) = 2.7e-3 in three layers. Allowed is
+twice that; plain PyTorch, whose sums err less, meets such values more rarely, but meets them too."""
 SPIN_COUNT = "1000"  # as `import fastdm` sets it, for both loops
 CPU = torch.device("cpu")
 
