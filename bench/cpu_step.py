@@ -12,6 +12,7 @@ Peak memory is that of a fresh process of each. A second process per case has gl
 import argparse
 import ctypes
 import json
+import math
 import os
 import resource
 import subprocess
@@ -186,6 +187,7 @@ def main() -> None:
     parser.add_argument("--ipc", type=int, nargs="+", help="only these images per class")
     parser.add_argument("--iterations", type=int, default=7, help="timed iterations of each loop")
     parser.add_argument("--limit", type=float, default=120, help="seconds after which a row stops at 2 iterations")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="begin no case after so many")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
@@ -199,7 +201,11 @@ def main() -> None:
         cases = [(name, ipc) for name in dict.fromkeys(name for name, _ in cases) for ipc in options.ipc]
     rows: list[dict[str, Any]] = []
     settings = {"precision": "fp32", "iterations": options.iterations, "gomp_spincount": SPIN_COUNT}
+    begin = time.monotonic()
     for name, ipc in cases:
+        if time.monotonic() - begin > options.seconds:
+            print(f"no time left for {name} ipc {ipc}", flush=True)
+            continue
         for row in measure(name, ipc, options.iterations, options.limit):
             rows.append(row)
             print(json.dumps(row), flush=True)
