@@ -29,7 +29,7 @@ def stages(data: Path | None) -> Iterator[Stage]:
     yield Stage("scale", ("-m", "bench.iteration", "scale", *device, "--seconds", "40"), 90)
     yield Stage("evaluation", ("-m", "bench.iteration", "evaluation", *device), 90)
     yield Stage("loading", ("-m", "bench.loading", *where), 240)
-    # With what time is left, as many cases as can be had; the last to begin takes up to two minutes.
+    # With what time is left, as many cases as can be had; the last takes minutes.
     yield Stage("cpu_step", ("-m", "bench.cpu_step", "--limit", "10", "--seconds", "360"), 540)
     yield report_stage()
 
