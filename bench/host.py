@@ -7,7 +7,6 @@ Each round runs the public form first, so that both meet the same weather; a cas
 
 import dataclasses
 import sys
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch import Tensor
 
 import fastdm
 from bench import cpu_step, public_loop, results
+from bench.timer import in_turns
 from bench.workloads import CIFAR10, CPU
 from fastdm.settings import DSA_STRATEGY
 
@@ -106,17 +106,10 @@ def rows() -> Iterator[list[dict[str, Any]]]:
 def test_time(case: Case, benchmark: Any, rows: list[dict[str, Any]]) -> None:
     ours, public, error, tolerance = case.make()
     assert error <= tolerance
-    seconds: list[float] = []
-
-    def run_public() -> None:
-        start = time.perf_counter()
-        public()
-        seconds.append(time.perf_counter() - start)
-
-    benchmark.pedantic(ours, setup=run_public, rounds=case.rounds, warmup_rounds=WARM_UP)
+    seconds = in_turns(benchmark, case.rounds, warm_up=WARM_UP, fastdm=ours, public=public)
     if benchmark.disabled:
         return
-    times = {"fastdm": results.spread(benchmark.stats.stats.data), "public": results.spread(seconds[WARM_UP:])}
+    times = {name: results.spread(values) for name, values in seconds.items()}
     ratio = times["public"]["median"] / times["fastdm"]["median"]
     benchmark.extra_info["times public"] = ratio
     row: dict[str, Any] = {"name": case.name, "error": error, "tolerance": tolerance, "correct": True}

@@ -2,13 +2,13 @@
 
     python -m bench.loading --data_path data [--quick]
 
-Timed by this file and not by pytest-benchmark (as bench/host.py is), since here several candidates run in turns. Rates
-are images per second of the access pattern of distribution matching: for each class, 256 distinct random images.
+Rates are images per second of the access pattern of distribution matching: for each class, 256 distinct random images.
 data_path holds tinyimagenet20/train and imagenet_samples (folders of JPEGs); without it the rows that decode are left
 out. Packed files of random pixels are written to a temporary folder (TMPDIR): 2 GB each, with --quick 0.2 GB.
 """
 
 import argparse
+import gc
 import io
 import os
 import statistics
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from rich.console import Console
@@ -30,6 +31,7 @@ from rich.table import Table
 from torch import Tensor
 
 from bench import results
+from bench.timer import in_turns
 from fastdm import _native
 from fastdm.data import Dataset, Pool, decode
 from fastdm.data.packed import open_packed, pack
@@ -53,20 +55,30 @@ REASONS = {
     "cold": "the kernel's read-ahead, or the answer time of this disk",
 }
 
-Timings = dict[str, list[float]]
 
+class Run:
+    """What the command line asks for, as a plugin of pytest, and the rows that the benchmarks find."""
 
-def in_turns(repeats: int, **candidates: Callable[[], object]) -> Timings:
-    """Seconds of each candidate, run after one another so that all of them meet the same weather."""
-    for candidate in candidates.values():
-        candidate()
-    seconds: Timings = {name: [] for name in candidates}
-    for _ in range(repeats):
-        for name, candidate in candidates.items():
-            start = time.perf_counter()
-            candidate()
-            seconds[name].append(time.perf_counter() - start)
-    return seconds
+    def __init__(self, data_path: Path, quick: bool) -> None:
+        self.data_path = data_path
+        self.repeats, self.file_bytes = (3, 2 * 10**8) if quick else (11, 2 * 10**9)
+        self.rows: list[dict[str, Any]] = []
+        self._load, self._cores = os.getloadavg()[0], len(os.sched_getaffinity(0))
+
+    @pytest.fixture(scope="session")
+    def run(self) -> "Run":
+        return self
+
+    def add(self, found: Sequence[dict[str, Any]]) -> None:
+        """Keep and save rows, those of a missed target with the reason."""
+        for missed in (r for r in found if r["target"] is not None and not r["met"]):
+            reason = next((why for name, why in REASONS.items() if missed["name"].startswith(name)), "")
+            if self._load > self._cores / 2:
+                reason = f"on a busy machine: before the run its load was {self._load:.1f} on {self._cores} cores"
+            missed["note"] = "; ".join(filter(None, (missed.get("note"), reason)))
+        self.rows.extend(found)
+        settings = {"drawn": DRAWN, "file_bytes": self.file_bytes, "repeats": self.repeats}
+        results.save("loading", self.rows, settings)
 
 
 def row(
@@ -104,6 +116,13 @@ def torch_threads(count: int) -> Iterator[None]:
 # --- warm: gather, convert, draw -------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module", params=[64, 32], ids="{0}x{0}".format)
+def packed(request: pytest.FixtureRequest, run: Run) -> Iterator[tuple[Path, int]]:
+    """A packed file of random pixels, and their side."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield random_set(Path(folder), request.param, run.file_bytes), request.param
+
+
 def random_set(folder: Path, side: int, total_bytes: int) -> Path:
     """A packed file of random pixels, classes of ImageNet-1K's size."""
     classes = max(4, total_bytes // (3 * side * side * CLASS_SIZE))
@@ -116,7 +135,9 @@ def random_set(folder: Path, side: int, total_bytes: int) -> Path:
     return path
 
 
-def warm_rows(path: Path, side: int, threads: int, repeats: int) -> list[dict[str, Any]]:
+@pytest.mark.parametrize("threads", [1, 2])
+def test_warm(packed: tuple[Path, int], threads: int, benchmark: Any, run: Run) -> None:
+    path, side = packed
     pool = open_packed(path, "mmap").train
     drawn_classes = torch.arange(min(100, pool.num_classes))
     steps = iter(range(10**9))
@@ -138,7 +159,8 @@ def warm_rows(path: Path, side: int, threads: int, repeats: int) -> list[dict[st
 
     with torch_threads(threads):
         t = in_turns(
-            repeats,
+            benchmark,
+            run.repeats,
             gather=lambda: _native.gather(pool.images, index(), out, threads=threads),
             copy=lambda: out.copy_(pool.images[:n]),
             streamed_copy=lambda: _native.gather(pool.images, ordered, out, threads=threads),
@@ -185,11 +207,12 @@ def warm_rows(path: Path, side: int, threads: int, repeats: int) -> list[dict[st
                 "note": "FFCV with 2 workers: quoted, measured earlier on a machine of this kind when it was idle",
             }
         )
-    return rows
+    run.add(rows)
 
 
-def public_rows(path: Path, side: int, repeats: int) -> list[dict[str, Any]]:
+def test_public(packed: tuple[Path, int], benchmark: Any, run: Run) -> None:
     """The public code's get_images: a permutation of a list of indices, float32 images on the CPU."""
+    path, side = packed
     pool = open_packed(path, "mmap").train
     classes = min(pool.num_classes, max(1, 2**30 // (3 * side * side * 4 * CLASS_SIZE)))
     images_all = pool.images[: classes * CLASS_SIZE].float()
@@ -206,16 +229,9 @@ def public_rows(path: Path, side: int, repeats: int) -> list[dict[str, Any]]:
         index = pool.draw(0, next(steps), DRAWN, torch.arange(classes))
         pool.gather(index, dtype=torch.float32, mean=MEAN, std=STD, out=out)
 
-    t = in_turns(repeats, ours=ours, public=public)
-    return [
-        row(
-            f"draw and gather float32 over the public code, {side}x{side}",
-            t["ours"],
-            t["public"],
-            None,
-            classes * DRAWN,
-        )
-    ]
+    t = in_turns(benchmark, run.repeats // 3, ours=ours, public=public)
+    name = f"draw and gather float32 over the public code, {side}x{side}"
+    run.add([row(name, t["ours"], t["public"], None, classes * DRAWN)])
 
 
 # --- JPEGs -----------------------------------------------------------------------------------------------------------
@@ -241,21 +257,28 @@ def loader_row(folder: Path, what: str, pool: Pool, target: float) -> dict[str, 
                 start = time.perf_counter()
         theirs.append((time.perf_counter() - start) / max(1, count))
         index = pool.draw(0, turn, DRAWN, classes)
-        gathering = in_turns(9, gather=lambda index=index: pool.gather(index, out=out))["gather"]  # type: ignore[misc]
+        gathering = []
+        for _ in range(9):
+            start = time.perf_counter()
+            pool.gather(index, out=out)
+            gathering.append(time.perf_counter() - start)
         ours.append(statistics.median(gathering) / index.numel())
     return row(f"gather over DataLoader with 2 workers, {what}", ours, theirs, target, 1)
 
 
-def loader_rows(data_path: Path, path: Path) -> list[dict[str, Any]]:
-    pool = open_packed(path, "ram").train
+@pytest.mark.parametrize("packed", [64], indirect=True, ids=["64x64"])
+def test_loader(packed: tuple[Path, int], run: Run) -> None:
+    pool = open_packed(packed[0], "ram").train
     sets = (("tinyimagenet20/train", "JPEGs of 64x64", 200.0), ("imagenet_samples", "JPEGs of about 500x375", 2000.0))
-    return [
-        loader_row(data_path / name, what, pool, target) for name, what, target in sets if (data_path / name).is_dir()
-    ]
+    for name, what, target in sets:
+        if (run.data_path / name).is_dir():
+            run.add([loader_row(run.data_path / name, what, pool, target)])
 
 
-def packing_rows(folder: Path, repeats: int) -> list[dict[str, Any]]:
-    files = sorted(folder.glob("*/*"))
+def test_packing(benchmark: Any, run: Run) -> None:
+    files = sorted((run.data_path / "imagenet_samples").glob("*/*"))
+    if not files:
+        pytest.skip(f"{run.data_path} has no imagenet_samples/")
 
     def pillow(path: Path) -> np.ndarray:
         with Image.open(io.BytesIO(path.read_bytes())) as image:
@@ -270,9 +293,15 @@ def packing_rows(folder: Path, repeats: int) -> list[dict[str, Any]]:
 
     for path in files:  # no speed of what is wrong
         np.testing.assert_array_equal(ours(path), pillow(path))
-    t = in_turns(repeats, ours=lambda: all_of(ours, 1), pillow=lambda: all_of(pillow, 1), two=lambda: all_of(ours, 2))
+    t = in_turns(
+        benchmark,
+        run.repeats // 2,
+        ours=lambda: all_of(ours, 1),
+        pillow=lambda: all_of(pillow, 1),
+        two=lambda: all_of(ours, 2),
+    )
     what = "JPEGs of about 500x375 to 64x64"
-    return [
+    rows = [
         row(
             f"packing over Pillow, one thread, {what}",
             t["ours"],
@@ -283,6 +312,7 @@ def packing_rows(folder: Path, repeats: int) -> list[dict[str, Any]]:
         ),
         row(f"packing, two threads over one, {what}", t["two"], t["ours"], 1.9, len(files)),
     ]
+    run.add(rows)
 
 
 # --- cold, and larger than memory ------------------------------------------------------------------------------------
@@ -300,16 +330,19 @@ def bytes_read() -> int:
     return int(fields["read_bytes"])
 
 
-def cold_rows(path: Path, repeats: int) -> list[dict[str, Any]]:
+@pytest.mark.parametrize("packed", [64], indirect=True, ids=["64x64"])
+def test_cold(packed: tuple[Path, int], run: Run) -> None:
     """Random images of a file that is not in memory: direct reads against a mapping as it comes.
 
     Nothing may map the file meanwhile: mapped pages are not dropped from the cache.
     """
+    path = packed[0]
+    gc.collect()
     pool = open_packed(path, "direct").train
     begin, image_bytes = pool.backing.begin, pool.images[0].numel()  # type: ignore[union-attr]
     few, many = 100, 4000
     direct, mapped, amplification = [], [], []
-    for turn in range(repeats):
+    for turn in range(min(5, run.repeats)):
         index = torch.from_numpy(np.random.default_rng(turn).permutation(len(pool))[:many])
         forget(path)
         before, start = bytes_read(), time.perf_counter()
@@ -323,10 +356,11 @@ def cold_rows(path: Path, repeats: int) -> list[dict[str, Any]]:
         mapped.append((time.perf_counter() - start) / few)
         del images
     spread = rounded(results.spread(amplification))
-    return [
+    rows = [
         row("cold: direct reads over a default mapping, 64x64", direct, mapped, 50.0, 1),
         {"name": "cold: bytes read over bytes wanted", "target": 1.1, "ratio": spread, "met": spread["median"] <= 1.1},
     ]
+    run.add(rows)
 
 
 LARGE = """
@@ -352,7 +386,7 @@ print(opened, drawn, most, images / (time.perf_counter() - start))
 """
 
 
-def large_rows(folder: Path) -> list[dict[str, Any]]:
+def test_large(tmp_path: Path, run: Run) -> None:
     """A file shaped like ImageNet-1K at 64x64, 15.7 GB, whose pixels are a hole: opened, drawn from, streamed."""
     from fastdm.data.packed_file import header_bytes
 
@@ -363,7 +397,7 @@ def large_rows(folder: Path) -> list[dict[str, Any]]:
     tensors: dict[str, tuple[str, tuple[int, ...]]] = {"images": ("U8", (total, 3, 64, 64)), "skipped": ("U8", (8,))}
     tensors |= {"class_offsets": ("I64", (classes + 1,)), "class_crc32": ("I64", (classes,))}
     tensors["source_index"] = ("I64", (total,))
-    path = folder / "large.fdm"
+    path = tmp_path / "large.fdm"
     with path.open("wb") as file:
         file.write(header_bytes(metadata, tensors, 1 << 15))
         file.seek(total * 3 * 64 * 64, os.SEEK_CUR)
@@ -381,12 +415,13 @@ def large_rows(folder: Path) -> list[dict[str, Any]]:
             "met": value <= target,
         }
 
-    return [
+    rows = [
         limit("ImageNet-1K at 64x64, 15.7 GB: seconds to open", opened, 0.1),
         limit("ImageNet-1K at 64x64: seconds to draw 256 of every class", drawn, 0.1),
         limit("ImageNet-1K at 64x64: GB resident beside the page cache while streaming", most / 1e9, 1.0)
         | {"images_per_second": round(rate), "note": "the file is a hole: its rate is not that of a disk"},
     ]
+    run.add(rows)
 
 
 # --- all of it -------------------------------------------------------------------------------------------------------
@@ -406,41 +441,16 @@ def show(rows: Sequence[dict[str, Any]]) -> None:
             print(f"{r['name']}: {r['note']}")
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_path", type=Path, default=Path("data"))
     parser.add_argument("--quick", action="store_true", help="small files and few repeats: to see that it runs")
     arguments = parser.parse_args()
-    load, cores = os.getloadavg()[0], len(os.sched_getaffinity(0))
-    repeats, total_bytes = (3, 2 * 10**8) if arguments.quick else (11, 2 * 10**9)
-    settings = {"drawn": DRAWN, "file_bytes": total_bytes, "repeats": repeats}
-    rows: list[dict[str, Any]] = []
-
-    def add(found: Sequence[dict[str, Any]]) -> None:
-        for missed in (r for r in found if r["target"] is not None and not r["met"]):
-            reason = next((why for name, why in REASONS.items() if missed["name"].startswith(name)), "")
-            if load > cores / 2:
-                reason = f"on a busy machine: before the run its load was {load:.1f} on {cores} cores"
-            missed["note"] = "; ".join(filter(None, (missed.get("note"), reason)))
-        rows.extend(found)
-        results.save("loading", rows, settings)
-
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        for side in (64, 32):
-            path = random_set(folder, side, total_bytes)
-            for threads in (1, 2):
-                add(warm_rows(path, side, threads, repeats))
-            add(public_rows(path, side, repeats // 3))
-            if side == 64:
-                add(loader_rows(arguments.data_path, path))
-                add(cold_rows(path, min(5, repeats)))
-            path.unlink()
-        add(large_rows(folder))
-    if (arguments.data_path / "imagenet_samples").is_dir():
-        add(packing_rows(arguments.data_path / "imagenet_samples", repeats // 2))
-    show(rows)
+    run = Run(arguments.data_path, arguments.quick)
+    status = pytest.main(["-q", "-p", "no:cacheprovider", "--benchmark-columns=median,iqr,rounds", __file__], [run])
+    show(run.rows)
+    return status
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

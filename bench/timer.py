@@ -1,4 +1,5 @@
-"""Two timers: the device's for kernels, the host's for whole iterations. Both interleave what they compare.
+"""Three timers: of the device for kernels, of the host for whole iterations, and pytest-benchmark for calls. All of
+them interleave what they compare.
 
 `device_times` runs a function over a rotation of inputs that together exceed the last cache several times, so that
 every call finds the cache cold. Where the calls can be recorded, the rotation is one CUDA graph, and its replay carries
@@ -77,6 +78,27 @@ def host_times(
         if number >= 1 and time.perf_counter() - start > seconds:
             break
     return samples
+
+
+def in_turns(
+    benchmark: Any, rounds: int, *, warm_up: int = 1, **candidates: Callable[[], object]
+) -> dict[str, list[float]]:
+    """Seconds of each candidate, run after one another so that all of them meet the same weather.
+
+    The first is timed by pytest-benchmark's fixture; the others run and are timed in its set-up before every round.
+    """
+    (first, timed), *others = candidates.items()
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+
+    def run_others() -> None:
+        for name, candidate in others:
+            start = time.perf_counter()
+            candidate()
+            seconds[name].append(time.perf_counter() - start)
+
+    benchmark.pedantic(timed, setup=run_others, rounds=rounds, warmup_rounds=warm_up)
+    found = {name: values[warm_up:] for name, values in seconds.items()}
+    return found | ({} if benchmark.disabled else {first: list(benchmark.stats.stats.data)})
 
 
 def synchronise(device: torch.device) -> None:
