@@ -57,10 +57,13 @@ REASONS = {
 }
 
 
+PLUGIN = "run of bench.loading"
+
+
 class Run:
     """What the command line asks for, as a plugin of pytest, and the rows that the benchmarks find."""
 
-    __name__ = "run of bench.loading"  # by which pytest knows a plugin
+    __name__ = PLUGIN  # by which pytest finds a plugin
 
     def __init__(self, data_path: Path, quick: bool) -> None:
         self.data_path = data_path
@@ -82,7 +85,7 @@ class Run:
 
 @pytest.fixture(scope="session")
 def run(pytestconfig: pytest.Config) -> Run:
-    return cast(Run, pytestconfig.pluginmanager.get_plugin(Run.__name__))
+    return cast(Run, pytestconfig.pluginmanager.get_plugin(PLUGIN))
 
 
 def row(
