@@ -109,7 +109,8 @@ def scale(result: Result) -> Any:
     for row in rows:
         place = (row["flops"], row["seconds"]["fastdm"]["median"] * 1e3)
         cost.annotate(row["name"], place, xytext=(4, -9), textcoords="offset points", fontsize=6)
-    cost.set_xscale("log")
+    if max(row["flops"] for row in rows) > 3 * min(row["flops"] for row in rows):
+        cost.set_xscale("log")
     cost.set_yscale("log")
     cost.set_xlabel("FLOPs of the convolutions per iteration")
     cost.set_ylabel("ms per iteration")
@@ -263,7 +264,7 @@ def precision(result: Result) -> Any:
     losses.legend()
     accuracies.set_xticks(range(len(seeds)), [f"seed {seed}" for seed in seeds])
     accuracies.set_ylabel("test accuracy, %")
-    accuracies.legend()
+    accuracies.legend(loc="upper left", bbox_to_anchor=(1, 1))
     figure.suptitle(_where(result), fontsize="medium")
     return figure
 

@@ -184,8 +184,8 @@ SECTIONS: dict[str, Section] = {
         "all results. The package's count does not depend on the classes of a chunk. “device” is the path of a GPU.",
         [
             ("loop", text("name")),
-            ("ops, 10 classes", number("ops_10_classes", "{:,}")),
-            ("ops, 100 classes", number("ops_100_classes", "{:,}")),
+            ("ops, 10 classes", number("ops_10_classes", "{:,.0f}")),
+            ("ops, 100 classes", number("ops_100_classes", "{:,.0f}")),
             ("MB allocated, 10 classes", number("bytes_10_classes", "{:.3g}", 1e6)),
             ("MB allocated, 100 classes", number("bytes_100_classes", "{:.3g}", 1e6)),
         ],
@@ -199,8 +199,8 @@ SECTIONS: dict[str, Section] = {
             ("ratio", _ratio),
             ("target", number("target")),
             ("met", lambda row: {True: "yes", False: "no"}.get(row.get("met", ""), "")),
-            ("images/s", number("images_per_second", "{:,}")),
-            ("baseline, images/s", number("baseline_images_per_second", "{:,}")),
+            ("images/s", number("images_per_second", "{:,.0f}")),
+            ("baseline, images/s", number("baseline_images_per_second", "{:,.0f}")),
             ("note", text("note")),
         ],
     ),
@@ -216,7 +216,8 @@ SECTIONS: dict[str, Section] = {
     "waterfall": Section(
         "From the public loop to a graph",
         "An iteration of CIFAR-10's size, 10 images per class, in ms: median (p20–p80). The error is that of the "
-        "losses against the public loop with equal draws; “compiled bf16” is the baseline to beat.",
+        "losses against the public loop with equal draws; “compiled bf16” is the baseline to beat. FLOPs are those of "
+        "plain convolutions: Winograd's form multiplies less often, and may pass 100 %.",
         [
             ("stage", text("name")),
             ("what", text("what")),
@@ -254,7 +255,7 @@ SECTIONS: dict[str, Section] = {
             ("size", text("name")),
             ("networks", text("networks")),
             ("epochs", text("epochs")),
-            ("test images", number("test_images", "{:,}")),
+            ("test images", number("test_images", "{:,.0f}")),
             ("s", spread("all", 1.0)),
             ("networks × epochs per s", number("networks_epochs_per_s")),
         ],
