@@ -7,6 +7,7 @@ one for each, then run the same benchmark one after the other, round by round. A
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import subprocess
@@ -32,15 +33,17 @@ def _step(device: str) -> Callable[[], object]:
     import torch
 
     from bench.workloads import Workload
-    from fastdm.build import arithmetic, build_step
+
+    # Where it stands, in commits before and since build.py.
+    build = importlib.import_module("fastdm.build" if importlib.util.find_spec("fastdm.build") else "fastdm.loop")
 
     work = Workload("CIFAR-10", 10, 32, 10, 512, batch_real=64)
     where = torch.device(device)
     dataset = work.dataset(where)
     settings = work.settings().resolve(dataset, where)
-    flags = arithmetic(settings, where)
+    flags = build.arithmetic(settings, where)
     dtype = flags.__enter__()  # For the life of this process.
-    step = build_step(dataset, settings, where, dtype)[0]
+    step = build.build_step(dataset, settings, where, dtype)[0]
     iteration = iter(range(10**9))
     return lambda: step(next(iteration))
 
@@ -87,6 +90,8 @@ def work(name: str, device: str) -> None:
     """Run a benchmark once for every line of stdin and answer with the seconds per call, or with what went wrong."""
     import torch
 
+    # An editable installation would give its own modules for those that the other commit lacks.
+    sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in str(getattr(finder, "__module__", ""))]
     try:
         function = BENCHMARKS[name](device)
 
