@@ -211,7 +211,7 @@ def test_warm(packed: tuple[Path, int], threads: int, benchmark: Any, run: Run) 
                 "met": rate / FFCV[side] >= 1.3,
                 "images_per_second": rate,
                 "baseline_images_per_second": FFCV[side],
-                "note": "FFCV with 2 workers: quoted, measured earlier on a machine of this kind when it was idle",
+                "note": "FFCV with 2 workers: quoted, measured on another machine and not in this run",
             }
         )
     run.add(rows)
