@@ -11,6 +11,7 @@
 
 #include "conv.h"
 #include "draw.h"
+#include "dsa.h"
 #include "gather.h"
 #include "norm_relu_pool.h"
 #include "read.h"
@@ -220,6 +221,82 @@ void with_number_type(const Activations& x, const Activations& other, const Body
     throw nb::type_error("The arrays must hold float32 or bfloat16.");
 }
 
+// Of images with 1 or 3 channels, [N, H, W, C] if channels_last, else [N, C, H, W].
+Maps images_of(const Activations& x, bool channels_last) {
+    const Maps maps = maps_of(x, channels_last);
+    require(maps.channels == 1 || maps.channels == 3,
+            "The images have " + std::to_string(maps.channels) + " channels; 1 or 3 can be augmented.");
+    require(maps.size.pixels() > 0 && maps.size.pixels() < INT32_MAX, "The images are empty or too large.");
+    return maps;
+}
+
+using Table = Array<const float, 2>;
+
+DsaTable dsa_table_of(const Table& table, const Index& group, int64_t count) {
+    const int64_t rows = static_cast<int64_t>(table.shape(0));
+    require_shape(table, {rows, kDsaColumns});
+    if (group.is_valid()) {
+        require_shape(group, {count});
+        require_in_range(group, rows, "Row");
+    } else {
+        require(rows == 1 || rows == count, "Without group, table must have 1 row, or one for each image.");
+    }
+    return {table.data(), rows, group.is_valid() ? group.data() : nullptr};
+}
+
+void register_dsa(nb::module_& module) {
+    module.def(
+        "dsa",
+        [](const Activations& images, const Table& table, const Index& group, const Index& index,
+           const std::vector<float>& scale, const std::vector<float>& shift, bool channels_last,
+           const Activations& out) {
+            const Maps in = images_of(images, false), maps = images_of(out, channels_last);
+            require(in.channels == maps.channels && in.size.height == maps.size.height &&
+                        in.size.width == maps.size.width,
+                    "out must hold images of the same shape.");
+            if (index.is_valid()) {
+                require_shape(index, {maps.count});
+                require_in_range(index, in.count, "Image");
+            } else {
+                require(in.count == maps.count, "Without index, out must have room for every image.");
+            }
+            const DsaTable rows = dsa_table_of(table, group, maps.count);
+            const Normalisation norm = normalisation_of(scale, shift, maps.channels);
+            const auto run = [&](const auto* from) {
+                with_number_type(out, out, [&](auto* type) {
+                    using Out = std::remove_pointer_t<decltype(type)>;
+                    nb::gil_scoped_release unlocked;
+                    const int64_t* which = index.is_valid() ? index.data() : nullptr;
+                    Out* to = static_cast<Out*>(out.data());
+                    if (maps.channels == 1) return dsa<float>(shared_pool(), from, which, norm, rows, maps, to);
+                    dsa<Rgb>(shared_pool(), from, which, norm, rows, maps, to);
+                });
+            };
+            if (images.dtype() == nb::dtype<uint8_t>()) return run(static_cast<const uint8_t*>(images.data()));
+            if (images.dtype() != nb::dtype<float>()) throw nb::type_error("images must hold uint8 or float32.");
+            run(static_cast<const float*>(images.data()));
+        },
+        "images"_a.noconvert(), "table"_a.noconvert(), "group"_a.noconvert().none(), "index"_a.noconvert().none(),
+        "scale"_a, "shift"_a, "channels_last"_a, "out"_a.noconvert(),
+        "out = the images of the index, x * scale + shift per channel, augmented by the rows of the table.");
+    module.def(
+        "dsa_backward",
+        [](const Activations& grad, const Table& table, const Index& group, bool channels_last,
+           const Array<float, 4>& grad_images) {
+            const Maps maps = images_of(grad, channels_last);
+            require_shape(grad_images, {maps.count, maps.channels, maps.size.height, maps.size.width});
+            const DsaTable rows = dsa_table_of(table, group, maps.count);
+            with_number_type(grad, grad, [&](auto* type) {
+                const auto* from = static_cast<decltype(type)>(grad.data());
+                nb::gil_scoped_release unlocked;
+                if (maps.channels == 1) return dsa_backward<float>(shared_pool(), from, rows, maps, grad_images.data());
+                dsa_backward<Rgb>(shared_pool(), from, rows, maps, grad_images.data());
+            });
+        },
+        "grad"_a.noconvert(), "table"_a.noconvert(), "group"_a.noconvert().none(), "channels_last"_a,
+        "grad_images"_a.noconvert(), "The gradient of dsa with respect to float32 images.");
+}
+
 void register_norm_relu_pool(nb::module_& module) {
     module.def(
         "norm_relu_pool",
@@ -365,6 +442,7 @@ NB_MODULE(_native, module) {
     fastdm::register_gather(module);
     fastdm::register_resize(module);
     fastdm::register_read(module);
+    fastdm::register_dsa(module);
     fastdm::register_norm_relu_pool(module);
     fastdm::register_conv(module);
 }

@@ -106,11 +106,15 @@ def make_plan(
     per_image = activations(network, image_shape, dtype)
     image = math.prod(image_shape) * dtype.itemsize
     joint = any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
-    largest = per_image.largest
-    example = torch.empty(0, dtype=dtype, device=device)
-    if all(isinstance(layer, Block) and native.can_convolve(example, layer.conv.weight) for layer in network.features):
-        largest //= 4  # What is stored of a block is pooled.
-    in_cache = max(1, CACHE_BYTES // largest) if device.type == "cpu" and not joint else None
+    in_cache = synthetic_in_cache = None  # Images that go through a layer without leaving it.
+    if device.type == "cpu" and not joint:
+        synthetic_in_cache = max(1, CACHE_BYTES // per_image.largest)
+        # Without gradient, a block that is one op stores only what is pooled.
+        example = torch.empty(0, dtype=dtype, device=device)
+        pooled = all(
+            isinstance(layer, Block) and native.can_convolve(example, layer.conv.weight) for layer in network.features
+        )
+        in_cache = 4 * synthetic_in_cache if pooled else synthetic_in_cache
 
     def bytes_of(classes: int, batch: int = batch_real) -> tuple[int, int]:
         """Bytes of the real and of the synthetic pass of so many classes, with `batch` real images each."""
@@ -131,8 +135,8 @@ def make_plan(
     chunk = num_classes
     while chunk > needed and sum(bytes_of(chunk)) > budget:
         chunk = max(needed, min(chunk - 1, int(chunk * budget / sum(bytes_of(chunk)))))
-    if in_cache is not None:
-        chunk = min(chunk, max(1, in_cache // ipc))
+    if synthetic_in_cache is not None:
+        chunk = min(chunk, max(1, synthetic_in_cache // ipc))
     real, synthetic = bytes_of(chunk)
     return Plan(chunk, in_cache or chunk * batch_real, pool_bytes, images_bytes, real, synthetic, budget)
 

@@ -43,6 +43,41 @@ def draw(key: Tensor, class_offsets: Tensor, n: int, classes: Tensor, replace: b
     return out
 
 
+def dsa(
+    images: Tensor,
+    table: Tensor,
+    group: Tensor | None,
+    index: Tensor | None,
+    mean: Tensor | None,
+    std: Tensor | None,
+    dtype: torch.dtype,
+    channels_last: bool,
+) -> Tensor:
+    if images.dtype not in (torch.uint8, torch.float32) or dtype not in (torch.float32, torch.bfloat16):
+        return reference.dsa(images, table, group, index, mean, std, dtype, channels_last)
+    _, channels, height, width = images.shape
+    n = len(images if index is None else index)
+    shape = (n, height, width, channels) if channels_last else (n, channels, height, width)
+    out = images.new_empty(shape, dtype=dtype)
+    scale, shift = [1.0] * channels, [0.0] * channels
+    if mean is not None and std is not None:
+        scale = [1 / (255 * s) for s in std.tolist()]
+        shift = [-m / s for m, s in zip(mean.tolist(), std.tolist(), strict=True)]
+    images, table = images.detach().contiguous(), table.contiguous()
+    group, index = (None if t is None else t.contiguous() for t in (group, index))
+    _native().dsa(images, table, group, index, scale, shift, channels_last, out)
+    return _as_nchw(out, channels_last)
+
+
+def dsa_backward(grad: Tensor, table: Tensor, group: Tensor | None, dtype: torch.dtype) -> Tensor:
+    if grad.dtype not in (torch.float32, torch.bfloat16) or dtype != torch.float32:
+        return reference.dsa_backward(grad, table, group, dtype)
+    out = grad.new_empty(grad.shape, dtype=dtype)
+    grad, channels_last = _in_memory_order(grad)
+    _native().dsa_backward(grad, table.contiguous(), None if group is None else group.contiguous(), channels_last, out)
+    return out
+
+
 def norm_relu_pool(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, activation: str, pool: str
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -15,6 +15,7 @@
 
 #include "conv.h"
 #include "draw.h"
+#include "dsa.h"
 #include "gather.h"
 #include "norm_relu_pool.h"
 #include "read.h"
@@ -270,13 +271,18 @@ std::vector<T> random_numbers(int64_t count, unsigned seed) {
     return numbers;
 }
 
+template <class T>
+void append(const std::vector<T>& numbers, std::vector<uint8_t>& results) {
+    const auto* bytes = reinterpret_cast<const uint8_t*>(numbers.data());
+    results.insert(results.end(), bytes, bytes + numbers.size() * sizeof(T));
+}
+
 // Adds a result to the others'; none of its numbers may have been left out.
 template <class T>
 void add(const std::vector<T>& numbers, std::vector<uint8_t>& results) {
     const std::vector<T> nan = unwritten<T>(1);
     for (const T& number : numbers) CHECK(std::memcmp(&number, nan.data(), sizeof(T)) != 0);
-    const auto* bytes = reinterpret_cast<const uint8_t*>(numbers.data());
-    results.insert(results.end(), bytes, bytes + numbers.size() * sizeof(T));
+    append(numbers, results);
 }
 
 // The results of one thread and of four have the same bits.
@@ -351,6 +357,53 @@ void test_convolutions_do_not_depend_on_threads() {
     }
 }
 
+// Rows that turn on every family, alone and together, and what no table should hold.
+std::vector<float> augmentations() {
+    const float nan = std::numeric_limits<float>::quiet_NaN(), huge = 1e30f;
+    return {
+        // brightness, saturation, contrast, shifts, cutout, flip, scale, rotation
+        0,    1,    1,    0,    0,     0,    -1,   0,    -1,   0,    1,    1,    1,    0,    0, 0,
+        0.5f, 0.3f, 1.4f, 0,    0,     0,    -1,   0,    -1,   0,    1,    1,    1,    0,    0, 0,
+        0,    1,    1,    2,    -1,    1,    3,    0,    2,    1,    1,    1,    1,    0,    0, 0,
+        0,    1,    1,    0,    0,     0,    -1,   0,    -1,   0,    0.8f, 1.2f, 1,    0,    0, 0,
+        0,    1,    1,    0,    0,     0,    -1,   0,    -1,   0,    1,    1,    0.8f, 0.6f, 0, 0,
+        0.5f, 0.3f, 1.4f, 2,    -1,    1,    3,    0,    2,    1,    0.8f, 1.2f, 0.8f, 0.6f, 0, 0,
+        0,    1,    1,    huge, -huge, -huge, huge, huge, nan, huge, huge, -huge, huge, nan, 0, 0,
+    };
+}
+
+template <class Pixel, class In, class Out>
+void compare_augmentations(bool last) {
+    const std::vector<float> table = augmentations();
+    const int64_t rows = static_cast<int64_t>(table.size()) / kDsaColumns, count = 40, records = 9;
+    const Maps maps{count, kChannels<Pixel>, {5, 7}, last};
+    const std::vector<int64_t> index = random_index(count, records, 1), group = random_index(count, rows, 2);
+    const std::vector<uint8_t> bytes = random_bytes(records * maps.numbers(), 3);
+    const std::vector<In> images(bytes.begin(), bytes.end());
+    const std::vector<Out> grad = random_numbers<Out>(count * maps.numbers(), 4);
+    const Normalisation norm{{0.01f, 0.02f, 0.03f}, {-1, 0, 1}};
+    compare_thread_counts([&](ThreadPool& pool, Cpu) {
+        std::vector<Out> out(grad.size());
+        std::vector<float> grad_images(grad.size());
+        const DsaTable of_groups{table.data(), rows, group.data()};
+        dsa<Pixel>(pool, images.data(), index.data(), norm, of_groups, maps, out.data());
+        dsa_backward<Pixel>(pool, grad.data(), of_groups, maps, grad_images.data());
+        std::vector<uint8_t> results;
+        append(out, results);
+        append(grad_images, results);
+        return results;
+    });
+}
+
+void test_augmentations_do_not_depend_on_threads() {
+    for (const bool last : {false, true}) {
+        compare_augmentations<Rgb, uint8_t, bfloat16>(last);
+        compare_augmentations<Rgb, float, float>(last);
+        compare_augmentations<float, uint8_t, float>(last);
+        compare_augmentations<float, float, bfloat16>(last);
+    }
+}
+
 }  // namespace
 
 int main() {
@@ -367,5 +420,6 @@ int main() {
     test_records_are_read_from_a_file();
     test_norms_do_not_depend_on_threads();
     test_convolutions_do_not_depend_on_threads();
+    test_augmentations_do_not_depend_on_threads();
     std::puts("ok");
 }

@@ -104,6 +104,38 @@ def test_read(arguments: tuple[Any, ...]) -> None:
         file.read(*arguments)
 
 
+INDEX = arrays(1, np.int64) | st.none()
+CHANNEL = st.lists(st.floats(width=32), max_size=4)
+
+
+@fuzz(arrays(4), arrays(2, np.float32), INDEX, INDEX, CHANNEL, CHANNEL, st.booleans(), arrays(4, np.float32))
+def test_dsa(arguments: tuple[Any, ...]) -> None:
+    with contextlib.suppress(*REFUSED):
+        native.dsa(*arguments)
+
+
+@given(
+    st.tuples(st.integers(0, 3), st.sampled_from([1, 2, 3]), st.integers(0, 6), st.integers(0, 6)),
+    st.sampled_from([np.uint8, np.float32]),
+    hnp.arrays(np.float32, st.tuples(st.integers(0, 3), st.just(16)), elements=st.floats(width=32)),
+    st.lists(st.integers(-1, 3), max_size=5),
+    st.booleans(),
+)
+@settings(max_examples=200, deadline=None, derandomize=True)
+def test_dsa_with_shapes_that_fit(
+    shape: tuple[int, ...], dtype: Any, table: np.ndarray, rows: list[int], last: bool
+) -> None:
+    """Any numbers at all in the table; an index and a group that may point outside."""
+    count, channels, height, width = shape
+    index = group = np.array(rows, np.int64)
+    size = (height, width, channels) if last else (channels, height, width)
+    out, grad_images = np.empty((len(rows), *size), np.float32), np.empty((len(rows), *shape[1:]), np.float32)
+    possible = channels != 2 and height * width > 0 and all(0 <= row < min(count, len(table)) for row in rows)
+    with contextlib.nullcontext() if possible else pytest.raises(REFUSED):
+        native.dsa(np.ones(shape, dtype), table, group, index, [1.0] * channels, [0.0] * channels, last, out)
+        native.dsa_backward(np.ones_like(out), table, group, last, grad_images)
+
+
 AFFINE = arrays(1, np.float32) | st.none()
 
 

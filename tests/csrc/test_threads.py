@@ -25,6 +25,11 @@ def every_function(step: int, file: object) -> list[np.ndarray]:
     file.read(0, rows, read)  # type: ignore[attr-defined]
     floats = np.empty((360, 3, 16, 16), np.float32)
     native.gather(RECORDS, rows, floats, "planar", [0.1] * 3, [0.5] * 3)
+    table = np.tile(np.float32([0.1, 0.5, 1.2, 1, -1, 0, 3, 0, 3, 1, 0.9, 1.1, 0.8, 0.6, 0, 0]), (4, 1))
+    augmented, spread = np.empty((360, 16, 16, 3), np.float32), np.empty((360, 3, 16, 16), np.float32)
+    group = np.repeat(np.arange(4), 90)
+    native.dsa(RECORDS, table, group, rows, [0.1] * 3, [0.5] * 3, True, augmented)
+    native.dsa_backward(augmented, table, group, True, spread)
     x = floats[:40].transpose(0, 2, 3, 1).copy()
     weight = np.linspace(-1, 1, 32 * 27, dtype=np.float32).reshape(32, 3, 3, 3)
     out, conv = np.empty((40, 8, 8, 32), np.float32), np.empty((40, 16, 16, 32), np.float32)
@@ -34,7 +39,7 @@ def every_function(step: int, file: object) -> list[np.ndarray]:
     native.conv_norm_relu_pool_backward(out, conv, mean, rstd, weight, 1, grad_x)
     means = np.empty((2, 3 * 64), np.float32)
     native.norm_relu_pool_mean(floats, np.array([0, 100, 360]), None, None, 1e-5, False, means)
-    return [index, images, read, floats, out, conv, mean, rstd, grad_x, means]
+    return [index, images, read, floats, augmented, spread, out, conv, mean, rstd, grad_x, means]
 
 
 def test_callers_at_once_get_what_each_gets_alone(tmp_path: Path) -> None:

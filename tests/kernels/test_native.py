@@ -1,4 +1,4 @@
-"""The blocks of the network in C++, for every instruction set of this processor, against float64 PyTorch."""
+"""The ops in C++, above all the blocks of a network, for every instruction set of this processor, against float64."""
 
 import math
 import os
@@ -10,7 +10,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fastdm.kernels import conv_norm_relu_pool, native, norm_relu_pool, norm_relu_pool_mean, reference, use_backend
+from fastdm.kernels import (
+    conv_norm_relu_pool,
+    dsa,
+    native,
+    norm_relu_pool,
+    norm_relu_pool_mean,
+    reference,
+    table,
+    use_backend,
+)
 
 pytestmark = pytest.mark.skipif(native.find("norm_relu_pool") is None, reason="fastdm was installed without extension")
 
@@ -248,6 +257,25 @@ def test_the_block_as_an_op():
     gradient = torch.ops.fastdm.conv_norm_relu_pool_backward(out, conv, mean, rstd, weight, 1)
     assert gradient.stride() == expected_gradient.stride()
     assert_near(gradient, expected_gradient.double(), 100 * FLOAT)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_augmentation_as_an_op(channels, dtype):
+    images = torch.randn(3, channels, 6, 5)
+    rows, group = table.identity(2), torch.tensor([1, 0, 1])
+    rows[1, table.SCALE_X] = 1.1
+    for last in (False, True):
+        torch.library.opcheck(torch.ops.fastdm.dsa, (images, rows, group, None, None, None, dtype, last))
+        grad = images.to(dtype, memory_format=torch.channels_last if last else torch.contiguous_format)
+        torch.library.opcheck(torch.ops.fastdm.dsa_backward, (grad, rows, group, torch.float32))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_pixel_of_no_number_stays_none_and_alone(dtype):
+    images = torch.randn(2, 3, 6, 5)
+    images[1, 0, 2, 2] = torch.nan
+    assert dsa(images, table.identity(1), dtype=dtype).isnan().nonzero().tolist() == [[1, 0, 2, 2]]
 
 
 def test_the_extension_refuses_wrong_buffers():

@@ -1,4 +1,4 @@
-"""The reference against the public code's literal transformations, for equal draws."""
+"""The reference and the C++ form against the public code's literal transformations, for equal draws."""
 
 import pytest
 import torch
@@ -11,14 +11,15 @@ from tests.oracles import apply_row
 BOUNDS = {"color": 1e-6, "crop": 0.0, "cutout": 0.0, "flip": 0.0, "scale": 1e-5, "rotate": 1e-5}
 
 
+@pytest.mark.parametrize("backend", ["reference", "auto"])
 @pytest.mark.parametrize("families", [*((f,) for f in FAMILIES), FAMILIES], ids="-".join)
-def test_equal_draws_give_equal_images_and_gradients(families, generator):
+def test_equal_draws_give_equal_images_and_gradients(families, backend, generator):
     images = torch.rand(12, 3, 32, 32, generator=generator) * 4 - 2
     rows = draw_table(12, families, (32, 32), generator)
     grad = torch.randn(images.shape, generator=generator)
 
     def ours(x):
-        with use_backend("reference"):
+        with use_backend(backend):
             return dsa(x, rows)
 
     def theirs(x):
