@@ -77,7 +77,10 @@ class Step:
         return time.perf_counter() - start
 
     def capture(self) -> None:
-        """Record the iteration as a CUDA graph, so that the host only starts it; RuntimeError where that fails."""
+        """Record the iteration as a CUDA graph, so that the host only starts it; RuntimeError where that fails.
+
+        One graph holds all chunks, whatever their shapes: one launch per iteration, and no copies between chunks.
+        """
         if isinstance(self._real, StreamedImages):
             raise RuntimeError("the real images do not fit on the device and are streamed")
         replay = captured(lambda: self._iterate(0), [self.images, self.velocity])
