@@ -71,17 +71,20 @@ def public_run(
     steps: int,
     batch_real: int,
     dtype: torch.dtype,
+    image_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, list[float]]:
     """The images and losses after `steps` iterations of the public loop, in `dtype`, with the draws that Step makes.
 
-    network: a frozen network of the package, whose weights are copied for every iteration.
+    network: a frozen network of the package, whose weights are copied for every iteration; image_dtype: that of the
+    images, their momentum and their augmentation, if another than the network's.
     """
+    image_dtype = image_dtype or dtype
     classes = dataset.num_classes
     channels, size, _ = dataset.image_shape
     ipc = len(initial) // classes
-    images = initial.to(dtype).clone().requires_grad_()
+    images = initial.to(image_dtype).clone().requires_grad_()
     optimiser = torch.optim.SGD([images], lr=1.0, momentum=0.5)
-    mean, std = (torch.tensor(values, dtype=dtype).view(1, -1, 1, 1) for values in (dataset.mean, dataset.std))
+    mean, std = (torch.tensor(values, dtype=image_dtype).view(1, -1, 1, 1) for values in (dataset.mean, dataset.std))
     oracle = public_loop.ConvNet(channels, classes, size, width=width, norm=norm).to(dtype)
     losses = []
     for step in range(steps):
@@ -99,9 +102,9 @@ def public_run(
         def augment(x: Tensor, c: int, tables: list[Tensor] = tables) -> Tensor:
             for rows in tables:
                 x = apply_row(x, rows[c])
-            return x
+            return x.to(dtype)
 
-        real = [(dataset.train.images[rows].to(dtype) / 255 - mean) / std for rows in index]
+        real = [(dataset.train.images[rows].to(image_dtype) / 255 - mean) / std for rows in index]
         joint = norm == "batch"
         losses.append(public_loop.iteration(oracle, real, images, ipc, optimiser, augment, joint=joint) / classes)
     return images.detach(), losses

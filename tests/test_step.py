@@ -12,6 +12,7 @@ from fastdm.augmentation import Strategy
 from fastdm.build import initial_images
 from fastdm.data.packed import open_packed, pack
 from fastdm.data.pool import Dataset
+from fastdm.kernels import use_backend
 from fastdm.networks import build_network
 from fastdm.plan import Plan
 from fastdm.settings import Settings
@@ -52,6 +53,7 @@ def run_step(
 
 # A float32 run drifts from the exact one as fast as its activations round to the other side of a ReLU: with joint
 # statistics every such image moves all others, and after 20 steps the literal loop itself has nothing left to compare.
+# test_batch_norm_equals_the_public_loop_for_long goes on from there.
 @pytest.mark.parametrize(
     ("network", "norm", "steps"),
     [("ConvNetW32", "instance", 20), ("ConvNetBN", "batch", 4)],
@@ -93,6 +95,40 @@ def test_equals_the_public_loop(network: str, norm: str, steps: int, aug_mode: s
         )
         assert (images - exact[0]).abs().max().item() <= 8 * image_error
         torch.testing.assert_close(losses, exact[1], rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("aug_mode", ["S", "M"])
+def test_batch_norm_equals_the_public_loop_for_long(aug_mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With networks in float64, whose activations come to no other side of a ReLU, and float32 images in both loops."""
+    # Class means are the one thing behind the images that the step makes float32 of.
+    monkeypatch.setattr(Tensor, "float", lambda x: x)
+    dataset = random_dataset([24, 20, 31])
+    # The families that only move pixels are exact in float32; the backend that normalises by the oracle's formula.
+    strategy = "crop_cutout_flip"
+    settings = Settings(ipc=2, batch_real=16, network="ConvNetBN", strategy=strategy, aug_mode=aug_mode, seed=3)
+    frozen = build_network("ConvNetBN", channels=3, num_classes=3, image_size=(16, 16), frozen=True)
+    with use_backend("reference"):
+        expected, expected_losses = public_run(
+            dataset,
+            initial_images(dataset, settings, CPU),
+            frozen,
+            width=128,
+            norm="batch",
+            strategy=Strategy.parse(strategy, aug_mode),
+            seed=settings.seed,
+            steps=20,
+            batch_real=settings.batch_real,
+            dtype=torch.float64,
+            image_dtype=torch.float32,
+        )
+        images, losses = run_step(dataset, settings, chunk_classes=3, slice_images=48, steps=20, dtype=torch.float64)
+    # Both round gradients, momentum and images alike, unless their float64 sums, 1e-15 apart, lie on either side of the
+    # middle between two float32 numbers; then a pixel is one spacing off and may bring others, and the momentum, with
+    # it. Allowed are four spacings. A loss is rounded twice more, and moves with the images.
+    eps = torch.finfo(torch.float32).eps
+    torch.testing.assert_close(images, expected, rtol=0, atol=4 * eps * 2)
+    assert images.abs().max() < 4  # where the spacing is 2 · eps
+    torch.testing.assert_close(losses, expected_losses, rtol=4 * eps, atol=0)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
