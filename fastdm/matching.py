@@ -13,7 +13,7 @@ from fastdm.networks import Network
 def real_class_means(
     network: Network, images: Callable[[slice], Tensor], offsets: Tensor, group: Tensor, slice_images: int
 ) -> Tensor:
-    """Mean embedding of every class of a batch, without gradient: float32 [classes, D].
+    """Mean embedding of every class of a batch, without gradient: float32 (float64 of float64) [classes, D].
 
     images: gives the images of some rows of the batch, [rows, C, H, W], when they are needed; the batch is class-sorted
     by int64 offsets [classes + 1]; group: int64 [N], the class of each image, which says the same again; slice_images:
@@ -24,12 +24,13 @@ def real_class_means(
         return network.embed_mean(images(slice(None)), offsets)
     # Sums by a product with the 0/1 membership of images in classes: exact, in a fixed order, and index_add is slow.
     classes = torch.arange(len(offsets) - 1, device=group.device)
-    membership = (group == classes[:, None]).float()
+    membership = group == classes[:, None]
     total: Tensor | None = None
     for start in range(0, len(group), slice_images):
         rows = slice(start, start + slice_images)
-        features = network.embed(images(rows)).float()
-        share = membership[:, rows] @ features
+        features = network.embed(images(rows))
+        features = features.to(torch.promote_types(features.dtype, torch.float32))
+        share = membership[:, rows].to(features.dtype) @ features
         total = share if total is None else total.add_(share)
     assert total is not None
     return total / offsets.diff().clamp(min=1)[:, None]

@@ -56,7 +56,7 @@ class Network(nn.Module):
 
     @torch.no_grad()
     def embed_mean(self, x: Tensor, offsets: Tensor) -> Tensor:
-        """Mean embedding of each class, float32 [classes, num_features], without gradient.
+        """Mean embedding of each class, float32 (float64 of float64) [classes, num_features], without gradient.
 
         x: class-sorted images; those of class c are ``x[offsets[c]:offsets[c + 1]]``, offsets int64 [classes + 1] on
         the device of x. Where the network ends in InstanceNorm, ReLU and average pooling, the embedding of single
@@ -64,7 +64,9 @@ class Network(nn.Module):
         """
         *body, last = self.features
         if not isinstance(last, Block):
-            return torch.segment_reduce(self.embed(x).float(), "mean", offsets=offsets, axis=0)
+            features = self.embed(x)
+            wide = torch.promote_types(features.dtype, torch.float32)
+            return torch.segment_reduce(features.to(wide), "mean", offsets=offsets, axis=0)
         for layer in body:
             x = layer(x)
         return norm_relu_pool_mean(last.conv(x), offsets, last.weight, last.bias)

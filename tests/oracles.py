@@ -1,5 +1,7 @@
 """The public loop with fastdm's draws: what `Step` must equal."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -72,11 +74,13 @@ def public_run(
     batch_real: int,
     dtype: torch.dtype,
     image_dtype: torch.dtype | None = None,
+    watch: Callable[[Tensor], None] = lambda z: None,
 ) -> tuple[Tensor, list[float]]:
     """The images and losses after `steps` iterations of the public loop, in `dtype`, with the draws that Step makes.
 
     network: a frozen network of the package, whose weights are copied for every iteration; image_dtype: that of the
-    images, their momentum and their augmentation, if another than the network's.
+    images, their momentum and their augmentation, if another than the network's; watch: is shown what every ReLU gets
+    from synthetic images.
     """
     image_dtype = image_dtype or dtype
     classes = dataset.num_classes
@@ -86,6 +90,9 @@ def public_run(
     optimiser = torch.optim.SGD([images], lr=1.0, momentum=0.5)
     mean, std = (torch.tensor(values, dtype=image_dtype).view(1, -1, 1, 1) for values in (dataset.mean, dataset.std))
     oracle = public_loop.ConvNet(channels, classes, size, width=width, norm=norm).to(dtype)
+    for module in oracle.modules():
+        if isinstance(module, nn.ReLU):
+            module.register_forward_pre_hook(lambda _, z: watch(z[0].detach()) if z[0].requires_grad else None)
     losses = []
     for step in range(steps):
         key = torch.tensor([seed, step])

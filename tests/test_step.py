@@ -3,6 +3,7 @@
 import dataclasses
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -51,76 +52,88 @@ def run_step(
     return step.images, losses
 
 
-# A float32 run drifts from the exact one as fast as its activations round to the other side of a ReLU: with joint
-# statistics every such image moves all others, and after 20 steps the literal loop itself has nothing left to compare.
-# test_batch_norm_equals_the_public_loop_for_long goes on from there.
-@pytest.mark.parametrize(
-    ("network", "norm", "steps"),
-    [("ConvNetW32", "instance", 20), ("ConvNetBN", "batch", 4)],
-    ids=["InstanceNorm", "BatchNorm"],
-)
-@pytest.mark.parametrize("aug_mode", ["S", "M"])
-def test_equals_the_public_loop(network: str, norm: str, steps: int, aug_mode: str) -> None:
-    dataset = random_dataset([24, 20, 31])
-    settings = Settings(ipc=2, batch_real=16, network=network, aug_mode=aug_mode, seed=3)
-    initial = initial_images(dataset, settings, CPU)
-    frozen = build_network(network, channels=3, num_classes=3, image_size=(16, 16), frozen=True)
-    width = 32 if network == "ConvNetW32" else 128
-    strategy = Strategy.parse(settings.resolve(dataset, CPU).strategy, settings.aug_mode)
-    exact, rounded = (
-        public_run(
-            dataset,
-            initial,
-            frozen,
-            width=width,
-            norm=norm,
-            strategy=strategy,
-            seed=settings.seed,
-            steps=steps,
-            batch_real=settings.batch_real,
-            dtype=dtype,
-        )
-        for dtype in (torch.float64, torch.float32)
+def public_images(
+    dataset: Dataset, settings: Settings, steps: int, dtype: torch.dtype, **options: Any
+) -> tuple[Tensor, list[float]]:
+    """`public_run` of the public loop in `dtype`, with the settings of the step."""
+    name, norm, width = (
+        ("ConvNetBN", "batch", 128) if settings.network == "ConvNetBN" else ("ConvNetW32", "instance", 32)
     )
-    # What float32 makes of the literal loop is the yardstick: a rewritten sum may lose a few times as much.
-    image_error = (rounded[0] - exact[0]).abs().max().item()
-    moved = (exact[0] - initial).abs().max().item()
-    assert moved > 100 * image_error
-
-    # BatchNorm's only chunk is the whole batch; torch.compile has something to fuse there.
-    runs = [(3, 48, False), (3, 48, True)] if norm == "batch" else [(3, 48, False), (2, 7, False), (1, 16, False)]
-    for chunk_classes, slice_images, compile in runs:
-        images, losses = run_step(
-            dataset, settings, chunk_classes=chunk_classes, slice_images=slice_images, steps=steps, compile=compile
-        )
-        assert (images - exact[0]).abs().max().item() <= 8 * image_error
-        torch.testing.assert_close(losses, exact[1], rtol=1e-4, atol=0)
+    size = dataset.image_shape[1:]
+    return public_run(
+        dataset,
+        initial_images(dataset, settings, CPU),
+        build_network(name, channels=3, num_classes=dataset.num_classes, image_size=size, frozen=True),
+        width=width,
+        norm=norm,
+        strategy=Strategy.parse(settings.resolve(dataset, CPU).strategy, settings.aug_mode),
+        seed=settings.seed,
+        steps=steps,
+        batch_real=settings.batch_real,
+        dtype=dtype,
+        **options,
+    )
 
 
 @pytest.mark.parametrize("aug_mode", ["S", "M"])
-def test_batch_norm_equals_the_public_loop_for_long(aug_mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equals_the_public_loop(aug_mode: str) -> None:
+    """Rounding is all that a float32 run differs from the exact one by, as long as no activation comes to the other
+    side of a ReLU, where its gradient is wrong by itself. Normalised activations have errors of 3e-6 (Winograd's
+    convolution); the classes of which none comes within five times that of 0 in all iterations are compared.
+    """
+    dataset = random_dataset([24, 20, 31, 16, 17, 18, 19, 22], (3, 8, 8))
+    settings = Settings(ipc=1, batch_real=16, network="ConvNetW32", aug_mode=aug_mode, seed=3)
+    nearest: list[Tensor] = []
+    exact, losses = public_images(dataset, settings, 20, torch.float64, watch=lambda z: nearest.append(z.abs().min()))
+    clear = torch.stack(nearest).view(20, dataset.num_classes, -1).amin((0, 2)) > 5 * 3e-6
+    assert clear.sum() >= 3
+
+    def error(images: Tensor) -> float:
+        return (images - exact)[clear].abs().max().item()
+
+    # What float32 makes of the literal loop is the yardstick: a rewritten sum may lose a few times as much.
+    yardstick = error(public_images(dataset, settings, 20, torch.float32)[0])
+    assert error(initial_images(dataset, settings, CPU)) > 1000 * yardstick
+    for chunk_classes, slice_images in ((8, 128), (3, 48), (2, 7), (1, 16)):
+        found, found_losses = run_step(
+            dataset, settings, chunk_classes=chunk_classes, slice_images=slice_images, steps=20
+        )
+        assert error(found) <= 8 * yardstick
+        # That of all classes: later it follows the images of those that are not clear.
+        assert found_losses[0] == pytest.approx(losses[0], rel=1e-5)
+
+
+@pytest.mark.parametrize("compile", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("aug_mode", ["S", "M"])
+def test_batch_norm_equals_the_public_loop(aug_mode: str, compile: bool) -> None:
+    """As above, but with joint statistics every image moves all others: all must be clear, which few iterations are.
+
+    The convolutions are plain sums here, with a tenth of the error.
+    """
+    dataset = random_dataset([24, 20, 31], (3, 8, 8))
+    settings = Settings(ipc=2, batch_real=16, network="ConvNetBN", aug_mode=aug_mode, seed=5)
+    nearest: list[float] = []
+    watch = lambda z: nearest.append(z.abs().min().item())  # noqa: E731
+    exact, losses = public_images(dataset, settings, STEPS, torch.float64, watch=watch)
+    assert min(nearest) > 5 * 3e-7
+    rounded, _ = public_images(dataset, settings, STEPS, torch.float32)
+    yardstick = (rounded - exact).abs().max()
+    assert (exact - initial_images(dataset, settings, CPU)).abs().max() > 1000 * yardstick
+    # Its only chunk is the whole batch.
+    found, found_losses = run_step(dataset, settings, chunk_classes=3, slice_images=48, compile=compile)
+    assert (found - exact).abs().max() <= 8 * yardstick
+    torch.testing.assert_close(found_losses, losses, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("aug_mode", ["S", "M"])
+def test_batch_norm_equals_the_public_loop_for_long(aug_mode: str) -> None:
     """With networks in float64, whose activations come to no other side of a ReLU, and float32 images in both loops."""
-    # Class means are the one thing behind the images that the step makes float32 of.
-    monkeypatch.setattr(Tensor, "float", lambda x: x)
     dataset = random_dataset([24, 20, 31])
     # The families that only move pixels are exact in float32; the backend that normalises by the oracle's formula.
     strategy = "crop_cutout_flip"
     settings = Settings(ipc=2, batch_real=16, network="ConvNetBN", strategy=strategy, aug_mode=aug_mode, seed=3)
-    frozen = build_network("ConvNetBN", channels=3, num_classes=3, image_size=(16, 16), frozen=True)
     with use_backend("reference"):
-        expected, expected_losses = public_run(
-            dataset,
-            initial_images(dataset, settings, CPU),
-            frozen,
-            width=128,
-            norm="batch",
-            strategy=Strategy.parse(strategy, aug_mode),
-            seed=settings.seed,
-            steps=20,
-            batch_real=settings.batch_real,
-            dtype=torch.float64,
-            image_dtype=torch.float32,
-        )
+        expected, expected_losses = public_images(dataset, settings, 20, torch.float64, image_dtype=torch.float32)
         images, losses = run_step(dataset, settings, chunk_classes=3, slice_images=48, steps=20, dtype=torch.float64)
     # Both round gradients, momentum and images alike, unless their float64 sums, 1e-15 apart, lie on either side of the
     # middle between two float32 numbers; then a pixel is one spacing off and may bring others, and the momentum, with
