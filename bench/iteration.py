@@ -276,23 +276,7 @@ def _public_losses(dataset: Dataset, settings: Settings) -> list[float]:
     from tests.oracles import public_run
 
     dataset = dataclasses.replace(dataset, train=dataset.train.to(CPU))
-    settings = settings.resolve(dataset, CPU)
-    assert settings.network is not None
-    channels, size, _ = dataset.image_shape
-    _, losses = public_run(
-        dataset,
-        initial_images(dataset, settings, CPU),
-        build_network(
-            settings.network, channels=channels, num_classes=dataset.num_classes, image_size=size, frozen=True
-        ),
-        width=width_depth(settings)[0],
-        norm="instance",
-        strategy=Strategy.parse(settings.strategy, settings.aug_mode),
-        seed=settings.seed,
-        steps=ITERATIONS_CHECKED,
-        batch_real=settings.batch_real,
-        dtype=torch.float32,
-    )
+    _, losses = public_run(dataset, settings, ITERATIONS_CHECKED, torch.float32)
     return losses
 
 

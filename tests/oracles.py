@@ -7,9 +7,13 @@ from torch import Tensor, nn
 
 from bench import public_loop
 from fastdm.augmentation import Strategy
+from fastdm.build import initial_images
 from fastdm.data.pool import Dataset, Pool
 from fastdm.kernels import draw, table
-from fastdm.networks import Network, initialise
+from fastdm.networks import build_network, initialise
+from fastdm.settings import Settings
+
+CPU = torch.device("cpu")
 
 BF16_BOUND = 0.2
 """How far, in norm and of its own length, one change of the images in bfloat16 may be from that in float32.
@@ -63,48 +67,49 @@ def apply_row(x: Tensor, row: Tensor) -> Tensor:
 
 def public_run(
     dataset: Dataset,
-    initial: Tensor,
-    network: Network,
-    *,
-    width: int,
-    norm: str,
-    strategy: Strategy,
-    seed: int,
+    settings: Settings,
     steps: int,
-    batch_real: int,
     dtype: torch.dtype,
+    *,
     image_dtype: torch.dtype | None = None,
     watch: Callable[[Tensor], None] = lambda z: None,
 ) -> tuple[Tensor, list[float]]:
     """The images and losses after `steps` iterations of the public loop, in `dtype`, with the draws that Step makes.
 
-    network: a frozen network of the package, whose weights are copied for every iteration; image_dtype: that of the
-    images, their momentum and their augmentation, if another than the network's; watch: is shown what every ReLU gets
-    from synthetic images.
+    image_dtype: that of the images, their momentum and their augmentation, if another than the network's; watch: is
+    shown what every ReLU gets from synthetic images.
     """
+    settings = settings.resolve(dataset, CPU)
+    assert settings.network is not None
     image_dtype = image_dtype or dtype
     classes = dataset.num_classes
-    channels, size, _ = dataset.image_shape
-    ipc = len(initial) // classes
-    images = initial.to(image_dtype).clone().requires_grad_()
+    channels, *size = dataset.image_shape
+    network = build_network(
+        settings.network, channels=channels, num_classes=classes, image_size=(size[0], size[1]), frozen=True
+    )
+    ours = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
+    joint = any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
+    width, norm = ours[0].out_channels, "batch" if joint else "instance"
+    oracle = public_loop.ConvNet(channels, classes, size[0], width=width, depth=len(ours), norm=norm).to(dtype)
+    theirs = [module for module in oracle.modules() if isinstance(module, nn.Conv2d)]
+
+    images = initial_images(dataset, settings, CPU).to(image_dtype).requires_grad_()
     optimiser = torch.optim.SGD([images], lr=1.0, momentum=0.5)
     mean, std = (torch.tensor(values, dtype=image_dtype).view(1, -1, 1, 1) for values in (dataset.mean, dataset.std))
-    oracle = public_loop.ConvNet(channels, classes, size, width=width, norm=norm).to(dtype)
+    strategy = Strategy.parse(settings.strategy, settings.aug_mode)
     for module in oracle.modules():
         if isinstance(module, nn.ReLU):
             module.register_forward_pre_hook(lambda _, z: watch(z[0].detach()) if z[0].requires_grad else None)
     losses = []
     for step in range(steps):
-        key = torch.tensor([seed, step])
+        key = torch.tensor([settings.seed, step])
         initialise(network, key)
-        ours = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
-        theirs = [module for module in oracle.modules() if isinstance(module, nn.Conv2d)]
         for source, target in zip(ours, theirs, strict=True):
             target.weight.data.copy_(source.weight)
             assert target.bias is not None
             nn.init.zeros_(target.bias)
-        index = draw(key, dataset.train.class_offsets, batch_real)
-        tables = strategy.draw(key, torch.arange(classes), (size, size))
+        index = draw(key, dataset.train.class_offsets, settings.batch_real)
+        tables = strategy.draw(key, torch.arange(classes), (size[0], size[1]))
 
         def augment(x: Tensor, c: int, tables: list[Tensor] = tables) -> Tensor:
             for rows in tables:
@@ -112,6 +117,21 @@ def public_run(
             return x.to(dtype)
 
         real = [(dataset.train.images[rows].to(image_dtype) / 255 - mean) / std for rows in index]
-        joint = norm == "batch"
-        losses.append(public_loop.iteration(oracle, real, images, ipc, optimiser, augment, joint=joint) / classes)
+        loss = public_loop.iteration(oracle, real, images, settings.ipc, optimiser, augment, joint=joint)
+        losses.append(loss / classes)
     return images.detach(), losses
+
+
+def clear_classes(
+    dataset: Dataset, settings: Settings, steps: int, margin: float
+) -> tuple[Tensor, list[float], Tensor]:
+    """The public loop in float64, and the classes, bool [classes], of whose synthetic images no activation comes nearer
+    to 0 than `margin` in any iteration.
+
+    Rounding is all that the others' runs differ by, unless it takes an activation to the other side of a ReLU, where
+    its gradient is wrong by itself. For networks with InstanceNorm, of one class at a time.
+    """
+    nearest: list[Tensor] = []
+    images, losses = public_run(dataset, settings, steps, torch.float64, watch=lambda z: nearest.append(z.abs().min()))
+    clear = torch.stack(nearest).view(steps, dataset.num_classes, -1).amin((0, 2)) > margin
+    return images, losses, clear

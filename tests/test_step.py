@@ -3,13 +3,11 @@
 import dataclasses
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from fastdm.augmentation import Strategy
 from fastdm.build import initial_images
 from fastdm.data.packed import open_packed, pack
 from fastdm.data.pool import Dataset
@@ -18,9 +16,8 @@ from fastdm.networks import build_network
 from fastdm.plan import Plan
 from fastdm.settings import Settings
 from fastdm.step import Step
-from tests.oracles import BF16_BOUND, public_run, random_dataset
+from tests.oracles import BF16_BOUND, CPU, clear_classes, public_run, random_dataset
 
-CPU = torch.device("cpu")
 STEPS = 4
 
 
@@ -52,47 +49,20 @@ def run_step(
     return step.images, losses
 
 
-def public_images(
-    dataset: Dataset, settings: Settings, steps: int, dtype: torch.dtype, **options: Any
-) -> tuple[Tensor, list[float]]:
-    """`public_run` of the public loop in `dtype`, with the settings of the step."""
-    name, norm, width = (
-        ("ConvNetBN", "batch", 128) if settings.network == "ConvNetBN" else ("ConvNetW32", "instance", 32)
-    )
-    size = dataset.image_shape[1:]
-    return public_run(
-        dataset,
-        initial_images(dataset, settings, CPU),
-        build_network(name, channels=3, num_classes=dataset.num_classes, image_size=size, frozen=True),
-        width=width,
-        norm=norm,
-        strategy=Strategy.parse(settings.resolve(dataset, CPU).strategy, settings.aug_mode),
-        seed=settings.seed,
-        steps=steps,
-        batch_real=settings.batch_real,
-        dtype=dtype,
-        **options,
-    )
-
-
 @pytest.mark.parametrize("aug_mode", ["S", "M"])
 def test_equals_the_public_loop(aug_mode: str) -> None:
-    """Rounding is all that a float32 run differs from the exact one by, as long as no activation comes to the other
-    side of a ReLU, where its gradient is wrong by itself. Normalised activations have errors of 3e-6 (Winograd's
-    convolution); the classes of which none comes within five times that of 0 in all iterations are compared.
-    """
+    """In the classes of which no activation can cross a ReLU by rounding: in norm, their errors are 3e-6 (Winograd's
+    convolution), and five times that is kept clear."""
     dataset = random_dataset([24, 20, 31, 16, 17, 18, 19, 22], (3, 8, 8))
     settings = Settings(ipc=1, batch_real=16, network="ConvNetW32", aug_mode=aug_mode, seed=3)
-    nearest: list[Tensor] = []
-    exact, losses = public_images(dataset, settings, 20, torch.float64, watch=lambda z: nearest.append(z.abs().min()))
-    clear = torch.stack(nearest).view(20, dataset.num_classes, -1).amin((0, 2)) > 5 * 3e-6
+    exact, losses, clear = clear_classes(dataset, settings, 20, 5 * 3e-6)
     assert clear.sum() >= 3
 
     def error(images: Tensor) -> float:
         return (images - exact)[clear].abs().max().item()
 
     # What float32 makes of the literal loop is the yardstick: a rewritten sum may lose a few times as much.
-    yardstick = error(public_images(dataset, settings, 20, torch.float32)[0])
+    yardstick = error(public_run(dataset, settings, 20, torch.float32)[0])
     assert error(initial_images(dataset, settings, CPU)) > 1000 * yardstick
     for chunk_classes, slice_images in ((8, 128), (3, 48), (2, 7), (1, 16)):
         found, found_losses = run_step(
@@ -114,9 +84,9 @@ def test_batch_norm_equals_the_public_loop(aug_mode: str, compile: bool) -> None
     settings = Settings(ipc=2, batch_real=16, network="ConvNetBN", aug_mode=aug_mode, seed=5)
     nearest: list[float] = []
     watch = lambda z: nearest.append(z.abs().min().item())  # noqa: E731
-    exact, losses = public_images(dataset, settings, STEPS, torch.float64, watch=watch)
+    exact, losses = public_run(dataset, settings, STEPS, torch.float64, watch=watch)
     assert min(nearest) > 5 * 3e-7
-    rounded, _ = public_images(dataset, settings, STEPS, torch.float32)
+    rounded, _ = public_run(dataset, settings, STEPS, torch.float32)
     yardstick = (rounded - exact).abs().max()
     assert (exact - initial_images(dataset, settings, CPU)).abs().max() > 1000 * yardstick
     # Its only chunk is the whole batch.
@@ -133,7 +103,7 @@ def test_batch_norm_equals_the_public_loop_for_long(aug_mode: str) -> None:
     strategy = "crop_cutout_flip"
     settings = Settings(ipc=2, batch_real=16, network="ConvNetBN", strategy=strategy, aug_mode=aug_mode, seed=3)
     with use_backend("reference"):
-        expected, expected_losses = public_images(dataset, settings, 20, torch.float64, image_dtype=torch.float32)
+        expected, expected_losses = public_run(dataset, settings, 20, torch.float64, image_dtype=torch.float32)
         images, losses = run_step(dataset, settings, chunk_classes=3, slice_images=48, steps=20, dtype=torch.float64)
     # Both round gradients, momentum and images alike, unless their float64 sums, 1e-15 apart, lie on either side of the
     # middle between two float32 numbers; then a pixel is one spacing off and may bring others, and the momentum, with
