@@ -49,6 +49,13 @@ TOLERANCE = 5e-3
 a float32 sum's rounding, 3e-6 of the unit variance of normalised activations, so that 2 · 3e-6 · φ(0) of them come to
 the other side of a ReLU, where a gradient entry is wrong by itself: √(3 · 2.4e-6) = 2.7e-3 in three layers. Allowed is
 twice that; plain PyTorch, whose sums err less, meets such values more rarely, but meets them too."""
+MEDIAN_TOLERANCE = 2e-5
+"""Of the median over the images of the error of each one's change, of its own length. Most images (nine of ten in the
+worst of the cases) have no activation on the other side of a ReLU, so that only rounding is left. A convolution adds
+3e-6 to the features, independently in each image, and 3e-6 to the gradient on its way back. The gradient starts at a
+difference of means over images, in which 3/4 of the features' deviation is left (the rest all images share), so that
+their error counts 4/3. The first convolution is not Winograd's, and errs far less: in four layers it makes
+√3 · 3e-6 · √(1 + (4/3)²) = 8.7e-6. Allowed is twice that, rounded up."""
 SPIN_COUNT = "1000"  # as `import fastdm` sets it, for both loops
 CPU = torch.device("cpu")
 
@@ -97,7 +104,7 @@ def public_iteration(name: str, ipc: int) -> Callable[[int], None]:
     return iterate
 
 
-def relative_error(name: str, ipc: int) -> float:
+def check(name: str, ipc: int) -> dict[str, Any]:
     """How far the first change of the images is from the same step through PyTorch's own layers in float64, on a few
     real images."""
     changes = []
@@ -107,7 +114,21 @@ def relative_error(name: str, ipc: int) -> float:
             step(0)
         changes.append(step.velocity.double())
     exact, ours = changes
-    return float((ours - exact).norm() / exact.norm())
+    return compared(ours, exact)
+
+
+def compared(ours: Tensor, exact: Tensor) -> dict[str, Any]:
+    """Both errors of a change of the images, float64, with what they may be; whether they are within."""
+    difference = (ours - exact).flatten(1)
+    error = float(difference.norm() / exact.norm())
+    median = float((difference.norm(dim=1) / exact.flatten(1).norm(dim=1)).median())
+    return {
+        "error": error,
+        "tolerance": TOLERANCE,
+        "median_error": median,
+        "median_tolerance": MEDIAN_TOLERANCE,
+        "correct": error <= TOLERANCE and median <= MEDIAN_TOLERANCE,
+    }
 
 
 def raise_malloc_thresholds() -> None:
@@ -142,8 +163,8 @@ def child(task: str, name: str, ipc: int, iterations: int, limit: float) -> Any:
         raise_malloc_thresholds()
     if task.startswith("time"):
         return time_in_turn(name, ipc, iterations, limit)
-    if task == "error":
-        return relative_error(name, ipc)
+    if task == "check":
+        return check(name, ipc)
     run = fast_step(name, ipc) if task == "memory fastdm" else public_iteration(name, ipc)
     for iteration in range(2):
         run(iteration)
@@ -162,7 +183,7 @@ def measure(name: str, ipc: int, iterations: int, limit: float) -> Iterator[dict
     """One row per way of allocating."""
     classes, _, shape, batch = DATASETS[name]
     scaling = name.startswith("scaling")
-    error = in_process("error", name, ipc, iterations, limit)
+    errors = in_process("check", name, ipc, iterations, limit)
     memory = {
         loop: round(in_process(f"memory {loop}", name, ipc, iterations, limit))
         for loop in ("fastdm", *(() if scaling else ("public",)))
@@ -170,7 +191,7 @@ def measure(name: str, ipc: int, iterations: int, limit: float) -> Iterator[dict
     for malloc in ("default",) if scaling else ("default", "raised"):
         row: dict[str, Any] = {"name": f"{name} ipc {ipc}", "malloc": malloc}
         row |= {"classes": classes, "shape": shape, "batch_real": batch, "ipc": ipc}
-        row |= {"error": error, "tolerance": TOLERANCE, "correct": error <= TOLERANCE}
+        row |= errors
         row["peak_mib"] = memory
         if row["correct"]:
             seconds = in_process(f"time {malloc}", name, ipc, iterations, limit)

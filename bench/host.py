@@ -21,19 +21,24 @@ from bench.workloads import CIFAR10, CPU
 from fastdm.settings import DSA_STRATEGY
 
 Call = Callable[[], object]
+Check = dict[str, Any]
 WARM_UP = 2
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """make: the package's call and the public one, the error of the former's result and what it may be."""
+    """make: the package's call and the public one, the error of the former's result, what it may be, and "correct"."""
 
     name: str
-    make: Callable[[], tuple[Call, Call, float, float]]
+    make: Callable[[], tuple[Call, Call, Check]]
     rounds: int = 20
 
 
-def augment(mode: str) -> tuple[Call, Call, float, float]:
+def within(error: float, tolerance: float) -> Check:
+    return {"error": error, "tolerance": tolerance, "correct": error <= tolerance}
+
+
+def augment(mode: str) -> tuple[Call, Call, Check]:
     """The augmentation of one class, as its users call it."""
     images = torch.randn(256, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     param = fastdm.ParamDiffAug()
@@ -47,19 +52,19 @@ def augment(mode: str) -> tuple[Call, Call, float, float]:
         return public_loop.diff_augment(images, DSA_STRATEGY, seed, mode)
 
     error = max(float((ours(seed) - public(seed)).abs().max()) for seed in range(12))
-    return lambda: ours(next(seeds)), lambda: public(next(seeds)), error, 2.5e-5
+    return lambda: ours(next(seeds)), lambda: public(next(seeds)), within(error, 2.5e-5)
 
 
-def draw() -> tuple[Call, Call, float, float]:
+def draw() -> tuple[Call, Call, Check]:
     """256 distinct images of each of ten classes; the public code permutes each class. The error counts repetitions."""
     pool = CIFAR10.dataset(CPU).train
     steps = iter(range(10**9))
     repeated = sum(len(row) - len(row.unique()) for row in pool.draw(0, 0, 256))
     sizes = pool.class_sizes.tolist()
-    return lambda: pool.draw(0, next(steps), 256), lambda: [torch.randperm(n)[:256] for n in sizes], repeated, 0
+    return lambda: pool.draw(0, next(steps), 256), lambda: [torch.randperm(n)[:256] for n in sizes], within(repeated, 0)
 
 
-def gather() -> tuple[Call, Call, float, float]:
+def gather() -> tuple[Call, Call, Check]:
     """2,560 random images, normalised; the public code keeps the whole set so in float32."""
     dataset = CIFAR10.dataset(CPU)
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (dataset.mean, dataset.std))
@@ -73,15 +78,14 @@ def gather() -> tuple[Call, Call, float, float]:
 
     error = float((ours() - normalised[index]).abs().max())
     # A product and a sum, each rounded, of values up to 4.
-    return ours, lambda: normalised[index], error, 4 * 2 * torch.finfo(torch.float32).eps
+    return ours, lambda: normalised[index], within(error, 4 * 2 * torch.finfo(torch.float32).eps)
 
 
-def step() -> tuple[Call, Call, float, float]:
+def step() -> tuple[Call, Call, Check]:
     """An iteration of CIFAR-10, 10 images per class, 256 real ones; for the error see bench/cpu_step.py."""
     iterations = iter(range(10**9))
     ours, public = cpu_step.fast_step("CIFAR10", 10), cpu_step.public_iteration("CIFAR10", 10)
-    error = cpu_step.relative_error("CIFAR10", 10)
-    return lambda: ours(next(iterations)), lambda: public(next(iterations)), error, cpu_step.TOLERANCE
+    return lambda: ours(next(iterations)), lambda: public(next(iterations)), cpu_step.check("CIFAR10", 10)
 
 
 CASES = [
@@ -104,16 +108,15 @@ def rows() -> Iterator[list[dict[str, Any]]]:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_time(case: Case, benchmark: Any, rows: list[dict[str, Any]]) -> None:
-    ours, public, error, tolerance = case.make()
-    assert error <= tolerance
+    ours, public, check = case.make()
+    assert check["correct"], check
     seconds = in_turns(benchmark, case.rounds, warm_up=WARM_UP, fastdm=ours, public=public)
     if benchmark.disabled:
         return
     times = {name: results.spread(values) for name, values in seconds.items()}
     ratio = times["public"]["median"] / times["fastdm"]["median"]
     benchmark.extra_info["times public"] = ratio
-    row: dict[str, Any] = {"name": case.name, "error": error, "tolerance": tolerance, "correct": True}
-    rows.append(row | {"seconds": times, "ratio": ratio})
+    rows.append({"name": case.name, **check, "seconds": times, "ratio": ratio})
 
 
 def main() -> int:

@@ -71,6 +71,8 @@ _ROW: dict[str, Any] = {
         "seconds": {"type": "object", "additionalProperties": _SPREAD},
         "error": {"type": "number"},
         "tolerance": {"type": "number"},
+        "median_error": {"type": "number"},
+        "median_tolerance": {"type": "number"},
         "correct": {"type": "boolean"},
         "failure": {"type": "string"},
     },
