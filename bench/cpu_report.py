@@ -28,9 +28,12 @@ def stages(data: Path | None) -> Iterator[Stage]:
     yield Stage("kernels", ("-m", "bench.kernels", *device, "--no-compile", "--seconds", "60"), 90)
     yield Stage("scale", ("-m", "bench.iteration", "scale", *device, "--seconds", "40"), 90)
     yield Stage("evaluation", ("-m", "bench.iteration", "evaluation", *device), 90)
+    # Half a minute each: one that gains and one that does not.
+    networks = ("--network", "ConvNetBN", "AlexNet", "--seconds", "6")
+    yield Stage("torch_compile", ("-m", "bench.torch_compile", *networks), 90)
     yield Stage("loading", ("-m", "bench.loading", *where), 240)
     # With what time is left, as many cases as can be had; the last takes minutes.
-    yield Stage("cpu_step", ("-m", "bench.cpu_step", "--limit", "10", "--seconds", "360"), 540)
+    yield Stage("cpu_step", ("-m", "bench.cpu_step", "--limit", "6", "--seconds", "360"), 540)
     yield report_stage()
 
 

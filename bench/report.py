@@ -178,6 +178,24 @@ SECTIONS: dict[str, Section] = {
             ("median error", median_error),
         ],
     ),
+    "torch_compile": Section(
+        "torch.compile",
+        "What `--compile` makes of networks whose layers the package does not fuse: ms per iteration of CIFAR-10's "
+        "size, 10 images per class, median (p20–p80), in turns without and with it; the seconds that a first run "
+        "compiles, and the iterations that save as much. The error is the difference of both first changes of the "
+        "images.",
+        [
+            ("network", text("name")),
+            ("real images per class", text("batch_real")),
+            ("ms", spread("eager", 1e-3)),
+            ("compiled, ms", spread("compiled", 1e-3)),
+            ("× as fast", number("ratio", "{:.2f}")),
+            ("compiling, s", number("compile_seconds", "{:.1f}")),
+            ("has paid after", number("paid_after", "{:,.0f} iterations")),
+            ("error", error),
+        ],
+        losses=lambda row: f"{1 / row['ratio']:.2f}× the time without it" if row.get("ratio", 1) < 1 else "",
+    ),
     "host": Section(
         "Calls",
         "What replaces a call of the public code, in ms by the clock, median (p20–p80), in turns with it.",

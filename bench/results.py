@@ -49,6 +49,7 @@ MEASURED: dict[str, tuple[str, ...]] = {
     "peaks": (),
     "precision": (*_STEP, "fastdm/evaluation.py", "fastdm/build.py"),
     "scale": _STEP,
+    "torch_compile": _STEP,
     "traffic": ("kernels",),
     "waterfall": _STEP,
 }
