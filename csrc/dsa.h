@@ -53,15 +53,6 @@ template <class Pixel>
 constexpr int kChannels = sizeof(Pixel) == sizeof(float) ? 1 : 3;
 
 template <class Pixel>
-inline float channel(Pixel pixel, int c) {
-    if constexpr (kChannels<Pixel> == 1) {
-        return pixel;
-    } else {
-        return pixel[c];
-    }
-}
-
-template <class Pixel>
 inline float channel_sum(Pixel pixel) {
     if constexpr (kChannels<Pixel> == 1) {
         return pixel;
@@ -79,13 +70,23 @@ inline float dsa_number(bfloat16 value) {
     return number;
 }
 
-// What is no number stays none.
-template <class Out>
-inline Out dsa_result(float value) {
-    if constexpr (sizeof(Out) == 2) {
-        if (value != value) return Out{0x7FC0};
-    }
-    return to_number<Out>(value);
+// Rounded to nearest, ties to even; what is no number stays none.
+inline void round_pixel(float pixel, bfloat16* out) {
+    *out = pixel == pixel ? to_number<bfloat16>(pixel) : bfloat16{0x7FC0};
+}
+
+inline void round_pixel(Rgb pixel, bfloat16* out) {
+    typedef uint32_t Words __attribute__((vector_size(16)));
+    Words words;
+    std::memcpy(&words, &pixel, sizeof words);
+    words = pixel == pixel ? (words + 0x7FFF + (words >> 16 & 1)) >> 16 : Words{} + 0x7FC0;
+    for (int c = 0; c < 3; ++c) out[c].bits = static_cast<uint16_t>(words[c]);
+}
+
+inline void round_pixel(float pixel, float* out) { *out = pixel; }
+
+inline void round_pixel(Rgb pixel, float* out) {
+    for (int c = 0; c < 3; ++c) out[c] = pixel[c];
 }
 
 // Reads an image, [C, pixels] or [pixels, C] if channels_last, as x * scale + shift.
@@ -107,9 +108,10 @@ inline void read_image(const In* from, int64_t pixels, bool channels_last, const
 
 template <class Pixel, class Out>
 inline void write_pixel(Pixel value, int64_t p, int64_t pixels, bool channels_last, Out* out) {
-    for (int c = 0; c < kChannels<Pixel>; ++c) {
-        out[channels_last ? p * kChannels<Pixel> + c : c * pixels + p] = dsa_result<Out>(channel(value, c));
-    }
+    constexpr int kC = kChannels<Pixel>;
+    Out numbers[kC];
+    round_pixel(value, numbers);
+    for (int c = 0; c < kC; ++c) out[channels_last ? p * kC + c : c * pixels + p] = numbers[c];
 }
 
 // --- colours ----------------------------------------------------------------------------------------------------------
