@@ -32,8 +32,8 @@ def stages(data: Path | None) -> Iterator[Stage]:
     networks = ("--network", "ConvNetBN", "AlexNet", "--seconds", "6")
     yield Stage("torch_compile", ("-m", "bench.torch_compile", *networks), 90)
     yield Stage("loading", ("-m", "bench.loading", *where), 240)
-    # With what time is left, as many cases as can be had; the last takes minutes.
-    yield Stage("cpu_step", ("-m", "bench.cpu_step", "--limit", "6", "--seconds", "360"), 540)
+    # With what time is left, as many cases as can be had; the last takes four minutes.
+    yield Stage("cpu_step", ("-m", "bench.cpu_step", "--limit", "6", "--seconds", "280"), 540)
     yield report_stage()
 
 
