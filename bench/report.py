@@ -148,12 +148,13 @@ SECTIONS: dict[str, Section] = {
     ),
     "precision": Section(
         "Precision",
-        "The same condensation in two arithmetics, seed by seed: test accuracy in % (mean and standard deviation over "
-        "networks).",
+        "The same condensation in several arithmetics, seed by seed: test accuracy in % (mean and standard deviation over "
+        "networks), and its difference from the first arithmetic's.",
         [
             ("arithmetic", text("precision")),
             ("seed", text("seed")),
             ("accuracy", lambda row: f"{row['accuracy']:.1f} ± {row['std']:.1f}"),
+            ("difference", number("difference", "{:+.2f}")),
             ("mean loss, last quarter", lambda row: f"{_last_quarter(row['losses']):.2f}"),
             ("s per iteration", number("seconds_per_iteration")),
         ],
