@@ -51,7 +51,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_path", type=Path, default=Path("data"))
     parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"])
-    parser.add_argument("--seeds", nargs="+", type=int, default=list(range(6)))
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(range(12)))
     parser.add_argument("--iterations", type=int, default=100)
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()

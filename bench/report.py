@@ -148,8 +148,8 @@ SECTIONS: dict[str, Section] = {
     ),
     "precision": Section(
         "Precision",
-        "The same condensation in several arithmetics, seed by seed: test accuracy in % (mean and standard deviation over "
-        "networks), and its difference from the first arithmetic's.",
+        "The same condensation in several arithmetics, seed by seed: test accuracy in % (mean and standard deviation "
+        "over networks), and its difference from the first arithmetic's.",
         [
             ("arithmetic", text("precision")),
             ("seed", text("seed")),
