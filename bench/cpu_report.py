@@ -33,7 +33,7 @@ def stages(data: Path | None) -> Iterator[Stage]:
     yield Stage("torch_compile", ("-m", "bench.torch_compile", *networks), 90)
     yield Stage("loading", ("-m", "bench.loading", *where), 240)
     # With what time is left, as many cases as can be had; the last takes four minutes.
-    yield Stage("cpu_step", ("-m", "bench.cpu_step", "--limit", "6", "--seconds", "280"), 540)
+    yield Stage("cpu_step", ("-m", "bench.cpu_step", "--limit", "6", "--seconds", "240"), 540)
     yield report_stage()
 
 
