@@ -41,7 +41,7 @@ def _step(device: str) -> Callable[[], object]:
     where = torch.device(device)
     dataset = work.dataset(where)
     settings = work.settings().resolve(dataset, where)
-    flags = build.arithmetic(settings, where)
+    flags = build.precision_context(settings.precision, where, deterministic=settings.deterministic)
     dtype = flags.__enter__()  # For the life of this process.
     step = build.build_step(dataset, settings, where, dtype)[0]
     iteration = iter(range(10**9))

@@ -25,10 +25,12 @@ import torch
 from torch import Tensor
 
 from bench import public_loop, results
-from fastdm.build import build_step, chosen_backend
+from fastdm.augmentation import DSA_STRATEGY
+from fastdm.condensation.build import build_step
+from fastdm.condensation.settings import Settings
+from fastdm.condensation.step import Step
 from fastdm.data.pool import Dataset, Pool
-from fastdm.settings import DSA_STRATEGY, Settings
-from fastdm.step import Step
+from fastdm.system.device import chosen_backend
 
 # name: classes, images per class, shape, real images per class and iteration.
 DATASETS: dict[str, tuple[int, int, tuple[int, int, int], int]] = {

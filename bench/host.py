@@ -18,7 +18,7 @@ import fastdm
 from bench import cpu_step, public_loop, results
 from bench.timer import in_turns
 from bench.workloads import CIFAR10, CPU
-from fastdm.settings import DSA_STRATEGY
+from fastdm.augmentation import DSA_STRATEGY
 
 Call = Callable[[], object]
 Check = dict[str, Any]

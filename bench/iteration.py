@@ -27,11 +27,14 @@ from bench import peaks, public_loop, results
 from bench.timer import host_times, synchronise
 from bench.workloads import CIFAR10, CPU, SCALE, Workload
 from fastdm.augmentation import Strategy
-from fastdm.build import arithmetic, build_step, initial_images
+from fastdm.condensation.build import build_step
+from fastdm.condensation.settings import Settings
 from fastdm.data.pool import Dataset
 from fastdm.kernels import draw, reference
-from fastdm.networks import build_network, initialise
-from fastdm.settings import Settings
+from fastdm.networks.architectures import build_network
+from fastdm.networks.model import initialise
+from fastdm.synthetic.initial import initial_images
+from fastdm.system.device import precision_context
 
 ITERATIONS_CHECKED = 2
 
@@ -60,7 +63,9 @@ class PublicLoop:
         for part, into in zip(pool.split(4096), self._real.split(4096), strict=True):
             into.copy_((part.to(device) / 255 - mean) / std)
         self._offsets = dataset.train.class_offsets.tolist()
-        self.images = initial_images(dataset, self._settings, device).requires_grad_()
+        self.images = initial_images(
+            dataset, self._settings.ipc, self._settings.seed, init=self._settings.init, device=device
+        ).requires_grad_()
         self._optimiser = torch.optim.SGD([self.images], lr=1.0, momentum=0.5)
 
     def __call__(self, iteration: int) -> float:
@@ -97,7 +102,7 @@ class PlainStep:
     ) -> None:
         settings = settings.resolve(dataset, device)
         assert settings.network is not None
-        self.images = initial_images(dataset, settings, device)
+        self.images = initial_images(dataset, settings.ipc, settings.seed, init=settings.init, device=device)
         self._velocity = torch.zeros_like(self.images)
         self._settings, self._dtype = settings, dtype
         self._strategy = Strategy.parse(settings.strategy)
@@ -268,7 +273,7 @@ class _Running:
 
 
 def _flags(settings: Settings, device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
-    return lambda: arithmetic(settings, device)
+    return lambda: precision_context(settings.precision, device, deterministic=settings.deterministic)
 
 
 def _public_losses(dataset: Dataset, settings: Settings) -> list[float]:
@@ -378,8 +383,8 @@ def _process_bytes(name: str) -> int:
 
 def evaluation(device: torch.device, smoke: bool, save: Callable[[list[dict[str, Any]]], Path]) -> None:
     """Seconds to train networks on a condensed set of CIFAR-10's size and to test them; on a CPU fewer and shorter."""
-    from fastdm.evaluation import evaluate
-    from fastdm.synthetic import SyntheticSet
+    from fastdm.evaluation.measure import evaluate
+    from fastdm.synthetic.synthetic_set import SyntheticSet
 
     on_gpu = device.type == "cuda"
     networks, epochs = (2, 2) if smoke else (20, 20) if on_gpu else (2, 10)
@@ -388,7 +393,7 @@ def evaluation(device: torch.device, smoke: bool, save: Callable[[list[dict[str,
         tests = 1000 if on_gpu and not smoke else 16
         dataset = dataclasses.replace(work, class_size=tests).dataset(CPU)
         dataset = dataclasses.replace(dataset, test=dataset.train)
-        images = initial_images(dataset, work.settings(), CPU)
+        images = initial_images(dataset, work.settings().ipc, work.settings().seed)
         condensed = SyntheticSet(images, dataset.class_names, dataset.mean, dataset.std, dataset.name, {})
         evaluate(condensed, dataset, num_eval=1, epochs=1, device=device)
         synchronise(device)

@@ -22,9 +22,8 @@ from torch import Tensor
 from bench import peaks, results
 from bench.timer import device_times, rotation
 from fastdm import kernels
-from fastdm.augmentation import Strategy
+from fastdm.augmentation import DSA_STRATEGY, Strategy
 from fastdm.kernels import ops, reference
-from fastdm.settings import DSA_STRATEGY
 
 Arguments = tuple[Any, ...]
 

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from bench import results
 from bench.iteration import PublicLoop
 from bench.workloads import CPU, Workload
-from fastdm.build import build_step
+from fastdm.condensation.build import build_step
 from fastdm.kernels import native
 
 CLASSES = (10, 100)

@@ -34,7 +34,8 @@ from bench import results
 from bench.timer import in_turns
 from fastdm import _native
 from fastdm.data import Dataset, Pool, decode
-from fastdm.data.packed import open_packed, pack
+from fastdm.data.packed.reading import open_packed
+from fastdm.data.packing import pack
 
 DRAWN = 256  # images of a class, as in the paper
 CLASS_SIZE = 1281  # images of a class of ImageNet-1K
@@ -373,7 +374,7 @@ def test_cold(packed: tuple[Path, int], run: Run) -> None:
 LARGE = """
 import sys, threading, time, torch
 from pathlib import Path
-from fastdm.data.packed import open_packed
+from fastdm.data.packed.reading import open_packed
 
 def resident():
     fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
@@ -395,7 +396,7 @@ print(opened, drawn, most, images / (time.perf_counter() - start))
 
 def test_large(tmp_path: Path, run: Run) -> None:
     """A file shaped like ImageNet-1K at 64x64, 15.7 GB, whose pixels are a hole: opened, drawn from, streamed."""
-    from fastdm.data.packed_file import header_bytes
+    from fastdm.data.packed.format import header_bytes
 
     classes, total = 1000, 1000 * CLASS_SIZE
     names = "[" + ",".join(f'"{i}"' for i in range(classes)) + "]"

@@ -114,7 +114,7 @@ def _slower_kernel(row: Row) -> str:
 
 def _machine_code(rows: Sequence[Row]) -> str:
     """The table that the compile check prints."""
-    from fastdm.kernels import compile_check  # Only this needs triton.
+    from fastdm.kernels import compile_check
 
     return compile_check.table([compile_check.Report.of(row) for row in rows])
 

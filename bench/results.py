@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from fastdm.files import atomic_write
+from fastdm.system.files import atomic_write
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 FOLDER = REPOSITORY / "bench" / "results"

@@ -22,8 +22,8 @@ from typing import Any
 from bench import results
 from bench.cpu_step import CPU, SPIN_COUNT, fast_step
 from bench.timer import host_times
-from fastdm.networks import network_names
-from fastdm.step import Step
+from fastdm.condensation.step import Step
+from fastdm.networks.architectures import network_names
 
 NETWORKS = ("ConvNetBN", "ConvNetMP", "AlexNet")  # BatchNorm; max pooling; max pooling and no norm
 IPC = 10

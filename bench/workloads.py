@@ -5,9 +5,10 @@ import dataclasses
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from fastdm.condensation.settings import Settings
 from fastdm.data.pool import Dataset, Pool
-from fastdm.networks import Block, Network, build_network
-from fastdm.settings import Settings
+from fastdm.networks.architectures import build_network
+from fastdm.networks.model import Block, Network
 
 
 @dataclasses.dataclass(frozen=True)

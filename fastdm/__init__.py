@@ -9,17 +9,18 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
+from fastdm.version import __version__
+
 if TYPE_CHECKING:
     from fastdm.compat import DiffAugment, ParamDiffAug
-    from fastdm.data.packed import pack
+    from fastdm.condensation.loop import condense
+    from fastdm.condensation.settings import Settings
+    from fastdm.data.packing import pack
     from fastdm.data.sources import open_dataset
     from fastdm.errors import FastDMError
-    from fastdm.evaluation import evaluate, random_selection, whole_set
-    from fastdm.loop import condense
-    from fastdm.settings import Settings
-    from fastdm.synthetic import SyntheticSet
-
-__version__ = "0.1.0"
+    from fastdm.evaluation.measure import evaluate
+    from fastdm.synthetic.initial import random_selection, whole_set
+    from fastdm.synthetic.synthetic_set import SyntheticSet
 
 # PyTorch's threads spin for milliseconds after each of their loops, on cores that fastdm's own threads need next. Some
 # microseconds are enough. (Heeded only if PyTorch is not loaded yet.)
@@ -44,14 +45,14 @@ _HOMES = {
     "DiffAugment": "compat",
     "FastDMError": "errors",
     "ParamDiffAug": "compat",
-    "Settings": "settings",
-    "SyntheticSet": "synthetic",
-    "condense": "loop",
-    "evaluate": "evaluation",
+    "Settings": "condensation.settings",
+    "SyntheticSet": "synthetic.synthetic_set",
+    "condense": "condensation.loop",
+    "evaluate": "evaluation.measure",
     "open_dataset": "data.sources",
-    "pack": "data.packed",
-    "random_selection": "evaluation",
-    "whole_set": "evaluation",
+    "pack": "data.packing",
+    "random_selection": "synthetic.initial",
+    "whole_set": "synthetic.initial",
 }
 
 

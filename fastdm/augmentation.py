@@ -268,3 +268,12 @@ def augment(
         last = position == len(rest)
         images = dsa(images, rows, group, dtype=dtype if last else between, channels_last=channels_last and last)
     return images
+
+
+DSA_STRATEGY = "color_crop_cutout_flip_scale_rotate"
+"""The public code's default strategy."""
+
+
+def default_strategy(dataset: str) -> str:
+    """The paper's strategy, for the data set of that name: digits are not flipped."""
+    return DSA_STRATEGY.replace("_flip", "") if dataset in ("MNIST", "SVHN", "digits") else DSA_STRATEGY

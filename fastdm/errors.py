@@ -1,7 +1,9 @@
-"""The one exception that a user's mistake raises."""
+"""The one exception that a user's mistake raises, and the checks of single settings that raise it."""
 
 import difflib
+import operator
 from collections.abc import Iterable
+from typing import Any
 
 
 class FastDMError(ValueError):
@@ -18,3 +20,29 @@ def unknown(what: str, name: str, known: Iterable[str]) -> FastDMError:
     if close:
         return FastDMError(f"unknown {what} {name!r}; did you mean {' or '.join(by_lower[each] for each in close)}?")
     return FastDMError(f"unknown {what} {name!r}; choose one of {', '.join(by_lower.values())}")
+
+
+def whole_number(name: str, value: Any, lowest: int) -> int:
+    """`value` as a Python int; FastDMError unless it is a whole number of at least `lowest` and below 2**63."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = lowest - 1
+    if isinstance(value, bool) or not lowest <= number < 2**63:
+        raise FastDMError(f"{name} is {value!r}; it must be a whole number of at least {lowest}")
+    return number
+
+
+def real_number(name: str, value: Any) -> float:
+    """`value` as a Python float; FastDMError unless it is a number."""
+    if isinstance(value, bool | str) or not hasattr(value, "__float__"):
+        raise FastDMError(f"{name} is {value!r}; it must be a number")
+    return float(value)
+
+
+def one_of(name: str, value: object, allowed: Iterable[object]) -> None:
+    """Raise FastDMError unless `value` is one of the allowed ones."""
+    allowed = tuple(allowed)
+    if value not in allowed:
+        choices = ", ".join("unset" if choice is None else repr(choice) for choice in allowed)
+        raise FastDMError(f"{name} is {value!r}; it must be one of {choices}")

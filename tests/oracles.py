@@ -7,11 +7,12 @@ from torch import Tensor, nn
 
 from bench import public_loop
 from fastdm.augmentation import Strategy
-from fastdm.build import initial_images
+from fastdm.condensation.settings import Settings
 from fastdm.data.pool import Dataset, Pool
 from fastdm.kernels import draw, table
-from fastdm.networks import build_network, initialise
-from fastdm.settings import Settings
+from fastdm.networks.architectures import build_network
+from fastdm.networks.model import initialise
+from fastdm.synthetic.initial import initial_images
 
 CPU = torch.device("cpu")
 
@@ -93,7 +94,7 @@ def public_run(
     oracle = public_loop.ConvNet(channels, classes, size[0], width=width, depth=len(ours), norm=norm).to(dtype)
     theirs = [module for module in oracle.modules() if isinstance(module, nn.Conv2d)]
 
-    images = initial_images(dataset, settings, CPU).to(image_dtype).requires_grad_()
+    images = initial_images(dataset, settings.ipc, settings.seed).to(image_dtype).requires_grad_()
     optimiser = torch.optim.SGD([images], lr=1.0, momentum=0.5)
     mean, std = (torch.tensor(values, dtype=image_dtype).view(1, -1, 1, 1) for values in (dataset.mean, dataset.std))
     strategy = Strategy.parse(settings.strategy, settings.aug_mode)

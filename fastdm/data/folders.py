@@ -1,12 +1,18 @@
-"""Find the image files of a data set kept as folders: which class, which part, in which order."""
+"""A data set kept as folders of image files: which class, which part, in which order; and reading it."""
 
 import csv
 import os
 import unicodedata
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
+from fastdm.data.arrays import Split, make_dataset
+from fastdm.data.decode import Pixels, decode_file
+from fastdm.data.pool import Dataset
 from fastdm.errors import FastDMError
 
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".pnm", ".tif", ".tiff"))
@@ -111,7 +117,9 @@ def _grouped(source: Path, labelled: Iterator[tuple[str, Path]]) -> FilesByClass
     except (FastDMError, OSError):
         raise
     except Exception as error:  # csv and scipy raise each their own
-        raise FastDMError(f"{source} is no list of labels in the form in which it was published ({error!r})") from error
+        raise FastDMError(
+            f"{source} is not a list of labels in the form in which it was published ({error!r})"
+        ) from error
     return {label: sorted(files[label]) for label in sorted(files)}
 
 
@@ -147,3 +155,45 @@ def _images_below(folder: Path, ancestors: frozenset[tuple[int, int]]) -> Iterat
 def _is_foreign(name: str) -> bool:
     """Whether a file or folder is the system's and no part of the data set, such as ``._a.png`` and ``__MACOSX``."""
     return name.startswith((".", "__"))
+
+
+def open_folder(root: Path, name: str, size: tuple[int, int] | None) -> Dataset:
+    """The images below `root` (see `find_images`) as a data set; without `size` they must all be of one size."""
+    folders = find_images(root)
+    class_names = list(folders.class_names)
+    train = _decode_all(folders.train, class_names, size)
+    test = None if folders.test is None else _decode_all(folders.test, class_names, size)
+    return make_dataset(name, train, test, class_names)
+
+
+def _decode_all(files: FilesByClass, class_names: list[str], size: tuple[int, int] | None) -> Split:
+    """Decode all files on all cores."""
+    paths = [path for label in class_names for path in files.get(label, [])]
+    counts = torch.tensor([len(files.get(label, [])) for label in class_names])
+    shape = (3, *size) if size else _decode(paths[0], None).shape
+    images = torch.empty(len(paths), *shape, dtype=torch.uint8)
+    rows = images.numpy()
+
+    def decode(row: int) -> None:
+        pixels = _decode(paths[row], size)
+        if pixels.shape != shape:
+            first, this = (f"{height}x{width}" for _, height, width in (shape, pixels.shape))
+            raise FastDMError(
+                f"images differ in size: {paths[0]} is {first}, {paths[row]} is {this}; give image_size= to bring all "
+                "to one size"
+            )
+        rows[row] = pixels
+
+    with ThreadPoolExecutor() as threads:
+        for _ in threads.map(decode, range(len(paths))):
+            pass
+    return images, torch.repeat_interleave(torch.arange(len(class_names)), counts)
+
+
+def _decode(path: Path, size: tuple[int, int] | None) -> Pixels:
+    try:
+        return decode_file(path, size)
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's decoders raise many kinds
+        raise FastDMError(f"{path} is not a readable image: {error}") from error

@@ -1,62 +1,72 @@
 """Write a packed file: where its images come from, and the partial file that they are decoded into."""
 
-import contextlib
-import fcntl
-import hashlib
-import json
-import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from importlib.metadata import version
-from itertools import pairwise
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, NoReturn
-
-import numpy as np
-import torch
-from torch import Tensor
+from typing import Any, get_args
 
 from fastdm.data import decode
 from fastdm.data.folders import find_images, folder_name
-from fastdm.data.packed_file import FORMAT, PAGE, PARTS, VERSION, class_crcs, header_bytes, map_file
-from fastdm.data.pool import Dataset, Pool
-from fastdm.data.sources import normalisation, open_dataset
+from fastdm.data.packed.format import PackedFile
+from fastdm.data.packed.writing import OnError, PackSource, Partial, fingerprint, pool_state
+from fastdm.data.pool import Dataset
+from fastdm.data.sources import open_dataset
 from fastdm.errors import FastDMError
-from fastdm.progress import Progress
-
-OnError = Literal["raise", "skip"]
-
-_BLOCK = 2048  # images between two entries of the journal
-_TASK = 32  # images that a worker takes at a time
 
 
-@dataclass(frozen=True)
-class PackSource:
-    """Images to pack, those of the training part first, each part sorted by class."""
+def pack(
+    source: Any,
+    out: str | os.PathLike[str],
+    size: int | None = None,
+    filter: decode.Filter = "box",
+    fit: decode.Fit = "squash",
+    workers: int | None = None,
+    on_error: OnError = "raise",
+    *,
+    resume: bool = False,
+    name: str | None = None,
+    data_path: str | os.PathLike[str] = "data",
+    progress: bool = False,
+) -> PackedFile:
+    """Pack a data set into one file; the same bytes whatever the number of workers.
 
-    name: str
-    class_names: tuple[str, ...]
-    counts: dict[str, list[int]]  # images of each class, by part
-    shape: tuple[int, ...]
-    read: Callable[[int], decode.Pixels]
-    label: Callable[[int], str]
-    settings: dict[str, str]
-    fingerprint: str
-    normalisation: tuple[Sequence[float], Sequence[float]] | None  # None: from the pixels
+    source: a folder of image files (see ``fastdm.data.folders.find_images``), or what ``fastdm.open_dataset`` takes.
+    size: side of the packed images; by default 64 for image files, and the images' own for everything else.
+    filter, fit: how images are brought to it, see ``fastdm.data.decode.decode_file``.
+    workers: decoding threads, by default one for each core.
+    on_error: an image that cannot be decoded ends the packing ("raise"), or is left out and listed ("skip"). A class
+        that would end without training images is an error in any case.
+    resume: continue a packing that was stopped, if its source and settings are still the same.
+    name: what the data set is called, by default as its folder.
+    progress: show it.
 
-    @property
-    def total(self) -> int:
-        return sum(map(sum, self.counts.values()))
-
-    @property
-    def image_bytes(self) -> int:
-        return math.prod(self.shape)
-
-    @property
-    def bytes(self) -> int:
-        return self.total * self.image_bytes
+    Until it is complete the file is called ``out.partial``, with a journal next to it. Returns the file, opened; its
+    ``skipped`` lists what was left out. Raises FastDMError for a source that cannot be packed and for a full disk.
+    """
+    out = Path(out)
+    decode.check_choices(filter, fit)
+    if on_error not in get_args(OnError):
+        raise FastDMError(f"on_error {on_error!r} is not one of {', '.join(get_args(OnError))}")
+    if size is not None and size < 1:
+        raise FastDMError(f"size is {size}; it must be at least 1")
+    if workers is not None and workers < 1:
+        raise FastDMError(f"workers is {workers}; it must be at least 1")
+    if out.is_dir() or not out.absolute().parent.is_dir():
+        raise FastDMError(f"{out} cannot be written: it is a folder, or the folder it should stand in is not there")
+    workers = workers or len(os.sched_getaffinity(0))
+    try:
+        images = find_source(source, size, filter, fit, name, data_path)
+    except OSError as error:
+        raise FastDMError(f"{source} cannot be read: {error}") from error
+    try:
+        with Partial(out, images, resume) as partial:
+            partial.fill(workers, on_error, progress)
+            partial.finish(workers)
+    except OSError as error:
+        raise FastDMError(
+            f"{out} cannot be written: {error.strerror or error} (it takes {images.bytes / 1e9:.3g} GB)"
+        ) from error
+    return PackedFile(out)
 
 
 def find_source(
@@ -95,7 +105,7 @@ def _folder_source(
         read=lambda i: decode.decode_file(files[i], size, filter, fit),
         label=lambda i: str(files[i].relative_to(root)),
         settings=settings,
-        fingerprint=_fingerprint(settings, counts, states()),
+        fingerprint=fingerprint(settings, counts, states()),
         normalisation=None,
     )
 
@@ -129,246 +139,6 @@ def _dataset_source(
         read=read,
         label=lambda i: f"image {i}",
         settings=settings,
-        fingerprint=_fingerprint(settings, counts, map(_state, pools.values())),
+        fingerprint=fingerprint(settings, counts, map(pool_state, pools.values())),
         normalisation=(dataset.mean, dataset.std),
     )
-
-
-def _state(pool: Pool) -> str:
-    return str(class_crcs(pool.images, pool.class_offsets))
-
-
-def _fingerprint(settings: dict[str, str], counts: dict[str, list[int]], states: Iterable[str]) -> str:
-    digest = hashlib.sha256(json.dumps([VERSION, settings, counts]).encode())
-    for state in states:
-        digest.update(state.encode(errors="surrogateescape"))
-    return digest.hexdigest()
-
-
-class Partial:
-    """``out.partial``, in which every image has its place from the start, and the journal of the finished blocks."""
-
-    def __init__(self, out: Path, images: PackSource, resume: bool) -> None:
-        self.out, self.images = out, images
-        self.path = out.with_name(out.name + ".partial")
-        self.journal_path = out.with_name(out.name + ".partial.journal")
-        self.images_at = self._room_for_header()
-        self.done: set[int] = set()
-        self.skipped: dict[int, str] = {}  # error by image
-        # 0o666 less the umask: as any new file
-        self.file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
-            self._lock()
-            self._begin(resume)
-        except BaseException:
-            os.close(self.file)
-            raise
-
-    def __enter__(self) -> "Partial":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.journal.close()
-        os.close(self.file)
-
-    def fill(self, workers: int, on_error: OnError, progress: bool) -> None:
-        """Decode every image into its place."""
-        total = self.images.total
-        blocks = [block for block in range(0, total, _BLOCK) if block not in self.done]
-        done = total - sum(min(_BLOCK, total - block) for block in blocks)
-        bar = Progress("pack", total, start=done, unit="images") if progress else contextlib.nullcontext()
-        if on_error == "raise" and self.skipped:
-            self._raise(*min(self.skipped.items()))
-        with ThreadPoolExecutor(workers) as threads, bar as shown:
-            try:
-                for block in blocks:
-                    stop = min(block + _BLOCK, total)
-                    self._fill_block(block, stop, threads, on_error)
-                    done += stop - block
-                    if shown is not None:
-                        shown.update(done)
-            except BaseException:
-                threads.shutdown(cancel_futures=True)
-                raise
-
-    def finish(self, workers: int) -> None:
-        """Close the gaps of skipped images, add what describes the images, and give the file its name."""
-        kept, offsets = self._kept()
-        counts = {part: len(index) for part, index in kept.items()}
-        if self.skipped:
-            self.journal_path.unlink()  # once images move, its blocks are no longer where it says
-            self._close_gaps()
-        images_end = self.images_at + sum(counts.values()) * self.images.image_bytes
-        os.ftruncate(self.file, images_end)
-        pixels = torch.frombuffer(map_file(self.file, images_end), dtype=torch.uint8, offset=self.images_at)
-        parts = dict(zip(counts, torch.split(pixels.view(-1, *self.images.shape), [*counts.values()]), strict=True))
-
-        skipped = json.dumps([[self.images.label(i), error] for i, error in sorted(self.skipped.items())]).encode()
-        skipped = skipped.ljust(len(skipped) + -(images_end + len(skipped)) % 8)  # aligns the int64 tensors behind it
-        small = {f"{PARTS[part]}class_offsets": offsets[part] for part in parts}
-        small |= {
-            f"{PARTS[part]}class_crc32": torch.tensor(class_crcs(parts[part], offsets[part], workers)) for part in parts
-        }
-        small |= {f"{PARTS[part]}source_index": kept[part] for part in parts}
-        _write(self.file, skipped + b"".join(tensor.numpy().tobytes() for tensor in small.values()), images_end)
-
-        mean, std = self.images.normalisation or normalisation(self.images.name, parts["train"])
-        header = self._header(counts, len(skipped), mean, std)
-        _write(self.file, header_bytes(*header, self.images_at), 0)
-        os.fsync(self.file)
-        os.replace(self.path, self.out)
-        self.journal_path.unlink(missing_ok=True)
-        _sync_folder(self.out.absolute().parent)
-
-    # --- beginning
-
-    def _lock(self) -> None:
-        try:
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise FastDMError(f"{self.path} is being written by another process") from None
-
-    def _begin(self, resume: bool) -> None:
-        plan = {"plan": self.images.fingerprint}
-        whole = self.images_at + self.images.bytes
-        lines = self.journal_path.read_text().splitlines() if resume and self.journal_path.exists() else []
-        if lines and lines[0] != json.dumps(plan):
-            raise FastDMError(
-                f"{self.path} was begun from other files or settings: the packing cannot be resumed, begin it anew"
-            )
-        if lines and os.fstat(self.file).st_size >= whole:  # else its blocks are gone
-            for line in lines[1:]:
-                with contextlib.suppress(json.JSONDecodeError):  # a last line cut short
-                    entry = json.loads(line)
-                    self.done.add(entry["block"])
-                    self.skipped |= {int(i): error for i, error in entry["skipped"].items()}
-            self.journal = self.journal_path.open("a")
-            return
-        self.journal_path.unlink(missing_ok=True)  # before the blocks that it speaks of
-        os.ftruncate(self.file, 0)
-        try:
-            os.posix_fallocate(self.file, 0, whole)
-        except OSError:
-            self.path.unlink()
-            raise
-        self.journal = self.journal_path.open("w")
-        self._log(plan)
-
-    def _log(self, entry: dict[str, Any]) -> None:
-        self.journal.write(json.dumps(entry) + "\n")
-        self.journal.flush()
-
-    def _header(
-        self, counts: dict[str, int], skipped_bytes: int, mean: Sequence[float], std: Sequence[float]
-    ) -> tuple[dict[str, str], dict[str, tuple[str, tuple[int, ...]]]]:
-        """Metadata and tensors, in the order of the file."""
-        made_by = {package: version(package) for package in ("fastdm", "pillow")}
-        if self.images.settings["decoder"] == "simplejpeg":
-            made_by["simplejpeg"] = version("simplejpeg")
-        metadata = {
-            "format": FORMAT,
-            "version": ".".join(map(str, VERSION)),
-            "name": self.images.name,
-            "classes": json.dumps(self.images.class_names),
-            "mean": json.dumps(list(mean)),
-            "std": json.dumps(list(std)),
-            **self.images.settings,
-            "versions": json.dumps(made_by),
-        }
-        classes = len(self.images.class_names)
-        tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
-        tensors |= {f"{PARTS[part]}images": ("U8", (n, *self.images.shape)) for part, n in counts.items()}
-        tensors["skipped"] = ("U8", (skipped_bytes,))
-        tensors |= {f"{PARTS[part]}class_offsets": ("I64", (classes + 1,)) for part in counts}
-        tensors |= {f"{PARTS[part]}class_crc32": ("I64", (classes,)) for part in counts}
-        tensors |= {f"{PARTS[part]}source_index": ("I64", (n,)) for part, n in counts.items()}
-        return metadata, tensors
-
-    def _room_for_header(self) -> int:
-        """Where the images begin: behind a header with the longest numbers that it may come to hold."""
-        channels = self.images.shape[0]
-        longest = [-2 / 3 * 1e-5] * channels
-        counts = {part: sum(c) for part, c in self.images.counts.items()}
-        header = header_bytes(*self._header(counts, 10**12, longest, longest), 8)
-        return -(-len(header) // PAGE) * PAGE
-
-    # --- decoding
-
-    def _fill_block(self, block: int, stop: int, threads: ThreadPoolExecutor, on_error: OnError) -> None:
-        tasks = [
-            threads.submit(self._fill_task, begin, min(begin + _TASK, stop), on_error)
-            for begin in range(block, stop, _TASK)
-        ]
-        skipped = {i: error for task in tasks for i, error in task.result().items()}
-        os.fdatasync(self.file)
-        self._log({"block": block, "skipped": skipped})
-        self.skipped |= skipped
-
-    def _fill_task(self, begin: int, stop: int, on_error: OnError) -> dict[int, str]:
-        """Decode and write some images; returns the errors of those that could not be decoded."""
-        pixels = np.zeros((stop - begin, *self.images.shape), dtype=np.uint8)
-        skipped = {}
-        for i in range(begin, stop):
-            try:
-                pixels[i - begin] = self.images.read(i)
-            except MemoryError:
-                raise
-            except Exception as error:  # Pillow's decoders raise many kinds
-                if on_error == "raise":
-                    self._raise(i, str(error), error)
-                skipped[i] = str(error)
-        _write(self.file, pixels.data.cast("B"), self.images_at + begin * self.images.image_bytes)
-        return skipped
-
-    def _raise(self, i: int, error: str, cause: Exception | None = None) -> NoReturn:
-        raise FastDMError(
-            f"{self.images.label(i)} cannot be decoded ({error}); mend or remove it, or leave out such images with "
-            "on_error='skip'"
-        ) from cause
-
-    # --- finishing
-
-    def _kept(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """By part: which of its images are left, and the class offsets of those."""
-        kept, offsets, first = {}, {}, 0
-        classes = len(self.images.class_names)
-        for part, counts in self.images.counts.items():
-            count = sum(counts)
-            keep = torch.ones(count, dtype=torch.bool)
-            keep[[i - first for i in self.skipped if first <= i < first + count]] = False
-            labels = torch.repeat_interleave(torch.arange(classes), torch.tensor(counts))[keep]
-            sizes = torch.bincount(labels, minlength=classes)
-            if part == "train" and (sizes == 0).any():
-                empty = self.images.class_names[int((sizes == 0).nonzero()[0])]
-                raise FastDMError(f"class {empty!r} would end without training images: none of them could be decoded")
-            kept[part] = keep.nonzero().flatten()
-            offsets[part] = torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)])
-            first += count
-        return kept, offsets
-
-    def _close_gaps(self) -> None:
-        """Move the images behind each skipped one towards the front."""
-        gaps = [*sorted(self.skipped), self.images.total]
-        size = self.images.image_bytes
-        to = self.images_at + gaps[0] * size
-        for gap, following in pairwise(gaps):
-            begin, end = self.images_at + (gap + 1) * size, self.images_at + following * size
-            for at in range(begin, end, 8 << 20):
-                moved = os.pread(self.file, min(8 << 20, end - at), at)
-                _write(self.file, moved, to)
-                to += len(moved)
-
-
-def _write(file: int, data: bytes | memoryview, at: int) -> None:
-    left = memoryview(data)
-    while left:
-        written = os.pwrite(file, left, at)
-        left, at = left[written:], at + written
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

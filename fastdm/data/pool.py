@@ -2,16 +2,15 @@
 
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
+from fastdm.data.prefetch import Batch, prefetch
 from fastdm.errors import FastDMError
-from fastdm.native import native
-
-if TYPE_CHECKING:
-    from fastdm.data.stream import Chunk
+from fastdm.kernels import draw
+from fastdm.system.native import native
 
 Layout = Literal["planar", "last", "rgbx"]
 
@@ -62,8 +61,6 @@ class Pool:
         replace: draw every image from the whole class, so that images may repeat.
         Raises FastDMError if a class has fewer than n images, or with ``replace`` none.
         """
-        from fastdm.kernels import draw
-
         try:
             return draw(torch.tensor([seed, step]), self.class_offsets, n, classes, replace=replace)
         except ValueError as error:
@@ -124,15 +121,22 @@ class Pool:
 
     def stream(
         self,
-        plan: Iterable[Tensor],
-        chunk_bytes: int = 64 << 20,
+        indices: Iterable[Tensor],
+        chunk_bytes: int | None = 64 << 20,
         depth: int = 3,
         device: torch.device | str = "cpu",
-    ) -> "Generator[Chunk, None, None]":
-        """Gather what the plan asks for, ahead of its use; see ``fastdm.data.stream.stream``."""
-        from fastdm.data.stream import stream
+    ) -> Generator[Batch, None, None]:
+        """Gather the images of `indices`, such as `draw` gives, ahead of their use.
 
-        return stream(self, plan, chunk_bytes, depth, torch.device(device))
+        chunk_bytes: the most that a batch holds, though at least one row of an index; None: never cut an index.
+        The rest as in `fastdm.data.prefetch.prefetch`.
+        """
+
+        def gather(index: Tensor, out: Tensor) -> None:
+            self.gather(index, out=out)
+
+        shape = tuple(self.images.shape[1:])
+        return prefetch(gather, shape, indices, depth=depth, device=torch.device(device), most_bytes=chunk_bytes)
 
     def to(self, device: torch.device | str) -> "Pool":
         """The pool with its images on the device (itself if they are there already)."""

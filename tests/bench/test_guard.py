@@ -10,7 +10,7 @@ import pytest
 
 from bench.launches import count_public, count_step
 from bench.results import REPOSITORY
-from fastdm.native import native
+from fastdm.system.native import native
 
 BUDGET = json.loads((REPOSITORY / "bench" / "budget.json").read_text())
 SLACK = 1.05

@@ -7,7 +7,7 @@ import jsonschema
 import pytest
 
 from bench import report, results, torch_compile
-from fastdm.step import Step
+from fastdm.condensation.step import Step
 
 
 @pytest.fixture

@@ -106,7 +106,7 @@ def test_imagenet_with_its_devkit(tmp_path: Path) -> None:
 def test_a_list_of_labels_of_another_form_is_refused_by_name(tmp_path: Path, name: str, text: str) -> None:
     imagenet(tmp_path)
     touch(tmp_path / name).write_text(text)
-    with pytest.raises(FastDMError, match=f"{name.removesuffix('/meta.mat')} is no list of labels"):
+    with pytest.raises(FastDMError, match=f"{name.removesuffix('/meta.mat')} is not a list of labels"):
         find_images(tmp_path)
 
 

@@ -24,12 +24,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors import safe_open
 
-from fastdm.build import INIT_STEP
 from fastdm.data import open_dataset, packing
-from fastdm.data.packed import open_packed, pack
-from fastdm.data.packed_file import PackedFile, header_bytes
+from fastdm.data.packed import writing
+from fastdm.data.packed.format import PackedFile, header_bytes
+from fastdm.data.packed.reading import open_packed
+from fastdm.data.packing import pack
 from fastdm.errors import FastDMError
-from fastdm.evaluation import random_selection
+from fastdm.synthetic.initial import INIT_STEP, random_selection
 
 REAL = os.environ.get("FASTDM_DATA")
 SIZES = {"cat": 5, "dog": 3, "ewe": 4}
@@ -74,7 +75,7 @@ def test_a_packed_folder_is_its_images(folder: Path, tmp_path: Path) -> None:
     pixels = data.train.images.double() / 255
     torch.testing.assert_close(torch.tensor(data.mean).double(), pixels.mean((0, 2, 3)))
     torch.testing.assert_close(torch.tensor(data.std).double(), pixels.std((0, 2, 3), correction=0))
-    assert file.describe()["parts"]["test"] == {"images": 6, "smallest class": 2, "largest class": 2}
+    assert file.summary()["parts"]["test"] == {"images": 6, "smallest class": 2, "largest class": 2}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.fdm", "animals"]
 
 
@@ -97,8 +98,8 @@ def test_any_safetensors_reader_opens_it(folder: Path, tmp_path: Path) -> None:
 def test_the_bytes_do_not_depend_on_the_number_of_workers(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(packing, "_TASK", 2)
-    monkeypatch.setattr(packing, "_BLOCK", 6)
+    monkeypatch.setattr(writing, "_TASK", 2)
+    monkeypatch.setattr(writing, "_BLOCK", 6)
     (folder / "train" / "dog" / "1.png").write_bytes(b"")
     files = [tmp_path / f"{workers}.fdm" for workers in (1, 2, 7)]
     for path in files:
@@ -166,7 +167,7 @@ def test_a_damaged_image_ends_the_packing_or_is_left_out(folder: Path, tmp_path:
     assert not out.exists()
     file = pack(folder, out, size=8, on_error="skip")
     assert [name for name, _ in file.skipped] == ["train/dog/0.jpg"]
-    assert file.describe()["skipped"] == file.skipped
+    assert file.summary()["skipped"] == file.skipped
     file.verify()
     data = open_packed(out)
     left = [path for path in sorted((folder / "train").glob("*/*")) if path != bad]
@@ -223,7 +224,7 @@ def stopped_at(path: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_a_stopped_packing_is_resumed(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packing, "_BLOCK", 4)
+    monkeypatch.setattr(writing, "_BLOCK", 4)
     (folder / "train" / "cat" / "1.png").write_bytes(b"")  # what was left out is remembered
     pack(folder, tmp_path / "whole.fdm", size=8, on_error="skip")
     out = tmp_path / "a.fdm"
@@ -248,10 +249,10 @@ def test_resuming_is_refused_after_a_change(folder: Path, tmp_path: Path, monkey
         stopped_at("train/ewe/1.png", patch)
         with pytest.raises(MemoryError):
             pack(folder, out, size=8)
-    with pytest.raises(FastDMError, match="begun from other files or settings"):
+    with pytest.raises(FastDMError, match="started with different files or settings"):
         pack(folder, out, size=9, resume=True)
     write_image(folder / "train" / "cat" / "0.jpg", 77)
-    with pytest.raises(FastDMError, match="begun from other files or settings"):
+    with pytest.raises(FastDMError, match="started with different files or settings"):
         pack(folder, out, size=8, resume=True)
     pack(folder, out, size=8)
     np.testing.assert_array_equal(open_packed(out).train.images[0], box(folder / "train" / "cat" / "0.jpg", 8))
@@ -259,7 +260,7 @@ def test_resuming_is_refused_after_a_change(folder: Path, tmp_path: Path, monkey
 
 def test_blocks_that_are_gone_are_not_resumed(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The partial file was removed, or a new beginning was killed or found the disk full."""
-    monkeypatch.setattr(packing, "_BLOCK", 4)
+    monkeypatch.setattr(writing, "_BLOCK", 4)
     out, journal = tmp_path / "a.fdm", tmp_path / "a.fdm.partial.journal"
 
     def stop() -> None:
@@ -278,21 +279,21 @@ def test_blocks_that_are_gone_are_not_resumed(folder: Path, tmp_path: Path, monk
     pack(folder, out, size=8, resume=True)
     assert out.read_bytes() == (tmp_path / "whole.fdm").read_bytes()
     stop()
-    monkeypatch.setattr(packing.os, "posix_fallocate", full)
+    monkeypatch.setattr(writing.os, "posix_fallocate", full)
     with pytest.raises(FastDMError, match="cannot be written"):
         pack(folder, out, size=8)
     assert not journal.exists()
 
 
 def test_resuming_without_a_beginning_begins(folder: Path, tmp_path: Path) -> None:
-    assert pack(folder, tmp_path / "a.fdm", size=8, resume=True).describe()["parts"]["train"]["images"] == 12
+    assert pack(folder, tmp_path / "a.fdm", size=8, resume=True).summary()["parts"]["train"]["images"] == 12
 
 
 def test_a_killed_packing_leaves_no_file_under_the_final_name(folder: Path, tmp_path: Path) -> None:
     program = f"""
 import time
 from fastdm.data import packing
-from fastdm.data.packed import pack
+from fastdm.data.packing import pack
 real = packing.decode.decode_file
 def slow(*arguments):
     print("decoding", flush=True)
@@ -332,9 +333,9 @@ def test_a_full_disk_is_told_before_anything_is_decoded(folder: Path, tmp_path: 
         ({"size": 0}, "size is 0"),
         ({"workers": 0}, "workers is 0; it must be at least 1"),
         ({"workers": -1}, "workers is -1"),
-        ({"filter": "cubic"}, "filter 'cubic' is none of box, bilinear"),
-        ({"fit": "crop"}, "fit 'crop' is none of squash, center_crop"),
-        ({"on_error": "ignore"}, "on_error 'ignore' is none of raise, skip"),
+        ({"filter": "cubic"}, "filter 'cubic' is not one of box, bilinear"),
+        ({"fit": "crop"}, "fit 'crop' is not one of squash, center_crop"),
+        ({"on_error": "ignore"}, "on_error 'ignore' is not one of raise, skip"),
     ],
 )
 def test_unknown_choices_are_refused(folder: Path, tmp_path: Path, options: dict[str, Any], message: str) -> None:
@@ -373,10 +374,10 @@ def test_every_residency_gathers_the_same(packed: Path, io: Any) -> None:
 
 
 def test_a_set_larger_than_memory_is_read_directly(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fastdm.data import packed as module
+    from fastdm.data.packed import reading as module
 
     assert type(open_packed(packed).train.backing) is module._Mapped
-    monkeypatch.setattr(module, "available_memory", lambda: 1000)
+    monkeypatch.setattr(module, "free_memory", lambda: 1000)
     assert type(open_packed(packed).train.backing) is module._Direct
 
 
@@ -430,8 +431,8 @@ def edit_offsets(path: Path, values: list[int]) -> None:
 EDITS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "newer version": (lambda h: h["__metadata__"].update(version="2.0"), "format version '2.0'.*upgrade"),
     "no version": (lambda h: h["__metadata__"].pop("version"), "format version ''"),
-    "another format": (lambda h: h["__metadata__"].update(format="pt"), "is a safetensors file, but no packed"),
-    "no metadata": (lambda h: h.pop("__metadata__"), "is a safetensors file, but no packed"),
+    "another format": (lambda h: h["__metadata__"].update(format="pt"), "is a safetensors file, but not a packed"),
+    "no metadata": (lambda h: h.pop("__metadata__"), "is a safetensors file, but not a packed"),
     "wrong dtype": (lambda h: h["class_offsets"].update(dtype="F64"), "impossible tensors"),
     "images of another dtype": (lambda h: h["images"].update(dtype="I64", shape=[1, 3, 9, 270 // 8]), "impossible"),
     "wrong shape": (lambda h: h["images"].update(shape=[30, 3, 9, 8]), "impossible tensors"),
@@ -477,14 +478,14 @@ def test_truncated_files_are_refused_by_name(packed: Path, size: int) -> None:
 )
 def test_foreign_files_are_refused_by_name(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "a.fdm").write_bytes(data)
-    with pytest.raises(FastDMError, match=r"a\.fdm is no packed data set"):
+    with pytest.raises(FastDMError, match=r"a\.fdm is not a packed data set"):
         open_packed(tmp_path / "a.fdm")
 
 
 def test_what_is_not_there_and_unknown_io_are_refused(packed: Path) -> None:
     with pytest.raises(FastDMError, match="cannot be opened: No such file"):
         open_packed(packed.with_name("absent"))
-    with pytest.raises(FastDMError, match="io 'disk' is none of auto, mmap"):
+    with pytest.raises(FastDMError, match="io 'disk' is not one of auto, mmap"):
         open_packed(packed, "disk")  # type: ignore[arg-type]
 
 
@@ -548,7 +549,7 @@ def test_a_file_system_without_direct_reads_is_said(
     packed: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     core = SimpleNamespace(RecordFile=lambda path: SimpleNamespace(direct=False))
-    monkeypatch.setattr("fastdm.data.packed.native", lambda: core)
+    monkeypatch.setattr("fastdm.data.packed.reading.native", lambda: core)
     with caplog.at_level("INFO", "fastdm"):
         open_packed(packed, "direct")
     assert "a.fdm: this file system has no direct reads" in caplog.text

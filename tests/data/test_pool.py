@@ -6,9 +6,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from fastdm import native as native_module
 from fastdm.data.pool import Pool
 from fastdm.errors import FastDMError
+from fastdm.system import native as native_module
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
 

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from fastdm.data import Dataset, open_dataset
-from fastdm.data.packed import pack
+from fastdm.data.packing import pack
 from fastdm.errors import FastDMError
 
 REAL = os.environ.get("FASTDM_DATA")
@@ -313,7 +313,7 @@ def test_an_unreadable_folder(tree: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_broken_image_is_named(tree: Path) -> None:
     path = tree / "train" / "cat" / "1.png"
     path.write_bytes(path.read_bytes()[:60])
-    with pytest.raises(FastDMError, match=r"cat/1.png is no readable image"):
+    with pytest.raises(FastDMError, match=r"cat/1.png is not a readable image"):
         open_dataset(tree)
 
 
@@ -351,7 +351,7 @@ def test_a_packed_file_is_kept_where_io_says(tmp_path: Path) -> None:
         pool = open_dataset(tmp_path / "set.fastdm", io=io).train
         assert torch.equal(pool.gather(index), torch.stack([images[2], images[5]]))
         assert (pool.backing is None) == (io == "ram")
-    with pytest.raises(FastDMError, match="io 'cloud' is none of"):
+    with pytest.raises(FastDMError, match="io 'cloud' is not one of"):
         open_dataset(tmp_path / "set.fastdm", io="cloud")  # type: ignore[arg-type]
 
 

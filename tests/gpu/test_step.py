@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastdm.build import arithmetic, build_step
+from fastdm.condensation.build import build_step
+from fastdm.condensation.settings import Settings
 from fastdm.data.pool import Dataset
-from fastdm.settings import Precision, Settings
+from fastdm.system.device import Precision, precision_context
 from tests.oracles import BF16_BOUND, clear_classes, public_run, random_dataset
 
 CUDA = torch.device("cuda")
@@ -23,7 +24,7 @@ def dataset() -> Dataset:
 
 def run(dataset: Dataset, precision: Precision, steps: int = 20, *, capture: bool = False) -> Tensor:
     settings = dataclasses.replace(SETTINGS, precision=precision).resolve(dataset, CUDA)
-    with arithmetic(settings, CUDA) as dtype:
+    with precision_context(settings.precision, CUDA, deterministic=settings.deterministic) as dtype:
         step, _ = build_step(dataset, settings, CUDA, dtype)
         with closing(step):
             if capture:

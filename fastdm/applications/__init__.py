@@ -1,0 +1,1 @@
+"""Whole jobs, one behind each command."""

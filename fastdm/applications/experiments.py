@@ -1,0 +1,116 @@
+"""What the public main_DM.py does: condense several sets, evaluate each, write the public code's files."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastdm.condensation.loop import condense_resolved
+from fastdm.condensation.settings import Settings
+from fastdm.data.pool import Dataset
+from fastdm.errors import FastDMError
+from fastdm.evaluation.measure import measure
+from fastdm.evaluation.protocol import Evaluation, Protocol
+from fastdm.synthetic.synthetic_set import SyntheticSet, save_public
+from fastdm.system.files import atomic_write
+
+FILE = "evaluation.json"
+"""In a run folder: what was measured of its set, and how."""
+
+
+def run_experiments(
+    dataset: Dataset,
+    settings: Settings,
+    protocol: Protocol | None,
+    device: torch.device,
+    *,
+    num_exp: int,
+    save_path: Path,
+    resume: bool,
+    report: Callable[[str, Evaluation], None],
+    **options: Any,
+) -> Path:
+    """Condense ``num_exp`` sets with the seeds seed, seed + 1, …, and evaluate each by ``protocol``, if there is one.
+
+    settings: resolved. protocol: experiment e is evaluated with its seed + e. report: called with a title and what was
+    measured. options: those of `condense_resolved`.
+
+    Writes under save_path a run folder per experiment, a picture of each set, and ``res_DM_….pt``: that one after each
+    condensation and again after each evaluation, with all sets that there are and what was measured of them. With
+    ``resume``, an evaluation of the same set by the same protocol is not repeated. Returns the path of that file.
+    Raises FastDMError, before the first iteration, for an evaluation that cannot be done.
+    """
+    if protocol is not None:
+        protocol.check(dataset)
+    stem = f"DM_{dataset.name}_{settings.network}_{settings.ipc}ipc"
+    experiments = _Experiments([save_path / f"{stem}_exp{e}" for e in range(num_exp)], save_path / f"res_{stem}.pt")
+    if resume:
+        experiments.load()
+
+    for experiment, folder in enumerate(experiments.folders):
+        seeded = dataclasses.replace(settings, seed=settings.seed + experiment)
+        synthetic = condense_resolved(dataset, seeded, device, save_path=folder, resume=resume, **options)
+        synthetic.save_grid(save_path / f"vis_{stem}_exp{experiment}_iter{settings.iterations}.png")
+        experiments.sets[folder] = synthetic
+        experiments.write()  # an evaluation takes long: whatever becomes of it, the set is there
+        if protocol is None:
+            continue
+        its_protocol = dataclasses.replace(protocol, seed=protocol.seed + experiment)
+        title = f"experiment {experiment}"
+        evaluation = read_evaluation(folder, synthetic, its_protocol) if resume else None
+        if evaluation is not None:
+            title += ", measured before"
+        else:
+            evaluation = measure(synthetic, dataset, its_protocol, device, progress=bool(options.get("progress")))
+            write_evaluation(folder, synthetic, its_protocol, evaluation)
+            experiments.write()
+        report(title, evaluation)
+    return experiments.path
+
+
+class _Experiments:
+    """The sets of all experiments that there are, by run folder, and the file that holds them together."""
+
+    def __init__(self, folders: list[Path], path: Path) -> None:
+        self.folders = folders
+        self.path = path
+        self.sets: dict[Path, SyntheticSet] = {}
+
+    def load(self) -> None:
+        """Read the sets of the run folders."""
+        for folder in self.folders:
+            with suppress(FastDMError):  # not there yet, or damaged: it will be written anew
+                self.sets[folder] = SyntheticSet.load(folder / "synthetic.safetensors")
+
+    def write(self) -> None:
+        """Write the result file, with what was measured of each set."""
+        ready = {folder: self.sets[folder] for folder in self.folders if folder in self.sets}
+        kept = [read_evaluation(folder, synthetic) for folder, synthetic in ready.items()]
+        save_public([*ready.values()], self.path, Evaluation.pooled(filter(None, kept)).accuracies)
+
+
+def write_evaluation(folder: Path, synthetic: SyntheticSet, protocol: Protocol, evaluation: Evaluation) -> None:
+    """Keep what was measured in a run folder."""
+    content = {
+        "set_crc32": synthetic.crc32(),
+        "protocol": dataclasses.asdict(protocol),
+        "accuracies": evaluation.accuracies,
+    }
+    with atomic_write(folder / FILE) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def read_evaluation(folder: Path, synthetic: SyntheticSet, protocol: Protocol | None = None) -> Evaluation | None:
+    """What a run folder keeps of this very set, measured by this very protocol if one is given; None if nothing."""
+    try:
+        content = json.loads((folder / FILE).read_text())
+        same = content["set_crc32"] == synthetic.crc32()
+        if protocol is not None:
+            same = same and content["protocol"] == json.loads(json.dumps(dataclasses.asdict(protocol)))
+        return Evaluation(content["accuracies"]) if same else None
+    except (OSError, ValueError, KeyError, TypeError):  # not there, or not a file of ours: it will be measured anew
+        return None

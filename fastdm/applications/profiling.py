@@ -1,0 +1,132 @@
+"""Where an iteration's time goes: a trace, a memory snapshot, kinds of work, costliest ops, what bounds the run."""
+
+import json
+import time
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastdm.condensation.build import build_step
+from fastdm.condensation.settings import Settings
+from fastdm.data.pool import Dataset
+from fastdm.errors import FastDMError
+from fastdm.runs.recording import COSTLIEST, Recording, synchronise
+from fastdm.system.device import precision_context
+from fastdm.system.files import make_folder
+
+WARM_UP = 2
+
+_KINDS = {
+    "convolution": ("conv", "mkldnn", "cudnn"),
+    "norm, activation, pooling": ("norm", "relu", "threshold", "pool"),
+    "augmentation": ("dsa",),
+    "random draws": ("uniform", "draw"),
+    "class means and loss": ("class_mean", "segment_reduce", "addmm"),
+}
+"""Kinds of work, by what the names of their ops contain; the first that fits counts."""
+
+
+@dataclass(frozen=True)
+class Profile:
+    """seconds: wall-clock per iteration as `condense` runs it, without the profiler; graph: whether that is a CUDA
+    graph; device_seconds: of kernels per iteration (0 on a CPU); split: seconds per iteration by kind of work; ops: the
+    costliest as (name, seconds per iteration, calls per iteration), by their own time; launches: kernels per iteration
+    (0 on a CPU); files: what was written."""
+
+    device: str
+    graph: bool
+    seconds: float
+    device_seconds: float
+    split: dict[str, float]
+    ops: tuple[tuple[str, float, float], ...]
+    launches: float
+    peak_bytes: int
+    files: tuple[str, ...]
+
+    def summary(self) -> dict[str, Any]:
+        """All of it, the verdict included, as JSON takes it."""
+        return {**self.__dict__, "verdict": self.verdict()}
+
+    def verdict(self) -> str:
+        """One paragraph on what bounds the run."""
+        if self.device == "cpu":
+            bound = (
+                f"This run computes on the CPU, {self.seconds:.3f} s an iteration: what its ops cost is what it costs."
+            )
+        else:
+            busy = self.device_seconds / self.seconds
+            how = "as one CUDA graph" if self.graph else "without a CUDA graph"
+            bound = (
+                f"The device works {100 * min(busy, 1):.0f} % of an iteration's {1000 * self.seconds:.2f} ms, which "
+                f"runs {how}: the run is "
+                + ("device-bound, and faster kernels would help. " if busy > 0.8 else "host-bound: the device waits. ")
+                + f"{self.launches:.0f} kernels are launched per iteration, however many classes a chunk has."
+            )
+        whole = sum(self.split.values())
+        parts = ", ".join(f"{100 * seconds / whole:.0f} % {kind}" for kind, seconds in self.split.items())
+        name, seconds, _ = self.ops[0]
+        return f"{bound} The ops' time is {parts}; the costliest op is {name}, {100 * seconds / whole:.0f} %."
+
+
+def profile(
+    dataset: Dataset,
+    settings: Settings,
+    device: torch.device,
+    folder: Path,
+    *,
+    iterations: int = 3,
+    chunk_memory: int | None = None,
+) -> Profile:
+    """Run a few iterations under torch.profiler; writes what `Recording.write` does, and profile.json, to `folder`."""
+    if iterations < 1:
+        raise FastDMError(f"iterations is {iterations}; profile at least 1")
+    make_folder(folder)
+    on_gpu = device.type == "cuda"
+
+    settings = settings.resolve(dataset, device)
+    with precision_context(settings.precision, device, deterministic=settings.deterministic) as dtype:
+        step, _ = build_step(dataset, settings, device, dtype, chunk_memory)
+        with closing(step):
+            for iteration in range(WARM_UP):
+                step(iteration)
+            with Recording(device) as recording:
+                for iteration in range(iterations):
+                    step(iteration)
+            # The profiler saw the ops one by one; `condense` runs them as a graph where possible.
+            graph = on_gpu and not step.capture()
+            start = time.perf_counter()
+            for iteration in range(iterations):
+                step(iteration)
+            synchronise(device)
+            seconds = (time.perf_counter() - start) / iterations
+
+    ops, kernels = recording.ops(iterations), recording.kernels(iterations)
+    split: dict[str, float] = {}
+    for name, own_seconds, _ in ops:
+        kind = _kind(name)
+        split[kind] = split.get(kind, 0.0) + own_seconds
+    into = folder / "profile.json"
+    result = Profile(
+        device=str(device),
+        graph=graph,
+        seconds=seconds,
+        device_seconds=sum(seconds for _, seconds, _ in kernels),
+        split=dict(sorted(split.items(), key=lambda item: -item[1])),
+        ops=tuple(ops[:COSTLIEST]),
+        launches=sum(calls for _, _, calls in kernels),
+        peak_bytes=recording.peak_bytes,
+        files=tuple(map(str, (*recording.write(folder), into))),
+    )
+    into.write_text(json.dumps(result.summary(), indent=2) + "\n")
+    return result
+
+
+def _kind(op: str) -> str:
+    """Which kind of work an op does."""
+    for kind, parts in _KINDS.items():
+        if any(part in op for part in parts):
+            return kind
+    return "all else"

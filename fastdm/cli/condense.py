@@ -1,0 +1,147 @@
+"""`fastdm condense`."""
+
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+
+from fastdm.cli.options import (
+    Backend,
+    BatchReal,
+    BatchTrain,
+    ChunkMemory,
+    DataPath,
+    Dataset,
+    Device,
+    Epochs,
+    EvalMode,
+    ImageSize,
+    Ipc,
+    LrNet,
+    Model,
+    PrecisionOption,
+    Seed,
+    iteration_range,
+    mebibytes,
+)
+from fastdm.cli.output import print_evaluation, print_saved
+
+
+def condense(
+    dataset: Dataset = "CIFAR10",
+    model: Model = None,
+    ipc: Ipc = 1,
+    eval_mode: EvalMode = "SS",
+    num_exp: Annotated[
+        int, typer.Option("--num_exp", min=1, help="Sets to condense, with the seeds seed, seed + 1, …")
+    ] = 5,
+    num_eval: Annotated[
+        int, typer.Option("--num_eval", min=0, help="Networks trained to evaluate each set; 0: no evaluation.")
+    ] = 20,
+    epoch_eval_train: Epochs = 1000,
+    iteration: Annotated[int, typer.Option("--Iteration", "--iterations", help="Updates of the pixels.")] = 20_000,
+    lr_img: Annotated[
+        float | None,
+        typer.Option("--lr_img", help="Learning rate of the pixels.  [default: 1; CIFAR10 from ipc 100: 10]"),
+    ] = None,
+    lr_net: LrNet = 0.01,
+    batch_real: BatchReal = 256,
+    batch_train: BatchTrain = 256,
+    init: Annotated[str, typer.Option("--init", help="Start from 'real' images or from 'noise'.")] = "real",
+    dsa_strategy: Annotated[
+        str | None,
+        typer.Option(
+            "--dsa_strategy",
+            help="Augmentations joined by _, or none.  [default: all six; digits are not flipped]",
+        ),
+    ] = None,
+    data_path: DataPath = Path("data"),
+    image_size: ImageSize = None,
+    save_path: Annotated[Path, typer.Option("--save_path", help="Folder for results.")] = Path("result"),
+    dis_metric: Annotated[
+        str, typer.Option("--dis_metric", help="Accepted and ignored, as in the public DM.")
+    ] = "ours",
+    seed: Seed = 0,
+    device: Device = None,
+    precision: PrecisionOption = None,
+    backend: Backend = "auto",
+    aug_mode: Annotated[str, typer.Option("--aug_mode", help="S: one augmentation per class; M: all of them.")] = "S",
+    momentum: Annotated[float, typer.Option("--momentum", help="Of the pixels' SGD.")] = 0.5,
+    chunk_memory: ChunkMemory = None,
+    compile: Annotated[
+        bool,
+        typer.Option(
+            "--compile/--no_compile", help="torch.compile the networks; the default ConvNet is fused as it is."
+        ),
+    ] = False,
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="On a GPU: use repeatable algorithms only. A CPU always repeats.")
+    ] = False,
+    small_classes: Annotated[
+        str, typer.Option("--small_classes", help="A class smaller than batch_real: 'use_all' of it, or 'error'.")
+    ] = "use_all",
+    profile: Annotated[
+        str | None,
+        typer.Option("--profile", help="Iterations to look into, such as 100-102: a trace, and the ten costliest ops."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the checkpoints under save_path; keep what was evaluated.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew where save_path holds this run.")] = False,
+    save_every: Annotated[int, typer.Option("--save_every", min=1, help="Iterations between checkpoints.")] = 1000,
+    picture_every: Annotated[int, typer.Option("--picture_every", min=1, help="Iterations between pictures.")] = 1000,
+) -> None:
+    """Condense a data set and evaluate the result; takes the public main_DM.py's flags.
+
+    Writes under SAVE_PATH: res_DM_{dataset}_{model}_{ipc}ipc.pt (the public code's format), vis_DM_….png, and a run
+    folder per experiment with settings, log, checkpoint and the set as safetensors.
+    """
+    from fastdm.applications.experiments import run_experiments
+    from fastdm.condensation.settings import Settings
+    from fastdm.data.sources import open_dataset
+    from fastdm.evaluation.protocol import Protocol
+    from fastdm.networks.architectures import evaluation_pool
+    from fastdm.system.device import default_device
+
+    data = open_dataset(dataset, data_path=data_path, image_size=image_size)
+    chosen_device = default_device(device)
+    settings = Settings(
+        ipc=ipc,
+        iterations=iteration,
+        batch_real=batch_real,
+        lr_img=lr_img,
+        momentum=momentum,
+        init=cast(Any, init),
+        strategy=dsa_strategy,
+        aug_mode=cast(Any, aug_mode.upper()),
+        network=model,
+        seed=seed,
+        precision=cast(Any, precision),
+        deterministic=deterministic,
+        small_classes=cast(Any, small_classes),
+    ).resolve(data, chosen_device)
+    assert settings.network is not None
+    assert settings.strategy is not None
+    networks = evaluation_pool(eval_mode, settings.network)
+    protocol = None
+    if num_eval:
+        protocol = Protocol(networks, settings.strategy, num_eval, epoch_eval_train, lr_net, batch_train, seed)
+    path = run_experiments(
+        data,
+        settings,
+        protocol,
+        chosen_device,
+        num_exp=num_exp,
+        save_path=save_path,
+        resume=resume,
+        report=print_evaluation,
+        backend=backend,
+        chunk_memory=mebibytes(chunk_memory),
+        compile=compile,
+        profile=iteration_range(profile),
+        overwrite=overwrite,
+        save_every=save_every,
+        picture_every=picture_every,
+        progress=True,
+    )
+    print_saved(path)

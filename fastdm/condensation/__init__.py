@@ -1,0 +1,1 @@
+"""The condensation: settings, memory plan, the iteration, and the loop round it."""

@@ -1,0 +1,62 @@
+"""From settings to the step that they describe."""
+
+from collections.abc import Iterator
+
+import torch
+
+from fastdm.condensation.plan import MemoryPlan, make_plan
+from fastdm.condensation.settings import Settings
+from fastdm.condensation.step import Step
+from fastdm.data.pool import Dataset
+from fastdm.errors import FastDMError
+from fastdm.networks.architectures import build_network
+from fastdm.synthetic.initial import initial_images
+
+
+def build_step(
+    dataset: Dataset, settings: Settings, device: torch.device, dtype: torch.dtype, chunk_memory: int | None = None
+) -> tuple[Step, MemoryPlan]:
+    """The step for resolved settings, at its initial images, and the plan that it follows."""
+    assert settings.network is not None
+    network = build_network(
+        settings.network,
+        channels=dataset.image_shape[0],
+        num_classes=dataset.num_classes,
+        image_size=dataset.image_shape[1:],
+        frozen=True,
+        device=device,
+        dtype=dtype,
+    )
+    plan = make_plan(
+        network,
+        image_shape=dataset.image_shape,
+        num_classes=dataset.num_classes,
+        ipc=settings.ipc,
+        batch_real=settings.batch_real,
+        pool_bytes=dataset.train.images.numel(),
+        dtype=dtype,
+        device=device,
+        chunk_memory=chunk_memory,
+    )
+    images = initial_images(dataset, settings.ipc, settings.seed, init=settings.init, device=device)
+    return Step(dataset, images, network, settings, plan, dtype), plan
+
+
+def prepare(step: Step, device: torch.device, compile: bool) -> Iterator[str]:
+    """Compile the step's network if asked to, and record the iteration as a CUDA graph where possible.
+
+    Yields a sentence on each. Raises FastDMError for networks that cannot be compiled.
+    """
+    if compile:
+        try:
+            seconds = step.compile()
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise FastDMError(f"the networks cannot be compiled here ({reason}); run without compile") from error
+        yield (
+            f"compiled the network's layers in {seconds:.1f} s"
+            if seconds
+            else "nothing to compile: the network's layers are single ops already"
+        )
+    if device.type == "cuda" and (reason := step.capture()):
+        yield f"running without a CUDA graph: {reason}"

@@ -1,0 +1,211 @@
+"""`condense`: from what the user asks for to the loop over iterations. One iteration is in step.py."""
+
+import dataclasses
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastdm.condensation.build import build_step, prepare
+from fastdm.condensation.settings import Settings
+from fastdm.data.pool import Dataset
+from fastdm.data.sources import open_dataset
+from fastdm.errors import FastDMError, unknown
+from fastdm.runs.recording import check_chosen, recorded
+from fastdm.runs.run import Run
+from fastdm.synthetic.synthetic_set import SyntheticSet
+from fastdm.system.device import chosen_backend, default_device, precision_context
+
+FINGERPRINT_IMAGES = 64
+"""Images whose pixels tell one data set from another: few, since those of a packed file come from the disk."""
+
+
+def condense(
+    data: Any,
+    ipc: int | None = None,
+    *,
+    settings: Settings | None = None,
+    data_path: str | Path = "data",
+    image_size: int | tuple[int, int] | None = None,
+    device: str | torch.device | None = None,
+    backend: str = "auto",
+    chunk_memory: int | None = None,
+    compile: bool = False,
+    save_path: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    save_every: int = 1000,
+    picture_every: int = 1000,
+    profile: range | None = None,
+    callback: Callable[[int, float, Tensor], None] | None = None,
+    progress: bool = False,
+    **options: Any,
+) -> SyntheticSet:
+    """Condense a data set into `ipc` synthetic images per class by distribution matching (Zhao & Bilen, WACV 2023).
+
+    data: anything that `open_dataset` takes: a name (looked up under `data_path`), a folder of images (brought to
+    `image_size` if that is given), a file, arrays, a Dataset.
+    ipc: images per class, by default that of `settings`, which is 10.
+    options: any field of `Settings` by name (``iterations=20_000, batch_real=256, lr_img=1.0, init="real",
+    strategy=…, network="ConvNet", seed=0, precision=…``), in place of the one in `settings`.
+    device: "cpu", "cuda", …; default: the GPU if there is one.
+    backend: implementation of the ops: "auto", "triton" or "reference"; requesting an unavailable one is an error.
+    chunk_memory: bytes that one chunk of classes may take; default: what is free. It changes the result by rounding
+    only.
+    compile: let torch.compile fuse the layers of the networks, which takes a compiler and a few seconds to half a
+    minute at the start; it pays in long runs with networks other than the default, whose layers are fused already. It
+    changes the result by rounding only.
+    save_path: run folder for settings.json, log.jsonl, pictures (every `picture_every` iterations), checkpoints (every
+    `save_every`) and the final set; nothing is written without it. resume: continue from its checkpoint, if it has one;
+    the result is identical to an uninterrupted run. overwrite: start over where the folder holds a run.
+    profile: iterations to profile, such as range(100, 103): under `save_path`, folder profile, a Chrome trace and on a
+    GPU a memory snapshot are written; the ten costliest ops are reported with the progress.
+    callback: called as (iteration, loss / classes, images) after every iteration; the images are the live tensor,
+    float32 [classes * ipc, C, H, W], on the device.
+    progress: show a bar on a terminal, JSON lines elsewhere.
+
+    Returns the condensed set. Raises FastDMError, before the first iteration, for whatever cannot be used.
+
+    >>> import fastdm
+    >>> synthetic = fastdm.condense("digits", ipc=1, iterations=2, batch_real=16, device="cpu")
+    >>> synthetic.images.shape, synthetic.images.dtype
+    (torch.Size([10, 1, 8, 8]), torch.float32)
+    """
+    if ipc is not None:
+        options["ipc"] = ipc
+    settings = _settings(settings or Settings(), options)
+    dataset = open_dataset(data, data_path=data_path, image_size=image_size)
+    device = default_device(device)
+    return condense_resolved(
+        dataset,
+        settings.resolve(dataset, device),
+        device,
+        backend=backend,
+        chunk_memory=chunk_memory,
+        compile=compile,
+        save_path=save_path,
+        resume=resume,
+        overwrite=overwrite,
+        save_every=save_every,
+        picture_every=picture_every,
+        profile=profile,
+        callback=callback,
+        progress=progress,
+    )
+
+
+def condense_resolved(
+    dataset: Dataset,
+    settings: Settings,
+    device: torch.device,
+    *,
+    backend: str = "auto",
+    chunk_memory: int | None = None,
+    compile: bool = False,
+    save_path: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    save_every: int = 1000,
+    picture_every: int = 1000,
+    profile: range | None = None,
+    callback: Callable[[int, float, Tensor], None] | None = None,
+    progress: bool = False,
+) -> SyntheticSet:
+    """`condense` with a data set that is open, settings that are resolved for it, and a device that is there."""
+    for name, every in (("save_every", save_every), ("picture_every", picture_every)):
+        if every < 1:
+            raise FastDMError(f"{name} is {every}; it must be at least 1")
+    _check_classes(dataset, settings)
+    if profile is not None:
+        check_chosen(profile, settings.iterations, save_path)
+    folder = None if save_path is None else Path(save_path)
+
+    with (
+        chosen_backend(backend),
+        precision_context(settings.precision, device, deterministic=settings.deterministic) as dtype,
+    ):
+        step, plan = build_step(dataset, settings, device, dtype, chunk_memory)
+        run = Run(
+            folder,
+            {"images": step.images, "velocity": step.velocity},
+            lambda: _synthetic_set(dataset, settings, step.images),
+            settings.iterations,
+            {**settings.resume_key(), **fingerprint(dataset)},
+            resume=resume,
+            overwrite=overwrite,
+            save_every=save_every,
+            picture_every=picture_every,
+            progress=progress,
+        )
+        with closing(step), run:
+            for note in (str(plan), *_small_classes(dataset, settings), *prepare(step, device, compile)):
+                run.say(note)
+            iterations: Iterable[int] = run.iterations()
+            if profile is not None and folder is not None:
+                iterations = recorded(run.iterations(), profile, step.uncaptured, device, folder / "profile", run.say)
+            for iteration in iterations:
+                loss = step(iteration)
+                run.after(iteration, loss)
+                if callback is not None:
+                    callback(iteration, loss.item(), step.images)
+        return run.finish()
+
+
+def _synthetic_set(dataset: Dataset, settings: Settings, images: Tensor) -> SyntheticSet:
+    """The images as they stand, copied to the CPU, with what is needed to use them."""
+    return SyntheticSet(
+        images=images.detach().cpu().clone(),
+        class_names=dataset.class_names,
+        mean=dataset.mean,
+        std=dataset.std,
+        dataset=dataset.name,
+        settings=dataclasses.asdict(settings),
+    )
+
+
+def _small_classes(dataset: Dataset, settings: Settings) -> Iterator[str]:
+    """A note if some classes have fewer than batch_real images."""
+    if (smallest := int(dataset.train.class_sizes.min())) < settings.batch_real:
+        yield f"classes with less than batch_real = {settings.batch_real} images use all; one has {smallest}"
+
+
+def fingerprint(dataset: Dataset) -> dict[str, Any]:
+    """What distinguishes one data set from another when a run is resumed."""
+    sizes = dataset.train.class_sizes
+    some = dataset.train.read(torch.arange(0, len(dataset.train), max(1, len(dataset.train) // FINGERPRINT_IMAGES)))
+    return {
+        "dataset": dataset.name,
+        "image_shape": list(dataset.image_shape),
+        "class_sizes_crc32": zlib.crc32(sizes.numpy().tobytes()),
+        "some_pixels_crc32": zlib.crc32(some.numpy().data),
+    }
+
+
+def _settings(settings: Settings, options: dict[str, Any]) -> Settings:
+    known = [field.name for field in dataclasses.fields(Settings)]
+    for name in options:
+        if name not in known:
+            raise unknown("setting", name, known)
+    return dataclasses.replace(settings, **options)
+
+
+def _check_classes(dataset: Dataset, settings: Settings) -> None:
+    """Every class must have the images that the settings ask of it."""
+    size, label = (int(value) for value in dataset.train.class_sizes.min(0))
+    smallest = f"class {dataset.class_names[label]!r} of {dataset.name}"
+    if size == 0:
+        raise FastDMError(f"{smallest} has no images; leave it out or add some")
+    if settings.init == "real" and size < settings.ipc:
+        raise FastDMError(
+            f"ipc is {settings.ipc}, but {smallest} has {size} images to start from; "
+            f"use an ipc of at most {size}, or init 'noise'"
+        )
+    if settings.small_classes == "error" and size < settings.batch_real:
+        raise FastDMError(
+            f"batch_real is {settings.batch_real}, but {smallest} has {size} images; "
+            f"use a batch_real of at most {size}, or small_classes 'use_all'"
+        )

@@ -1,0 +1,150 @@
+"""Arrays, tensors and files of arrays as a `Dataset`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from fastdm.data.normalisation import normalisation
+from fastdm.data.pool import Dataset, Pool
+from fastdm.errors import FastDMError
+
+Split = tuple[Tensor, Tensor]  # images uint8 [N, C, H, W] and labels int64 [N]
+
+
+def make_dataset(name: str, train: Split, test: Split | None, class_names: Sequence[str] | None = None) -> Dataset:
+    """Sort both parts by class; ``class_names`` by default the numbers of the labels."""
+    images, labels = train
+    if len(images) == 0:
+        raise FastDMError(f"data set {name}: there is no training image")
+    classes = len(class_names) if class_names is not None else int(labels.max()) + 1
+    if classes > len(images):  # said before anything of that size is made
+        raise FastDMError(
+            f"data set {name}: {len(images)} training images cannot belong to {classes} classes; labels must be "
+            f"0..{classes - 1} without gaps"
+        )
+    pool = make_pool(name, "train", images, labels, classes)
+    empty = (pool.class_sizes == 0).nonzero().flatten().tolist()
+    if empty:
+        listed = ", ".join(str(label) if class_names is None else repr(class_names[label]) for label in empty[:5])
+        raise FastDMError(
+            f"data set {name}: no training image of class {listed}{', …' if len(empty) > 5 else ''}; labels must be "
+            f"0..{classes - 1} without gaps"
+        )
+    test_pool = None
+    if test is not None:
+        test_pool = make_pool(name, "test", *test, classes)
+        if test_pool.images.shape[1:] != pool.images.shape[1:]:
+            raise FastDMError(
+                f"data set {name}: test images are {_shape_text(test_pool.images)}, training images "
+                f"{_shape_text(pool.images)}; they must be of one shape"
+            )
+    names = tuple(class_names) if class_names is not None else tuple(map(str, range(classes)))
+    mean, std = normalisation(name, pool.images)
+    return Dataset(name, pool, test_pool, names, mean, std)
+
+
+def make_pool(name: str, part: str, images: Tensor, labels: Tensor, classes: int) -> Pool:
+    if len(images) != len(labels):
+        raise FastDMError(f"data set {name}: {len(images)} {part} images, but {len(labels)} labels")
+    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        wrong = int(labels.min()) if labels.min() < 0 else int(labels.max())
+        raise FastDMError(f"data set {name}: {part} label {wrong} is not one of 0..{classes - 1}")
+    if (labels.diff() < 0).any():
+        images = images[labels.argsort(stable=True)]
+    offsets = torch.zeros(classes + 1, dtype=torch.int64)
+    torch.cumsum(torch.bincount(labels, minlength=classes), 0, out=offsets[1:])
+    return Pool(images.contiguous(), offsets)
+
+
+def _shape_text(images: Tensor) -> str:
+    return "x".join(map(str, images.shape[1:]))
+
+
+def as_images(name: str, array: ArrayLike | Tensor) -> Tensor:
+    """Uint8 [N, C, H, W] of any array of images that ``open_dataset`` describes."""
+    images = _tensor(name, "images", array)
+    if images.ndim == 3:
+        images = images[:, None]
+    elif images.ndim == 4 and images.shape[1] not in (1, 3):
+        images = images.permute(0, 3, 1, 2)
+    if images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise FastDMError(
+            f"data set {name}: images of shape {tuple(_tensor(name, 'images', array).shape)}; they must be [N, H, W], "
+            "[N, H, W, C] or [N, C, H, W] with 1 or 3 channels"
+        )
+    if images.dtype == torch.uint8:
+        return images
+    if not images.is_floating_point():
+        raise FastDMError(f"data set {name}: pixels are {images.dtype}; they must be uint8 or floating-point in [0, 1]")
+    bytes_ = torch.empty(images.shape, dtype=torch.uint8)
+    for start in range(0, len(images), 4096):
+        chunk = images[start : start + 4096]
+        if chunk.isnan().any():
+            raise FastDMError(f"data set {name}: some pixels are NaN")
+        low, high = chunk.aminmax()
+        if low < 0 or high > 1:
+            raise FastDMError(
+                f"data set {name}: floating-point pixels must lie in [0, 1], not {float(low):g}..{float(high):g}; "
+                "give values of 0..255 as uint8"
+            )
+        bytes_[start : start + len(chunk)] = (chunk * 255).round()
+    return bytes_
+
+
+def as_labels(name: str, array: ArrayLike | Tensor) -> Tensor:
+    labels = _tensor(name, "labels", array)
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise FastDMError(
+            f"data set {name}: labels must be integers of shape [N], not {labels.dtype} {list(labels.shape)}"
+        )
+    return labels.long()
+
+
+def _tensor(name: str, what: str, array: ArrayLike | Tensor) -> Tensor:
+    if isinstance(array, Tensor):
+        return array.detach().cpu()
+    try:
+        return torch.from_numpy(np.require(array, requirements=["C", "W"]))
+    except (TypeError, ValueError) as error:  # ragged lists, strings, objects
+        raise FastDMError(f"data set {name}: its {what} are no array of numbers of one shape ({error})") from error
+
+
+def from_arrays(arrays: Sequence[ArrayLike | Tensor], name: str) -> Dataset:
+    if not isinstance(arrays, tuple | list) or len(arrays) not in (2, 4):
+        raise FastDMError(
+            "a data set of arrays is (images, labels) or (images, labels, test_images, test_labels), not "
+            f"{type(arrays).__name__}{f' of {len(arrays)}' if isinstance(arrays, tuple | list) else ''}"
+        )
+    splits = [(as_images(name, arrays[i]), as_labels(name, arrays[i + 1])) for i in range(0, len(arrays), 2)]
+    return make_dataset(name, splits[0], splits[1] if len(splits) == 2 else None)
+
+
+def open_npz(path: Path, name: str) -> Dataset:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {key: file[key] for key in ("x_train", "y_train", "x_test", "y_test") if key in file}
+    except Exception as error:  # numpy, zipfile and zlib raise each their own
+        raise FastDMError(f"{path} is not a readable .npz file: {error}") from error
+    if set(arrays) not in ({"x_train", "y_train"}, {"x_train", "y_train", "x_test", "y_test"}):
+        raise FastDMError(f"{path} must hold x_train and y_train, and for a test part both x_test and y_test")
+    return from_arrays(list(arrays.values()), name)
+
+
+def open_tiny_imagenet_pt(path: Path, name: str) -> Dataset:
+    keys = ("classes", "images_train", "labels_train", "images_val", "labels_val")
+    try:
+        data = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # torch.load raises many kinds for what is no file of its own
+        raise FastDMError(f"{path} is not a readable .pt file: {error}") from error
+    if not isinstance(data, dict) or not data.keys() >= set(keys):
+        raise FastDMError(f"{path} is no data set: a .pt file must hold a dict of {', '.join(keys)}")
+    train, test = (
+        (as_images(name, data[f"images_{part}"]), as_labels(name, data[f"labels_{part}"])) for part in ("train", "val")
+    )
+    return make_dataset(name, train, test, [str(label) for label in data["classes"]])

@@ -1,0 +1,140 @@
+"""The real images of every iteration: drawn anew for each class, resident on the device or read ahead."""
+
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count
+
+import torch
+from torch import Tensor
+
+from fastdm.data.pool import Pool
+from fastdm.data.prefetch import Batch
+from fastdm.kernels import draw
+from fastdm.system.device import free_memory
+
+DEPTH = 3
+"""Batches that are in memory at a time when they are read ahead: one in use, two on their way."""
+
+
+@dataclass(frozen=True)
+class RealBatch:
+    """Real images, uint8: rows `index` (int64) of `images` [M, C, H, W]; all of them, in order, without an index."""
+
+    images: Tensor
+    index: Tensor | None = None
+
+    def rows(self, rows: slice) -> "RealBatch":
+        """Some of the images."""
+        if self.index is None:
+            return RealBatch(self.images[rows])
+        return RealBatch(self.images, self.index[rows])
+
+
+class ClassSampler:
+    """Draws `batch_real` images of each class without replacement, or all of a smaller class.
+
+    counts: images of each class in the batch, int64 [classes], on the CPU.
+    """
+
+    def __init__(self, class_offsets: Tensor, batch_real: int, device: torch.device) -> None:
+        self.counts = class_offsets.diff().clamp(max=batch_real)
+        self._class_offsets = class_offsets.to(device)
+        labels = torch.repeat_interleave(torch.arange(len(self.counts)), self.counts)
+        # One call of `draw` for all classes of one count; as a rule there is one count.
+        self._calls = [
+            (size, classes.to(device), torch.isin(labels, classes).nonzero().squeeze(1).to(device))
+            for size in self.counts.unique().tolist()
+            if size > 0
+            for classes in [(self.counts == size).nonzero().squeeze(1)]
+        ]
+
+    def __call__(self, key: Tensor) -> Tensor:
+        """int64 [sum of counts]: rows of the pool, class-sorted, for the key (seed, iteration)."""
+        if len(self._calls) == 1:
+            size, classes, _ = self._calls[0]
+            return draw(key, self._class_offsets, size, classes).flatten()
+        index = torch.empty(int(self.counts.sum()), dtype=torch.int64, device=key.device)
+        for size, classes, positions in self._calls:
+            index[positions] = draw(key, self._class_offsets, size, classes).flatten()
+        return index
+
+
+class ResidentImages:
+    """Real images from a pool that lies on the device: a batch is an index into it, drawn there.
+
+    key: int64 [2], (seed, iteration), on the device: every batch follows its present value.
+    """
+
+    def __init__(self, pool: Pool, batch_real: int, key: Tensor) -> None:
+        self._images = pool.images
+        self._key = key
+        self._sampler = ClassSampler(pool.class_offsets, batch_real, key.device)
+        self.counts = self._sampler.counts
+
+    def begin(self, iteration: int) -> None:
+        """Nothing to prepare: the key says which iteration it is."""
+
+    def batches(self, parts: Sequence[slice]) -> Iterator[RealBatch]:
+        """The images of each part of the iteration's real images (a range of them)."""
+        index = self._sampler(self._key)
+        for part in parts:
+            yield RealBatch(self._images, index[part])
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class StreamedImages:
+    """Real images read from disk or memory ahead of their use, across iterations, in the background.
+
+    counts: images of each class in an iteration, int64 [classes], on the CPU.
+    """
+
+    def __init__(self, pool: Pool, batch_real: int, seed: int, device: torch.device) -> None:
+        self._pool = pool
+        self._seed = seed
+        self._sampler = ClassSampler(pool.class_offsets, batch_real, torch.device("cpu"))
+        self.counts = self._sampler.counts
+        self._device = device
+        self._ahead: Generator[Batch, None, None] | None = None
+        self._iteration = self._next = 0
+
+    def begin(self, iteration: int) -> None:
+        """The next batches are those of this iteration; what was read ahead of another is dropped."""
+        if iteration != self._next:
+            self.close()
+        self._iteration, self._next = iteration, iteration + 1
+
+    def batches(self, parts: Sequence[slice]) -> Iterator[RealBatch]:
+        """As in `ResidentImages`; the images are valid until the next part is requested."""
+        if self._ahead is None:
+            indices = self._indices(parts, self._iteration)
+            self._ahead = self._pool.stream(indices, None, depth=DEPTH, device=self._device)
+        for _ in parts:
+            yield RealBatch(next(self._ahead).images)
+
+    def _indices(self, parts: Sequence[slice], first: int) -> Iterator[Tensor]:
+        for iteration in count(first):
+            index = self._sampler(torch.tensor([self._seed, iteration]))
+            for part in parts:
+                yield index[part]
+
+    def close(self) -> None:
+        """End the background thread."""
+        if self._ahead is not None:
+            self._ahead.close()
+            self._ahead = None
+
+
+def real_images(pool: Pool, batch_real: int, seed: int, key: Tensor) -> ResidentImages | StreamedImages:
+    """The real images of a condensation on the device of `key`, int64 [2], whose present value is (seed, iteration).
+
+    A pool in memory serves on a CPU as it is; a GPU gets a copy if half of its free memory holds it. Else, and for a
+    packed file on a CPU, the images are read ahead.
+    """
+    device = key.device
+    if device.type != "cpu" and pool.images.numel() <= free_memory(device) // 2:
+        return ResidentImages(pool.to(device), batch_real, key)
+    if device.type == "cpu" and pool.backing is None:
+        return ResidentImages(pool, batch_real, key)
+    return StreamedImages(pool, batch_real, seed, device)

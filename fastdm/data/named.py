@@ -1,0 +1,78 @@
+"""Data sets known by name: torchvision's, Tiny-ImageNet, scikit-learn's digits."""
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastdm.data.arrays import Split, as_images, as_labels, make_dataset, make_pool
+from fastdm.data.pool import Dataset
+from fastdm.errors import FastDMError
+
+# The files that torchvision reads, or unpacks: what to fetch by hand where nothing can be downloaded.
+_MNIST_FILES = ", ".join(
+    f"{part}-{what}-ubyte.gz" for part in ("train", "t10k") for what in ("images-idx3", "labels-idx1")
+)
+_TORCHVISION_FILES = {
+    "MNIST": f"MNIST/raw/{{{_MNIST_FILES}}}",
+    "FashionMNIST": f"FashionMNIST/raw/{{{_MNIST_FILES}}}",
+    "SVHN": "train_32x32.mat and test_32x32.mat",
+    "CIFAR10": "cifar-10-python.tar.gz or the folder cifar-10-batches-py/ in it",
+    "CIFAR100": "cifar-100-python.tar.gz or the folder cifar-100-python/ in it",
+}
+NAMES = (*_TORCHVISION_FILES, "TinyImageNet", "digits")
+_DIGITS_TEST = 36  # test images of each digit: a fifth
+
+
+def find_tiny_imagenet(data_path: Path) -> Path:
+    candidates = [data_path / "tiny-imagenet-200", data_path / "tinyimagenet.pt"]
+    for path in candidates:
+        if path.exists():
+            return path
+    raise FastDMError(f"TinyImageNet is not there: put the folder {candidates[0]} or the file {candidates[1]} in place")
+
+
+def open_torchvision(source: str, data_path: Path, name: str | None) -> Dataset:
+    if source == "SVHN" and importlib.util.find_spec("scipy") is None:
+        raise FastDMError("SVHN comes in MATLAB files, which scipy reads: pip install scipy")
+    from torchvision import datasets
+
+    kind = getattr(datasets, source)
+    parts = [{"split": "train"}, {"split": "test"}] if source == "SVHN" else [{"train": True}, {"train": False}]
+
+    def load(**options: Any) -> Any:
+        try:
+            return kind(data_path, download=False, **options)
+        except RuntimeError:  # not found, or corrupted
+            return kind(data_path, download=True, **options)
+
+    try:
+        train, test = (load(**part) for part in parts)
+    except Exception as error:  # torchvision passes on those of urllib, tarfile, pickle, scipy, …
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise FastDMError(
+            f"{source} is not in {data_path} as its makers distribute it, and downloading it failed ({reason}); put "
+            f"{_TORCHVISION_FILES[source]} into {data_path}"
+        ) from error
+
+    def split(part: Any) -> Split:
+        return as_images(source, part.data), as_labels(source, part.labels if source == "SVHN" else part.targets)
+
+    class_names = [str(digit) for digit in range(10)] if source == "SVHN" else train.classes
+    return make_dataset(name or source, split(train), split(test), class_names)
+
+
+def open_digits(name: str) -> Dataset:
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise FastDMError("the data set digits comes with scikit-learn: pip install scikit-learn") from error
+
+    bunch = load_digits()
+    images = torch.from_numpy(bunch.images * (255 / 16)).round().to(torch.uint8)[:, None]
+    pool = make_pool(name, "train", images, torch.from_numpy(bunch.target).long(), 10)
+    is_test = torch.zeros(len(pool), dtype=torch.bool)
+    is_test[pool.draw(0, 0, _DIGITS_TEST).flatten()] = True
+    train, test = ((pool.images[part], pool.labels[part]) for part in (~is_test, is_test))
+    return make_dataset(name, train, test, [str(digit) for digit in range(10)])

@@ -1,0 +1,1 @@
+"""Packed data sets: one file of class-sorted uint8 images."""

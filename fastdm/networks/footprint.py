@@ -1,0 +1,62 @@
+"""Memory that a network's activations take."""
+
+import math
+from copy import deepcopy
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fastdm.networks.model import Network
+
+CACHE_BYTES = 16 << 20
+"""On a CPU, the largest activation of one pass. It then stays in the cache, and below glibc's 32 MiB threshold above
+which every allocation is mapped afresh, one page fault per 4 KiB."""
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Bytes that one image needs on its way through a network.
+
+    total: of all layers' results together, which autograd keeps; peak: of the largest result and its input; largest: of
+    the largest single result.
+    """
+
+    total: int
+    peak: int
+    largest: int
+
+
+class _CountBytes(TorchDispatchMode):
+    """Adds up the bytes of what every op returns."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.results: list[int] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else (result,):
+            in_place = any(tensor is argument for argument in args)
+            if isinstance(tensor, Tensor) and not (tensor._is_view() or in_place):
+                self.results.append(tensor.numel() * tensor.element_size())
+        return result
+
+
+def activations(network: Network, image_shape: tuple[int, int, int], dtype: torch.dtype) -> Activations:
+    """Count on the meta device, which computes nothing. Two images are sent, since BatchNorm refuses one."""
+    network = deepcopy(network).to("meta", dtype)
+    images = torch.empty(2, *image_shape, dtype=dtype, device="meta")
+    with torch.no_grad(), _CountBytes() as count:
+        network.embed(images)
+    image = math.prod(image_shape) * dtype.itemsize
+    sizes = [image, *(size // 2 for size in count.results)]
+    pairs = [before + after for before, after in pairwise(sizes)]
+    return Activations(total=sum(sizes), peak=max(pairs, default=image), largest=max(sizes))
+
+
+def images_in_cache(network: Network, image_shape: tuple[int, int, int], dtype: torch.dtype) -> int:
+    """How many images go through any layer of the network without leaving a CPU's cache, at least 1."""
+    return max(1, CACHE_BYTES // activations(network, image_shape, dtype).largest)

@@ -1,0 +1,1 @@
+"""What is matched between real and synthetic images."""

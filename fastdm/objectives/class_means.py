@@ -1,0 +1,39 @@
+"""DM's objective: the class means of the embedding (Zhao & Bilen, WACV 2023, equation 4)."""
+
+import torch
+from torch import Tensor
+
+from fastdm.data.batches import RealBatch
+from fastdm.kernels import class_mean_difference
+from fastdm.networks.model import Network
+from fastdm.objectives.objective import Augment, Segments
+
+
+class ClassMeans:
+    """Σ_c ‖ mean_i ψ(real_c,i) − mean_j ψ(synthetic_c,j) ‖², summed over classes and dimensions, not normalised."""
+
+    @torch.no_grad()
+    def real(
+        self, network: Network, batch: RealBatch, segments: Segments, augment: Augment, micro_batch: int
+    ) -> Tensor:
+        """Mean embedding of every class: float32 (float64 of float64) [classes, D]."""
+        group, offsets = segments.group, segments.offsets
+        if micro_batch >= len(group):
+            return network.embed_mean(augment(batch, group), offsets)
+        # Sums by a product with the 0/1 membership of images in classes: exact and in a fixed order; index_add is slow.
+        classes = torch.arange(len(offsets) - 1, device=group.device)
+        membership = group == classes[:, None]
+        total: Tensor | None = None
+        for start in range(0, len(group), micro_batch):
+            rows = slice(start, start + micro_batch)
+            features = network.embed(augment(batch.rows(rows), group[rows]))
+            features = features.to(torch.promote_types(features.dtype, torch.float32))
+            share = membership[:, rows].to(features.dtype) @ features
+            total = share if total is None else total.add_(share)
+        assert total is not None
+        return total / offsets.diff().clamp(min=1)[:, None]
+
+    def loss(self, network: Network, target: Tensor, synthetic: Tensor, segments: Segments) -> Tensor:
+        """Squared distance of the class means: float32 scalar; target: float32 [classes, D], as `real` gives it."""
+        one_each = torch.arange(len(target) + 1, device=target.device)
+        return class_mean_difference(target, network.embed(synthetic), one_each, segments.offsets)

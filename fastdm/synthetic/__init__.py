@@ -1,0 +1,1 @@
+"""The synthetic set: its images, where they start, and its files."""

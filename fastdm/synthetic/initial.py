@@ -1,0 +1,73 @@
+"""Where synthetic images start from, and sets of real images to compare with."""
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fastdm.augmentation import augment
+from fastdm.data.pool import Dataset, Pool
+from fastdm.data.sources import Source, open_dataset
+from fastdm.errors import FastDMError
+from fastdm.kernels import draw
+from fastdm.synthetic.synthetic_set import SyntheticSet
+
+INIT_STEP = 2**32 - 1
+"""The step number under which the initial images are drawn: no iteration has it."""
+
+
+def initial_images(
+    dataset: Dataset,
+    ipc: int,
+    seed: int,
+    *,
+    init: Literal["real", "noise"] = "real",
+    device: torch.device | None = None,
+) -> Tensor:
+    """Random real images of every class, or N(0, 1) noise: float32 [classes * ipc, C, H, W], normalised, on `device`.
+
+    Both follow from the seed alone, whatever the device.
+    """
+    if init == "noise":
+        generator = torch.Generator().manual_seed(seed)
+        shape = (dataset.num_classes * ipc, *dataset.image_shape)
+        return torch.randn(shape, generator=generator).to(device)
+    key = torch.tensor([seed, INIT_STEP])
+    images = dataset.train.read(draw(key, dataset.train.class_offsets, ipc).flatten())
+    return augment(images, [], mean=dataset.mean, std=dataset.std).to(device)
+
+
+def random_selection(dataset: Source, ipc: int, seed: int = 0, *, data_path: str | Path = "data") -> SyntheticSet:
+    """`ipc` random real images per class: those that `condense` starts from with this seed and init="real".
+
+    dataset, data_path: as in `open_dataset`. Raises FastDMError where a class has fewer images.
+
+    >>> import fastdm
+    >>> fastdm.random_selection("digits", ipc=1).images.shape
+    torch.Size([10, 1, 8, 8])
+    """
+    dataset = open_dataset(dataset, data_path=data_path)
+    smallest = int(dataset.train.class_sizes.min())
+    if not 1 <= ipc <= smallest:
+        raise FastDMError(f"ipc is {ipc}; it must be at least 1 and at most {smallest}, the size of the smallest class")
+    return SyntheticSet(
+        images=initial_images(dataset, ipc, seed),
+        class_names=dataset.class_names,
+        mean=dataset.mean,
+        std=dataset.std,
+        dataset=dataset.name,
+        settings={"method": "random selection", "ipc": ipc, "seed": seed},
+    )
+
+
+def whole_set(dataset: Source, *, data_path: str | Path = "data") -> Pool:
+    """All training images of a data set, as `evaluate` takes them.
+
+    dataset, data_path: as in `open_dataset`, which raises FastDMError for what cannot be used.
+
+    >>> import fastdm
+    >>> len(fastdm.whole_set("digits"))
+    1437
+    """
+    return open_dataset(dataset, data_path=data_path).train

@@ -1,0 +1,1 @@
+"""What this machine offers: devices, memory, files, the C++ core, progress."""

@@ -1,0 +1,71 @@
+"""The profile of a run: what it counts and what it says."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastdm.applications.profiling import Profile, profile
+from fastdm.condensation.loop import condense
+from fastdm.condensation.settings import Settings
+from fastdm.errors import FastDMError
+from tests.oracles import random_dataset
+
+CPU = torch.device("cpu")
+SETTINGS = Settings(ipc=1, batch_real=8, network="ConvNetW32", precision="fp32")
+
+
+def test_a_profile_accounts_for_the_time_and_names_its_files(tmp_path: Path) -> None:
+    result = profile(random_dataset([16, 16]), SETTINGS, CPU, tmp_path, iterations=2)
+    assert result.seconds > 0
+    assert not result.graph
+    assert result.device_seconds == 0
+    assert {"convolution", "augmentation", "random draws", "all else"} <= result.split.keys()
+    assert list(result.split.values()) == sorted(result.split.values(), reverse=True)
+    assert len(result.ops) == 10
+    assert [seconds for _, seconds, _ in result.ops] == sorted((op[1] for op in result.ops), reverse=True)
+    assert sum(seconds for _, seconds, _ in result.ops) <= sum(result.split.values()) * (1 + 1e-9)
+    assert result.launches == 0
+    trace, written = (json.loads(Path(file).read_text()) for file in result.files)
+    assert any(event.get("name") == "fastdm::dsa" for event in trace["traceEvents"])
+    assert written["verdict"] == result.verdict()
+
+
+def test_chosen_iterations_of_a_run_are_recorded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dataset = random_dataset([16, 16])
+    options = {"ipc": 1, "batch_real": 8, "network": "ConvNetW32", "device": "cpu", "iterations": 5}
+    plain = condense(dataset, **options)
+    recorded = condense(dataset, **options, save_path=tmp_path, profile=range(2, 4), progress=True)
+    assert torch.equal(recorded.images, plain.images)
+    trace = json.loads((tmp_path / "profile" / "trace.json").read_text())
+    # An iteration draws twice with `uniform`: the network and the augmentation.
+    assert sum(event.get("name") == "fastdm::uniform" for event in trace["traceEvents"]) == 2 * 2
+    said = [json.loads(line).get("note", "") for line in capsys.readouterr().out.splitlines()]
+    assert sum(" calls of " in note for note in said) == 10
+
+
+@pytest.mark.parametrize("chosen", [range(4, 6), range(3, 3), range(0, 4, 2)], ids=str)
+def test_iterations_that_a_run_does_not_have_are_refused(chosen: range, tmp_path: Path) -> None:
+    with pytest.raises(FastDMError, match="within the run's iterations"):
+        condense(random_dataset([16, 16]), ipc=1, batch_real=8, iterations=5, save_path=tmp_path, profile=chosen)
+    with pytest.raises(FastDMError, match="save_path"):
+        condense(random_dataset([16, 16]), ipc=1, batch_real=8, iterations=5, profile=range(2))
+
+
+def test_no_iterations_cannot_be_profiled(tmp_path: Path) -> None:
+    with pytest.raises(FastDMError, match="iterations is 0"):
+        profile(random_dataset([16, 16]), SETTINGS, CPU, tmp_path, iterations=0)
+
+
+@pytest.mark.parametrize(("busy", "bound"), [(0.95, "device-bound"), (0.4, "host-bound")])
+def test_the_verdict_on_a_gpu(busy: float, bound: str) -> None:
+    split = {"convolution": 0.6 * busy, "all else": 0.4 * busy}
+    ops = (("aten::cudnn_convolution", 0.5 * busy, 6.0),)
+    text = Profile("cuda:0", True, 1.0, busy, split, ops, 130.0, 0, ()).verdict()
+    assert bound in text
+    assert f"works {100 * busy:.0f} % of an iteration's 1000.00 ms" in text
+    assert "as one CUDA graph" in text
+    assert "130 kernels are launched per iteration" in text
+    assert "60 % convolution, 40 % all else" in text
+    assert "aten::cudnn_convolution, 50 %" in text

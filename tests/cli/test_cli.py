@@ -1,0 +1,304 @@
+"""The command as a user types it, in a process of its own."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+import fastdm
+from fastdm import cli
+from fastdm.errors import FastDMError
+from fastdm.evaluation.protocol import Evaluation
+from fastdm.synthetic.initial import random_selection
+from fastdm.synthetic.synthetic_set import SyntheticSet, save_public
+
+PUBLIC_SETTINGS = {
+    "model": "ConvNet",
+    "ipc": 1,
+    "eval_mode": "SS",
+    "num_exp": 2,
+    "num_eval": 1,
+    "epoch_eval_train": 2,
+    "Iteration": 3,
+    "lr_img": 1,
+    "lr_net": 0.01,
+    "batch_real": 8,
+    "batch_train": 256,
+    "init": "real",
+    "dsa_strategy": "color_crop_cutout_flip_scale_rotate",
+    "dis_metric": "ours",
+}
+PUBLIC_FLAGS = [word for name, value in PUBLIC_SETTINGS.items() for word in (f"--{name}", str(value))]
+
+
+def command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "fastdm", *map(str, arguments)], capture_output=True, text=True, timeout=300
+    )
+
+
+@pytest.fixture(scope="module")
+def arrays(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three classes of tinted noise as an .npz file named toy."""
+    generator = np.random.default_rng(0)
+    labels = np.arange(60) % 3
+    images = generator.integers(0, 128, (60, 16, 16, 3)) + 40 * labels[:, None, None, None]
+    path = tmp_path_factory.mktemp("data") / "toy.npz"
+    np.savez(path, x_train=images.astype(np.uint8), y_train=labels, x_test=images.astype(np.uint8), y_test=labels)
+    return path
+
+
+def test_the_public_flags_and_files(arrays: Path, tmp_path: Path) -> None:
+    result = command("condense", "--dataset", arrays, *PUBLIC_FLAGS, "--save_path", tmp_path)
+    assert result.returncode == 0, result.stderr
+    saved = torch.load(tmp_path / "res_DM_toy_ConvNet_1ipc.pt", weights_only=True)
+    assert len(saved["data"]) == 2
+    for images, labels in saved["data"]:
+        assert images.shape == (3, 3, 16, 16)
+        assert images.dtype == torch.float32
+        assert labels.tolist() == [0, 1, 2]
+    assert not torch.equal(saved["data"][0][0], saved["data"][1][0])
+    assert len(saved["accs_all_exps"]["ConvNet"]) == 2
+    with Image.open(tmp_path / "vis_DM_toy_ConvNet_1ipc_exp1_iter3.png") as picture:
+        assert picture.mode == "RGB"
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    assert lines[-1] == {"saved": str(tmp_path / "res_DM_toy_ConvNet_1ipc.pt")}
+    losses = [line["loss"] for line in lines if line.get("progress") == "condense" and "loss" in line]
+    assert len(losses) == 2
+
+    for name in ("res_DM_toy_ConvNet_1ipc.pt", "DM_toy_ConvNet_1ipc_exp0/synthetic.safetensors"):
+        facts = json.loads(command("inspect", tmp_path / name).stdout)
+        assert facts["ipc"] == 1
+    result = command(
+        "evaluate", tmp_path / "DM_toy_ConvNet_1ipc_exp0" / "synthetic.safetensors", "--dataset", arrays,
+        "--num-eval", "1", "--epoch-eval-train", "2",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert 0 <= json.loads(result.stdout.splitlines()[-1])["mean"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--dataset", "CIFAR1000"], "CIFAR1000"),
+        (["--model", "ConvNeXt"], "unknown network 'ConvNeXt'"),
+        (["--ipc", "0"], "ipc is 0"),
+        (["--ipc", "21"], "use an ipc of at most 20"),
+        (["--eval_mode", "Z"], "'Z'"),
+        (["--dsa-strategy", "flip_blur"], "unknown augmentation 'blur'"),
+        (["--init", "zeros"], "init is 'zeros'"),
+        (["--profile", "2-x"], "profile is '2-x'"),
+        (["--profile", "3-4", "--Iteration", "4"], "it must lie within the run's iterations, range(0, 4)"),
+    ],
+    ids=lambda value: "".join(value) if isinstance(value, list) else "",
+)
+def test_mistakes_are_one_sentence(arguments: list[str], message: str, arrays: Path, tmp_path: Path) -> None:
+    result = command("condense", "--dataset", arrays, "--save_path", tmp_path / "result", *arguments)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert result.stderr.startswith("fastdm: ")
+    assert result.stderr.count("\n") == 1
+    assert not (tmp_path / "result").exists()
+
+
+def test_an_unknown_flag() -> None:
+    result = command("condense", "--ipcc", "1")
+    assert result.returncode == 2
+    assert "--ipcc" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_inspect_of_no_set(tmp_path: Path) -> None:
+    (tmp_path / "set.safetensors").write_bytes(b"nothing")
+    for path in (tmp_path / "set.safetensors", tmp_path / "absent.pt"):
+        result = command("inspect", path)
+        assert result.returncode == 2
+        assert path.name in result.stderr
+        assert "Traceback" not in result.stderr
+
+
+def test_interrupted_then_resumed(arrays: Path, tmp_path: Path) -> None:
+    flags = ["condense", "--dataset", str(arrays), *PUBLIC_FLAGS, "--num_exp", "1", "--num_eval", "0"]
+    flags += ["--Iteration", "100000", "--save_path", str(tmp_path)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fastdm", *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    log = tmp_path / "DM_toy_ConvNet_1ipc_exp0" / "log.jsonl"
+    deadline = time.monotonic() + 120
+    while not (log.exists() and log.read_text()):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert errors == "fastdm: stopped; condense and pack go on with --resume\n"
+    assert process.returncode == 130
+
+    done = len(log.read_text().splitlines())
+    result = command(*flags, "--Iteration", str(done + 2), "--resume")
+    assert result.returncode == 0, result.stderr
+    assert [json.loads(line)["iteration"] for line in log.read_text().splitlines()] == list(range(done + 2))
+
+
+# --- in this process, which is quicker -------------------------------------------------------------------------------
+
+
+def printed(*arguments: str | Path) -> list[dict[str, Any]]:
+    """The JSON lines of a command that goes well, without those of its progress."""
+    result = CliRunner().invoke(cli.app, [*map(str, arguments)], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    return [line for line in lines if "progress" not in line]
+
+
+def save_random(dataset: str | Path, path: Path, seed: int = 0, **settings: str) -> Path:
+    """A set of random images, one per class, as one that was condensed with these settings."""
+    dataclasses.replace(random_selection(dataset, 1, seed), settings=settings).save(path)
+    return path
+
+
+QUICK = ("--num_eval", "2", "--epoch_eval_train", "1", "--device", "cpu")
+
+
+def test_evaluate_takes_the_data_set_and_the_network_from_the_file(tmp_path: Path) -> None:
+    path = save_random("digits", tmp_path / "set.safetensors", network="ConvNetD2", strategy="crop")
+    (line,) = printed("evaluate", path, *QUICK)
+    assert (line["evaluation"], line["dataset"], line["network"]) == (str(path), "digits", "ConvNetD2")
+    random_images = SyntheticSet.load(path)
+    options = {"networks": ["ConvNetD2"], "strategy": "crop", "num_eval": 2, "epochs": 1, "device": "cpu"}
+    assert line["accuracies"] == fastdm.evaluate(random_images, "digits", **options).accuracies["ConvNetD2"]
+    public = save_random("digits", tmp_path / "res_DM_digits_MLP_1ipc.pt")
+    (line,) = printed("evaluate", public, *QUICK)
+    assert (line["dataset"], line["network"]) == ("digits", "MLP")
+    (line,) = printed("evaluate", public, *QUICK, "--model", "ConvNetD1")
+    assert line["network"] == "ConvNetD1"
+
+
+def test_evaluate_refuses_another_data_set(arrays: Path, tmp_path: Path) -> None:
+    for name in ("set.safetensors", "res_DM_toy_ConvNet_1ipc.pt"):
+        path = save_random(arrays, tmp_path / name)
+        message = f"{name} has 3 classes of 3x16x16 images, but data set digits has 10 classes of 1x8x8 images"
+        with pytest.raises(FastDMError, match=message):
+            printed("evaluate", path, "--dataset", "digits", *QUICK)
+        with pytest.raises(FastDMError, match=f"{name} was condensed from data set toy; name with"):
+            printed("evaluate", path, *QUICK)
+        assert len(printed("evaluate", path, "--dataset", arrays, *QUICK)) == 1
+
+
+def test_evaluate_takes_all_sets_of_a_file(arrays: Path, tmp_path: Path) -> None:
+    sets = [random_selection(arrays, 1, seed) for seed in (0, 1)]
+    path = tmp_path / "res_DM_toy_MLP_1ipc.pt"
+    save_public(sets, path)
+    words = ("evaluate", path, "--dataset", arrays, *QUICK, "--seed", "5")
+    first, second, both = printed(*words)
+    assert [line["evaluation"] for line in (first, second, both)] == [
+        f"{path}, set 0",
+        f"{path}, set 1",
+        f"{path}, all 2 sets",
+    ]
+    assert both["accuracies"] == first["accuracies"] + second["accuracies"]
+    assert both["mean"] == pytest.approx(np.mean(both["accuracies"]))
+    assert both["std"] == pytest.approx(np.std(both["accuracies"]))
+    seeded = fastdm.evaluate(sets[1], arrays, networks=["MLP"], num_eval=2, epochs=1, seed=6, device="cpu")
+    assert second["accuracies"] == seeded.accuracies["MLP"]
+    assert printed(*words, "--experiment", "1") == [second]
+    with pytest.raises(FastDMError, match="holds 2 sets, counted from 0; there is no set 2"):
+        printed(*words, "--experiment", "2")
+
+
+@pytest.mark.parametrize(
+    ("flags", "epochs"),
+    [
+        ([], 200),
+        (["--epoch_eval_train", "50"], 50),
+        (["--epoch_eval_train", "50", "--epoch_whole_set", "7"], 7),
+        (["--epoch_whole_set", "300"], 300),
+    ],
+)
+def test_the_whole_set_has_epochs_of_its_own(
+    flags: list[str], epochs: int, arrays: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, int]] = []
+
+    def found(train: Any, data: Any, protocol: Any, device: Any, progress: bool) -> Evaluation:
+        asked.append((type(train).__name__, protocol.epochs))
+        return Evaluation({"ConvNet": [0.5]})
+
+    monkeypatch.setattr("fastdm.evaluation.measure.measure", found)
+    path = save_random(arrays, tmp_path / "set.safetensors")
+    lines = printed("evaluate", path, "--dataset", arrays, "--baselines", *flags)
+    assert [line["evaluation"] for line in lines] == [str(path), "random real images", "whole set"]
+    few = 50 if "50" in flags else 1000
+    assert asked == [("SyntheticSet", few), ("SyntheticSet", few), ("Pool", epochs)]
+
+
+@pytest.mark.parametrize(
+    ("command", "flag", "value"),
+    [
+        ("condense", "--num_exp", "0"),
+        ("condense", "--num_eval", "-1"),
+        ("condense", "--save_every", "0"),
+        ("condense", "--picture_every", "0"),
+        ("condense", "--chunk_memory", "0"),
+        ("condense", "--image_size", "0"),
+        ("evaluate", "--num_eval", "0"),
+        ("evaluate", "--epoch_whole_set", "0"),
+        ("profile", "--iterations", "0"),
+        ("pack", "--workers", "0"),
+        ("pack", "--workers", "-1"),
+    ],
+)
+def test_counts_that_make_no_sense(command: str, flag: str, value: str) -> None:
+    files = {"evaluate": ["set.safetensors"], "pack": ["folder", "set.fastdm"]}.get(command, [])
+    result = CliRunner().invoke(cli.app, [command, *files, flag, value])
+    assert result.exit_code == 2
+    assert f"Error: Invalid value for '{flag}': " in result.stderr
+
+
+def test_images_of_a_folder_are_brought_to_one_size(tmp_path: Path) -> None:
+    for part, count in (("train", 2), ("val", 1)):
+        for label in ("ape", "bee"):
+            (tmp_path / "zoo" / part / label).mkdir(parents=True)
+            for number in range(count):
+                shape = (10 + number, 9, 3)
+                Image.fromarray(np.zeros(shape, np.uint8)).save(tmp_path / "zoo" / part / label / f"{number}.png")
+    flags = ("--dataset", tmp_path / "zoo", "--image_size", "8")
+    words = ("condense", *flags, "--Iteration", "0", "--num_exp", "1", "--num_eval", "0", "--device", "cpu")
+    (line,) = printed(*words, "--save_path", tmp_path / "result")
+    assert line == {"saved": str(tmp_path / "result" / "res_DM_zoo_ConvNet_1ipc.pt")}
+    (line,) = printed("evaluate", line["saved"], *flags, *QUICK)
+    assert line["dataset"] == "zoo"
+
+
+def test_profile_prints_one_object(arrays: Path, tmp_path: Path) -> None:
+    words = ("profile", "--dataset", arrays, "--ipc", "1", "--batch_real", "4", "--iterations", "1", "--device", "cpu")
+    (line,) = printed(*words, "--save_path", tmp_path)
+    assert line == json.loads((tmp_path / "profile.json").read_text())
+    assert line["device"] == "cpu"
+    (tmp_path / "file").touch()
+    with pytest.raises(FastDMError, match=r"file/profile cannot be written \(Not a directory\); choose another$"):
+        printed(*words, "--save_path", tmp_path / "file" / "profile")
+
+
+def test_pack_says_what_it_saved(arrays: Path, tmp_path: Path) -> None:
+    assert printed("pack", arrays, tmp_path / "toy.fastdm") == [{"saved": str(tmp_path / "toy.fastdm")}]
+
+
+def test_help_names_the_defaults_and_needs_no_torch() -> None:
+    result = command("condense", "--help")
+    assert result.returncode == 0
+    for text in ("--Iteration", "20000", "--lr_img", "--batch_real", "256"):
+        assert text in result.stdout
+    code = "import sys, fastdm.cli; assert not {'torch', 'triton', 'torchvision'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,282 @@
+"""`condense`: the run around the step. That the step is right is the business of test_step."""
+
+import dataclasses
+import json
+import shutil
+from collections import namedtuple
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import fastdm
+from fastdm.condensation.settings import Settings
+from fastdm.data.pool import Dataset, Pool
+from fastdm.errors import FastDMError
+from fastdm.runs.checkpoint import FILE, PREVIOUS
+from tests.oracles import random_dataset
+
+SMALL: dict[str, Any] = {"ipc": 1, "iterations": 6, "batch_real": 8, "network": "ConvNetD1", "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def dataset() -> Dataset:
+    return random_dataset([12, 10], shape=(3, 8, 8))
+
+
+def test_run_folder(dataset: Dataset, tmp_path: Path) -> None:
+    seen: list[tuple[int, float]] = []
+    result = fastdm.condense(
+        dataset,
+        **SMALL,
+        save_path=tmp_path / "run",
+        save_every=2,
+        picture_every=3,
+        callback=lambda iteration, loss, images: seen.append((iteration, loss)),
+    )
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert names == {
+        "settings.json",
+        "log.jsonl",
+        FILE,
+        PREVIOUS,
+        "iteration_000003.png",
+        "iteration_000006.png",
+        "synthetic.png",
+        "synthetic.safetensors",
+    }
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [(line["iteration"], line["loss"]) for line in log] == seen
+    assert [iteration for iteration, _ in seen] == list(range(6))
+    settings = json.loads((tmp_path / "run" / "settings.json").read_text())
+    assert settings["network"] == "ConvNetD1"
+    assert settings["lr_img"] == 1.0  # the preset, not None
+
+    loaded = fastdm.SyntheticSet.load(tmp_path / "run" / "synthetic.safetensors")
+    assert torch.equal(loaded.images, result.images)
+    assert loaded.class_names == dataset.class_names
+    assert loaded.settings == settings
+
+
+def test_resumed_equals_uninterrupted(dataset: Dataset, tmp_path: Path) -> None:
+    whole = fastdm.condense(dataset, **SMALL)
+
+    def stop(iteration: int, loss: float, images: torch.Tensor) -> None:
+        if iteration == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fastdm.condense(dataset, **SMALL, save_path=tmp_path, callback=stop)
+    resumed = []
+    result = fastdm.condense(
+        dataset, **SMALL, save_path=tmp_path, resume=True, callback=lambda iteration, *_: resumed.append(iteration)
+    )
+    assert resumed == [3, 4, 5]
+    assert torch.equal(result.images, whole.images)
+    log = [json.loads(line)["iteration"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert log == list(range(6))
+
+    longer = fastdm.condense(dataset, **{**SMALL, "iterations": 8}, save_path=tmp_path, resume=True)
+    assert torch.equal(longer.images, fastdm.condense(dataset, **{**SMALL, "iterations": 8}).images)
+
+
+def test_resume_without_a_checkpoint_starts(dataset: Dataset, tmp_path: Path) -> None:
+    result = fastdm.condense(dataset, **SMALL, save_path=tmp_path, resume=True)
+    assert torch.equal(result.images, fastdm.condense(dataset, **SMALL).images)
+
+
+def test_a_run_is_not_overwritten_unasked(dataset: Dataset, tmp_path: Path) -> None:
+    fastdm.condense(dataset, **SMALL, save_path=tmp_path)
+    before = (tmp_path / FILE).read_bytes()
+    with pytest.raises(FastDMError, match="already holds a run: resume it, overwrite it"):
+        fastdm.condense(dataset, **SMALL, seed=1, save_path=tmp_path)
+    assert (tmp_path / FILE).read_bytes() == before
+    fastdm.condense(dataset, **SMALL, seed=1, save_path=tmp_path, overwrite=True)
+    assert (tmp_path / FILE).read_bytes() != before
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "emptied", "foreign"])
+def test_a_damaged_checkpoint_is_refused_by_name(damage: str, dataset: Dataset, tmp_path: Path) -> None:
+    fastdm.condense(dataset, **SMALL, save_path=tmp_path, save_every=3)
+    content = bytearray((tmp_path / FILE).read_bytes())
+    content[-5] ^= 1
+    new = {"truncated": content[:-9], "flipped": content, "emptied": b"", "foreign": b"not a checkpoint at all"}[damage]
+    (tmp_path / FILE).write_bytes(new)
+    with pytest.raises(FastDMError, match=f"{FILE} is damaged .*rename .*{PREVIOUS}"):
+        fastdm.condense(dataset, **SMALL, save_path=tmp_path, resume=True)
+    assert (tmp_path / FILE).read_bytes() == new
+    (tmp_path / PREVIOUS).rename(tmp_path / FILE)
+    result = fastdm.condense(dataset, **SMALL, save_path=tmp_path, resume=True)
+    assert torch.equal(result.images, fastdm.condense(dataset, **SMALL).images)
+
+
+def test_resume_with_other_settings_names_them(dataset: Dataset, tmp_path: Path) -> None:
+    fastdm.condense(dataset, **SMALL, save_path=tmp_path)
+    with pytest.raises(FastDMError, match=r"batch_real was 8 and is 4\); resume with the same ones"):
+        fastdm.condense(dataset, **{**SMALL, "batch_real": 4}, save_path=tmp_path, resume=True)
+
+
+def test_resume_refuses_other_pixels_and_fewer_iterations(dataset: Dataset, tmp_path: Path) -> None:
+    fastdm.condense(dataset, **SMALL, save_path=tmp_path)
+    inverted = dataclasses.replace(dataset, train=Pool(255 - dataset.train.images, dataset.train.class_offsets))
+    with pytest.raises(FastDMError, match="some_pixels_crc32 was"):
+        fastdm.condense(inverted, **SMALL, save_path=tmp_path, resume=True)
+    with pytest.raises(FastDMError, match="has done 6 iterations already, more than 5; resume it with at least"):
+        fastdm.condense(dataset, **{**SMALL, "iterations": 5}, save_path=tmp_path, resume=True)
+
+
+def test_a_log_that_is_ahead_of_the_checkpoint_is_cut(dataset: Dataset, tmp_path: Path) -> None:
+    """What a killed run leaves: lines of iterations that the checkpoint does not have, the last one cut short."""
+    fastdm.condense(dataset, **{**SMALL, "iterations": 4}, save_path=tmp_path)
+    with (tmp_path / "log.jsonl").open("a") as log:
+        log.write('{"iteration": 4, "loss": 1.0, "seconds": 1.0}\n{"iteration": 5, "lo')
+    fastdm.condense(dataset, **SMALL, save_path=tmp_path, resume=True)
+    log = [json.loads(line)["iteration"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert log == list(range(6))
+
+
+def test_overwriting_removes_the_run_before_and_nothing_else(dataset: Dataset, tmp_path: Path) -> None:
+    fastdm.condense(dataset, **SMALL, save_path=tmp_path, picture_every=1, save_every=1)
+    (tmp_path / "notes.txt").write_text("mine")
+    fastdm.condense(dataset, **{**SMALL, "iterations": 2}, save_path=tmp_path, overwrite=True)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"settings.json", "log.jsonl", FILE, "synthetic.png", "synthetic.safetensors", "notes.txt"}
+
+
+def test_a_finished_set_is_a_run(dataset: Dataset, tmp_path: Path) -> None:
+    fastdm.condense(dataset, **SMALL, save_path=tmp_path)
+    for name in (FILE, PREVIOUS):
+        (tmp_path / name).unlink(missing_ok=True)
+    with pytest.raises(FastDMError, match="already holds a run"):
+        fastdm.condense(dataset, **SMALL, save_path=tmp_path)
+
+
+def test_a_disk_that_fills_up_is_a_sentence(dataset: Dataset, tmp_path: Path) -> None:
+    """A run folder that is gone when the checkpoint is due, as a stand-in for every error of a disk."""
+
+    def remove(iteration: int, *_: object) -> None:
+        if iteration == 2:
+            shutil.rmtree(tmp_path / "run")
+
+    with pytest.raises(FastDMError, match=r"can no longer be written .* make room and resume"):
+        fastdm.condense(dataset, **SMALL, save_path=tmp_path / "run", save_every=4, callback=remove)
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(dataset: Dataset, tmp_path: Path) -> None:
+    fastdm.condense(dataset, **SMALL, save_path=tmp_path)
+    before = (tmp_path / FILE).read_bytes()
+    broken = dataclasses.replace(dataset, std=(float("nan"),) * 3)
+    with pytest.raises(FastDMError, match="the loss is nan at iteration 6: a smaller lr_img"):
+        fastdm.condense(broken, **{**SMALL, "iterations": 9}, save_path=tmp_path, resume=True)
+    assert (tmp_path / FILE).read_bytes() == before
+
+
+def test_pixels_that_are_not_finite_are_no_result(dataset: Dataset) -> None:
+    with pytest.raises(FastDMError, match="left pixels that are not finite: a smaller lr_img"):
+        fastdm.condense(dataset, **{**SMALL, "iterations": 1}, lr_img=1e38)
+
+
+def test_init(dataset: Dataset) -> None:
+    """Real images start as (x / 255 - mean) / std of images of their class; noise is standard normal."""
+    real = fastdm.condense(dataset, **{**SMALL, "ipc": 3, "iterations": 0})
+    for c in range(2):
+        start, stop = dataset.train.class_offsets[c : c + 2].tolist()
+        pool = (dataset.train.images[start:stop] / 255 - 0.5) / 0.25
+        distance = torch.cdist(real.images[3 * c : 3 * c + 3].flatten(1), pool.flatten(1))
+        nearest = distance.min(1)
+        assert nearest.values.max() < 1e-3
+        assert len(nearest.indices.unique()) == 3
+    noise = fastdm.condense(dataset, **{**SMALL, "ipc": 100, "iterations": 0}, init="noise")
+    assert noise.images.mean().abs() < 5 / noise.images.numel() ** 0.5
+    assert abs(noise.images.std().item() - 1) < 5 / (2 * noise.images.numel()) ** 0.5
+
+
+def empty_class() -> Dataset:
+    data = random_dataset([4, 4], shape=(3, 8, 8))
+    return dataclasses.replace(data, train=Pool(data.train.images, torch.tensor([0, 8, 8])))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ipc": 0}, "ipc is 0; it must be a whole number of at least 1"),
+        ({"ipc": 11}, "ipc is 11, but class 'class 1' of random has 10 images to start from"),
+        ({"batch_real": 11, "small_classes": "error"}, "use a batch_real of at most 10"),
+        ({"iterations": -1}, "iterations is -1"),
+        ({"lr_img": -1.0}, "lr_img is -1.0; it must be above 0"),
+        ({"lr_img": float("inf")}, "lr_img is inf; it must be above 0 and finite"),
+        ({"lr_img": "1"}, "lr_img is '1'; it must be a number"),
+        ({"momentum": 1.0}, "momentum is 1.0"),
+        ({"seed": 1.5}, "seed is 1.5; it must be a whole number of at least 0"),
+        ({"ipc": True}, "ipc is True; it must be a whole number"),
+        ({"save_every": 0}, "save_every is 0; it must be at least 1"),
+        ({"picture_every": -1}, "picture_every is -1; it must be at least 1"),
+        ({"device": "meta"}, "device 'meta' is neither a CPU nor a CUDA device"),
+        ({"init": "zeros"}, "init is 'zeros'; it must be one of 'real', 'noise'"),
+        ({"precision": "fp8"}, "precision is 'fp8'; it must be one of"),
+        ({"precision": "tf32"}, "precision 'tf32' needs a GPU"),
+        ({"network": "ConvNeXt"}, "unknown network 'ConvNeXt'"),
+        ({"strategy": "blur"}, "unknown augmentation 'blur'"),
+        ({"device": "cuda:99"}, "device 'cuda:99' cannot be used here"),
+        ({"backend": "triton"}, "backend 'triton' cannot be had"),
+        ({"backend": "cutlass"}, "backend is 'cutlass'; it must be"),
+        ({"learning_rate": 3}, "unknown setting 'learning_rate'; choose one of ipc, iterations"),
+        ({"chunk_memory": 300_000}, "batch_real of at most [1-7] would fit"),
+        ({"chunk_memory": 1000}, "1 images per class do not fit"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_bad_settings(changes: dict[str, Any], message: str, dataset: Dataset) -> None:
+    with pytest.raises(FastDMError, match=message):
+        fastdm.condense(dataset, **{**SMALL, **changes})
+
+
+def test_numbers_of_numpy_are_numbers(dataset: Dataset, tmp_path: Path) -> None:
+    changes = {"ipc": np.int64(2), "lr_img": np.float32(0.5), "seed": np.uint8(3)}
+    result = fastdm.condense(dataset, **{**SMALL, **changes}, save_path=tmp_path)
+    assert len(result.images) == 2 * 2
+    assert json.loads((tmp_path / "settings.json").read_text())["lr_img"] == 0.5
+
+
+def test_settings_hold_unless_an_argument_says_otherwise(dataset: Dataset) -> None:
+    settings = Settings(ipc=3, iterations=0, batch_real=8, network="ConvNetD1")
+    assert fastdm.condense(dataset, settings=settings).ipc == 3
+    assert fastdm.condense(dataset, 2, settings=settings).ipc == 2
+
+
+def test_an_empty_strategy_is_none(dataset: Dataset) -> None:
+    empty, none, default = (fastdm.condense(dataset, **SMALL, strategy=text).images for text in ("", "none", None))
+    assert torch.equal(empty, none)
+    assert not torch.equal(empty, default)
+
+
+def test_the_default_network_of_large_images() -> None:
+    large = random_dataset([2, 2], shape=(1, 600, 520))
+    assert Settings().resolve(large, torch.device("cpu")).network == "ConvNetD6"
+
+
+def test_a_class_smaller_than_its_batch_is_said(dataset: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
+    fastdm.condense(dataset, **{**SMALL, "batch_real": 11}, progress=True)
+    assert "less than batch_real = 11 images use all; one has 10" in capsys.readouterr().out
+    fastdm.condense(dataset, **SMALL, progress=True)
+    assert "use all" not in capsys.readouterr().out
+
+
+def test_a_class_without_images() -> None:
+    with pytest.raises(FastDMError, match="class 'class 1' of random has no images"):
+        fastdm.condense(empty_class(), **SMALL)
+
+
+def test_a_folder_that_cannot_be_written(dataset: Dataset, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FastDMError, match=r"the folder .* cannot be written"):
+        fastdm.condense(dataset, **SMALL, save_path=tmp_path / "file" / "run")
+
+
+def test_no_space(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = namedtuple("usage", ["total", "used", "free"])
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(100, 99, 1))
+    with pytest.raises(FastDMError, match="has 0 MiB of space"):
+        fastdm.condense(dataset, **SMALL, save_path=tmp_path)
