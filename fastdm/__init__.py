@@ -57,7 +57,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for when it is asked for: torch takes seconds, and ``fastdm --help`` needs none of it."""
+    """Import what is asked for when it is asked for: torch takes seconds, and `fastdm --help` needs none of it."""
     if name not in _HOMES:
         raise AttributeError(f"module 'fastdm' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"fastdm.{_HOMES[name]}"), name)

@@ -1,4 +1,4 @@
-"""``python -m fastdm`` is the ``fastdm`` command."""
+"""`python -m fastdm` is the `fastdm` command."""
 
 from fastdm.cli import main
 

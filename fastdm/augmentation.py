@@ -41,7 +41,7 @@ class Strategy:
 
     families: subset of `FAMILIES`, in the order of application (matters in mode "M" only); empty: no augmentation.
     mode: "S" applies one family, drawn uniformly; "M" applies all of them.
-    The strengths carry the names and defaults of the public code's ``ParamDiffAug``.
+    The strengths carry the names and defaults of the public code's `ParamDiffAug`.
     """
 
     families: tuple[str, ...]
@@ -76,7 +76,7 @@ class Strategy:
 
     @classmethod
     def parse(cls, text: str | None, mode: Literal["S", "M"] = "S") -> "Strategy":
-        """The strategy written as ``color_crop_cutout_flip_scale_rotate``; "none", "" and None mean no augmentation."""
+        """The strategy written as `color_crop_cutout_flip_scale_rotate`; "none", "" and None mean no augmentation."""
         if text is None or text.lower() in ("", "none"):
             return cls((), mode)
         return cls(tuple(text.split("_")), mode)
@@ -90,7 +90,7 @@ class Strategy:
     def draw(self, key: Tensor, rows: Tensor, size: tuple[int, int], *, one_family: bool = False) -> list[Tensor]:
         """Draw one transformation per row of `rows`, reproducibly from (seed, step, row).
 
-        key: int64 [2], (seed, step); rows: int64 [G], what tells the rows apart (class or image numbers);
+        key: int64 [2], (seed, step); rows: int64 [G], what distinguishes the rows (class or image numbers);
         size: (height, width) of the images; one_family: in mode "S", draw the family once for all rows
         (as the public evaluation does) instead of once per row.
         Returns tables float32 [G, 16] on the device of `key`, to be applied one after the other (see `augment`).
@@ -252,7 +252,7 @@ def augment(
     if dtype is None:
         dtype = images.dtype if images.is_floating_point() else torch.float32
     first, *rest = tables
-    # Between two calls the images keep the precision of the arithmetic.
+    # Between two calls the images keep the working precision.
     between = torch.promote_types(dtype, torch.float32)
     images = dsa(
         images,

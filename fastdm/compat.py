@@ -16,8 +16,12 @@ from fastdm.errors import FastDMError
 class ParamDiffAug:
     """Strengths and state of `DiffAugment`; attributes may be set freely.
 
-    ``Siamese`` (``batchmode`` in the MTT line of repositories; both are kept equal) and ``latestseed`` are state:
+    `Siamese` (`batchmode` in the MTT line of repositories; both are kept equal) and `latestseed` are state:
     every call of `DiffAugment` sets them.
+
+    >>> import fastdm
+    >>> param = fastdm.ParamDiffAug()
+    >>> param.ratio_rotate = 30.0
     """
 
     def __init__(self) -> None:
@@ -39,10 +43,15 @@ def DiffAugment(x: Tensor, strategy: str = "", seed: int = -1, param: ParamDiffA
     """Augment a batch of normalised images [N, C, H, W], C 1 or 3, differentiably.
 
     seed -1: every image gets its own parameters, from the global generator. Any other seed is Siamese: the first
-    image's draw holds for the whole batch; every draw first seeds the global generator with ``param.latestseed``
+    image's draw holds for the whole batch; every draw first seeds the global generator with `param.latestseed`
     (which starts at `seed`) and then adds 1 to it. The family of mode "S", scale and rotate draw on the CPU; color,
     crop, cutout and flip on the device of `x`, as many values as there are images, so that equal seeds give the
     public code's transformations and leave the generators in the same state.
+
+    >>> import fastdm, torch
+    >>> images = torch.randn(4, 3, 32, 32)
+    >>> fastdm.DiffAugment(images, "color_crop_cutout_flip_scale_rotate", seed=7).shape
+    torch.Size([4, 3, 32, 32])
     """
     if strategy in ("", "none", "None"):
         return x

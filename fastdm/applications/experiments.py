@@ -34,14 +34,14 @@ def run_experiments(
     report: Callable[[str, Evaluation], None],
     **options: Any,
 ) -> Path:
-    """Condense ``num_exp`` sets with the seeds seed, seed + 1, …, and evaluate each by ``protocol``, if there is one.
+    """Condense `num_exp` sets with the seeds seed, seed + 1, …, and evaluate each by `protocol`, if there is one.
 
     settings: resolved. protocol: experiment e is evaluated with its seed + e. report: called with a title and what was
     measured. options: those of `condense_resolved`.
 
-    Writes under save_path a run folder per experiment, a picture of each set, and ``res_DM_….pt``: that one after each
+    Writes under save_path a run folder per experiment, a picture of each set, and `res_DM_….pt`: that one after each
     condensation and again after each evaluation, with all sets that there are and what was measured of them. With
-    ``resume``, an evaluation of the same set by the same protocol is not repeated. Returns the path of that file.
+    `resume`, an evaluation of the same set by the same protocol is not repeated. Returns the path of that file.
     Raises FastDMError, before the first iteration, for an evaluation that cannot be done.
     """
     if protocol is not None:
@@ -83,7 +83,7 @@ class _Experiments:
     def load(self) -> None:
         """Read the sets of the run folders."""
         for folder in self.folders:
-            with suppress(FastDMError):  # not there yet, or damaged: it will be written anew
+            with suppress(FastDMError):  # not there yet, or damaged: it will be written again
                 self.sets[folder] = SyntheticSet.load(folder / "synthetic.safetensors")
 
     def write(self) -> None:
@@ -112,5 +112,5 @@ def read_evaluation(folder: Path, synthetic: SyntheticSet, protocol: Protocol | 
         if protocol is not None:
             same = same and content["protocol"] == json.loads(json.dumps(dataclasses.asdict(protocol)))
         return Evaluation(content["accuracies"]) if same else None
-    except (OSError, ValueError, KeyError, TypeError):  # not there, or not a file of ours: it will be measured anew
+    except (OSError, ValueError, KeyError, TypeError):  # not there, or not a file of ours: it will be measured again
         return None

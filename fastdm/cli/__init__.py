@@ -21,7 +21,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     # The public code's flags have underscores and a capital letter; dashes and lower case serve as well.
     context_settings={"token_normalize_func": lambda token: token.replace("-", "_").lower()},
-    help="Condense image data sets into a few learnt images per class by distribution matching.",
+    help="Condense image data sets into a few synthetic images per class by distribution matching.",
 )
 for command in (condense, evaluate, inspect, pack, profile):
     app.command()(command)
@@ -39,7 +39,7 @@ def _global(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Condense image data sets into a few learnt images per class by distribution matching."""
+    """Condense image data sets into a few synthetic images per class by distribution matching."""
 
 
 class _Stopped(BaseException):
@@ -61,5 +61,5 @@ def main() -> None:
         print(f"fastdm: {error}", file=sys.stderr)
         sys.exit(2)
     except _Stopped:
-        print("fastdm: stopped; condense and pack go on with --resume", file=sys.stderr)
+        print("fastdm: stopped; continue condense or pack with --resume", file=sys.stderr)
         sys.exit(130)

@@ -66,7 +66,7 @@ def condense(
     precision: PrecisionOption = None,
     backend: Backend = "auto",
     aug_mode: Annotated[str, typer.Option("--aug_mode", help="S: one augmentation per class; M: all of them.")] = "S",
-    momentum: Annotated[float, typer.Option("--momentum", help="Of the pixels' SGD.")] = 0.5,
+    momentum: Annotated[float, typer.Option("--momentum", help="Momentum of the SGD on the pixels.")] = 0.5,
     chunk_memory: ChunkMemory = None,
     compile: Annotated[
         bool,
@@ -82,12 +82,14 @@ def condense(
     ] = "use_all",
     profile: Annotated[
         str | None,
-        typer.Option("--profile", help="Iterations to look into, such as 100-102: a trace, and the ten costliest ops."),
+        typer.Option("--profile", help="Iterations to profile, such as 100-102: a trace, and the ten costliest ops."),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the checkpoints under save_path; keep what was evaluated.")
+        bool, typer.Option("--resume", help="Resume from the checkpoints under save_path; keep what was evaluated.")
     ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew where save_path holds this run.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Start over where save_path already holds this run.")
+    ] = False,
     save_every: Annotated[int, typer.Option("--save_every", min=1, help="Iterations between checkpoints.")] = 1000,
     picture_every: Annotated[int, typer.Option("--picture_every", min=1, help="Iterations between pictures.")] = 1000,
 ) -> None:

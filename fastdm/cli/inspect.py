@@ -15,7 +15,7 @@ def inspect(
         bool, typer.Option("--verify", help="Also compare every class's checksum in a packed set.")
     ] = False,
 ) -> None:
-    """Say what is in a file."""
+    """Show what a file holds."""
     from fastdm.applications.inspection import inspect as inspect_file
 
     facts = inspect_file(file, verify=verify)

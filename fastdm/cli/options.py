@@ -47,7 +47,7 @@ PrecisionOption = Annotated[
     str | None, typer.Option("--precision", help="fp32, tf32 or bf16.  [default: the fastest of equal accuracy]")
 ]
 
-Backend = Annotated[str, typer.Option("--backend", help="Of the ops: auto, triton or reference.")]
+Backend = Annotated[str, typer.Option("--backend", help="Op backend: auto, triton or reference.")]
 
 ChunkMemory = Annotated[
     int | None,

@@ -20,7 +20,7 @@ def print_saved(path: Path) -> None:
 
 
 def print_evaluation(title: str, evaluation: "Evaluation", **about: str) -> None:
-    """A table on a terminal, with accuracies in percent; JSON lines elsewhere, with what they are ``about``."""
+    """A table on a terminal, with accuracies in percent; JSON lines elsewhere, with what they are `about`."""
     console = Console()
     table = Table("network", "accuracy %", "networks", title=title)
     for name, accuracies in evaluation.accuracies.items():

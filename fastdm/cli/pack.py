@@ -26,8 +26,8 @@ def pack(
     on_error: Annotated[
         str, typer.Option("--on_error", help="An image that cannot be decoded: raise, or skip and list it.")
     ] = "raise",
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a packing that was stopped.")] = False,
-    name: Annotated[str | None, typer.Option("--name", help="Of the data set.  [default: the folder's]")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume an interrupted pack.")] = False,
+    name: Annotated[str | None, typer.Option("--name", help="Name of the data set.  [default: the folder's]")] = None,
     data_path: DataPath = Path("data"),
 ) -> None:
     """Pack a data set into one file that opens in milliseconds: class-sorted uint8 images in safetensors layout."""

@@ -21,7 +21,7 @@ from fastdm.synthetic.synthetic_set import SyntheticSet
 from fastdm.system.device import chosen_backend, default_device, precision_context
 
 FINGERPRINT_IMAGES = 64
-"""Images whose pixels tell one data set from another: few, since those of a packed file come from the disk."""
+"""Images whose pixels identify a data set: few, since those of a packed file come from the disk."""
 
 
 def condense(
@@ -50,8 +50,8 @@ def condense(
     data: anything that `open_dataset` takes: a name (looked up under `data_path`), a folder of images (brought to
     `image_size` if that is given), a file, arrays, a Dataset.
     ipc: images per class, by default that of `settings`, which is 10.
-    options: any field of `Settings` by name (``iterations=20_000, batch_real=256, lr_img=1.0, init="real",
-    strategy=…, network="ConvNet", seed=0, precision=…``), in place of the one in `settings`.
+    options: any field of `Settings` by name (`iterations=20_000, batch_real=256, lr_img=1.0, init="real",
+    strategy=…, network="ConvNet", seed=0, precision=…`), in place of the one in `settings`.
     device: "cpu", "cuda", …; default: the GPU if there is one.
     backend: implementation of the ops: "auto", "triton" or "reference"; requesting an unavailable one is an error.
     chunk_memory: bytes that one chunk of classes may take; default: what is free. It changes the result by rounding

@@ -29,11 +29,17 @@ class Settings:
     network: architecture of the random networks (see `fastdm.networks.network_names`); None takes ConvNet of the
     depth that suits the image size.
     seed: every draw is a function of (seed, iteration, class).
-    precision: arithmetic of the networks: "fp32", "tf32" or "bf16"; None takes the fastest that the device has and
+    precision: precision of the networks: "fp32", "tf32" or "bf16"; None takes the fastest that the device has and
     that reaches the same accuracy. Pixels, class means and the loss are always float32.
     deterministic: on a GPU, let cuDNN use repeatable algorithms only, so that a run repeats bit for bit; a CPU always
     does.
     small_classes: what to do with a class of fewer than batch_real images: "error", or "use_all" of them.
+
+    Raises FastDMError for a value that makes no sense.
+
+    >>> import fastdm
+    >>> fastdm.Settings(ipc=10, iterations=5000).lr_img is None
+    True
     """
 
     ipc: int = 10

@@ -23,7 +23,7 @@ from fastdm.system.cuda_graph import captured, unchanged
 class Step:
     """The synthetic images, and the iteration that changes them.
 
-    images: float32 [classes * ipc, C, H, W], normalised, class-sorted, learnt in place; velocity: SGD's momentum
+    images: float32 [classes * ipc, C, H, W], normalised, class-sorted, updated in place; velocity: SGD's momentum
     buffer, same shape. Everything random is a function of (seed, iteration, class); nothing waits for the host.
     """
 

@@ -16,12 +16,12 @@ Split = tuple[Tensor, Tensor]  # images uint8 [N, C, H, W] and labels int64 [N]
 
 
 def make_dataset(name: str, train: Split, test: Split | None, class_names: Sequence[str] | None = None) -> Dataset:
-    """Sort both parts by class; ``class_names`` by default the numbers of the labels."""
+    """Sort both parts by class; `class_names` by default the numbers of the labels."""
     images, labels = train
     if len(images) == 0:
         raise FastDMError(f"data set {name}: there is no training image")
     classes = len(class_names) if class_names is not None else int(labels.max()) + 1
-    if classes > len(images):  # said before anything of that size is made
+    if classes > len(images):  # refused before anything of that size is made
         raise FastDMError(
             f"data set {name}: {len(images)} training images cannot belong to {classes} classes; labels must be "
             f"0..{classes - 1} without gaps"
@@ -65,7 +65,7 @@ def _shape_text(images: Tensor) -> str:
 
 
 def as_images(name: str, array: ArrayLike | Tensor) -> Tensor:
-    """Uint8 [N, C, H, W] of any array of images that ``open_dataset`` describes."""
+    """Uint8 [N, C, H, W] of any array of images that `open_dataset` describes."""
     images = _tensor(name, "images", array)
     if images.ndim == 3:
         images = images[:, None]
@@ -112,7 +112,7 @@ def _tensor(name: str, what: str, array: ArrayLike | Tensor) -> Tensor:
     try:
         return torch.from_numpy(np.require(array, requirements=["C", "W"]))
     except (TypeError, ValueError) as error:  # ragged lists, strings, objects
-        raise FastDMError(f"data set {name}: its {what} are no array of numbers of one shape ({error})") from error
+        raise FastDMError(f"data set {name}: its {what} are not an array of numbers of one shape ({error})") from error
 
 
 def from_arrays(arrays: Sequence[ArrayLike | Tensor], name: str) -> Dataset:
@@ -140,10 +140,10 @@ def open_tiny_imagenet_pt(path: Path, name: str) -> Dataset:
     keys = ("classes", "images_train", "labels_train", "images_val", "labels_val")
     try:
         data = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # torch.load raises many kinds for what is no file of its own
+    except Exception as error:  # torch.load raises many kinds for what is not a file of its own
         raise FastDMError(f"{path} is not a readable .pt file: {error}") from error
     if not isinstance(data, dict) or not data.keys() >= set(keys):
-        raise FastDMError(f"{path} is no data set: a .pt file must hold a dict of {', '.join(keys)}")
+        raise FastDMError(f"{path} is not a data set: a .pt file must hold a dict of {', '.join(keys)}")
     train, test = (
         (as_images(name, data[f"images_{part}"]), as_labels(name, data[f"labels_{part}"])) for part in ("train", "val")
     )

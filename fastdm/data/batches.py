@@ -1,4 +1,4 @@
-"""The real images of every iteration: drawn anew for each class, resident on the device or read ahead."""
+"""The real images of every iteration: drawn afresh for each class, resident on the device or read ahead."""
 
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass

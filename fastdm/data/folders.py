@@ -23,7 +23,7 @@ FilesByClass = dict[str, list[Path]]
 
 @dataclass(frozen=True)
 class ImageFolders:
-    """Image files by class, classes and files sorted by name; every class of ``test`` is one of ``train``."""
+    """Image files by class, classes and files sorted by name; every class of `test` is one of `train`."""
 
     train: FilesByClass
     test: FilesByClass | None
@@ -34,13 +34,13 @@ class ImageFolders:
 
 
 def find_images(root: Path) -> ImageFolders:
-    """The image files below ``root``, which is laid out in one of these ways.
+    """The image files below `root`, which is laid out in one of these ways.
 
-    - class folders directly (no test part), or below ``train/`` and ``val/``, ``valid/`` or ``test/``; a class folder
+    - class folders directly (no test part), or below `train/` and `val/`, `valid/` or `test/`; a class folder
       may hold folders itself;
-    - Tiny-ImageNet: ``val/images/`` and ``val/val_annotations.txt``;
-    - ImageNet: ``val/*.JPEG`` and, beside ``val`` or above it, ``LOC_val_solution.csv`` or
-      ``ILSVRC2012_devkit_t12/``; Kaggle's ``ILSVRC/Data/CLS-LOC/`` is looked into.
+    - Tiny-ImageNet: `val/images/` and `val/val_annotations.txt`;
+    - ImageNet: `val/*.JPEG` and, next to `val` or above it, `LOC_val_solution.csv` or
+      `ILSVRC2012_devkit_t12/`; Kaggle's `ILSVRC/Data/CLS-LOC/` is looked into.
 
     Raises FastDMError for a folder without classes, a class without images, two classes of one name (two spellings of
     the same Unicode text), a loop of symbolic links, and a test part that cannot be assigned to the classes.
@@ -57,7 +57,7 @@ def find_images(root: Path) -> ImageFolders:
 
 
 def folder_name(root: Path) -> str:
-    """What a data set in a folder is called: as the folder, of a lone ``train/`` as what that lies in."""
+    """What a data set in a folder is called: as the folder, of a lone `train/` as what that lies in."""
     root = root.resolve()
     return root.parent.name if root.name == "train" and root.parent.name else root.name
 
@@ -78,7 +78,7 @@ def _test_part(base: Path, root: Path) -> FilesByClass | None:
             return _grouped(devkit, _devkit_labels(devkit, folder))
     raise FastDMError(
         f"{folder} has no class folders and no list of labels: put val_annotations.txt (Tiny-ImageNet), "
-        "LOC_val_solution.csv or ILSVRC2012_devkit_t12/ (ImageNet) beside it"
+        "LOC_val_solution.csv or ILSVRC2012_devkit_t12/ (ImageNet) next to it"
     )
 
 
@@ -153,7 +153,7 @@ def _images_below(folder: Path, ancestors: frozenset[tuple[int, int]]) -> Iterat
 
 
 def _is_foreign(name: str) -> bool:
-    """Whether a file or folder is the system's and no part of the data set, such as ``._a.png`` and ``__MACOSX``."""
+    """Whether a file or folder is the system's and no part of the data set, such as `._a.png` and `__MACOSX`."""
     return name.startswith((".", "__"))
 
 

@@ -13,16 +13,16 @@ _NORMALISATION = {
 }
 
 
-def customary_normalisation(name: str, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """Mean and std per channel that everybody uses for the data set called ``name``, if there are such."""
+def standard_normalisation(name: str, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Mean and std per channel that everybody uses for the data set called `name`, if there are such."""
     preset = _IMAGENET if "imagenet" in name.lower() else _NORMALISATION.get(name)
     return preset if preset and len(preset[0]) == channels else None
 
 
 def normalisation(name: str, images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """The customary mean and std per channel, else those of the pixels / 255."""
+    """The standard mean and std per channel, else those of the pixels / 255."""
     channels = images.shape[1]
-    if preset := customary_normalisation(name, channels):
+    if preset := standard_normalisation(name, channels):
         return preset
     counts = torch.zeros(channels, 256, dtype=torch.int64)
     for chunk in torch.split(images, 4096):  # keeps the copies small

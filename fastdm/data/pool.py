@@ -26,10 +26,10 @@ class Backing(Protocol):
 class Pool:
     """Class-sorted uint8 images.
 
-    images: uint8 [N, C, H, W]; the images of class c are ``images[class_offsets[c]:class_offsets[c + 1]]``.
+    images: uint8 [N, C, H, W]; the images of class c are `images[class_offsets[c]:class_offsets[c + 1]]`.
     class_offsets: int64 [classes + 1], on the CPU, rising from 0 to N.
-    backing: the file that ``images`` is a mapping of. ``gather`` and ``stream`` read it the right way; touching
-        ``images`` itself leaves that to the kernel.
+    backing: the file that `images` is a mapping of. `gather` and `stream` read it the right way; touching
+        `images` itself leaves that to the kernel.
     """
 
     images: Tensor
@@ -57,9 +57,9 @@ class Pool:
         """n distinct images of each class, uniform over all subsets of n: int64 [classes, n], ascending in each row.
 
         Keyed by (seed, step, class) alone: the same on every platform, whatever other classes are drawn with it, and
-        the same as ``fastdm.kernels.draw`` gives on a device. classes: int64 [k], by default all.
+        the same as `fastdm.kernels.draw` gives on a device. classes: int64 [k], by default all.
         replace: draw every image from the whole class, so that images may repeat.
-        Raises FastDMError if a class has fewer than n images, or with ``replace`` none.
+        Raises FastDMError if a class has fewer than n images, or with `replace` none.
         """
         try:
             return draw(torch.tensor([seed, step]), self.class_offsets, n, classes, replace=replace)
@@ -81,8 +81,8 @@ class Pool:
         dtype: uint8 as stored; float32 or bfloat16 normalised, (x / 255 - mean) / std, computed as
             x · (1 / (255 · std)) + (-mean / std) in float32, each operation rounded once.
         layout: "planar" [C, H, W], "last" [H, W, C] or, of images with 3 channels, "rgbx" [H, W, 4] with x = 0.
-        out: a contiguous CPU tensor (pinned, if it goes on to a GPU) that is filled and returned.
-        Images on a device are gathered there with ``images[index]`` instead.
+        out: a contiguous CPU tensor (pinned, if it is copied to a GPU later) that is filled and returned.
+        Images on a device are gathered there with `images[index]` instead.
         """
         if self.images.device.type != "cpu":
             raise FastDMError(f"the images are on {self.images.device}: index them there")

@@ -47,7 +47,7 @@ def prefetch(
     device: where the images are wanted. On CUDA they are copied from pinned memory on a stream of their own.
     most_bytes: cut every index into batches of whole rows that hold at most this much, though at least one row.
 
-    An exception of `indices` or of `gather` is raised where the next batch is requested. Leaving the loop, ``close()``
+    An exception of `indices` or of `gather` is raised where the next batch is requested. Leaving the loop, `close()`
     and an exception in the loop end the background thread. A fork of the process cannot continue the iteration.
     """
     if depth < 2 or (most_bytes is not None and most_bytes < 1):

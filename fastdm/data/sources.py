@@ -29,25 +29,25 @@ def open_dataset(
 
     source is one of
 
-    - ``"MNIST"``, ``"FashionMNIST"``, ``"SVHN"``, ``"CIFAR10"``, ``"CIFAR100"``: torchvision's, under ``data_path``,
+    - `"MNIST"`, `"FashionMNIST"`, `"SVHN"`, `"CIFAR10"`, `"CIFAR100"`: torchvision's, under `data_path`,
       downloaded if absent;
-    - ``"TinyImageNet"``: ``data_path/tiny-imagenet-200/`` as distributed, else the public code's
-      ``data_path/tinyimagenet.pt``;
-    - ``"digits"``: scikit-learn's bundled 8×8 digits, 0..16 scaled to 0..255. 36 images of each digit, chosen by
-      ``Pool.draw`` with seed and step 0, are the test part;
-    - the path of a folder of image files, laid out in one of the ways of ``fastdm.data.folders.find_images`` (class
-      folders, Tiny-ImageNet, ImageNet); they are decoded to RGB. A large set is better packed once (``fastdm.pack``);
-    - the path of an ``.npz`` file with x_train, y_train and, for a test part, x_test, y_test;
-    - the path of a ``.pt`` file like tinyimagenet.pt: a dict of classes, images_train, labels_train, images_val,
+    - `"TinyImageNet"`: `data_path/tiny-imagenet-200/` as distributed, else the public code's
+      `data_path/tinyimagenet.pt`;
+    - `"digits"`: scikit-learn's bundled 8×8 digits, 0..16 scaled to 0..255. 36 images of each digit, chosen by
+      `Pool.draw` with seed and step 0, are the test part;
+    - the path of a folder of image files, laid out in one of the ways of `fastdm.data.folders.find_images` (class
+      folders, Tiny-ImageNet, ImageNet); they are decoded to RGB. A large set is better packed once (`fastdm.pack`);
+    - the path of an `.npz` file with x_train, y_train and, for a test part, x_test, y_test;
+    - the path of a `.pt` file like tinyimagenet.pt: a dict of classes, images_train, labels_train, images_val,
       labels_val;
-    - the path of a packed file (``fastdm.pack``);
-    - ``(images, labels)`` or ``(images, labels, test_images, test_labels)``, arrays or tensors;
-    - a ``Dataset``, which is returned as it is.
+    - the path of a packed file (`fastdm.pack`);
+    - `(images, labels)` or `(images, labels, test_images, test_labels)`, arrays or tensors;
+    - a `Dataset`, which is returned as it is.
 
     Arrays of images are [N, H, W], [N, H, W, C] or [N, C, H, W] with C 1 or 3, uint8 or floating-point in [0, 1]
     (rounded to 1/255). Labels are integers 0..classes − 1, every class having at least one training image.
 
-    name: what the data set is called, by default as its file or folder. Mean and standard deviation are the customary
+    name: what the data set is called, by default as its file or folder. Mean and standard deviation are the standard
     ones for the names above and for ImageNet's relatives (a name with "imagenet" in it), else those of the train part.
     image_size: for folders of image files, the side or (height, width) that every image is squashed to with a box
     filter; without it all images must be of one size.

@@ -47,20 +47,20 @@ def evaluate(
     data_path: str | Path = "data",
     progress: bool = False,
 ) -> Evaluation:
-    """Train ``num_eval`` fresh networks of each architecture on ``train``; test them on the test part of ``dataset``.
+    """Train `num_eval` fresh networks of each architecture on `train`; test them on the test part of `dataset`.
 
-    The public code's protocol: SGD (momentum 0.9, weight decay 5e-4), epochs + 1 epochs in batches of ``batch_train``,
-    the learning rate times 0.1 and the momentum anew after epoch epochs // 2 + 1 (counted from 0); every batch is
-    augmented by one family of ``strategy``, with parameters of its own for every image. Test images are not augmented.
+    The public code's protocol: SGD (momentum 0.9, weight decay 5e-4), epochs + 1 epochs in batches of `batch_train`,
+    the learning rate times 0.1 and the momentum reset after epoch epochs // 2 + 1 (counted from 0); every batch is
+    augmented by one family of `strategy`, with parameters of its own for every image. Test images are not augmented.
 
-    train: a condensed set, ``random_selection(…)`` or ``whole_set(…)``. dataset: anything that ``open_dataset`` takes,
+    train: a condensed set, `random_selection(…)` or `whole_set(…)`. dataset: anything that `open_dataset` takes,
     looked up under data_path. Its test images are normalised as the training images are.
-    networks, strategy: by default those that the set was condensed with; where it does not tell, ConvNet of the depth
+    networks, strategy: by default those that the set was condensed with; where it does not say, ConvNet of the depth
     that suits the image size, and the data set's strategy (digits are not flipped). "none": no augmentation.
     device: default: the GPU if there is one. precision: "fp32", "tf32" (the default on a GPU) or "bf16".
     progress: show a bar on a terminal, JSON lines elsewhere.
 
-    Weights, batches and augmentation follow from ``seed`` and the number of the network alone: on a CPU, the same call
+    Weights, batches and augmentation follow from `seed` and the number of the network alone: on a CPU, the same call
     gives the same accuracies. Raises FastDMError, before the first training, for whatever does not fit together.
 
     >>> import fastdm
@@ -89,7 +89,7 @@ def evaluate(
 def measure(
     train: SyntheticSet | Pool, dataset: Dataset, protocol: Protocol, device: torch.device, *, progress: bool = False
 ) -> Evaluation:
-    """``evaluate`` by a protocol."""
+    """`evaluate` by a protocol."""
     protocol.check(dataset)
     _check_fit(train, dataset)
     assert dataset.test is not None
@@ -122,7 +122,7 @@ def _side_by_side(
     device: torch.device,
     bar: Progress | None,
 ) -> list[float]:
-    """``run(job, after_step)`` for all jobs: one after another on a GPU, on a CPU as many at once as it has threads.
+    """`run(job, after_step)` for all jobs: one after another on a GPU, on a CPU as many at once as it has threads.
 
     Small networks leave threads waiting for each other when they share the work of one layer; a thread that has a
     network to itself never waits.

@@ -40,9 +40,9 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Protocol:
-    """How an evaluation goes: arguments of ``evaluate``, with the networks and the strategy decided.
+    """How an evaluation goes: arguments of `evaluate`, with the networks and the strategy decided.
 
-    Raises FastDMError for values that make no sense; ``check`` for what a data set does not allow.
+    Raises FastDMError for values that make no sense; `check` for what a data set does not allow.
     """
 
     networks: Sequence[str]

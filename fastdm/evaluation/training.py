@@ -17,7 +17,7 @@ from fastdm.synthetic.synthetic_set import SyntheticSet
 
 MOMENTUM = 0.9
 WEIGHT_DECAY = 5e-4
-ORDER_STREAM = 5  # the stream of ``fastdm.kernels.uniform`` that shuffles the training images
+ORDER_STREAM = 5  # the stream of `fastdm.kernels.uniform` that shuffles the training images
 _SEED_BIT = 1 << 62  # keeps the draws apart from those of a condensation with the same seed
 _GPU_TEST_IMAGES = 1024  # that go through a network at once
 
@@ -48,7 +48,7 @@ class LabelledImages:
         return len(self.images)
 
     def batch(self, index: Tensor, tables: Sequence[Tensor] = ()) -> Tensor:
-        """Normalised images of the rows ``index``, augmented by one row of each table per image."""
+        """Normalised images of the rows `index`, augmented by one row of each table per image."""
         return augment(self.images, tables, index=index, mean=self.mean, std=self.std, channels_last=True)
 
 
@@ -96,7 +96,7 @@ def train_network(
 
 @torch.inference_mode()
 def accuracy(network: Network, examples: LabelledImages, dtype: torch.dtype) -> float:
-    """Share of the examples that ``network`` classifies rightly, with the statistics of training in BatchNorm."""
+    """Share of the examples that `network` classifies rightly, with the statistics of training in BatchNorm."""
     network.eval()
     device = examples.images.device
     right = torch.zeros((), dtype=torch.int64, device=device)
@@ -113,7 +113,7 @@ def _sgd(network: Network, lr: float) -> torch.optim.SGD:
 
 
 def _images_at_once(network: Network, examples: LabelledImages, batch: int) -> int:
-    """``batch``; on a CPU only as many as keep a layer's activations in its cache, unless BatchNorm joins them."""
+    """`batch`; on a CPU only as many as keep a layer's activations in its cache, unless BatchNorm joins them."""
     if examples.images.device.type != "cpu" or network.uses_batch_statistics:
         return batch
     channels, height, width = examples.images.shape[1:]

@@ -65,7 +65,7 @@ class _Stack:
         self.shape = (features,)
 
     def residual(self, channels: int, *, stride: int, norm: str, pooled: bool) -> None:
-        """Basic residual block; ``pooled`` puts 2×2 average pooling in place of the strided convolutions."""
+        """Basic residual block; `pooled` puts 2×2 average pooling in place of the strided convolutions."""
         before = self.shape
         size = [side // stride if pooled else -(-side // stride) for side in before[1:]]
         self.resize(channels, *size)
@@ -103,7 +103,7 @@ class _Stack:
 
     def resize(self, channels: int, height: int, width: int) -> None:
         if min(height, width) < 1:
-            raise self.too_small("nothing is left of the image after its pooling")
+            raise self.too_small("pooling leaves no pixels")
         self.shape = (channels, height, width)
 
     def too_small(self, why: str) -> FastDMError:
@@ -164,7 +164,7 @@ def _vgg11(stack: _Stack, norm: str = "instance") -> None:
 def _resnet18(stack: _Stack, norm: str = "instance", pooled: bool = False) -> None:
     """The ResNet-18 for small images: 3×3 stem without pooling.
 
-    ``pooled`` (the _AP variants): average pooling for strides, and the last feature map whole instead of its mean.
+    `pooled` (the _AP variants): average pooling for strides, and the last feature map whole instead of its mean.
     """
     stack.layers.append(nn.Conv2d(stack.shape[0], 64, 3, padding=1, bias=False))
     stack.resize(64, *stack.shape[1:])
@@ -218,14 +218,14 @@ _POOLS_OF_NETWORKS = {
 
 
 def network_names() -> list[str]:
-    """Every name that ``build_network`` takes."""
+    """Every name that `build_network` takes."""
     return list(_ARCHITECTURES)
 
 
 def evaluation_pool(mode: str, network: str) -> list[str]:
-    """Names of the networks that evaluation mode ``mode`` trains on a set condensed with ``network``.
+    """Names of the networks that evaluation mode `mode` trains on a set condensed with `network`.
 
-    M: architectures, B: BatchNorm, W: width, D: depth, A: activation, P: pooling, N: norm, SS: ``network`` itself,
+    M: architectures, B: BatchNorm, W: width, D: depth, A: activation, P: pooling, N: norm, SS: `network` itself,
     S: itself with InstanceNorm in place of BatchNorm (a small set cannot estimate BatchNorm's statistics).
     """
     _check_name(network)
@@ -257,9 +257,9 @@ def build_network(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> Network:
-    """The architecture ``name`` (one of ``network_names()``) with PyTorch's default initialisation.
+    """The architecture `name` (one of `network_names()`) with PyTorch's default initialisation.
 
-    image_size: side, or (height, width), of the images. ``frozen`` builds a network whose weights are only ever drawn,
+    image_size: side, or (height, width), of the images. `frozen` builds a network whose weights are only ever drawn,
     never trained, as distribution matching needs them: no parameter takes a gradient, norms have no scale and shift
     (which would be 1 and 0), convolutions in front of an InstanceNorm or BatchNorm no bias (which the norm cancels),
     and there is no classifier. Its features are distributed as those of the unfrozen network. BatchNorm then always
@@ -288,10 +288,10 @@ def build_convnet(
     pool: str = "avg",
     frozen: bool = False,
 ) -> Network:
-    """A ConvNet: ``depth`` blocks of 3×3 convolution (``width`` channels) → norm → activation → 2×2 pooling.
+    """A ConvNet: `depth` blocks of 3×3 convolution (`width` channels) → norm → activation → 2×2 pooling.
 
     activation: sigmoid, relu, leakyrelu (0.01) or swish. norm: none, batch, layer, instance or group (4 groups).
-    pool: none, max or avg. The rest as in ``build_network``.
+    pool: none, max or avg. The rest as in `build_network`.
     """
     for setting, value, known in (
         ("activation", activation, ACTIVATIONS),

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fastdm.kernels import conv_norm_relu_pool, norm_relu_pool, norm_relu_pool_mean, uniform
 
-INIT_STREAM = 3  # the stream of ``fastdm.kernels.uniform`` that network weights are drawn from
+INIT_STREAM = 3  # the stream of `fastdm.kernels.uniform` that network weights are drawn from
 _ROW = 4096  # values per row of that draw
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "sigmoid": nn.Sigmoid,
@@ -20,9 +20,9 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 
 class Network(nn.Module):
-    """``forward(x) = classifier(embed(x))``, ``embed(x)`` being the flattened features, [N, num_features].
+    """`forward(x) = classifier(embed(x))`, `embed(x)` being the flattened features, [N, num_features].
 
-    A frozen network (``build_network(..., frozen=True)``) has no classifier: forward gives the features.
+    A frozen network (`build_network(..., frozen=True)`) has no classifier: forward gives the features.
     """
 
     def __init__(self, features: nn.Sequential, num_features: int, num_classes: int, frozen: bool) -> None:
@@ -55,7 +55,7 @@ class Network(nn.Module):
     def embed_mean(self, x: Tensor, offsets: Tensor) -> Tensor:
         """Mean embedding of each class, float32 (float64 of float64) [classes, num_features], without gradient.
 
-        x: class-sorted images; those of class c are ``x[offsets[c]:offsets[c + 1]]``, offsets int64 [classes + 1] on
+        x: class-sorted images; those of class c are `x[offsets[c]:offsets[c + 1]]`, offsets int64 [classes + 1] on
         the device of x. Where the network ends in InstanceNorm, ReLU and average pooling, the embedding of single
         images is never written.
         """
@@ -108,12 +108,12 @@ class Residual(nn.Module):
 
 @torch.no_grad()
 def initialise(network: nn.Module, key: Tensor) -> None:
-    """Draw all parameters of ``network`` afresh, in place, on their device and without waiting for it.
+    """Draw all parameters of `network` afresh, in place, on their device and without waiting for it.
 
     PyTorch's default distribution: weight and bias of convolutions and linear layers ~ U(−1/√fan_in, 1/√fan_in),
     scale and shift of norms 1 and 0; running statistics of BatchNorm are reset. key: int64 [2], (seed, step), on the
-    device. The numbers are ``uniform(key, rows, 4096, stream=3)`` read row after row, in the order of
-    ``network.modules()``, weight before bias: they depend on the key and the architecture only.
+    device. The numbers are `uniform(key, rows, 4096, stream=3)` read row after row, in the order of
+    `network.modules()`, weight before bias: they depend on the key and the architecture only.
     """
     drawn: list[tuple[Tensor, float]] = []  # parameter and its bound
     for module in network.modules():

@@ -18,7 +18,7 @@ class Segments:
     """Which rows of a class-sorted tensor belong to the classes of a chunk.
 
     rows: of the whole tensor, those of the chunk. offsets: int64 [classes + 1], counted from the chunk's first row; the
-    images of class c are ``offsets[c]`` to ``offsets[c + 1]``. group: int64 [rows], the class of each, counted from the
+    images of class c are `offsets[c]` to `offsets[c + 1]`. group: int64 [rows], the class of each, counted from the
     chunk's first class.
     """
 

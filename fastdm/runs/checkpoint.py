@@ -29,7 +29,7 @@ class Checkpoint:
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
-    """Write ``checkpoint.safetensors``; the one before it stays as ``checkpoint-previous.safetensors``."""
+    """Write `checkpoint.safetensors`; the one before it stays as `checkpoint-previous.safetensors`."""
     tensors = {name: tensor.cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
     metadata = {
         "format": FORMAT,

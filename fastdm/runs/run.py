@@ -188,7 +188,8 @@ def _written(folder: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         raise FastDMError(
-            f"the run folder {folder} can no longer be written ({error}); its checkpoint is kept: make room and resume"
+            f"the run folder {folder} can no longer be written ({error}); its checkpoint is kept: free some space "
+            "and resume"
         ) from error
 
 

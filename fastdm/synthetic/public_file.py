@@ -1,4 +1,4 @@
-"""The public code's result file, ``res_DM_….pt``."""
+"""The public code's result file, `res_DM_….pt`."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -26,9 +26,9 @@ _NUMPY_NUMBER: list[Any] = [
 def write_public(
     path: str | Path, sets: Sequence[tuple[Tensor, Tensor]], accuracies: Mapping[str, Sequence[float]] | None = None
 ) -> None:
-    """Write (images, labels) of every experiment as the public code's ``res_DM_….pt``.
+    """Write (images, labels) of every experiment as the public code's `res_DM_….pt`.
 
-    ``{"data": [[images, labels], …], "accs_all_exps": {network: [accuracies]}}``, CPU tensors, accuracies in [0, 1].
+    `{"data": [[images, labels], …], "accs_all_exps": {network: [accuracies]}}`, CPU tensors, accuracies in [0, 1].
     """
     data = [[images.detach().cpu().clone(), labels] for images, labels in sets]
     found = {network: list(values) for network, values in (accuracies or {}).items()}
@@ -37,7 +37,7 @@ def write_public(
 
 
 def read_public(path: str | Path) -> tuple[list[tuple[Tensor, Tensor]], dict[str, list[float]]]:
-    """(images, labels) of every experiment, and the accuracies of every network, of a ``res_DM_….pt``."""
+    """(images, labels) of every experiment, and the accuracies of every network, of a `res_DM_….pt`."""
     try:
         with torch.serialization.safe_globals(_NUMPY_NUMBER):
             data = torch.load(path, map_location="cpu", weights_only=True)
@@ -58,7 +58,7 @@ def read_public(path: str | Path) -> tuple[list[tuple[Tensor, Tensor]], dict[str
 
 
 def parse_file_name(path: Path) -> tuple[str, str]:
-    """Data set and network in the name of a ``res_DM_CIFAR10_ResNet18_AP_10ipc.pt``; "" where it has another name."""
+    """Data set and network in the name of a `res_DM_CIFAR10_ResNet18_AP_10ipc.pt`; "" where it has another name."""
     parts = re.match(r"res_[^_]+_(.+?)_([^_]+(?:_AP)?)_\d+ipc", path.name)
     return (parts[1], parts[2]) if parts else ("", "")
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import TensorDataset
 
-from fastdm.data.normalisation import customary_normalisation
+from fastdm.data.normalisation import standard_normalisation
 from fastdm.data.pool import Dataset
 from fastdm.errors import FastDMError
 from fastdm.synthetic.public_file import parse_file_name, read_public, write_public
@@ -30,9 +30,14 @@ class SyntheticSet:
     """A small set of images in place of a data set.
 
     images: float32 [classes * ipc, C, H, W], normalised: pixel = (x − mean) / std with x in [0, 1] (where it was never
-    clipped: also beyond). Class-sorted: image j of class c is row ``c * ipc + j``.
-    class_names, mean, std, dataset: as in the ``Dataset`` it stands for (``dataset`` is its name); settings: what the
+    clipped: also beyond). Class-sorted: image j of class c is row `c * ipc + j`.
+    class_names, mean, std, dataset: as in the `Dataset` that was condensed (`dataset` is its name); settings: what the
     set was made with; version: the fastdm that made it.
+
+    >>> import fastdm
+    >>> synthetic = fastdm.random_selection("digits", ipc=2)
+    >>> len(synthetic), synthetic.ipc, synthetic.labels[:4].tolist()
+    (20, 2, [0, 0, 1, 1])
     """
 
     images: Tensor = field(repr=False)
@@ -73,7 +78,7 @@ class SyntheticSet:
         return torch.arange(self.num_classes).repeat_interleave(self.ipc)
 
     def as_dataset(self) -> TensorDataset:
-        """(normalised image, label) pairs for a torch ``DataLoader``."""
+        """(normalised image, label) pairs for a torch `DataLoader`."""
         return TensorDataset(self.images, self.labels.to(self.images.device))
 
     def crc32(self) -> str:
@@ -97,8 +102,8 @@ class SyntheticSet:
     def save(self, path: str | Path) -> None:
         """Write the set to a file, atomically; its suffix says in which format.
 
-        ``.safetensors`` keeps everything. ``.pt`` is the public code's format, ``{"data": [[images, labels]],
-        "accs_all_exps": {}}``, without class names, normalisation and settings.
+        `.safetensors` keeps everything. `.pt` is the public code's format, `{"data": [[images, labels]],
+        "accs_all_exps": {}}`, without class names, normalisation and settings.
         """
         suffix = Path(path).suffix
         if suffix == ".pt":
@@ -124,7 +129,7 @@ class SyntheticSet:
 
     @classmethod
     def load(cls, path: str | Path, *, experiment: int = 0, dataset: Dataset | None = None) -> "SyntheticSet":
-        """Set number ``experiment``, counted from 0, of those that ``load_all`` reads."""
+        """Set number `experiment`, counted from 0, of those that `load_all` reads."""
         sets = cls.load_all(path, dataset=dataset)
         if not 0 <= experiment < len(sets):
             raise FastDMError(f"{path} holds {len(sets)} sets, counted from 0; there is no set {experiment}")
@@ -132,12 +137,12 @@ class SyntheticSet:
 
     @classmethod
     def load_all(cls, path: str | Path, *, dataset: Dataset | None = None) -> "list[SyntheticSet]":
-        """Read the set that ``save`` wrote, or those of a ``.pt`` file in the public code's format, one per experiment.
+        """Read the set that `save` wrote, or those of a `.pt` file in the public code's format, one per experiment.
 
-        A ``.pt`` file holds neither class names nor normalisation: these are taken from ``dataset``; without it, the
-        normalisation is the customary one of the data set that the file's name (``res_DM_CIFAR10_ConvNet_10ipc.pt``)
-        speaks of. Raises FastDMError, naming the file, for whatever cannot be used, and for sets that are not like the
-        ``dataset``.
+        A `.pt` file holds neither class names nor normalisation: these are taken from `dataset`; without it, the
+        normalisation is the standard one of the data set that the file's name (`res_DM_CIFAR10_ConvNet_10ipc.pt`)
+        names. Raises FastDMError, naming the file, for whatever cannot be used, and for sets that are not like the
+        `dataset`.
         """
         path = Path(path)
         if is_zip(path):
@@ -168,12 +173,12 @@ class SyntheticSet:
 def save_public(
     sets: Sequence[SyntheticSet], path: str | Path, accuracies: Mapping[str, Sequence[float]] | None = None
 ) -> None:
-    """Write one set per experiment, with accuracies in [0, 1] by network, as the public code's ``res_DM_….pt``."""
+    """Write one set per experiment, with accuracies in [0, 1] by network, as the public code's `res_DM_….pt`."""
     write_public(path, [(synthetic.images, synthetic.labels) for synthetic in sets], accuracies)
 
 
 def dataset_name(path: str | Path) -> str:
-    """The name of the data set that the sets in a file were condensed from: from the file, or from a ``.pt``'s name."""
+    """The name of the data set that the sets in a file were condensed from: from the file, or from a `.pt`'s name."""
     path = Path(path)
     name = parse_file_name(path)[0] if is_zip(path) else _load_safetensors(path).dataset
     if not name:
@@ -182,7 +187,7 @@ def dataset_name(path: str | Path) -> str:
 
 
 def check_compatible(what: str, num_classes: int, image_shape: Sequence[int], dataset: Dataset) -> None:
-    """Raise FastDMError unless the data set has as many classes as ``what``, and images of its shape (C, H, W)."""
+    """Raise FastDMError unless the data set has as many classes as `what`, and images of its shape (C, H, W)."""
     ours, theirs = (
         f"{classes} classes of {'x'.join(map(str, shape))} images"
         for classes, shape in ((num_classes, image_shape), (dataset.num_classes, dataset.image_shape))
@@ -204,7 +209,7 @@ def _load_safetensors(path: Path) -> SyntheticSet:
         known = {entry.name for entry in fields(SyntheticSet)} - {"images"}
         if about.keys() != known:
             raise FastDMError(
-                f"it must tell {', '.join(sorted(known))}, but tells {', '.join(sorted(about)) or 'nothing'}"
+                f"it must state {', '.join(sorted(known))}, but states {', '.join(sorted(about)) or 'nothing'}"
             )
         if not (isinstance(about["dataset"], str) and isinstance(about["settings"], dict)):
             raise FastDMError("its dataset must be a name, and its settings values by name")
@@ -224,14 +229,14 @@ def _load_public(path: Path, dataset: Dataset | None) -> list[SyntheticSet]:
         if (counts != counts[0]).any():
             raise FastDMError(f"{path} holds classes of {int(counts.min())} and of {int(counts.max())} images")
         if dataset is None:
-            normalisation = customary_normalisation(name, images.shape[1])
+            normalisation = standard_normalisation(name, images.shape[1])
             class_names = tuple(map(str, range(len(counts))))
         else:
             check_compatible(str(path), len(counts), images.shape[1:], dataset)
             name, normalisation, class_names = dataset.name, (dataset.mean, dataset.std), dataset.class_names
         if normalisation is None:
             raise FastDMError(
-                f"{path} does not say how its pixels are normalised; load it with the dataset it stands for"
+                f"{path} does not say how its pixels are normalised; load it with its data set (dataset=…)"
             )
         pixels = images[labels.argsort(stable=True)].detach().float()
         loaded.append(SyntheticSet(pixels, class_names, *normalisation, name, settings))

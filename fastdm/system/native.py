@@ -1,4 +1,4 @@
-"""The C++ core if it is installed; what asks for it has a slower PyTorch form beside it."""
+"""The C++ core if it is installed; its callers have a slower PyTorch form."""
 
 import functools
 import importlib
@@ -10,9 +10,9 @@ logger = logging.getLogger("fastdm")
 
 @functools.cache
 def native() -> ModuleType | None:
-    """``fastdm._native``, or None in an installation without it (``FASTDM_PURE=1``), which is said once."""
+    """`fastdm._native`, or None if it is not installed (`FASTDM_PURE=1`), which is logged once."""
     try:
         return importlib.import_module("fastdm._native")
     except ModuleNotFoundError:
-        logger.warning("fastdm is installed without its C++ core: data goes through PyTorch, slower.")
+        logger.warning("fastdm is installed without its C++ core: data is loaded through PyTorch, slower.")
         return None

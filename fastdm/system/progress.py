@@ -12,7 +12,7 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 class Progress:
-    """Shows how far a loop of `total` turns is, as a context manager; `start` turns were done before."""
+    """Shows how far a loop of `total` iterations is, as a context manager; `start` of them were done before."""
 
     def __init__(self, what: str, total: int, *, start: int = 0, unit: str = "it") -> None:
         self._what = what
@@ -46,11 +46,11 @@ class Progress:
             self._bar.stop()
 
     def start_clock(self) -> None:
-        """The turns begin now: what was done to prepare them does not count in their rate."""
+        """Timing starts here, excluding setup."""
         self._began = time.monotonic()
 
     def update(self, done: int, **values: float) -> None:
-        """`done` turns are over (those before the start included); values: what to show beside, such as the loss."""
+        """`done` iterations are complete, including those before `start`; values: shown with them, such as the loss."""
         now = time.monotonic()
         rate = (done - self._start) / max(now - self._began, 1e-9)
         if self._bar is not None:

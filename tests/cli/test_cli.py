@@ -142,7 +142,7 @@ def test_interrupted_then_resumed(arrays: Path, tmp_path: Path) -> None:
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=60)
-    assert errors == "fastdm: stopped; condense and pack go on with --resume\n"
+    assert errors == "fastdm: stopped; continue condense or pack with --resume\n"
     assert process.returncode == 130
 
     done = len(log.read_text().splitlines())

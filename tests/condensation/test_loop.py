@@ -160,7 +160,7 @@ def test_a_disk_that_fills_up_is_a_sentence(dataset: Dataset, tmp_path: Path) ->
         if iteration == 2:
             shutil.rmtree(tmp_path / "run")
 
-    with pytest.raises(FastDMError, match=r"can no longer be written .* make room and resume"):
+    with pytest.raises(FastDMError, match=r"can no longer be written .* free some space and resume"):
         fastdm.condense(dataset, **SMALL, save_path=tmp_path / "run", save_every=4, callback=remove)
 
 

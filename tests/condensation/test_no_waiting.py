@@ -1,6 +1,6 @@
 """What a GPU is asked for within an iteration, without one: nothing that makes the host wait.
 
-The device "meta" stands in for it. It has no values, so that whatever reads one (``item``, ``nonzero``, an index by
+The device "meta" stands in for it. It has no values, so that whatever reads one (`item`, `nonzero`, an index by
 booleans) fails there, and what comes from or goes to the CPU is seen by its device. The same operations would break the
 recording of a CUDA graph.
 """

@@ -2,5 +2,5 @@
 
     python -m pytest tests/gpu
 
-It is collected only where ``torch.cuda.is_available()``; elsewhere nothing of it runs and nothing is skipped.
+It is collected only where `torch.cuda.is_available()`; elsewhere nothing of it runs and nothing is skipped.
 """

@@ -1,6 +1,6 @@
 """The compile gate: the real kernels pass on one target, and bad ones are caught.
 
-Continuous integration runs the whole gate, ``python -m fastdm.kernels.compile_check``, as a step of its own.
+Continuous integration runs the whole gate, `python -m fastdm.kernels.compile_check`, as a step of its own.
 """
 
 import json

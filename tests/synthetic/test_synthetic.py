@@ -101,10 +101,10 @@ ABOUT = {
     [
         ({}, torch.zeros(4, 1, 2, 2), ""),
         ({"crc32": None}, torch.zeros(4, 1, 2, 2), "checksum"),
-        ({"about": None}, torch.zeros(4, 1, 2, 2), "it must tell class_names, .*but tells nothing"),
+        ({"about": None}, torch.zeros(4, 1, 2, 2), "it must state class_names, .*but states nothing"),
         ({"about": "{"}, torch.zeros(4, 1, 2, 2), "property name"),
         ({"about": "[]"}, torch.zeros(4, 1, 2, 2), "no attribute 'keys'"),
-        ({"about": {**ABOUT, "soft_labels": 1}}, torch.zeros(4, 1, 2, 2), "but tells .*soft_labels"),
+        ({"about": {**ABOUT, "soft_labels": 1}}, torch.zeros(4, 1, 2, 2), "but states .*soft_labels"),
         ({"about": {**ABOUT, "class_names": 2}}, torch.zeros(4, 1, 2, 2), "not iterable"),
         ({"about": {**ABOUT, "mean": ["dark"]}}, torch.zeros(4, 1, 2, 2), "mean and std must have 1 values"),
         ({"about": {**ABOUT, "settings": None}}, torch.zeros(4, 1, 2, 2), "settings values by name"),

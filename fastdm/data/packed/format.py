@@ -9,7 +9,7 @@ spaces to a multiple of 4,096 bytes, then the tensors one after the other:
     class_crc32, test_class_crc32         I64 [classes]: CRC-32 of each class's images
     source_index, test_source_index       I64 [N]: which image of the source, counted in its order, this is
 
-The metadata (strings) says how it was made; see ``PackedFile.metadata``.
+The metadata (strings) says how it was made; see `PackedFile.metadata`.
 """
 
 import json
@@ -209,7 +209,7 @@ class PackedFile:
 
 
 def _entry(tensor: Any, data: int) -> Entry:
-    """What a header says of a tensor; ``data``: where the header ends. Raises one of many errors for nonsense."""
+    """What a header says of a tensor; `data`: where the header ends. Raises one of many errors for nonsense."""
     begin, end = tensor["data_offsets"]
     shape = tuple(operator.index(size) for size in tensor["shape"])
     entry = Entry(_DTYPES[tensor["dtype"]], shape, data + operator.index(begin))
@@ -239,7 +239,7 @@ def class_crcs(images: Tensor, offsets: Tensor, workers: int | None = None) -> l
 def header_bytes(
     metadata: Mapping[str, str], tensors: Mapping[str, tuple[str, tuple[int, ...]]], images_at: int
 ) -> bytes:
-    """The file's first ``images_at`` bytes, for tensors (dtype, shape) that follow one another in this order."""
+    """The file's first `images_at` bytes, for tensors (dtype, shape) that follow one another in this order."""
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     begin = 0
     for name, (dtype, shape) in tensors.items():

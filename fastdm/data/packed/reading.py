@@ -22,12 +22,12 @@ def open_packed(path: str | os.PathLike[str], io: IO = "auto", device: torch.dev
 
     io says where the images are kept:
 
-    - ``"auto"``: on ``device`` if that is a CUDA device and they fit there; else ``"mmap"`` if they fit into
-      memory; else ``"direct"``;
-    - ``"mmap"``: mapped; if they fit into memory they are brought into it when they are first gathered;
-    - ``"ram"``: copied into memory now;
-    - ``"device"``: copied to ``device`` (by default the current CUDA device) now;
-    - ``"direct"``: left on disk; ``gather`` and ``stream`` read them past the page cache, 32 at a time.
+    - `"auto"`: on `device` if that is a CUDA device and they fit there; else `"mmap"` if they fit into
+      memory; else `"direct"`;
+    - `"mmap"`: mapped; if they fit into memory they are brought into it when they are first gathered;
+    - `"ram"`: copied into memory now;
+    - `"device"`: copied to `device` (by default the current CUDA device) now;
+    - `"direct"`: left on disk; `gather` and `stream` read them past the page cache, 32 at a time.
 
     Raises FastDMError, naming the file, for one that is not a packed file, was cut short, is damaged, or has a newer
     major version.

@@ -69,7 +69,7 @@ def fingerprint(settings: dict[str, str], counts: dict[str, list[int]], states: 
 
 
 class Partial:
-    """``out.partial``, in which every image has its place from the start, and the journal of the finished blocks."""
+    """`out.partial`, in which every image has its place from the start, and the journal of the finished blocks."""
 
     def __init__(self, out: Path, images: PackSource, resume: bool) -> None:
         self.out, self.images = out, images
@@ -168,7 +168,7 @@ class Partial:
                     self.skipped |= {int(i): error for i, error in entry["skipped"].items()}
             self.journal = self.journal_path.open("a")
             return
-        self.journal_path.unlink(missing_ok=True)  # before the blocks that it speaks of
+        self.journal_path.unlink(missing_ok=True)  # before the blocks that it lists
         os.ftruncate(self.file, 0)
         try:
             os.posix_fallocate(self.file, 0, whole)

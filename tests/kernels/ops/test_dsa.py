@@ -59,7 +59,7 @@ def exact(images, rows, group=None, index=None, mean=None, std=None):
 
 
 def tolerance(families, size, largest):
-    """The bound of the error in float32, for pixels of at most ``largest``.
+    """The bound of the error in float32, for pixels of at most `largest`.
 
     Color makes about 8 operations on values of up to 3 · largest. A sampled coordinate is a sum of products of up to
     the size, so it is off by about size · ε; a pixel moves by at most 2 · largest per coordinate, on two axes. Scale
