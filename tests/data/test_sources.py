@@ -93,12 +93,12 @@ PIXELS = pictures(4, 6, 6, 3)
         ((PIXELS, [0, -1, 0, 0]), "train label -1 is not one of 0..0"),
         ((PIXELS, [0, 1, 1]), "4 train images, but 3 labels"),
         ((PIXELS, [0.0, 1.0, 1.0, 1.0]), "labels must be integers"),
-        ((PIXELS, ["a", "b", "c", "d"]), "labels are no array of numbers"),
+        ((PIXELS, ["a", "b", "c", "d"]), "labels are not an array of numbers"),
         ((PIXELS.astype(np.float32), [0, 1, 1, 1]), r"must lie in \[0, 1\], not \d+..25\d; give values"),
         ((np.full((4, 6, 6), np.nan), [0, 1, 1, 1]), "some pixels are NaN"),
         ((PIXELS.astype(np.int64), [0, 1, 1, 1]), "pixels are torch.int64"),
         ((np.zeros((4, 6, 6, 5), np.uint8), [0, 1, 1, 1]), "with 1 or 3 channels"),
-        (([PIXELS[0], PIXELS[1, :4]], [0, 1]), "images are no array of numbers of one shape"),
+        (([PIXELS[0], PIXELS[1, :4]], [0, 1]), "images are not an array of numbers of one shape"),
         ((PIXELS, [0, 1, 1, 1], PIXELS[:, :5], [0, 1, 1, 1]), "test images are 3x5x6, training images 3x6x6"),
         ((PIXELS, [0, 1, 1, 1], PIXELS, [0, 1, 1, 2]), "test label 2 is not one of 0..1"),
         ((PIXELS[:0], np.zeros(0, int)), "there is no training image"),
@@ -154,7 +154,7 @@ def test_the_public_codes_tiny_imagenet(tmp_path: Path) -> None:
 
 def test_bad_pt(tmp_path: Path) -> None:
     torch.save({"data": []}, tmp_path / "a.pt")
-    with pytest.raises(FastDMError, match=r"a.pt is no data set: a .pt file must hold a dict of classes, images_train"):
+    with pytest.raises(FastDMError, match=r"a.pt is not a data set: a .pt file must hold a dict of classes, images_train"):
         open_dataset(tmp_path / "a.pt")
     (tmp_path / "b.pt").write_bytes(b"nothing")
     with pytest.raises(FastDMError, match=r"b.pt is not a readable .pt file"):
