@@ -1,0 +1,105 @@
+"""What the machine leaves: control groups of both versions, nested, limits of the process; and the precision set."""
+
+import contextlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastdm.errors import FastDMError
+from fastdm.system import device
+from fastdm.system.device import default_device, free_memory, precision_context
+
+CPU = torch.device("cpu")
+MIB = 1 << 20
+
+
+def group(folder: Path, version: int, most: int | str, used: int, inactive_file: int = 0) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    limit, usage = (
+        ("memory.max", "memory.current") if version == 2 else ("memory.limit_in_bytes", "memory.usage_in_bytes")
+    )
+    (folder / limit).write_text(f"{most}\n")
+    (folder / usage).write_text(f"{used}\n")
+    name = "inactive_file" if version == 2 else "total_inactive_file"
+    (folder / "memory.stat").write_text(f"anon 1\n{name} {inactive_file}\n")
+    return folder
+
+
+def left(tmp_path: Path, membership: str) -> list[int]:
+    (tmp_path / "cgroup").write_text(membership)
+    return list(device._group_memory(tmp_path / "cgroup", tmp_path / "fs"))
+
+
+def test_every_group_round_the_process_counts(tmp_path: Path) -> None:
+    group(tmp_path / "fs" / "outer", 2, 8 * MIB, 5 * MIB)
+    group(tmp_path / "fs" / "outer" / "inner", 2, "max", MIB)
+    group(tmp_path / "fs" / "outer" / "inner" / "own", 2, 4 * MIB, 2 * MIB, inactive_file=MIB)
+    assert left(tmp_path, "0::/outer/inner/own\n") == [3 * MIB, 3 * MIB]
+
+
+def test_version_1_counts_too(tmp_path: Path) -> None:
+    group(tmp_path / "fs" / "memory" / "job", 1, 6 * MIB, 4 * MIB, inactive_file=MIB)
+    assert left(tmp_path, "5:devices:/job\n4:memory:/job\n1:cpu,cpuacct:/\n0::/\n") == [3 * MIB]
+
+
+def test_a_container_shows_its_own_group_as_the_root(tmp_path: Path) -> None:
+    group(tmp_path / "fs", 2, 2 * MIB, MIB)
+    assert left(tmp_path, "0::/docker/0123abcd\n") == [MIB]
+
+
+def test_without_groups_nothing_is_limited(tmp_path: Path) -> None:
+    assert left(tmp_path, "0::/\n") == []
+    assert list(device._group_memory(tmp_path / "absent", tmp_path)) == []
+
+
+def test_free_memory_follows_the_smallest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "_group_memory", lambda *_: iter([5 * MIB, 3 * MIB]))
+    assert free_memory(CPU) == free_memory() == 3 * MIB
+    monkeypatch.setattr(device, "_group_memory", lambda *_: iter([-MIB]))
+    assert free_memory() == 0
+
+
+def test_a_limit_of_the_address_space_is_kept() -> None:
+    """In a process of its own, whose limit is lowered to 64 MiB more than it has."""
+    code = """
+import re, resource
+from pathlib import Path
+from fastdm.system.device import free_memory
+taken = int(re.search(r"VmSize:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+resource.setrlimit(resource.RLIMIT_AS, (taken + (64 << 20), resource.RLIM_INFINITY))
+print(free_memory())
+"""
+    found = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    assert 0 < found <= 64 * MIB
+
+
+@pytest.mark.parametrize("outside", ["ieee", "tf32", "bf16"])
+def test_the_precision_is_that_of_the_block_and_is_given_back(outside: str) -> None:
+    matmul, conv = torch.backends.mkldnn.matmul, torch.backends.mkldnn.conv  # type: ignore[attr-defined]
+    before = matmul.fp32_precision, conv.fp32_precision
+    try:
+        matmul.fp32_precision = conv.fp32_precision = outside
+        with contextlib.suppress(ZeroDivisionError), precision_context("fp32", CPU) as dtype:
+            assert dtype == torch.float32
+            assert (matmul.fp32_precision, conv.fp32_precision) == ("ieee", "ieee")
+            raise ZeroDivisionError
+        assert (matmul.fp32_precision, conv.fp32_precision) == (outside, outside)
+    finally:
+        matmul.fp32_precision, conv.fp32_precision = before
+
+
+def test_tf32_needs_a_gpu() -> None:
+    with pytest.raises(FastDMError, match="precision 'tf32' needs a GPU"), precision_context("tf32", CPU):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("cuda:99", "cannot be used here"), ("tpu", "cannot be used here"), ("meta", "neither a CPU nor a CUDA device")],
+)
+def test_devices_that_are_not_there_are_refused(name: str, message: str) -> None:
+    with pytest.raises(FastDMError, match=f"device '{name}' .*{message}|device '{name}' is {message}"):
+        default_device(name)
