@@ -166,8 +166,7 @@ class Run:
         if self._folder is not None:
             with _written(self._folder):
                 result.save(self._folder / SET)
-                # Large enough to look at: about a hundred screen pixels for each image.
-                result.save_grid(self._folder / PICTURE, zoom=max(1, 100 // result.images.shape[-1]))
+                result.save_picture(self._folder / PICTURE)
         return result
 
 

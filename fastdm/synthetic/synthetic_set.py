@@ -17,6 +17,7 @@ from torch.utils.data import TensorDataset
 from fastdm.data.normalisation import standard_normalisation
 from fastdm.data.pool import Dataset
 from fastdm.errors import FastDMError
+from fastdm.synthetic.picture import picture
 from fastdm.synthetic.public_file import parse_file_name, read_public, write_public
 from fastdm.system.files import crc32, is_zip, writing
 from fastdm.version import __version__
@@ -155,14 +156,22 @@ class SyntheticSet:
             raise FastDMError(f"{path} holds pixels that are not finite numbers")
         return sets
 
+    def pixels(self) -> Tensor:
+        """The images as they are looked at: de-normalised, clipped to [0, 1], uint8 [N, C, H, W] on the CPU."""
+        images = self.images.detach().cpu()
+        mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
+        return ((images * std + mean).clamp(0, 1) * 255 + 0.5).to(torch.uint8)
+
+    def save_picture(self, path: str | Path) -> None:
+        """Write a PNG for people: landscape, enlarged, with class names. `save_grid` writes the public code's."""
+        with writing(path) as temporary:
+            picture(self.pixels(), self.class_names, self.ipc).save(temporary, format="PNG")
+
     def save_grid(self, path: str | Path, *, zoom: int = 1) -> None:
         """Write a PNG of all images, one class per row: de-normalised, clipped to [0, 1], each pixel `zoom` wide."""
         if zoom < 1:
             raise FastDMError(f"zoom is {zoom}; it must be at least 1")
-        images = self.images.detach().cpu()
-        mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
-        pictures = ((images * std + mean).clamp(0, 1) * 255 + 0.5).to(torch.uint8)
-        spaced = functional.pad(pictures, (0, _GAP, 0, _GAP))
+        spaced = functional.pad(self.pixels(), (0, _GAP, 0, _GAP))
         rows = spaced.reshape(self.num_classes, self.ipc, *spaced.shape[1:])
         grid = functional.pad(rows.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1), (0, 0, _GAP, 0, _GAP, 0))
         with writing(path) as temporary:
