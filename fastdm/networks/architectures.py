@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fastdm.errors import FastDMError, unknown
-from fastdm.networks.model import ACTIVATIONS, Block, Network, Residual
+from fastdm.networks.model import ACTIVATIONS, Block, Network, NormedConv2d, Residual
 
 _NORMS = ("none", "batch", "layer", "instance", "group")
 _POOLS: dict[str, Callable[[], nn.Module]] = {
@@ -43,7 +43,8 @@ class _Stack:
         height, width = (size + 2 * padding - kernel + 1 for size in self.shape[1:])
         # The mean that these norms subtract contains the bias: a weight that is never trained needs none.
         bias = not (self.frozen and norm in ("instance", "batch"))
-        conv = nn.Conv2d(self.shape[0], channels, kernel, padding=padding, bias=bias)
+        kind = NormedConv2d if norm == "instance" else nn.Conv2d
+        conv = kind(self.shape[0], channels, kernel, padding=padding, bias=bias)
         self.resize(channels, height, width)
         if (kernel, norm, activation, pool) == (3, "instance", "relu", "avg"):
             self.layers.append(Block(conv, affine=not self.frozen))
