@@ -9,6 +9,8 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
+from fastdm.version import __version__
+
 if TYPE_CHECKING:
     from fastdm.compat import DiffAugment, ParamDiffAug
     from fastdm.data.packed import pack
@@ -18,8 +20,6 @@ if TYPE_CHECKING:
     from fastdm.loop import condense
     from fastdm.settings import Settings
     from fastdm.synthetic import SyntheticSet
-
-__version__ = "0.1.0"
 
 # PyTorch's threads spin for milliseconds after each of their loops, on cores that fastdm's own threads need next. Some
 # microseconds are enough. (Heeded only if PyTorch is not loaded yet.)

@@ -30,7 +30,7 @@ check() { # the sanitizers, and their libraries in the order in which they must 
     $fixed "$work/core_test"
     "$cxx" $options $includes -fsanitize="$1" -shared csrc/bindings.cpp csrc/nanobind_runtime.cpp \
         -o "$work/fastdm/_native$suffix"
-    cp fastdm/__init__.py "$work/fastdm/"
+    cp fastdm/__init__.py fastdm/version.py "$work/fastdm/"
     preload=
     for library in $2; do preload=$preload:$("$cxx" -print-file-name="$library"); done
     # -P and pythonpath=: the extension is to be the one built here, not the installed one.
