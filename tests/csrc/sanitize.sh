@@ -40,7 +40,7 @@ work, *tests = sys.argv[1:]
 code = pytest.main(["-q", "-s", "-p", "no:cacheprovider", "-o", "pythonpath=", *tests])  # -s shows the reports
 import fastdm._native
 assert work in fastdm._native.__file__, fastdm._native.__file__
-sys.exit(code)' "$work" tests/csrc/test_fuzz.py tests/csrc/test_threads.py tests/csrc/test_read.py tests/csrc/test_resize.py
+sys.exit(code)' "$work" tests/csrc/test_fuzz.py tests/csrc/test_threads.py tests/csrc/test_record_file.py tests/csrc/test_resize.py
 }
 
 check address,undefined "libasan.so libubsan.so" &

@@ -87,7 +87,7 @@ def test_nothing_is_gathered_from_an_empty_index() -> None:
         ([-1], (1, 3, 5, 7), {}, "Image -1 at position 0"),
         ([0], (2, 3, 5, 7), {}, r"out has the shape \[2, 3, 5, 7\] and should have \[1, 3, 5, 7\]"),
         ([0], (1, 5, 7, 4), {"layout": "last"}, r"should have \[1, 5, 7, 3\]"),
-        ([0], (1, 3, 5, 7), {"layout": "nhwc"}, "layout 'nhwc' is none of planar, last, rgbx"),
+        ([0], (1, 3, 5, 7), {"layout": "nhwc"}, "layout 'nhwc' is not one of planar, last, rgbx"),
     ],
 )
 def test_what_cannot_be_gathered_is_refused(
