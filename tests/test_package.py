@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import fastdm
+
 REPOSITORY = Path(__file__).parent.parent
 
 RUN = """
@@ -129,6 +131,10 @@ def test_make_says_what_the_machine_lacks_before_pip_starts(
     )  # fmt: skip
     assert result.returncode != 0
     assert re.fullmatch(f"fastdm needs {sentence}\n", result.stdout)
+
+
+def test_the_citation_names_this_version() -> None:
+    assert f"\nversion: {fastdm.__version__}\n" in (REPOSITORY / "CITATION.cff").read_text()
 
 
 def test_import_is_light() -> None:
