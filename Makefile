@@ -23,7 +23,8 @@ test: $(VENV)/installed
 # An environment of its own: triton 3.6's interpreter needs a numpy before 2.4.
 test-oldest:
 	test -d .venv-oldest || $(PYTHON) -m venv .venv-oldest
-	.venv-oldest/bin/python -m pip install --quiet 'torch==2.11.*' 'triton==3.6.*' 'numpy<2.4' --editable '.[dev]'
+	.venv-oldest/bin/python -m pip install $(if $(wildcard .venv-oldest),--quiet) \
+		'torch==2.11.*' 'triton==3.6.*' 'numpy<2.4' --editable '.[dev]'
 	.venv-oldest/bin/python -m pytest tests/kernels tests/test_step.py tests/test_augmentation.py
 
 # torch and triton are those that are there: a machine with a GPU may have no network.
