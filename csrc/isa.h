@@ -1,5 +1,5 @@
-// The kernels of the network's blocks, compiled for every instruction set: namespaces plain, avx2 and avx512.
-// Nothing in the included files may define a lambda: compilers do not agree on which instructions it may use.
+// The kernels of the network's blocks, compiled once per instruction set: namespaces plain, avx2 and avx512.
+// The included files must not define lambdas: compilers disagree on which instructions a lambda may use.
 #pragma once
 
 #include <algorithm>
@@ -7,9 +7,15 @@
 #include <cstdint>
 #include <cstring>
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 #include "convert.h"
-#include "copy.h"
-#include "maps.h"
+#include "cpu.h"
+#include "shapes.h"
+
+// clang-format off: simd.h comes first.
 
 #define FASTDM_ISA plain
 #define FASTDM_VECTOR_BYTES 16
@@ -57,11 +63,13 @@
 
 #endif
 
-// Calls a function of the namespace of this processor's instruction set.
+// clang-format on
+
+// Calls the function in the namespace of an instruction set.
 #if defined(__x86_64__)
-#define FASTDM_CALL(cpu, function, ...)                                    \
-    ((cpu) == Cpu::avx512 ? avx512::function(__VA_ARGS__)                  \
-     : (cpu) == Cpu::avx2 ? avx2::function(__VA_ARGS__)                    \
+#define FASTDM_CALL(cpu, function, ...)                   \
+    ((cpu) == Cpu::avx512 ? avx512::function(__VA_ARGS__) \
+     : (cpu) == Cpu::avx2 ? avx2::function(__VA_ARGS__)   \
                           : plain::function(__VA_ARGS__))
 #else
 #define FASTDM_CALL(cpu, function, ...) plain::function(__VA_ARGS__)

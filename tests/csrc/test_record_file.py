@@ -1,4 +1,4 @@
-"""Reading records past the page cache."""
+"""Reads records of a file past the page cache."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ FIRST = 4096
 
 @pytest.fixture
 def file(tmp_path: Path) -> tuple[Path, np.ndarray]:
-    """A file of 300 records of 3 x 9 x 7 bytes, so that none is aligned."""
+    """A file of 300 records of 3 × 9 × 7 bytes, a size that leaves them unaligned."""
     records = np.random.default_rng(0).integers(0, 256, (300, 3, 9, 7), dtype=np.uint8)
     path = tmp_path / "records"
     path.write_bytes(bytes(FIRST) + records.tobytes())

@@ -1,5 +1,5 @@
-// Records of a file larger than memory: many reads in flight, past the page cache (O_DIRECT). Random reads through a
-// mapping would each drag in the kernel's read-ahead.
+// Random access to the records of a file larger than memory: many reads in flight, past the page cache (O_DIRECT).
+// Through a memory mapping, each read would trigger the kernel's read-ahead.
 #pragma once
 
 #include <fcntl.h>
@@ -21,7 +21,7 @@ namespace fastdm {
 
 constexpr int kReadsInFlight = 32;
 
-// Threads that wait for reads most of the time; all files share them.
+// Threads that mostly wait for reads; all files share them.
 inline ThreadPool& reading_pool() {
     static ThreadPool* pool = new ThreadPool(kReadsInFlight);
     return *pool;
@@ -49,14 +49,14 @@ public:
     RecordFile(const RecordFile&) = delete;
     RecordFile& operator=(const RecordFile&) = delete;
 
-    // False where the file system has no direct reads: then they go through the page cache.
+    // False where the file system does not support direct reads, which then go through the page cache.
     bool direct() const { return alignment_ > 1; }
 
     // out[i] = the `bytes` bytes at first + index[i] * bytes.
     void read(int64_t first, int64_t bytes, const int64_t* index, int64_t n, uint8_t* out) {
-        const int64_t room = bytes + 2 * alignment_;
+        const int64_t buffer_bytes = bytes + 2 * alignment_;
         reading_pool().run(n, 1 + n / (kReadsInFlight * 8), [&](int64_t begin, int64_t end) {
-            const AlignedBytes buffer = aligned_bytes(room);
+            const AlignedBytes buffer = aligned_bytes(buffer_bytes);
             for (int64_t i = begin; i < end; ++i) {
                 const int64_t offset = first + index[i] * bytes;
                 const int64_t start = offset / alignment_ * alignment_;
@@ -94,14 +94,14 @@ private:
         return false;
     }
 
-    // Reads `bytes` bytes, of which the last ones may lie behind the file's end but the first `needed` may not.
+    // Reads up to `bytes` bytes. The file may end before the last of them, but not within the first `needed`.
     void read_aligned(uint8_t* to, int64_t offset, int64_t bytes, int64_t needed) const {
         for (int64_t done = 0; done < needed;) {
             const ssize_t got = pread(file_, to + done, static_cast<size_t>(bytes - done), offset + done);
             if (got < 0 && errno == EINTR) continue;
             if (got < 0) throw ReadError("cannot read " + path_ + ": " + std::strerror(errno));
             if (done + got >= needed) return;
-            if (got < alignment_) throw ReadError(path_ + " ends early: it was cut after it was opened");
+            if (got < alignment_) throw ReadError(path_ + " ends early: it was truncated after it was opened");
             done += got / alignment_ * alignment_;
         }
     }

@@ -1,61 +1,20 @@
-// Which instructions this processor has, and copies that go past the caches.
+// Copies that write past the caches.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
-#include <cstdio>
-#include <cstdlib>
 #include <cstring>
-#include <string_view>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
-#define FASTDM_AVX2 __attribute__((target("avx2")))
-#define FASTDM_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl")))
 #endif
+
+#include "cpu.h"
 
 namespace fastdm {
 
-enum class Cpu { plain, avx2, avx512 };
-
-// FASTDM_CPU=avx2 or plain leaves the wider instructions alone.
-inline Cpu detect_cpu() {
-    const char* wanted = std::getenv("FASTDM_CPU");
-    const std::string_view limit = wanted ? wanted : "";
-    if (limit == "plain") return Cpu::plain;
-#if defined(__x86_64__)
-    __builtin_cpu_init();
-    if (limit != "avx2" && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
-        return Cpu::avx512;
-    }
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Cpu::avx2;
-#endif
-    return Cpu::plain;
-}
-
-inline Cpu this_cpu() {
-    static const Cpu cpu = detect_cpu();
-    return cpu;
-}
-
-// Half of the last-level cache: results larger than this do not stay in it until they are read, and writing them past
-// the caches saves reading their lines from memory first.
-inline int64_t cache_bytes() {
-    static const int64_t bytes = [] {
-        // What cores share. sysconf(_SC_LEVEL3_CACHE_SIZE) would add up all caches of a processor that has several.
-        long kib = 0;
-        if (std::FILE* size = std::fopen("/sys/devices/system/cpu/cpu0/cache/index3/size", "r")) {
-            if (std::fscanf(size, "%ldK", &kib) != 1) kib = 0;
-            std::fclose(size);
-        }
-        return kib > 0 ? int64_t{kib} << 9 : int64_t{8} << 20;
-    }();
-    return bytes;
-}
-
-// Copies `bytes` past the caches; meanwhile asks for the first `ahead_bytes` of what will be copied next.
-// Finish a run of such copies with stream_fence() before another thread reads them.
+// Copies `bytes` bytes past the caches and meanwhile prefetches the first `ahead_bytes` of what will be copied next.
+// After the last of a series of copies, stream_fence() makes them visible to other threads.
 using StreamCopy = void (*)(uint8_t* to, const uint8_t* from, int64_t bytes, const uint8_t* ahead, int64_t ahead_bytes);
 
 constexpr int64_t kLine = 64;

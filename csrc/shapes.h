@@ -21,10 +21,10 @@ struct Maps {
     MapSize size;
     bool channels_last;
 
-    int64_t numbers() const { return channels * size.pixels(); }  // of one image
+    int64_t elements() const { return channels * size.pixels(); }  // per image
 };
 
-// Scale and shift of each channel (nullptr for 1 and 0), and what is added to the variance.
+// Scale and shift of each channel (nullptr for 1 and 0), and the epsilon added to the variance.
 struct Affine {
     const float* weight;
     const float* bias;
@@ -37,7 +37,7 @@ struct Affine {
     float shift(int64_t c) const { return bias ? bias[c] : 0.0f; }
 };
 
-// A 3×3 convolution of images [H, W, in] to [H', W', out]. A negative padding leaves pixels out.
+// A 3×3 convolution of images [H, W, in] to [H', W', out]. A negative padding crops.
 struct ConvShape {
     int64_t in;
     int64_t out;
@@ -45,11 +45,11 @@ struct ConvShape {
     int64_t padding;
 
     MapSize out_size() const { return {in_size.height + 2 * padding - 2, in_size.width + 2 * padding - 2}; }
-    // The convolution that takes the output's gradient to the input's, with the turned weights.
+    // The convolution from the output's gradient to the input's, with the weights rotated by 180°.
     ConvShape backward() const { return {out, in, out_size(), 2 - padding}; }
 };
 
-// Weights [out, in, 3, 3] of any layout in memory.
+// Weights [out, in, 3, 3], in any memory layout.
 struct Weights {
     const float* data;
     int64_t out, in;
@@ -58,15 +58,15 @@ struct Weights {
     float at(int64_t to, int64_t from, int tap) const {
         return data[to * out_stride + from * in_stride + tap / 3 * row_stride + tap % 3 * column_stride];
     }
-    // Those of the backward convolution: in and out exchanged, the taps turned by 180°.
+    // For the backward convolution: in and out exchanged, the taps rotated by 180°.
     Weights backward() const {
         const float* last = data + 2 * row_stride + 2 * column_stride;
         return {last, in, out, in_stride, out_stride, -row_stride, -column_stride};
     }
 };
 
-constexpr int64_t kWinogradTiles = 48;    // per round: their transforms and products stay in a core's cache
+constexpr int64_t kWinogradTiles = 48;    // per round, so that their transforms and products stay in a core's cache
 constexpr int64_t kWinogradColumns = 64;  // output channels per round
-constexpr int64_t kDirectTaps = 64;       // room for 9 · in numbers, rounded up to a panel
+constexpr int64_t kDirectTaps = 64;       // at least 9 · in, rounded up to a panel
 
 }  // namespace fastdm
