@@ -220,7 +220,7 @@ def empty_class() -> Dataset:
         ({"network": "ConvNeXt"}, "unknown network 'ConvNeXt'"),
         ({"strategy": "blur"}, "unknown augmentation 'blur'"),
         ({"device": "cuda:99"}, "device 'cuda:99' cannot be used here"),
-        ({"backend": "triton"}, "backend 'triton' cannot be had"),
+        ({"backend": "triton"}, "backend 'triton' is not available"),
         ({"backend": "cutlass"}, "backend is 'cutlass'; it must be"),
         ({"learning_rate": 3}, "unknown setting 'learning_rate'; choose one of ipc, iterations"),
         ({"chunk_memory": 300_000}, "batch_real of at most [1-7] would fit"),

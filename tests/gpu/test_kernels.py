@@ -19,7 +19,7 @@ from fastdm.kernels import (
     uniform,
     use_backend,
 )
-from tests.kernels.ops.test_dsa import FAMILIES, draw_table
+from tests.kernels.augmentation.tables import FAMILIES, draw_table
 
 ROOT = Path(__file__).parents[2]
 CUDA = torch.device("cuda")

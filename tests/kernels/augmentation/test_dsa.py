@@ -1,74 +1,19 @@
 """The augmentation against float64, against the transposed map, and against what it must refuse."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from fastdm.kernels import dsa, reference, table
+from fastdm.kernels import dsa, table
+from tests.kernels.augmentation.tables import FAMILIES, draw_table, exact, tolerance
 
-FAMILIES = ("color", "crop", "cutout", "flip", "scale", "rotate")
 ONE_EACH = [(family,) for family in FAMILIES]
 ALL = [FAMILIES]
-FLOAT32_EPS = 2.0**-23
 # Half a unit in the last place where a type rounds, one where the interpreter truncates (bfloat16).
 ULP = {torch.float32: 0.0, torch.float64: 0.0, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
-
-
-def draw_table(rows, families, size, generator, ratio=1.2):
-    """A table with the ranges of DM's defaults, drawn without the package."""
-    height, width = size
-    u = lambda: torch.rand(rows, generator=generator)  # noqa: E731
-    integer = lambda n: (u() * n).floor()  # noqa: E731
-    result = table.identity(rows)
-    if "color" in families:
-        result[:, table.BRIGHTNESS] = u() - 0.5
-        result[:, table.SATURATION] = 2 * u()
-        result[:, table.CONTRAST] = u() + 0.5
-    if "crop" in families:
-        for column, length in ((table.SHIFT_ROWS, height), (table.SHIFT_COLS, width)):
-            reach = int(0.125 * length + 0.5)
-            result[:, column] = integer(2 * reach + 1) - reach
-    if "cutout" in families:
-        edges = ((table.CUTOUT_TOP, table.CUTOUT_BOTTOM, height), (table.CUTOUT_LEFT, table.CUTOUT_RIGHT, width))
-        for first, last, length in edges:
-            hole = int(0.5 * length + 0.5)
-            start = integer(length + (1 - hole % 2)) - hole // 2
-            result[:, first] = start.clamp(0, length - 1)
-            result[:, last] = (start + hole - 1).clamp(0, length - 1)
-    if "flip" in families:
-        result[:, table.FLIP] = integer(2)
-    if "scale" in families:
-        result[:, table.SCALE_X] = u() * (ratio - 1 / ratio) + 1 / ratio
-        result[:, table.SCALE_Y] = u() * (ratio - 1 / ratio) + 1 / ratio
-    if "rotate" in families:
-        angle = (u() - 0.5) * math.radians(30)
-        result[:, table.ROTATE_COS], result[:, table.ROTATE_SIN] = angle.cos(), angle.sin()
-    return result
-
-
-def exact(images, rows, group=None, index=None, mean=None, std=None):
-    """The definition, in float64 on the CPU."""
-    cpu = [None if t is None else t.cpu() for t in (images, rows, group, index, mean, std)]
-    if images.dtype == torch.uint8:  # Normalised outside, so that the reference works in float64.
-        pixels = cpu[0].double() / 255
-        cpu[0] = (pixels - cpu[4].double()[:, None, None]) / cpu[5].double()[:, None, None]
-    else:
-        cpu[0] = cpu[0].double()
-    return reference.dsa(cpu[0], cpu[1], cpu[2], cpu[3], None, None, torch.float64, False)
-
-
-def tolerance(families, size, largest):
-    """The bound of the error in float32, for pixels of at most `largest`.
-
-    Color makes about 8 operations on values of up to 3 · largest. A sampled coordinate is a sum of products of up to
-    the size, so it is off by about size · ε; a pixel moves by at most 2 · largest per coordinate, on two axes. Scale
-    and rotation do this one after the other.
-    """
-    color = 8 * 3 * largest * FLOAT32_EPS
-    sampling = len({"scale", "rotate"} & set(families)) * 2 * 2 * largest * max(size) * FLOAT32_EPS
-    gain = 3 if "color" in families else 1
-    return (color if "color" in families else 2 * largest * FLOAT32_EPS) + gain * sampling
 
 
 SHAPES = [
@@ -80,7 +25,9 @@ SHAPES = [
 
 @pytest.mark.parametrize("families", ONE_EACH + ALL, ids="-".join)
 @pytest.mark.parametrize(("c", "h", "w"), SHAPES)
-def test_forward_and_gradient_are_those_of_float64(c, h, w, families, device, generator):
+def test_forward_and_gradient_are_those_of_float64(
+    c: int, h: int, w: int, families: tuple[str, ...], device: torch.device, generator: torch.Generator
+) -> None:
     images = torch.randn(2, c, h, w, generator=generator)
     rows = draw_table(2, families, (h, w), generator)
     group = torch.tensor([1, 0])
@@ -106,7 +53,9 @@ def test_forward_and_gradient_are_those_of_float64(c, h, w, families, device, ge
         pytest.param((256, 240), ("color", "crop", "rotate"), id="largest"),
     ],
 )
-def test_images_of_any_size(size, families, device, generator):
+def test_images_of_any_size(
+    size: tuple[int, int], families: tuple[str, ...], device: torch.device, generator: torch.Generator
+) -> None:
     """The larger ones are computed in several programs."""
     images = torch.randn(1, 3, *size, generator=generator)
     rows = draw_table(1, families, size, generator)
@@ -121,7 +70,7 @@ def test_images_of_any_size(size, families, device, generator):
 
 
 @pytest.mark.parametrize("families", [("crop",), ("cutout",), ("flip",), ("crop", "cutout", "flip"), ()], ids="-".join)
-def test_moves_are_exact(families, device, generator):
+def test_moves_are_exact(families: tuple[str, ...], device: torch.device, generator: torch.Generator) -> None:
     images = torch.randn(8, 3, 12, 10, generator=generator)
     rows = draw_table(8, families, (12, 10), generator)
     assert torch.equal(dsa(images.to(device), rows.to(device)).cpu().double(), exact(images, rows))
@@ -130,7 +79,9 @@ def test_moves_are_exact(families, device, generator):
 @pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("c", [1, 3])
-def test_reads_normalises_and_converts_rows_of_a_pool(c, dtype, channels_last, device, generator):
+def test_reads_normalises_and_converts_rows_of_a_pool(
+    c: int, dtype: torch.dtype, channels_last: bool, device: torch.device, generator: torch.Generator
+) -> None:
     pool = torch.randint(0, 256, (11, c, 16, 16), generator=generator, dtype=torch.uint8)
     mean, std = torch.rand(c, generator=generator), 0.2 + 0.1 * torch.rand(c, generator=generator)
     rows = draw_table(2, FAMILIES, (16, 16), generator)
@@ -156,7 +107,9 @@ def test_reads_normalises_and_converts_rows_of_a_pool(c, dtype, channels_last, d
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 @pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
-def test_the_gradient_of_a_half_precision_batch_reaches_float32_images(dtype, channels_last, device, generator):
+def test_the_gradient_of_a_half_precision_batch_reaches_float32_images(
+    dtype: torch.dtype, channels_last: bool, device: torch.device, generator: torch.Generator
+) -> None:
     images = torch.randn(2, 3, 8, 8, generator=generator)
     rows = draw_table(2, ("color", "rotate"), (8, 8), generator)
     leaf = images.to(device, copy=True).requires_grad_()
@@ -173,7 +126,9 @@ def test_the_gradient_of_a_half_precision_batch_reaches_float32_images(dtype, ch
 
 
 @pytest.mark.parametrize("size", [(4, 24), (24, 4)], ids=["wide", "high"])
-def test_the_gradient_through_a_rotation_of_an_oblong_image(size, device, generator):
+def test_the_gradient_through_a_rotation_of_an_oblong_image(
+    size: tuple[int, int], device: torch.device, generator: torch.Generator
+) -> None:
     """The grid is square in relative coordinates, so that such a rotation is skewed in pixels."""
     row = table.identity(1)
     row[0, table.ROTATE_COS], row[0, table.ROTATE_SIN] = math.cos(1.0), math.sin(1.0)
@@ -184,13 +139,13 @@ def test_the_gradient_through_a_rotation_of_an_oblong_image(size, device, genera
     assert (leaf.grad.cpu() - wide.grad).abs().max() <= 1e-12
 
 
-def test_gradcheck(device, generator):
+def test_gradcheck(device: torch.device, generator: torch.Generator) -> None:
     images = torch.randn(1, 3, 3, 4, generator=generator, dtype=torch.float64).to(device).requires_grad_()
     rows = draw_table(1, ("color", "crop", "flip", "rotate"), (3, 4), generator).to(device)
     assert torch.autograd.gradcheck(lambda x: dsa(x, rows), images, fast_mode=True)
 
 
-def test_the_gradient_repeats_bit_for_bit(device, generator):
+def test_the_gradient_repeats_bit_for_bit(device: torch.device, generator: torch.Generator) -> None:
     images = torch.randn(2, 3, 16, 16, generator=generator).to(device).requires_grad_()
     rows = draw_table(2, ("color", "rotate"), (16, 16), generator).to(device)
     grad = torch.randn(2, 3, 16, 16, generator=generator).to(device)
@@ -198,7 +153,7 @@ def test_the_gradient_repeats_bit_for_bit(device, generator):
     assert torch.equal(first, second)
 
 
-def test_one_row_for_all_is_that_row_for_each(device, generator):
+def test_one_row_for_all_is_that_row_for_each(device: torch.device, generator: torch.Generator) -> None:
     images = torch.randn(3, 1, 8, 8, generator=generator).to(device)
     row = draw_table(1, ("color", "scale"), (8, 8), generator).to(device)
     shared = dsa(images, row)
@@ -207,7 +162,7 @@ def test_one_row_for_all_is_that_row_for_each(device, generator):
 
 
 @pytest.mark.parametrize("n", [0, 1, 257])
-def test_any_number_of_images(n, device, generator):
+def test_any_number_of_images(n: int, device: torch.device, generator: torch.Generator) -> None:
     images = torch.randn(n, 1, 4, 4, generator=generator)
     rows = draw_table(max(n, 1), ("flip",), (4, 4), generator)
     group = torch.arange(n)
@@ -215,14 +170,14 @@ def test_any_number_of_images(n, device, generator):
     assert torch.equal(out.cpu().double(), exact(images, rows, group))
 
 
-def test_inputs_need_not_be_contiguous(device, generator):
+def test_inputs_need_not_be_contiguous(device: torch.device, generator: torch.Generator) -> None:
     images = torch.randn(4, 8, 8, 3, generator=generator).permute(0, 3, 1, 2)[::2]
     rows = draw_table(4, ("color",), (8, 8), generator)[::2]
     out = dsa(images.to(device), rows.to(device)).cpu()
     assert (out - exact(images, rows)).abs().max() <= tolerance(("color",), (8, 8), float(images.abs().max()))
 
 
-def test_opcheck(device, generator, monkeypatch):
+def test_opcheck(device: torch.device, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()  # It compares storage offsets, which canaries shift.
     images = torch.randn(2, 3, 6, 5, generator=generator).to(device)
     rows = draw_table(1, ("color", "flip"), (6, 5), generator).to(device)
@@ -231,24 +186,24 @@ def test_opcheck(device, generator, monkeypatch):
     torch.library.opcheck(torch.ops.fastdm.dsa_backward.default, (images, rows, group, torch.float32))
 
 
-def test_reading_a_pool_compiles_without_a_graph_break(device, generator):
+def test_reading_a_pool_compiles_without_a_graph_break(device: torch.device, generator: torch.Generator) -> None:
     pool = torch.randint(0, 256, (5, 3, 6, 6), generator=generator, dtype=torch.uint8).to(device)
     rows = draw_table(2, ("color", "scale"), (6, 6), generator).to(device)
     index, group = torch.tensor([4, 0, 3], device=device), torch.tensor([0, 1, 1], device=device)
     mean, std = torch.rand(2, 3, generator=generator).to(device) + 0.1
 
-    def read(pool, index):
+    def read(pool: Tensor, index: Tensor) -> Tensor:
         return dsa(pool, rows, group, index=index, mean=mean, std=std, dtype=torch.float16, channels_last=True) * 2
 
     compiled = torch.compile(read, fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(pool, index), read(pool, index))
 
 
-def test_compiles_without_a_graph_break(device, generator):
+def test_compiles_without_a_graph_break(device: torch.device, generator: torch.Generator) -> None:
     images = torch.randn(2, 3, 6, 6, generator=generator).to(device)
     rows = draw_table(2, ("color", "scale"), (6, 6), generator).to(device)
 
-    def loss(x):
+    def loss(x: Tensor) -> Tensor:
         return dsa(x * 2, rows, channels_last=True).square().sum()
 
     grads = []
@@ -298,6 +253,8 @@ STRAY[1, table.CONTRAST] = math.inf
         (ValueError, "not finite", (X, STRAY), {}),
     ],
 )
-def test_bad_arguments_are_refused(error, message, arguments, keywords):
+def test_bad_arguments_are_refused(
+    error: type[Exception], message: str, arguments: tuple[Any, ...], keywords: dict[str, Any]
+) -> None:
     with pytest.raises(error, match=message):
         dsa(*arguments, **keywords)

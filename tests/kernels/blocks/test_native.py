@@ -1,27 +1,17 @@
-"""The ops in C++, above all the blocks of a network, for every instruction set of this processor, against float64."""
+"""The blocks of a network in C++ against float64; the lanes of the Makefile repeat it with fewer instructions."""
 
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from fastdm.kernels import (
-    conv_norm_relu_pool,
-    dsa,
-    native,
-    norm_relu_pool,
-    norm_relu_pool_mean,
-    reference,
-    table,
-    use_backend,
-)
+from fastdm.kernels import conv_norm_relu_pool, extension, norm_relu_pool, norm_relu_pool_mean, use_backend
+from fastdm.kernels.blocks import native, reference
 
-pytestmark = pytest.mark.skipif(native.find("norm_relu_pool") is None, reason="fastdm was installed without extension")
+pytestmark = pytest.mark.skipif(extension.load() is None, reason="fastdm was installed without extension")
 
 FLOAT = torch.finfo(torch.float32).eps
 HALF = torch.finfo(torch.bfloat16).eps
@@ -38,7 +28,9 @@ FORMATS = [
 DTYPES = [pytest.param(torch.float32, id="float32"), pytest.param(torch.bfloat16, id="bfloat16")]
 
 
-def inputs(shape, memory_format, dtype, affine):
+def inputs(
+    shape: tuple[int, ...], memory_format: torch.memory_format, dtype: torch.dtype, affine: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Draw until all normalised values keep clear of 0, where rounding would decide about the ReLU's gradient."""
     generator = torch.Generator().manual_seed(1)
     weight, bias = (torch.randn(2, shape[1], generator=generator) * 0.5 + 1).unbind() if affine else (None, None)
@@ -50,11 +42,11 @@ def inputs(shape, memory_format, dtype, affine):
             return x.contiguous(memory_format=memory_format), weight, bias
 
 
-def double(*tensors):
+def double(*tensors: Tensor | None) -> list[Any]:
     return [None if t is None else t.double() for t in tensors]
 
 
-def assert_near(actual, expected, relative):
+def assert_near(actual: Tensor, expected: Tensor, relative: float) -> None:
     """Within `relative` of the largest expected value: rounding errors follow the numbers that were added."""
     error = (actual.double() - expected).abs().max() / expected.abs().max()
     assert error <= relative, f"{error:.2e} of the largest value; {relative:.2e} allowed"
@@ -64,7 +56,9 @@ def assert_near(actual, expected, relative):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_norm_relu_pool_and_its_gradients(shape, memory_format, dtype, affine):
+def test_norm_relu_pool_and_its_gradients(
+    shape: tuple[int, ...], memory_format: torch.memory_format, dtype: torch.dtype, affine: bool
+) -> None:
     x, weight, bias = inputs(shape, memory_format, dtype, affine)
     leaves = [t.requires_grad_() for t in (x, weight, bias) if t is not None]
     out = norm_relu_pool(x, weight, bias)
@@ -86,7 +80,7 @@ def test_norm_relu_pool_and_its_gradients(shape, memory_format, dtype, affine):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("memory_format", FORMATS)
-def test_norm_relu_pool_mean_with_an_empty_class(memory_format, dtype):
+def test_norm_relu_pool_mean_with_an_empty_class(memory_format: torch.memory_format, dtype: torch.dtype) -> None:
     x, weight, bias = inputs((7, 70, 5, 6), memory_format, dtype, affine=True)
     offsets = torch.tensor([0, 3, 3, 4, 7])
     expected = reference.norm_relu_pool_mean(x.double(), offsets, *double(weight, bias), 1e-5, "relu", "avg")
@@ -96,7 +90,7 @@ def test_norm_relu_pool_mean_with_an_empty_class(memory_format, dtype):
     assert_near(actual, expected, 16 * FLOAT)
 
 
-def test_the_variance_of_a_nearly_flat_image():
+def test_the_variance_of_a_nearly_flat_image() -> None:
     """One pass (E[x²] − mean²) would lose every digit here."""
     x = 1000 + torch.rand(2, 16, 8, 8, generator=torch.Generator().manual_seed(0)) / 16
     for memory_format in (torch.contiguous_format, torch.channels_last):
@@ -106,7 +100,7 @@ def test_the_variance_of_a_nearly_flat_image():
         assert_near(out, expected, 4 * FLOAT * 1000 * 16 * 12**0.5)
 
 
-def test_what_is_no_number_stays_none():
+def test_what_is_no_number_stays_none() -> None:
     x = torch.zeros(1, 20, 4, 4).contiguous(memory_format=torch.channels_last)
     x[0, 1, 2, 2] = torch.nan
     assert norm_relu_pool(x).isnan().any((2, 3)).tolist() == [[c == 1 for c in range(20)]]
@@ -114,13 +108,13 @@ def test_what_is_no_number_stays_none():
 
 
 @pytest.mark.parametrize("activation", ["swish", "relu"])
-def test_other_forms_are_left_to_pytorch(activation):
+def test_other_forms_are_left_to_pytorch(activation: str) -> None:
     x = torch.randn(2, 4, 6, 6)
     out = norm_relu_pool(x, activation=activation, pool="max")
     assert torch.equal(out, reference.norm_relu_pool(x, None, None, 1e-5, activation, "max")[0])
 
 
-def test_an_empty_batch():
+def test_an_empty_batch() -> None:
     assert norm_relu_pool(torch.empty(0, 16, 8, 8)).shape == (0, 16, 4, 4)
 
 
@@ -138,18 +132,18 @@ BLOCKS = [
 ]
 
 
-def block_inputs(shape, filters):
+def block_inputs(shape: tuple[int, ...], filters: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(shape, generator=generator)
     bound = 1 / math.sqrt(9 * shape[1])
     return x, torch.empty(filters, shape[1], 3, 3).uniform_(-bound, bound, generator=generator)
 
 
-def root_mean_square(x):
+def root_mean_square(x: Tensor) -> float:
     return float(x.double().square().mean().sqrt())
 
 
-def winograd_amplification():
+def winograd_amplification() -> float:
     """How much larger the rounding errors of F(4×4, 3×3) are than those of the plain sum, by random-error analysis.
 
     An output is Aᵀ[(G g Gᵀ) ⊙ (Bᵀ d B)]A. With random inputs of unit variance, coordinate f of one dimension has the
@@ -166,12 +160,12 @@ def winograd_amplification():
     return float(output.mean() / 3)  # the root of the square over two dimensions
 
 
-def test_the_amplification_of_winograd_is_moderate():
+def test_the_amplification_of_winograd_is_moderate() -> None:
     assert winograd_amplification() == pytest.approx(10.8, abs=0.1)
 
 
 @pytest.mark.parametrize(("shape", "filters", "padding"), BLOCKS)
-def test_the_convolution_of_a_block(shape, filters, padding):
+def test_the_convolution_of_a_block(shape: tuple[int, ...], filters: int, padding: int) -> None:
     x, weight = block_inputs(shape, filters)
     _, conv, _, _ = native.conv_norm_relu_pool(x, weight, padding, 1e-5, True)
     exact = F.conv2d(x.double(), weight.double(), padding=padding)
@@ -182,7 +176,7 @@ def test_the_convolution_of_a_block(shape, filters, padding):
 
 
 @pytest.mark.parametrize(("shape", "filters", "padding"), BLOCKS)
-def test_a_block_and_its_gradient(shape, filters, padding):
+def test_a_block_and_its_gradient(shape: tuple[int, ...], filters: int, padding: int) -> None:
     x, weight = block_inputs(shape, filters)
     expected_conv = F.conv2d(x.double(), weight.double(), padding=padding)
     expected = reference.norm_relu_pool(expected_conv, None, None, 1e-5, "relu", "avg")[0]
@@ -206,7 +200,7 @@ def test_a_block_and_its_gradient(shape, filters, padding):
     assert_near(actual, exact, tolerance)
 
 
-def test_a_block_is_what_its_parts_are():
+def test_a_block_is_what_its_parts_are() -> None:
     """Channels that the extension does not take, other types, and weights with a gradient."""
     generator = torch.Generator().manual_seed(0)
     for channels, filters, dtype in ((16, 64, torch.float32), (3, 48, torch.float32), (3, 32, torch.float64)):
@@ -221,7 +215,7 @@ def test_a_block_is_what_its_parts_are():
     assert torch.equal(*gradients)
 
 
-def test_a_block_does_not_depend_on_the_batch():
+def test_a_block_does_not_depend_on_the_batch() -> None:
     x, weight = block_inputs((13, 32, 8, 8), 32)
     together = conv_norm_relu_pool(x, weight)
     assert torch.equal(together, torch.cat([conv_norm_relu_pool(part, weight) for part in x.split(3)]))
@@ -236,12 +230,12 @@ def test_a_block_does_not_depend_on_the_batch():
         ((2, 3, 8, 8), (32, 3, 3, 3), -1, "too small"),
     ],
 )
-def test_a_block_refuses(x, weight, padding, message):
+def test_a_block_refuses(x: tuple[int, ...], weight: tuple[int, ...], padding: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         conv_norm_relu_pool(torch.zeros(x), torch.zeros(weight), padding=padding)
 
 
-def test_the_block_as_an_op():
+def test_the_block_as_an_op() -> None:
     x, weight = block_inputs((2, 32, 8, 8), 32)
     x = x.contiguous(memory_format=torch.channels_last)
     for keep in (False, True):
@@ -259,41 +253,11 @@ def test_the_block_as_an_op():
     assert_near(gradient, expected_gradient.double(), 100 * FLOAT)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("channels", [1, 3])
-def test_the_augmentation_as_an_op(channels, dtype):
-    images = torch.randn(3, channels, 6, 5)
-    rows, group = table.identity(2), torch.tensor([1, 0, 1])
-    rows[1, table.SCALE_X] = 1.1
-    for last in (False, True):
-        torch.library.opcheck(torch.ops.fastdm.dsa, (images, rows, group, None, None, None, dtype, last))
-        grad = images.to(dtype, memory_format=torch.channels_last if last else torch.contiguous_format)
-        torch.library.opcheck(torch.ops.fastdm.dsa_backward, (grad, rows, group, torch.float32))
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_a_pixel_of_no_number_stays_none_and_alone(dtype):
-    images = torch.randn(2, 3, 6, 5)
-    images[1, 0, 2, 2] = torch.nan
-    assert dsa(images, table.identity(1), dtype=dtype).isnan().nonzero().tolist() == [[1, 0, 2, 2]]
-
-
-def test_the_extension_refuses_wrong_buffers():
-    extension = native._native()
+def test_the_extension_refuses_wrong_buffers() -> None:
     x, out, statistics = torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 2, 2), torch.zeros(2, 3)
     with pytest.raises(ValueError, match="should have"):
-        extension.norm_relu_pool(x, None, None, 1e-5, False, out[:1], statistics, statistics)
+        extension.load().norm_relu_pool(x, None, None, 1e-5, False, out[:1], statistics, statistics)
     with pytest.raises(TypeError, match="same type"):
-        extension.norm_relu_pool(x, None, None, 1e-5, False, out.bfloat16(), statistics, statistics)
+        extension.load().norm_relu_pool(x, None, None, 1e-5, False, out.bfloat16(), statistics, statistics)
     with pytest.raises(TypeError, match="float32 or bfloat16"):
-        extension.norm_relu_pool(x.double(), None, None, 1e-5, False, out.double(), statistics, statistics)
-
-
-@pytest.mark.parametrize("cpu", ["avx2", "plain"])
-@pytest.mark.skipif("FASTDM_CPU" in os.environ, reason="this is the inner run")
-def test_narrower_instructions(cpu):
-    environment = {**os.environ, "FASTDM_CPU": cpu}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "not as_an_op", __file__]
-    root = Path(__file__).parents[2]
-    result = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stdout
+        extension.load().norm_relu_pool(x.double(), None, None, 1e-5, False, out.double(), statistics, statistics)

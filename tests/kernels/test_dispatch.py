@@ -8,7 +8,8 @@ import textwrap
 import pytest
 import torch
 
-from fastdm.kernels import ops, reference, uniform, use_backend
+from fastdm.kernels import dispatch, uniform, use_backend
+from fastdm.kernels.random import reference
 
 
 def run(program: str, **environment: str) -> str:
@@ -21,7 +22,7 @@ def run(program: str, **environment: str) -> str:
     return process.stdout
 
 
-def test_ops_run_where_triton_cannot_be_imported():
+def test_ops_run_where_triton_cannot_be_imported() -> None:
     output = run("""
         import sys
         sys.modules["triton"] = None
@@ -44,10 +45,10 @@ def test_ops_run_where_triton_cannot_be_imported():
         except RuntimeError as error:
             print(error)
     """)
-    assert "backend 'triton' cannot be had: triton cannot be imported" in output
+    assert "backend 'triton' is not available: triton cannot be imported" in output
 
 
-def test_importing_the_ops_does_not_import_triton():
+def test_importing_the_ops_does_not_import_triton() -> None:
     # torch itself may import triton: count what the package adds.
     run("""
         import sys, torch
@@ -58,7 +59,7 @@ def test_importing_the_ops_does_not_import_triton():
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_triton_without_a_device_is_refused():
+def test_triton_without_a_device_is_refused() -> None:
     output = run("""
         from fastdm.kernels import use_backend
         try:
@@ -70,15 +71,16 @@ def test_triton_without_a_device_is_refused():
     assert "there is no CUDA device; set TRITON_INTERPRET=1" in output
 
 
-def test_the_interpreter_runs_the_kernels_and_the_reference_on_request():
+def test_the_interpreter_runs_the_kernels_and_the_reference_on_request() -> None:
     run(
         """
         import torch
         from unittest import mock
-        from fastdm.kernels import random_triton, uniform, use_backend
+        from fastdm.kernels import uniform, use_backend
+        from fastdm.kernels.random import triton
         key, rows = torch.tensor([1, 2]), torch.arange(3)
         for backend, calls in (("auto", 1), ("triton", 1), ("reference", 0)):
-            with mock.patch.object(random_triton, "uniform", wraps=random_triton.uniform) as launcher:
+            with mock.patch.object(triton, "uniform", wraps=triton.uniform) as launcher:
                 with use_backend(backend):
                     uniform(key, rows, 4, 0)
             assert launcher.call_count == calls, backend
@@ -87,20 +89,20 @@ def test_the_interpreter_runs_the_kernels_and_the_reference_on_request():
     )
 
 
-def test_the_backend_is_restored_after_an_error(monkeypatch):
-    def fail(*_):
+def test_the_backend_is_restored_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
         raise KeyError("called")
 
-    def run_reference():
+    def run_reference() -> None:
         with use_backend("reference"):
             uniform(torch.tensor([1, 2]), torch.arange(3), 4, 0)
 
     monkeypatch.setattr(reference, "uniform", fail)
     with pytest.raises(KeyError, match="called"):
         run_reference()
-    assert ops._backend == "auto"
+    assert dispatch._backend == "auto"
 
 
-def test_an_unknown_backend_is_refused():
-    with pytest.raises(ValueError, match="backend is 'cuda'"), use_backend("cuda"):
+def test_an_unknown_backend_is_refused() -> None:
+    with pytest.raises(ValueError, match="backend is 'cuda'"), use_backend("cuda"):  # type: ignore[arg-type]
         pass

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import Tensor
 
 from fastdm.kernels import class_mean_difference
 
@@ -11,8 +12,8 @@ REAL = [0, 3, 4, 44, 44, 46]
 SYNTHETIC = [0, 2, 3, 5, 7, 7]
 
 
-def exact(real, synthetic, real_offsets, synthetic_offsets):
-    total = 0
+def exact(real: Tensor, synthetic: Tensor, real_offsets: list[int], synthetic_offsets: list[int]) -> Tensor:
+    total = torch.zeros((), dtype=torch.float64)
     for c in range(len(real_offsets) - 1):
         rows = real[real_offsets[c] : real_offsets[c + 1]]
         others = synthetic[synthetic_offsets[c] : synthetic_offsets[c + 1]]
@@ -23,7 +24,9 @@ def exact(real, synthetic, real_offsets, synthetic_offsets):
 
 @pytest.mark.parametrize("features", [1, 64, 130], ids=lambda d: f"D{d}")  # less than, exactly, more than one block
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"])
-def test_loss_and_gradient_are_those_of_float64(features, dtype, device, generator):
+def test_loss_and_gradient_are_those_of_float64(
+    features: int, dtype: torch.dtype, device: torch.device, generator: torch.Generator
+) -> None:
     real = torch.randn(REAL[-1], features, generator=generator).to(dtype)
     synthetic = torch.randn(SYNTHETIC[-1], features, generator=generator).to(dtype)
     wide = synthetic.double().requires_grad_()
@@ -43,7 +46,7 @@ def test_loss_and_gradient_are_those_of_float64(features, dtype, device, generat
     assert leaf.grad.cpu()[5:7].eq(0).all()
 
 
-def test_one_class_of_any_size(device, generator):
+def test_one_class_of_any_size(device: torch.device, generator: torch.Generator) -> None:
     real, synthetic = torch.randn(257, 3, generator=generator), torch.randn(1, 3, generator=generator)
     offsets = [torch.tensor([0, n], device=device) for n in (257, 1)]
     loss = class_mean_difference(real.to(device), synthetic.to(device), *offsets).cpu()
@@ -53,14 +56,14 @@ def test_one_class_of_any_size(device, generator):
     assert abs(float(loss - expected)) <= 3 * 2 * (2 * largest) * 257 * FLOAT32_EPS * largest
 
 
-def test_the_loss_repeats_bit_for_bit(device, generator):
+def test_the_loss_repeats_bit_for_bit(device: torch.device, generator: torch.Generator) -> None:
     real = torch.randn(REAL[-1], 200, generator=generator).to(device)
     offsets = torch.tensor(REAL, device=device)
     first, second = (class_mean_difference(real, real.flip(0), offsets, offsets) for _ in range(2))
     assert torch.equal(first, second)
 
 
-def test_gradcheck(device, generator):
+def test_gradcheck(device: torch.device, generator: torch.Generator) -> None:
     real, synthetic = torch.randn(2, 5, 3, generator=generator, dtype=torch.float64).to(device)
     offsets = torch.tensor([0, 2, 5], device=device)
     assert torch.autograd.gradcheck(
@@ -68,7 +71,7 @@ def test_gradcheck(device, generator):
     )
 
 
-def test_opcheck(device, generator, monkeypatch):
+def test_opcheck(device: torch.device, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()  # It compares storage offsets, which canaries shift.
     features = torch.randn(5, 3, generator=generator).to(device)
     offsets = torch.tensor([0, 2, 5], device=device)
@@ -80,11 +83,11 @@ def test_opcheck(device, generator, monkeypatch):
     )
 
 
-def test_compiles_without_a_graph_break(device, generator):
+def test_compiles_without_a_graph_break(device: torch.device, generator: torch.Generator) -> None:
     features = torch.randn(5, 3, generator=generator).to(device)
     offsets = torch.tensor([0, 2, 5], device=device)
 
-    def loss(synthetic):
+    def loss(synthetic: Tensor) -> Tensor:
         return class_mean_difference(features, synthetic * 2, offsets, offsets)
 
     grads = []
@@ -95,7 +98,7 @@ def test_compiles_without_a_graph_break(device, generator):
     assert torch.equal(*grads)
 
 
-def test_both_sides_may_be_one_tensor(device, generator):
+def test_both_sides_may_be_one_tensor(device: torch.device, generator: torch.Generator) -> None:
     features = torch.randn(5, 3, generator=generator).to(device).requires_grad_()
     offsets = torch.tensor([0, 2, 5], device=device)
     for function in (class_mean_difference, torch.compile(class_mean_difference, fullgraph=True, backend="aot_eager")):
@@ -105,7 +108,7 @@ def test_both_sides_may_be_one_tensor(device, generator):
         assert gradient.eq(0).all()
 
 
-def test_bad_arguments_are_refused():
+def test_bad_arguments_are_refused() -> None:
     features, offsets = torch.zeros(4, 3), torch.tensor([0, 2, 4])
     with pytest.raises(ValueError, match="real has 2 features and synthetic 3"):
         class_mean_difference(features[:, :2], features, offsets, offsets)

@@ -1,23 +1,44 @@
 """Norm, activation and pooling against PyTorch's own layers in float64."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from fastdm.kernels import norm_relu_pool, norm_relu_pool_mean, use_backend
+from fastdm.kernels.dispatch import Backend
 
-ACTIVATIONS = {"relu": F.relu, "leakyrelu": F.leaky_relu, "swish": F.silu, "sigmoid": torch.sigmoid}
-POOLS = {"avg": lambda x: F.avg_pool2d(x, 2), "max": lambda x: F.max_pool2d(x, 2), "none": lambda x: x}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "leakyrelu": F.leaky_relu,
+    "swish": F.silu,
+    "sigmoid": torch.sigmoid,
+}
+POOLS: dict[str, Callable[[Tensor], Tensor]] = {
+    "avg": lambda x: F.avg_pool2d(x, 2),
+    "max": lambda x: F.max_pool2d(x, 2),
+    "none": lambda x: x,
+}
 FLOAT32_EPS = 2.0**-23
 # One unit in the last place: the interpreter truncates to bfloat16.
 ULP = {torch.float32: 0.0, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
 
 
-def exact(x, weight=None, bias=None, activation="relu", pool="avg", eps=1e-5):
+def exact(
+    x: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    activation: str = "relu",
+    pool: str = "avg",
+    eps: float = 1e-5,
+) -> Tensor:
     return POOLS[pool](ACTIVATIONS[activation](F.group_norm(x, x.shape[1], weight, bias, eps)))
 
 
-def tolerance(x, weight=None):
+def tolerance(x: Tensor, weight: Tensor | None = None) -> float:
     """The bound of a float32 result of order 1: two sums of hw terms, whose errors grow like √hw, and a few operations.
 
     A normalised value is up to √hw, a weight multiplies it.
@@ -26,13 +47,13 @@ def tolerance(x, weight=None):
     return (8 + 2 * pixels**0.5) * FLOAT32_EPS * 4 * (1 if weight is None else float(weight.abs().max()) + 1)
 
 
-def arranged(x, last):
+def arranged(x: Tensor, last: bool) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last) if last else x
 
 
 @pytest.fixture(params=[False, True], ids=["nchw", "nhwc"])
-def last(request):
-    return request.param
+def last(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param)
 
 
 @pytest.mark.parametrize("affine", [False, True], ids=["plain", "affine"])
@@ -47,7 +68,18 @@ def last(request):
         pytest.param(3, 5, 9, 7, id="odd"),  # also a number of channels that fills no tile
     ],
 )
-def test_forward_and_gradients_are_those_of_float64(n, c, h, w, activation, pool, affine, last, device, generator):
+def test_forward_and_gradients_are_those_of_float64(
+    n: int,
+    c: int,
+    h: int,
+    w: int,
+    activation: str,
+    pool: str,
+    affine: bool,
+    last: bool,
+    device: torch.device,
+    generator: torch.Generator,
+) -> None:
     x = arranged(torch.randn(n, c, h, w, generator=generator), last)
     parameters = [torch.randn(c, generator=generator) for _ in range(2)] if affine else []
     wide = [t.double().requires_grad_() for t in (x, *parameters)]
@@ -72,12 +104,14 @@ def test_forward_and_gradients_are_those_of_float64(n, c, h, w, activation, pool
         assert (means.cpu() - expected_means).abs().max() <= bound
 
 
-def test_an_image_of_several_tiles(last, device, generator, monkeypatch):
-    if device.type == "cuda":
-        shape = (2, 3, 258, 130)
-    else:
+def test_an_image_of_several_tiles(
+    last: bool, device: torch.device, interpreted: bool, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shape = (2, 3, 258, 130)
+    if device.type == "cpu":
         shape = (2, 3, 18, 10)
-        small_tiles(monkeypatch)
+    if interpreted:
+        monkeypatch.setattr("fastdm.kernels.blocks.tiles.ROOM", 32)  # Divided as compiled kernels divide a large image.
     x = arranged(torch.randn(shape, generator=generator), last)
     wide = x.double().requires_grad_()
     expected = exact(wide)
@@ -94,18 +128,8 @@ def test_an_image_of_several_tiles(last, device, generator, monkeypatch):
     assert torch.equal(means, again)
 
 
-def small_tiles(monkeypatch):
-    """Make the interpreter divide a small image as the compiled kernels divide a large one."""
-    import os
-
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        from fastdm.kernels import norm_relu_pool_triton
-
-        monkeypatch.setattr(norm_relu_pool_triton, "_ROOM", 32)
-
-
 @pytest.mark.parametrize("backend", ["auto", "reference"])
-def test_a_flat_channel_keeps_its_digits(backend, last, device):
+def test_a_flat_channel_keeps_its_digits(backend: Backend, last: bool, device: torch.device) -> None:
     # E[x²] − mean² in float32 would lose all of a variance of 1e-6 beside a mean of 100.
     x = torch.full((1, 2, 8, 8), 100.0)
     x[:, :, ::2] += 2.0**-9
@@ -116,7 +140,9 @@ def test_a_flat_channel_keeps_its_digits(backend, last, device):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
-def test_half_precision_is_float32_inside(dtype, last, device, generator):
+def test_half_precision_is_float32_inside(
+    dtype: torch.dtype, last: bool, device: torch.device, generator: torch.Generator
+) -> None:
     x = arranged(torch.randn(2, 4, 8, 8, generator=generator).to(dtype), last)
     wide = x.double().requires_grad_()
     expected = exact(wide)
@@ -133,12 +159,12 @@ def test_half_precision_is_float32_inside(dtype, last, device, generator):
 
 
 @pytest.mark.parametrize("n", [1, 257])
-def test_any_number_of_images(n, device, generator):
+def test_any_number_of_images(n: int, device: torch.device, generator: torch.Generator) -> None:
     x = torch.randn(n, 1, 2, 2, generator=generator)
     assert torch.allclose(norm_relu_pool(x.to(device)).cpu().double(), exact(x.double()), rtol=0, atol=tolerance(x))
 
 
-def test_means_of_classes_of_any_size(device, generator):
+def test_means_of_classes_of_any_size(device: torch.device, generator: torch.Generator) -> None:
     x = torch.randn(26, 1, 2, 2, generator=generator)
     sizes = torch.tensor([24, 0, 1, 1])
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)])
@@ -148,7 +174,7 @@ def test_means_of_classes_of_any_size(device, generator):
 
 
 @pytest.mark.parametrize(("activation", "pool"), [("swish", "avg"), ("leakyrelu", "max")])
-def test_gradcheck(activation, pool, last, device, generator):
+def test_gradcheck(activation: str, pool: str, last: bool, device: torch.device, generator: torch.Generator) -> None:
     x, weight, bias = (torch.randn(s, generator=generator, dtype=torch.float64) for s in ((1, 2, 3, 4), (2,), (2,)))
     inputs = [t.to(device).requires_grad_() for t in (arranged(x, last), weight, bias)]
     assert torch.autograd.gradcheck(
@@ -156,7 +182,7 @@ def test_gradcheck(activation, pool, last, device, generator):
     )
 
 
-def test_opcheck(last, device, generator, monkeypatch):
+def test_opcheck(last: bool, device: torch.device, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()  # It compares storage offsets, which canaries shift.
     x = arranged(torch.randn(2, 3, 6, 5, generator=generator), last).to(device)
     statistics, weight = torch.rand(2, 3, device=device), torch.rand(3, device=device)
@@ -170,10 +196,10 @@ def test_opcheck(last, device, generator, monkeypatch):
     torch.library.opcheck(ops.norm_relu_pool_mean.default, (x, offsets, None, None, 1e-5, "relu", "avg"))
 
 
-def test_compiles_without_a_graph_break(device, generator):
+def test_compiles_without_a_graph_break(device: torch.device, generator: torch.Generator) -> None:
     x = torch.randn(2, 3, 6, 6, generator=generator).to(device)
 
-    def loss(x):
+    def loss(x: Tensor) -> Tensor:
         return norm_relu_pool(x * 2).square().sum()
 
     grads = []
@@ -199,12 +225,14 @@ X = torch.zeros(2, 3, 8, 8)
         (ValueError, "too small to pool", (X[:, :, :1],), {}),
     ],
 )
-def test_bad_arguments_are_refused(error, message, arguments, keywords):
+def test_bad_arguments_are_refused(
+    error: type[Exception], message: str, arguments: tuple[Any, ...], keywords: dict[str, Any]
+) -> None:
     with pytest.raises(error, match=message):
         norm_relu_pool(*arguments, **keywords)
 
 
-def test_bad_offsets_are_refused():
+def test_bad_offsets_are_refused() -> None:
     for offsets in ([0, 1], [1, 2], [0, 2, 1, 2]):
         with pytest.raises(ValueError, match="offsets must rise from 0 to the number of rows, 2"):
             norm_relu_pool_mean(X, torch.tensor(offsets))

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from torch import Tensor
 
 from fastdm.kernels import dsa, use_backend
-from tests.kernels.ops.test_dsa import FAMILIES, draw_table
+from fastdm.kernels.dispatch import Backend
+from tests.kernels.augmentation.tables import FAMILIES, draw_table
 from tests.oracles import apply_row
 
 # In float32, for normalised pixels: where both sides round, as much as the public code itself is off float64.
@@ -13,16 +15,18 @@ BOUNDS = {"color": 1e-6, "crop": 0.0, "cutout": 0.0, "flip": 0.0, "scale": 1e-5,
 
 @pytest.mark.parametrize("backend", ["reference", "auto"])
 @pytest.mark.parametrize("families", [*((f,) for f in FAMILIES), FAMILIES], ids="-".join)
-def test_equal_draws_give_equal_images_and_gradients(families, backend, generator):
+def test_equal_draws_give_equal_images_and_gradients(
+    families: tuple[str, ...], backend: Backend, generator: torch.Generator
+) -> None:
     images = torch.rand(12, 3, 32, 32, generator=generator) * 4 - 2
     rows = draw_table(12, families, (32, 32), generator)
     grad = torch.randn(images.shape, generator=generator)
 
-    def ours(x):
+    def ours(x: Tensor) -> Tensor:
         with use_backend(backend):
             return dsa(x, rows)
 
-    def theirs(x):
+    def theirs(x: Tensor) -> Tensor:
         return torch.cat([apply_row(x[i : i + 1], row) for i, row in enumerate(rows)])
 
     bound = BOUNDS[families[0]] if len(families) == 1 else 2.5e-5

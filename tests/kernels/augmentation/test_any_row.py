@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
 
 from fastdm.kernels import dsa, table
-from tests.kernels.ops.test_dsa import exact
+from tests.kernels.augmentation.tables import exact
 
 pytest.importorskip("hypothesis")  # A machine with a GPU may lack it.
 from hypothesis import HealthCheck, given, settings
@@ -14,10 +15,13 @@ from hypothesis import strategies as st
 
 
 @st.composite
-def rows_and_sizes(draw):
+def rows_and_sizes(draw: st.DrawFn) -> tuple[Tensor, tuple[int, int]]:
     """Any row that the table allows, for a small image of any form."""
     size = (draw(st.integers(2, 12)), draw(st.integers(2, 12)))
-    number = lambda low, high: draw(st.floats(low, high, width=32))  # noqa: E731
+
+    def number(low: float, high: float) -> float:
+        return draw(st.floats(low, high, width=32))
+
     row = table.identity(1)
     row[0, table.BRIGHTNESS : table.CONTRAST + 1] = torch.tensor([number(-1, 1), number(0, 2), number(0, 2)])
     row[0, table.SHIFT_ROWS] = draw(st.integers(-13, 13))
@@ -36,7 +40,7 @@ def rows_and_sizes(draw):
 # A fixed seed, so that a run repeats; every example costs half a second in the interpreter.
 @settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(rows_and_sizes())
-def test_backward_is_the_transposed_forward(device, case):
+def test_backward_is_the_transposed_forward(device: torch.device, case: tuple[Tensor, tuple[int, int]]) -> None:
     row, (h, w) = case
     generator = torch.Generator().manual_seed(h * 16 + w)
     x, g = torch.randn(2, 1, 3, h, w, generator=generator, dtype=torch.float64).to(device)

@@ -1,12 +1,12 @@
-"""Counter-based random numbers and the draws of images, on the device."""
+"""Counter-based random numbers and the draws of images as Triton kernels."""
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import launch
-from .reference import DRAW_STREAM
+from .. import launch
+from ..numerics import DRAW_STREAM
 
 STREAM: tl.constexpr = tl.constexpr(DRAW_STREAM)
 _WARPS = 4
@@ -35,21 +35,37 @@ def uniform_kernel(key_ptr, rows_ptr, out_ptr, n, stream, BLOCK: tl.constexpr):
     tl.store(out_ptr + tl.program_id(0).to(tl.int64) * n + j, values, mask=j < n)
 
 
+def _block(n: int) -> tuple[int, int]:
+    """Return how many of a row's n values a program makes, and its warps."""
+    block = min(_BLOCK, triton.next_power_of_2(max(n, 1)))
+    return block, 1 if block <= 64 else _WARPS
+
+
 def uniform(key: Tensor, rows: Tensor, n: int, stream: int) -> Tensor:
     out = launch.empty((rows.shape[0], n), torch.float32, key.device)
-    block = min(_BLOCK, triton.next_power_of_2(max(n, 1)))
+    block, warps = _block(n)
     launch.start(
         uniform_kernel,
         (rows.shape[0], triton.cdiv(n, block)),
-        key.contiguous(),
-        rows.contiguous(),
-        out,
-        n,
-        stream,
+        key_ptr=key.contiguous(),
+        rows_ptr=rows.contiguous(),
+        out_ptr=out,
+        n=n,
+        stream=stream,
         BLOCK=block,
-        num_warps=1 if block <= 64 else _WARPS,
+        num_warps=warps,
     )
     return out
+
+
+@triton.jit
+def _class_of(class_offsets_ptr, classes_ptr, n_classes, program):
+    """Return the class that a program draws from, its first image, its size, and whether there is such a class."""
+    label = tl.load(classes_ptr + program)
+    known = (label >= 0) & (label < n_classes)
+    label = tl.where(known, label, 0)
+    start = tl.load(class_offsets_ptr + label)
+    return label, start, tl.load(class_offsets_ptr + label + 1) - start, known
 
 
 @triton.jit
@@ -72,11 +88,8 @@ def draw_kernel(
     ROUNDS: tl.constexpr,
 ):
     program = tl.program_id(0).to(tl.int64)
-    label = tl.load(classes_ptr + program)
-    known = (label >= 0) & (label < n_classes)
-    label = tl.where(known, label, 0)
-    start = tl.load(class_offsets_ptr + label)
-    spare = (tl.load(class_offsets_ptr + label + 1) - start).to(tl.int32) - n
+    label, start, size, known = _class_of(class_offsets_ptr, classes_ptr, n_classes, program)
+    spare = size.to(tl.int32) - n
     known &= spare >= 0
     spare = tl.maximum(spare, 0)
     seed = tl.load(key_ptr)
@@ -106,11 +119,7 @@ def draw_kernel(
 @triton.jit
 def draw_with_repeats_kernel(key_ptr, class_offsets_ptr, classes_ptr, out_ptr, n_classes, n, BLOCK: tl.constexpr):
     program = tl.program_id(0).to(tl.int64)
-    label = tl.load(classes_ptr + program)
-    known = (label >= 0) & (label < n_classes)
-    label = tl.where(known, label, 0)
-    start = tl.load(class_offsets_ptr + label)
-    size = tl.load(class_offsets_ptr + label + 1) - start
+    label, start, size, known = _class_of(class_offsets_ptr, classes_ptr, n_classes, program)
     known &= size > 0
     i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     word = _word(tl.load(key_ptr), tl.load(key_ptr + 1), label, STREAM, i)
@@ -120,18 +129,18 @@ def draw_with_repeats_kernel(key_ptr, class_offsets_ptr, classes_ptr, out_ptr, n
 
 def _draw_with_repeats(key: Tensor, class_offsets: Tensor, n: int, classes: Tensor) -> Tensor:
     out = launch.empty((classes.shape[0], n), torch.int64, key.device)
-    block = min(_BLOCK, triton.next_power_of_2(max(n, 1)))
+    block, warps = _block(n)
     launch.start(
         draw_with_repeats_kernel,
         (classes.shape[0], triton.cdiv(n, block)),
-        key.contiguous(),
-        class_offsets.contiguous(),
-        classes.contiguous(),
-        out,
-        class_offsets.shape[0] - 1,
-        n,
+        key_ptr=key.contiguous(),
+        class_offsets_ptr=class_offsets.contiguous(),
+        classes_ptr=classes.contiguous(),
+        out_ptr=out,
+        n_classes=class_offsets.shape[0] - 1,
+        n=n,
         BLOCK=block,
-        num_warps=1 if block <= 64 else _WARPS,
+        num_warps=warps,
     )
     return out.sort(dim=1).values
 
@@ -146,12 +155,12 @@ def draw(key: Tensor, class_offsets: Tensor, n: int, classes: Tensor, replace: b
     launch.start(
         draw_kernel,
         (classes.shape[0] if n else 0,),
-        key.contiguous(),
-        class_offsets.contiguous(),
-        classes.contiguous(),
-        out,
-        class_offsets.shape[0] - 1,
-        n,
+        key_ptr=key.contiguous(),
+        class_offsets_ptr=class_offsets.contiguous(),
+        classes_ptr=classes.contiguous(),
+        out_ptr=out,
+        n_classes=class_offsets.shape[0] - 1,
+        n=n,
         BLOCK=block,
         WIDE=min(16, _MOST_DRAWN // block),  # All pairs that are compared at a time are in registers.
         ROUNDS=(n - 1).bit_length() if n else 0,
