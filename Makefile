@@ -1,5 +1,6 @@
 # make demo           condense real images and see how good they are
-# make test           run the whole test suite
+# make test           run the whole test suite, then the ops' tests in their other lanes
+# make test-lanes     the latter only: Triton's interpreter, and PyTorch and the C++ core held down to fewer instructions
 # make lint types     style and types, as continuous integration checks them
 # make compile-check  compile every Triton kernel for the GPUs it is meant for, without one; registers and spills
 # make sanitize       the C++ core under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer
@@ -12,25 +13,36 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 
-.PHONY: demo test test-oldest gpu-test lint types compile-check sanitize bench gpu-report clean
+.PHONY: demo test test-lanes test-oldest gpu-test lint types compile-check sanitize bench gpu-report clean
 
 demo: $(VENV)/installed
 	$(PY) -m examples.digits
 
 test: $(VENV)/installed
 	$(PY) -m pytest
+	$(MAKE) test-lanes
+
+# test_core.py builds a program that goes through the instruction sets by itself.
+OPS := $(dir $(wildcard tests/kernels/*/__init__.py))
+ON_CPU := $(OPS) tests/csrc tests/test_compat.py --ignore tests/csrc/test_core.py
+test-lanes: $(VENV)/installed
+	TRITON_INTERPRET=1 $(PY) -m pytest $(OPS)
+	FASTDM_CPU=avx2 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PY) -m pytest $(ON_CPU)
+	FASTDM_CPU=plain ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 $(PY) -m pytest $(ON_CPU)
 
 # An environment of its own: triton 3.6's interpreter needs a numpy before 2.4.
 test-oldest:
 	test -d .venv-oldest || $(PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/python -m pip install $(if $(wildcard .venv-oldest),--quiet) \
 		'torch==2.11.*' 'triton==3.6.*' 'numpy<2.4' --editable '.[dev]'
-	.venv-oldest/bin/python -m pytest tests/kernels tests/test_step.py tests/test_augmentation.py
+	.venv-oldest/bin/python -m pytest tests/kernels tests/condensation/test_step.py tests/test_augmentation.py
+	TRITON_INTERPRET=1 .venv-oldest/bin/python -m pytest $(OPS)
 
 # torch and triton are those that are there: a machine with a GPU may have no network.
 gpu-test:
 	$(PYTHON) -m pip install --quiet --no-build-isolation --no-deps --editable .
 	$(PYTHON) -m pytest tests/gpu
+	FASTDM_TEST_DEVICE=cuda $(PYTHON) -m pytest $(OPS)
 
 lint: $(VENV)/installed
 	$(PY) -m ruff check .

@@ -81,3 +81,8 @@ def tolerance(families: Sequence[str], size: tuple[int, int], largest: float) ->
     sampling = len({"scale", "rotate"} & set(families)) * 2 * 2 * largest * max(size) * FLOAT32_EPS
     gain = 3 if "color" in families else 1
     return (color if "color" in families else 2 * largest * FLOAT32_EPS) + gain * sampling
+
+
+def apart(families: Sequence[str], size: tuple[int, int], largest: float) -> float:
+    """The bound of the difference between two forms in float32: both may be off, but moves alone copy pixels."""
+    return 2 * tolerance(families, size, largest) if {"color", "scale", "rotate"} & set(families) else 0.0
