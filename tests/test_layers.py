@@ -3,6 +3,7 @@
 import ast
 import fnmatch
 from collections.abc import Iterator, Mapping
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -134,6 +135,47 @@ def test_triton_is_imported_where_its_code_is(of_kernels: list[Import]) -> None:
 def test_every_row_of_the_table_names_modules(of_kernels: list[Import]) -> None:
     names = {_bare(item.by, "fastdm.kernels") for item in of_kernels}
     assert [pattern for pattern in KERNELS if not fnmatch.filter(names, pattern)] == []
+
+
+FLOORS = (
+    ("kernels", "_native"),
+    ("errors", "version"),
+    ("augmentation", "system"),
+    ("data", "networks"),
+    ("objectives", "synthetic"),
+    ("evaluation", "runs"),
+    ("condensation",),
+    ("applications", "compat"),
+    ("cli", "__init__"),  # the command and the face: what people call
+    ("__main__",),
+)
+"""The rooms of fastdm/, from the ground up: a room imports from the floors below it, and not from its neighbours."""
+
+
+@pytest.fixture(scope="module")
+def of_fastdm() -> list[Import]:
+    return [item for item in imports(REPOSITORY / "fastdm", "fastdm") if _is_in(item.of, "fastdm")]
+
+
+def test_rooms_import_from_the_floors_below_only(of_fastdm: list[Import]) -> None:
+    floor = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+    upward = [
+        f"{item.by} imports {item.of} (line {item.line})"
+        for item in of_fastdm
+        if _room(item.by) != _room(item.of) and floor[_room(item.by)] <= floor[_room(item.of)]
+    ]
+    assert upward == []
+
+
+def test_no_modules_import_each_other_in_a_circle(of_fastdm: list[Import]) -> None:
+    graph: dict[str, set[str]] = {}
+    for item in of_fastdm:
+        graph.setdefault(item.by, set()).add(item.of)
+    TopologicalSorter(graph).prepare()  # raises CycleError, naming the circle
+
+
+def _room(module: str) -> str:
+    return _bare(module, "fastdm").split(".")[0]
 
 
 def test_imports_of_every_kind_are_found(tmp_path: Path) -> None:
