@@ -112,6 +112,8 @@ def implementation(name: str, *args: Any) -> Callable[..., Any]:
     form = first_form(name, device)
     if form == "native" and not runs_native(name, *args):
         form = "reference"
+    if form == "native":
+        extension.load().use_threads(torch.get_num_threads())
     function = _function(name, form)
     if function is None:
         raise NotImplementedError(f"the op {name} has no form in {form}.py")

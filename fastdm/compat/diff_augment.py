@@ -81,7 +81,7 @@ def DiffAugment(x: Tensor, strategy: str | None = "", seed: int = -1, param: Par
     draws = [_draw(family, param, x) for family in families]
     if param.Siamese:
         draws = [[values[:1] for values in numbers] for numbers in draws]
-    strategies = _passes(families, param) if _is_for_kernels(x) else None
+    strategies = _passes(families, param) if _is_for_kernels(x, len(families)) else None
     if strategies is None:
         for family, numbers in zip(families, draws, strict=True):
             x = apply_family(family, x, numbers, param)
@@ -107,9 +107,19 @@ def _families(strategy: str | None) -> tuple[str, ...]:
     return families
 
 
-def _is_for_kernels(x: Tensor) -> bool:
-    """float64 is left to PyTorch: the table of the kernels is float32, and the public code computes in float64."""
+def _is_for_kernels(x: Tensor, families: int) -> bool:
+    """Whether the kernels take the images, and take less time: a single family of few images costs PyTorch less than
+    the way to them.
+
+    float64 is left to PyTorch: the table of the kernels is float32, and the public code computes in float64.
+    """
+    if x.is_cpu and families == 1 and x.numel() < _FEW:
+        return False
     return x.is_floating_point() and x.dtype != torch.float64 and x.shape[1] in (1, 3) and x.numel() > 0
+
+
+_FEW = 32 * 3 * 32 * 32
+"""Numbers in a batch; the times are the same at about so many."""
 
 
 def _passes(families: tuple[str, ...], param: ParamDiffAug) -> tuple[Strategy, ...] | None:

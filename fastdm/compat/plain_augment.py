@@ -1,14 +1,14 @@
-"""The families of `DiffAugment` in plain PyTorch, for what the kernels do not take: any channels, dtype and strength.
+"""The families of `DiffAugment` in plain PyTorch: for any channels, dtype and strength, and for a few images.
 
 Every function takes images [N, C, H, W] and its parameters, [N] or, one for all images, [1]; derivatives of every kind
 are PyTorch's.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fastdm.errors import FastDMError
@@ -45,37 +45,35 @@ def _color(x: Tensor, draws: Sequence[Tensor], param: Strengths) -> Tensor:
 
 def _crop(x: Tensor, draws: Sequence[Tensor], param: Strengths) -> Tensor:
     """out[i, j] = x[i + rows, j + cols], 0 outside."""
-    rows, is_row = _shifted(x.shape[2], draws[0])
-    cols, is_col = _shifted(x.shape[3], draws[1])
-    if len(draws[0]) == 1:
-        moved = x[:, :, rows[0]][:, :, :, cols[0]]
-    else:
-        pixels = (rows[:, :, None] * x.shape[3] + cols[:, None, :]).flatten(1)[:, None]
-        moved = x.flatten(2).gather(2, pixels.expand(-1, x.shape[1], -1)).view(x.shape)
-    return moved.masked_fill(~(is_row[:, None, :, None] & is_col[:, None, None, :]), 0)
+    height, width = x.shape[2:]
+    (rows, is_row), (cols, is_col) = _shifted(height, draws[0]), _shifted(width, draws[1])
+    pixels = _tensor((rows[:, :, None] * width + cols[:, None, :]).reshape(len(rows), 1, -1))
+    inside = _tensor(is_row[:, None, :, None] & is_col[:, None, None, :])
+    flat = x.flatten(2)
+    moved = flat[:, :, pixels[0, 0]] if len(pixels) == 1 else flat.gather(2, pixels.expand(-1, x.shape[1], -1))
+    return torch.where(inside, moved.view(x.shape), 0)
 
 
-def _shifted(size: int, shift: Tensor) -> tuple[Tensor, Tensor]:
+def _shifted(size: int, shift: Tensor) -> tuple[Any, Any]:
     """The positions 0…size - 1, moved by every shift and clamped, and which of them needed no clamping: [N, size]."""
-    at = torch.arange(size, device=shift.device) + shift.view(-1, 1)
-    kept = at.clamp(0, size - 1)
+    at = _positions(size, shift) + _array(shift)[:, None]
+    kept = at.clip(0, size - 1)
     return kept, kept == at
 
 
 def _cutout(x: Tensor, draws: Sequence[Tensor], param: Strengths) -> Tensor:
     """The hole is a product with 0, as in the public code: what is not finite there becomes NaN."""
-    (rows, cols) = (_hole(size, u, param.ratio_cutout) for size, u in zip(x.shape[2:], draws, strict=True))
-    return x * (~(rows[:, None, :, None] & cols[:, None, None, :])).to(x.dtype)
+    rows, cols = (_hole(size, u, param.ratio_cutout) for size, u in zip(x.shape[2:], draws, strict=True))
+    return x * _tensor(~(rows[:, None, :, None] & cols[:, None, None, :])).to(x.dtype)
 
 
-def _hole(size: int, offset: Tensor, ratio: float) -> Tensor:
-    """Which positions the hole covers along an axis, [N, size]: clamped into the image, so never empty."""
-    hole = int(size * ratio + 0.5)
-    at = torch.arange(size, device=offset.device)
-    if hole <= 0:
-        return torch.zeros(1, size, dtype=torch.bool, device=offset.device)
-    first = offset.view(-1, 1) - hole // 2
-    return (at >= first.clamp(0, size - 1)) & (at <= (first + hole - 1).clamp(0, size - 1))
+def _hole(size: int, offset: Tensor, ratio: float) -> Any:
+    """Which positions the hole covers along an axis, [N, size]: clamped into the image; only a side of 0 is empty."""
+    side = int(size * ratio + 0.5)
+    at, first = _positions(size, offset), _array(offset)[:, None] - side // 2
+    if side == 0:
+        return at < at[:1, None]
+    return (at >= first.clip(0, size - 1)) & (at <= (first + (side - 1)).clip(0, size - 1))
 
 
 def _flip(x: Tensor, draws: Sequence[Tensor], param: Strengths) -> Tensor:
@@ -84,25 +82,48 @@ def _flip(x: Tensor, draws: Sequence[Tensor], param: Strengths) -> Tensor:
 
 def _scale(x: Tensor, draws: Sequence[Tensor], param: Strengths) -> Tensor:
     low = 1 / param.ratio_scale
-    sx, sy = (u * (param.ratio_scale - low) + low for u in draws)
-    zero = torch.zeros_like(sx)
-    return _sample(x, torch.stack((sx, zero, zero, zero, sy, zero), 1))
+    theta = np.zeros((len(draws[0]), 2, 3), np.float32)
+    for axis, u in enumerate(draws):
+        theta[:, axis, axis] = u.numpy() * (param.ratio_scale - low) + low
+    return _sample(x, theta)
 
 
 def _rotate(x: Tensor, draws: Sequence[Tensor], param: Strengths) -> Tensor:
-    angle = (draws[0] - 0.5) * 2 * param.ratio_rotate / 180 * torch.pi
-    cos, sin = angle.cos(), angle.sin()
-    zero = torch.zeros_like(cos)
-    return _sample(x, torch.stack((cos, -sin, zero, sin, cos, zero), 1))
+    angle = (draws[0].numpy() - 0.5) * (2 * param.ratio_rotate / 180 * np.pi)
+    theta = np.zeros((len(angle), 2, 3), np.float32)
+    theta[:, 0, 0] = theta[:, 1, 1] = np.cos(angle)
+    theta[:, 1, 0] = np.sin(angle)
+    theta[:, 0, 1] = -theta[:, 1, 0]
+    return _sample(x, theta)
 
 
-def _sample(x: Tensor, theta: Tensor) -> Tensor:
-    """Bilinear, 0 outside, on the grid of the matrices; computed in float32 for types that are narrower."""
-    work = torch.promote_types(x.dtype, torch.float32)
-    grid = F.affine_grid(theta.view(-1, 2, 3), [len(theta), *x.shape[1:]], align_corners=False)
-    grid = grid.to(x.device, work).expand(len(x), -1, -1, -1)
-    sampled = F.grid_sample(x.to(work), grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-    return sampled.to(x.dtype)
+def _sample(x: Tensor, theta: Any) -> Tensor:
+    """Bilinear, 0 outside, on the grid of the matrices; computed in float32 for types that are narrower.
+
+    As `F.affine_grid` and `F.grid_sample`, whose checks cost as much as sampling one image.
+    """
+    work = x if x.dtype in (torch.float32, torch.float64) else x.to(torch.float32)
+    grid = torch.affine_grid_generator(torch.from_numpy(theta), [len(theta), *x.shape[1:]], False)
+    grid = grid.to(work).expand(len(x), -1, -1, -1)
+    return torch.grid_sampler(work, grid, _BILINEAR, _ZEROS, False).to(x.dtype)
+
+
+_BILINEAR, _ZEROS = 0, 0
+
+
+# --- index arithmetic: with NumPy on the CPU, where it costs a fraction, else on the device of the draws ----------
+
+
+def _array(draw: Tensor) -> Any:
+    return draw.numpy() if draw.is_cpu else draw
+
+
+def _positions(size: int, draw: Tensor) -> Any:
+    return np.arange(size) if draw.is_cpu else torch.arange(size, device=draw.device)
+
+
+def _tensor(array: Any) -> Tensor:
+    return array if isinstance(array, Tensor) else torch.from_numpy(array)
 
 
 _FAMILIES: dict[str, Callable[[Tensor, Sequence[Tensor], Strengths], Tensor]] = {

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from .. import table as columns
 from ..checks import check_index_values, check_tensor
@@ -78,49 +79,85 @@ def apply_rows(images: Tensor, table: Tensor) -> Tensor:
 def _affine(
     images: Tensor, table: Tensor, group: Tensor | None, dtype: torch.dtype, channels_last: bool, is_sound: bool
 ) -> Tensor:
-    # torch.compile takes no function with rules of its own for forward mode.
-    function = _Dsa if torch.compiler.is_compiling() else _TransformableDsa
-    out: Tensor = function.apply(images, table, group, dtype, channels_last, is_sound)
+    """`dsa` of float images. is_sound: whether the values of table and group are known to be right."""
+    args = images, table, group, dtype, channels_last, is_sound
+    out: Tensor
+    if not torch.compiler.is_compiling() and _is_transformed():
+        out = _TransformableDsa.apply(*args)
+    elif images.requires_grad and torch.is_grad_enabled():
+        out = _Dsa.apply(*args)
+    else:
+        out = _run(*args)
+    return out
+
+
+def _is_transformed() -> bool:
+    """Whether `torch.func` or forward mode is at work."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def _run(
+    images: Tensor, table: Tensor, group: Tensor | None, dtype: torch.dtype, channels_last: bool, is_sound: bool
+) -> Tensor:
+    args = images, table, group, None, None, None, dtype, channels_last
+    out: Tensor = run_unchecked("dsa", *args) if is_sound else torch.ops.fastdm.dsa(*args)
+    return out
+
+
+def _transposed(grad: Tensor, table: Tensor, group: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Return the gradient of `dsa` with respect to images of a dtype, a linear function of the gradient that comes in.
+
+    The table has passed through `dsa` and is sound.
+    """
+    if not torch.compiler.is_compiling() and (torch.is_grad_enabled() or _is_transformed()):
+        out: Tensor = _Transposed.apply(grad, table, group, dtype)
+        return out
+    out = run_unchecked("dsa_backward", grad, table, group, dtype)
     return out
 
 
 class _Dsa(torch.autograd.Function):
-    """`dsa` of float images. is_sound: whether the values of table and group are known to be right."""
+    """What most calls need: PyTorch takes three times as long to call a function with rules for `torch.func`, and
+    torch.compile takes none with rules for forward mode."""
 
     @staticmethod
-    def forward(
-        images: Tensor, table: Tensor, group: Tensor | None, dtype: torch.dtype, channels_last: bool, is_sound: bool
-    ) -> Tensor:
-        args = images, table, group, None, None, None, dtype, channels_last
-        out: Tensor = run_unchecked("dsa", *args) if is_sound else torch.ops.fastdm.dsa(*args)
-        return out
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        images, table, group, *_ = inputs
+        ctx.dtype = images.dtype
+        ctx.save_for_backward(table, group)
+        return _run(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return _transposed(grad, *ctx.saved_tensors, ctx.dtype), None, None, None, None, None
+
+
+class _TransformableDsa(torch.autograd.Function):
+    """The same with forward mode and `torch.func`."""
+
+    @staticmethod
+    def forward(*inputs: Any) -> Tensor:
+        return _run(*inputs)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        images, table, group, ctx.dtype, ctx.channels_last, _ = inputs
-        ctx.images_dtype = images.dtype
+        images, table, group, ctx.out_dtype, ctx.channels_last, _ = inputs
+        ctx.dtype = images.dtype
         ctx.set_materialize_grads(False)  # So that `jvp` sees which input is differentiated.
         ctx.save_for_backward(table, group)
         ctx.save_for_forward(table, group)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
-        if grad is None:
-            return (None,) * 6
-        table, group = ctx.saved_tensors
-        transpose = torch.ops.fastdm.dsa_backward if torch.compiler.is_compiling() else _Transposed.apply
-        return transpose(grad, table, group, ctx.images_dtype), None, None, None, None, None
-
-
-class _TransformableDsa(_Dsa):
-    """`_Dsa` with forward mode and `torch.func.vmap`."""
+        grad_images = None if grad is None else _transposed(grad, *ctx.saved_tensors, ctx.dtype)
+        return grad_images, None, None, None, None, None
 
     @staticmethod
     def jvp(ctx: Any, images: Tensor | None, table: Tensor | None, *_: None) -> Tensor:
         if images is None or table is not None:
             raise NotImplementedError("dsa is differentiable with respect to its images only; detach the table")
         rows, group = ctx.saved_tensors
-        return _affine(images, _linear(rows), group, ctx.dtype, ctx.channels_last, True)
+        return _affine(images, _linear(rows), group, ctx.out_dtype, ctx.channels_last, True)
 
     @staticmethod
     def vmap(
@@ -131,10 +168,7 @@ class _TransformableDsa(_Dsa):
 
 
 class _Transposed(torch.autograd.Function):
-    """The gradient of `dsa` with respect to images of a dtype, a linear function of the gradient that comes in.
-
-    The table has passed through `dsa` and is sound.
-    """
+    """`_transposed` where it is differentiated in turn."""
 
     @staticmethod
     def forward(grad: Tensor, table: Tensor, group: Tensor | None, dtype: torch.dtype) -> Tensor:
