@@ -165,32 +165,42 @@ struct Sampling {
     }
 };
 
-// Crop, cutout and flip: the input pixel that an output pixel shows.
+// Crop, cutout and flip: the input pixel that an output pixel shows. All but the hole is a matter of one axis.
 class Displacement {
 public:
     Displacement(const float* row, MapSize size)
         : size_(size),
-          shift_rows_(whole(row[kShiftRows])),
-          shift_cols_(whole(row[kShiftCols])),
-          top_(whole(row[kCutoutTop])),
-          bottom_(whole(row[kCutoutBottom])),
-          left_(whole(row[kCutoutLeft])),
-          right_(whole(row[kCutoutRight])),
-          flip_(row[kFlip] != 0) {}
+          rows_(axis(size.height, whole(row[kShiftRows]), false, whole(row[kCutoutTop]), whole(row[kCutoutBottom]))),
+          cols_(axis(size.width, whole(row[kShiftCols]), row[kFlip] != 0, whole(row[kCutoutLeft]),
+                     whole(row[kCutoutRight]))),
+          is_identity_(whole(row[kShiftRows]) == 0 && whole(row[kShiftCols]) == 0 &&
+                       whole(row[kCutoutBottom]) < whole(row[kCutoutTop]) && row[kFlip] == 0) {}
 
-    bool is_identity() const { return shift_rows_ == 0 && shift_cols_ == 0 && bottom_ < top_ && !flip_; }
+    bool is_identity() const { return is_identity_; }
 
+    // i from -1 to the height and j from -1 to the width: one pixel beyond the image on each side.
     int32_t source(int64_t i, int64_t j) const {
-        const int32_t outside = static_cast<int32_t>(size_.pixels());
-        if (!contains(i, j)) return outside;
-        if (flip_) j = size_.width - 1 - j;
-        if (top_ <= i && i <= bottom_ && left_ <= j && j <= right_) return outside;
-        i += shift_rows_, j += shift_cols_;
-        return contains(i, j) ? static_cast<int32_t>(i * size_.width + j) : outside;
+        const Place &at_row = rows_[static_cast<size_t>(i + 1)], &at_col = cols_[static_cast<size_t>(j + 1)];
+        const bool is_outside = (at_row.source | at_col.source) < 0 || (at_row.in_hole & at_col.in_hole);
+        return is_outside ? static_cast<int32_t>(size_.pixels())
+                          : at_row.source * static_cast<int32_t>(size_.width) + at_col.source;
     }
 
 private:
-    bool contains(int64_t i, int64_t j) const { return 0 <= i && i < size_.height && 0 <= j && j < size_.width; }
+    struct Place {
+        int32_t source;  // -1 outside
+        int32_t in_hole;
+    };
+
+    static std::vector<Place> axis(int64_t size, int64_t shift, bool flip, int64_t first, int64_t last) {
+        std::vector<Place> places(static_cast<size_t>(size + 2), Place{-1, 0});
+        for (int64_t i = 0; i < size; ++i) {
+            const int64_t at = flip ? size - 1 - i : i, from = at + shift;
+            const bool inside = 0 <= from && from < size;
+            places[static_cast<size_t>(i + 1)] = {inside ? static_cast<int32_t>(from) : -1, first <= at && at <= last};
+        }
+        return places;
+    }
 
     // An integer stored as a float, clamped to beyond any image.
     static int64_t whole(float value) {
@@ -199,8 +209,8 @@ private:
     }
 
     MapSize size_;
-    int64_t shift_rows_, shift_cols_, top_, bottom_, left_, right_;
-    bool flip_;
+    std::vector<Place> rows_, cols_;
+    bool is_identity_;
 };
 
 // The position in [-1, 1] of the centre of pixel i along an axis, and back, rounded like PyTorch's affine_grid and
@@ -214,51 +224,86 @@ inline float to_grid(int64_t i, int64_t size) {
 
 inline float from_grid(float position, int64_t size) { return (position + 1) * (static_cast<float>(size) / 2) - 0.5f; }
 
-// The four pixels around (y, x), with weights 0 if all lie outside. source(i, j): the index of a pixel.
+// The two pixels around a position along one axis, the first of them -1 at least, and the weight of the second.
+struct AxisTaps {
+    int64_t first;
+    float second_weight;
+    bool is_inside;  // false: the weights of both are 0
+
+    AxisTaps(float position, int64_t size) : first(-1), second_weight(0) {
+        is_inside = position > -1 && position < static_cast<float>(size);
+        if (!is_inside) return;
+        const float floor = std::floor(position);
+        first = static_cast<int64_t>(floor);
+        second_weight = position - floor;
+    }
+};
+
+// The four pixels around a position, with weights 0 if all lie outside. source(i, j): the index of a pixel.
 template <class Source>
-inline void bilinear_taps(float y, float x, MapSize size, const Source& source, int32_t outside, int32_t* indices,
+inline void bilinear_taps(const AxisTaps& y, const AxisTaps& x, const Source& source, int32_t outside, int32_t* indices,
                           float* weights) {
-    if (!(y > -1 && y < static_cast<float>(size.height) && x > -1 && x < static_cast<float>(size.width))) {
+    if (!(y.is_inside && x.is_inside)) {
         std::fill(indices, indices + 4, outside);
         std::fill(weights, weights + 4, 0.0f);
         return;
     }
-    const float top = std::floor(y), left = std::floor(x);
-    const float lower = y - top, right = x - left;
+    const float lower = y.second_weight, right = x.second_weight;
     for (int tap = 0; tap < 4; ++tap) {
-        indices[tap] = source(static_cast<int64_t>(top) + tap / 2, static_cast<int64_t>(left) + tap % 2);
+        indices[tap] = source(y.first + tap / 2, x.first + tap % 2);
         weights[tap] = (tap / 2 ? lower : 1 - lower) * (tap % 2 ? right : 1 - right);
     }
 }
 
-// Two samplings: rotation comes last and reads the image that the others leave, which is cut off at the image's border.
-inline void compute_samplings(const float* row, MapSize size, Sampling& moved, Sampling& rotated) {
+// There are two samplings: rotation comes last and reads the image that crop, cutout, flip and scale leave, which is
+// cut off at the image's border.
+inline void compute_moves(const float* row, MapSize size, Sampling& moved) {
     const Displacement displacement(row, size);
-    const float sx = row[kScaleX], sy = row[kScaleY], cos = row[kRotateCos], sin = row[kRotateSin];
-    const int32_t outside = static_cast<int32_t>(size.pixels());
+    const float sx = row[kScaleX], sy = row[kScaleY];
+    const bool is_scaled = sx != 1 || sy != 1;
+    moved.resize(is_scaled ? 4 : displacement.is_identity() ? 0 : 1, size.pixels());
+    if (moved.taps == 0) return;
+    int64_t p = 0;
+    if (!is_scaled) {
+        for (int64_t i = 0; i < size.height; ++i) {
+            for (int64_t j = 0; j < size.width; ++j) moved.index[p++] = displacement.source(i, j);
+        }
+        return;
+    }
     const auto displaced = [&](int64_t i, int64_t j) { return displacement.source(i, j); };
+    std::vector<AxisTaps> cols;
+    for (int64_t j = 0; j < size.width; ++j) {
+        cols.emplace_back(from_grid(sx * to_grid(j, size.width), size.width), size.width);
+    }
+    for (int64_t i = 0; i < size.height; ++i) {
+        const AxisTaps at_row(from_grid(sy * to_grid(i, size.height), size.height), size.height);
+        for (const AxisTaps& at_col : cols) {
+            bilinear_taps(at_row, at_col, displaced, static_cast<int32_t>(size.pixels()), &moved.index[4 * p],
+                          &moved.weight[4 * p]);
+            ++p;
+        }
+    }
+}
+
+inline void compute_rotation(const float* row, MapSize size, Sampling& rotated) {
+    const float cos = row[kRotateCos], sin = row[kRotateSin];
+    rotated.resize(cos != 1 || sin != 0 ? 4 : 0, size.pixels());
+    if (rotated.taps == 0) return;
+    const int32_t outside = static_cast<int32_t>(size.pixels());
     const auto in_place = [&](int64_t i, int64_t j) {
         const bool inside = 0 <= i && i < size.height && 0 <= j && j < size.width;
         return inside ? static_cast<int32_t>(i * size.width + j) : outside;
     };
-    const bool is_scaled = sx != 1 || sy != 1, is_rotated = cos != 1 || sin != 0;
-    moved.resize(is_scaled ? 4 : displacement.is_identity() ? 0 : 1, size.pixels());
-    rotated.resize(is_rotated ? 4 : 0, size.pixels());
+    std::vector<float> xs;
+    for (int64_t j = 0; j < size.width; ++j) xs.push_back(to_grid(j, size.width));
     int64_t p = 0;
     for (int64_t i = 0; i < size.height; ++i) {
         const float y = to_grid(i, size.height);
-        for (int64_t j = 0; j < size.width; ++j, ++p) {
-            const float x = to_grid(j, size.width);
-            if (is_scaled) {
-                bilinear_taps(from_grid(sy * y, size.height), from_grid(sx * x, size.width), size, displaced, outside,
-                              &moved.index[4 * p], &moved.weight[4 * p]);
-            } else if (moved.taps == 1) {
-                moved.index[p] = displacement.source(i, j);
-            }
-            if (is_rotated) {
-                bilinear_taps(from_grid(sin * x + cos * y, size.height), from_grid(cos * x - sin * y, size.width), size,
-                              in_place, outside, &rotated.index[4 * p], &rotated.weight[4 * p]);
-            }
+        for (const float x : xs) {
+            bilinear_taps(AxisTaps(from_grid(sin * x + cos * y, size.height), size.height),
+                          AxisTaps(from_grid(cos * x - sin * y, size.width), size.width), in_place, outside,
+                          &rotated.index[4 * p], &rotated.weight[4 * p]);
+            ++p;
         }
     }
 }
@@ -327,7 +372,10 @@ void for_each_image(ThreadPool& pool, const Maps& out, const DsaTable& table, co
             int64_t current = -1;
             for (int64_t n = begin; n < end; ++n) {
                 const int64_t row = table.row_of(n);
-                if (row != current) compute_samplings(table[row], out.size, workspace.moved, workspace.rotated);
+                if (row != current) {
+                    compute_moves(table[row], out.size, workspace.moved);
+                    compute_rotation(table[row], out.size, workspace.rotated);
+                }
                 current = row;
                 body(n, table[row], workspace);
             }

@@ -81,7 +81,7 @@ def DiffAugment(x: Tensor, strategy: str | None = "", seed: int = -1, param: Par
     draws = [_draw(family, param, x) for family in families]
     if param.Siamese:
         draws = [[values[:1] for values in numbers] for numbers in draws]
-    strategies = _passes(families, param) if _is_for_kernels(x, len(families)) else None
+    strategies = _passes(families, param) if _is_for_kernels(x, families, param) else None
     if strategies is None:
         for family, numbers in zip(families, draws, strict=True):
             x = apply_family(family, x, numbers, param)
@@ -107,19 +107,25 @@ def _families(strategy: str | None) -> tuple[str, ...]:
     return families
 
 
-def _is_for_kernels(x: Tensor, families: int) -> bool:
-    """Whether the kernels take the images, and take less time: a single family of few images costs PyTorch less than
-    the way to them.
+def _is_for_kernels(x: Tensor, families: tuple[str, ...], param: ParamDiffAug) -> bool:
+    """Whether the kernels take the images, and on a CPU less time than PyTorch.
 
+    They need one pass over the images for any number of families, but the way to them costs as much as PyTorch's passes
+    for two families of a few images. What a hole or a flip costs PyTorch is a single pass, and where every image has
+    parameters of its own, indices and weights cost both as much.
     float64 is left to PyTorch: the table of the kernels is float32, and the public code computes in float64.
     """
-    if x.is_cpu and families == 1 and x.numel() < _FEW:
+    if x.shape[1] not in (1, 3) or x.numel() == 0 or x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         return False
-    return x.is_floating_point() and x.dtype != torch.float64 and x.shape[1] in (1, 3) and x.numel() > 0
+    if not x.is_cpu or len(families) > 2:
+        return True
+    return x.numel() >= _MANY and (
+        "color" in families or (param.Siamese and not {"cutout", "flip"}.issuperset(families))
+    )
 
 
-_FEW = 32 * 3 * 32 * 32
-"""Numbers in a batch; the times are the same at about so many."""
+_MANY = 1 << 18
+"""Numbers in a batch for which one pass saves more than the way to it costs."""
 
 
 def _passes(families: tuple[str, ...], param: ParamDiffAug) -> tuple[Strategy, ...] | None:
