@@ -7,12 +7,13 @@ do not take a call.
 
 from collections.abc import Callable
 from functools import cache, lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastdm.augmentation import FAMILIES, Strategy
-from fastdm.compat.plain_augment import apply_family
+from fastdm.compat.plain_augment import BY_NUMPY, apply_family
 from fastdm.errors import FastDMError, unknown
 from fastdm.kernels.augmentation.op import apply_rows
 
@@ -56,6 +57,8 @@ def DiffAugment(x: Tensor, strategy: str | None = "", seed: int = -1, param: Par
     crop, cutout and flip on the device of `x`, as many values as there are images, so that equal seeds give the
     public code's transformations and leave the generators in the same state.
 
+    Within `torch.func` the draws are constants, and shared by what `vmap` maps over.
+
     Rotation samples with `align_corners=False`; repositories that pass True (the MTT line) get other pixels for images
     that are not square.
 
@@ -75,25 +78,45 @@ def DiffAugment(x: Tensor, strategy: str | None = "", seed: int = -1, param: Par
     param.Siamese = param.batchmode = seed != -1
     param.latestseed = seed
 
+    if torch._C._are_functorch_transforms_active():
+        with torch._C._DisableFuncTorch():  # What is drawn is constant, whatever is differentiated.
+            draws, tables = _prepare(families, param, x)
+    else:
+        draws, tables = _prepare(families, param, x)
+    if tables is None:
+        for family, numbers in draws:
+            x = apply_family(family, x, numbers, param)
+        return x.contiguous()
+    for rows in tables:
+        x = apply_rows(x, rows)
+    return x
+
+
+Draws = list[tuple[str, list[Any]]]
+"""Families in the order in which they act, each with what it draws: one value per image, or one for all."""
+
+
+def _arrays(draws: list[Tensor]) -> list[Any]:
+    return [values.numpy() if values.is_cpu else values for values in draws]
+
+
+def _prepare(families: tuple[str, ...], param: ParamDiffAug, x: Tensor) -> tuple[Draws, list[Tensor] | None]:
+    """Draw, and make the tables of the kernels' passes, or None if PyTorch is to apply the families."""
     if param.aug_mode == "S":
         _seed(param)
         families = (families[int(torch.randint(0, len(families), size=(1,), device="cpu"))],)
-    draws = [_draw(family, param, x) for family in families]
+    draws = [(family, _draw(family, param, x)) for family in families]
     if param.Siamese:
-        draws = [[values[:1] for values in numbers] for numbers in draws]
-    strategies = _passes(families, param) if _is_for_kernels(x, families, param) else None
-    if strategies is None:
-        for family, numbers in zip(families, draws, strict=True):
-            x = apply_family(family, x, numbers, param)
-        return x.contiguous()
-    start = 0
-    for one_pass in strategies:
+        draws = [(family, [values[:1] for values in numbers]) for family, numbers in draws]
+    passes = _passes(families, param) if _is_for_kernels(x, families) else None
+    if passes is None:
+        return [(family, _arrays(numbers) if family in BY_NUMPY else numbers) for family, numbers in draws], None
+    tables, start = [], 0
+    for one_pass in passes:
         end = start + len(one_pass.families)
-        numbers_of = dict(zip(one_pass.families, draws[start:end], strict=True))
-        (rows,) = one_pass.tables(numbers_of, (x.shape[2], x.shape[3]), x.device)
-        x = apply_rows(x, rows)
+        tables += one_pass.tables(dict(draws[start:end]), (x.shape[2], x.shape[3]), x.device)
         start = end
-    return x
+    return draws, tables
 
 
 @lru_cache
@@ -107,21 +130,18 @@ def _families(strategy: str | None) -> tuple[str, ...]:
     return families
 
 
-def _is_for_kernels(x: Tensor, families: tuple[str, ...], param: ParamDiffAug) -> bool:
+def _is_for_kernels(x: Tensor, families: tuple[str, ...]) -> bool:
     """Whether the kernels take the images, and on a CPU less time than PyTorch.
 
     They need one pass over the images for any number of families, but the way to them costs as much as PyTorch's passes
-    for two families of a few images. What a hole or a flip costs PyTorch is a single pass, and where every image has
-    parameters of its own, indices and weights cost both as much.
+    for two families of a few images, and a hole or a flip is a single pass for PyTorch too.
     float64 is left to PyTorch: the table of the kernels is float32, and the public code computes in float64.
     """
     if x.shape[1] not in (1, 3) or x.numel() == 0 or x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         return False
     if not x.is_cpu or len(families) > 2:
         return True
-    return x.numel() >= _MANY and (
-        "color" in families or (param.Siamese and not {"cutout", "flip"}.issuperset(families))
-    )
+    return x.numel() >= _MANY and not {"cutout", "flip"}.issuperset(families)
 
 
 _MANY = 1 << 18

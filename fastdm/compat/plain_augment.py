@@ -27,8 +27,15 @@ class Strengths(Protocol):
     contrast: float
 
 
-def apply_family(family: str, x: Tensor, draws: Sequence[Tensor], param: Strengths) -> Tensor:
-    """Apply one family with the numbers that were drawn for it: uniform in [0, 1), integers for crop and cutout."""
+BY_NUMPY = ("crop", "cutout", "scale", "rotate")
+"""The families whose indices and matrices NumPy computes where their draws are on the CPU."""
+
+
+def apply_family(family: str, x: Tensor, draws: Sequence[Any], param: Strengths) -> Tensor:
+    """Apply one family with the numbers that were drawn for it: uniform in [0, 1), integers for crop and cutout.
+
+    draws: tensors; of `BY_NUMPY` NumPy arrays if they are on the CPU.
+    """
     if family in ("color", "scale", "rotate") and not x.is_floating_point():
         raise FastDMError(f"the images are {x.dtype}; {family} needs floating-point images")
     return _FAMILIES[family](x, draws, param)
@@ -43,7 +50,7 @@ def _color(x: Tensor, draws: Sequence[Tensor], param: Strengths) -> Tensor:
     return (x - mean) * (contrast + param.contrast) + mean
 
 
-def _crop(x: Tensor, draws: Sequence[Tensor], param: Strengths) -> Tensor:
+def _crop(x: Tensor, draws: Sequence[Any], param: Strengths) -> Tensor:
     """out[i, j] = x[i + rows, j + cols], 0 outside."""
     height, width = x.shape[2:]
     (rows, is_row), (cols, is_col) = _shifted(height, draws[0]), _shifted(width, draws[1])
@@ -54,23 +61,23 @@ def _crop(x: Tensor, draws: Sequence[Tensor], param: Strengths) -> Tensor:
     return torch.where(inside, moved.view(x.shape), 0)
 
 
-def _shifted(size: int, shift: Tensor) -> tuple[Any, Any]:
+def _shifted(size: int, shift: Any) -> tuple[Any, Any]:
     """The positions 0…size - 1, moved by every shift and clamped, and which of them needed no clamping: [N, size]."""
-    at = _positions(size, shift) + _array(shift)[:, None]
+    at = _positions(size, shift) + shift[:, None]
     kept = at.clip(0, size - 1)
     return kept, kept == at
 
 
-def _cutout(x: Tensor, draws: Sequence[Tensor], param: Strengths) -> Tensor:
+def _cutout(x: Tensor, draws: Sequence[Any], param: Strengths) -> Tensor:
     """The hole is a product with 0, as in the public code: what is not finite there becomes NaN."""
     rows, cols = (_hole(size, u, param.ratio_cutout) for size, u in zip(x.shape[2:], draws, strict=True))
     return x * _tensor(~(rows[:, None, :, None] & cols[:, None, None, :])).to(x.dtype)
 
 
-def _hole(size: int, offset: Tensor, ratio: float) -> Any:
+def _hole(size: int, offset: Any, ratio: float) -> Any:
     """Which positions the hole covers along an axis, [N, size]: clamped into the image; only a side of 0 is empty."""
     side = int(size * ratio + 0.5)
-    at, first = _positions(size, offset), _array(offset)[:, None] - side // 2
+    at, first = _positions(size, offset), offset[:, None] - side // 2
     if side == 0:
         return at < at[:1, None]
     return (at >= first.clip(0, size - 1)) & (at <= (first + (side - 1)).clip(0, size - 1))
@@ -80,16 +87,16 @@ def _flip(x: Tensor, draws: Sequence[Tensor], param: Strengths) -> Tensor:
     return torch.where(draws[0].view(-1, 1, 1, 1) < param.prob_flip, x.flip(3), x)
 
 
-def _scale(x: Tensor, draws: Sequence[Tensor], param: Strengths) -> Tensor:
+def _scale(x: Tensor, draws: Sequence[Any], param: Strengths) -> Tensor:
     low = 1 / param.ratio_scale
     theta = np.zeros((len(draws[0]), 2, 3), np.float32)
     for axis, u in enumerate(draws):
-        theta[:, axis, axis] = u.numpy() * (param.ratio_scale - low) + low
+        theta[:, axis, axis] = u * (param.ratio_scale - low) + low
     return _sample(x, theta)
 
 
-def _rotate(x: Tensor, draws: Sequence[Tensor], param: Strengths) -> Tensor:
-    angle = (draws[0].numpy() - 0.5) * (2 * param.ratio_rotate / 180 * np.pi)
+def _rotate(x: Tensor, draws: Sequence[Any], param: Strengths) -> Tensor:
+    angle = (draws[0] - 0.5) * (2 * param.ratio_rotate / 180 * np.pi)
     theta = np.zeros((len(angle), 2, 3), np.float32)
     theta[:, 0, 0] = theta[:, 1, 1] = np.cos(angle)
     theta[:, 1, 0] = np.sin(angle)
@@ -111,22 +118,18 @@ def _sample(x: Tensor, theta: Any) -> Tensor:
 _BILINEAR, _ZEROS = 0, 0
 
 
-# --- index arithmetic: with NumPy on the CPU, where it costs a fraction, else on the device of the draws ----------
+# --- index arithmetic: by NumPy on the CPU, where it costs a fraction, else on the device of the draws ---------------
 
 
-def _array(draw: Tensor) -> Any:
-    return draw.numpy() if draw.is_cpu else draw
-
-
-def _positions(size: int, draw: Tensor) -> Any:
-    return np.arange(size) if draw.is_cpu else torch.arange(size, device=draw.device)
+def _positions(size: int, draw: Any) -> Any:
+    return torch.arange(size, device=draw.device) if isinstance(draw, Tensor) else np.arange(size)
 
 
 def _tensor(array: Any) -> Tensor:
     return array if isinstance(array, Tensor) else torch.from_numpy(array)
 
 
-_FAMILIES: dict[str, Callable[[Tensor, Sequence[Tensor], Strengths], Tensor]] = {
+_FAMILIES: dict[str, Callable[[Tensor, Sequence[Any], Strengths], Tensor]] = {
     "color": _color,
     "crop": _crop,
     "cutout": _cutout,
