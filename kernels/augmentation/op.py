@@ -9,7 +9,7 @@ from torch.autograd.function import once_differentiable
 
 from .. import table as columns
 from ..checks import check_index_values, check_tensor
-from ..dispatch import define
+from ..dispatch import define, remember_backend, with_its_backend
 from ..numerics import memory_format
 
 
@@ -71,6 +71,7 @@ class _Dsa(torch.autograd.Function):
     def forward(
         ctx: Any, images: Tensor, table: Tensor, group: Tensor | None, dtype: torch.dtype, channels_last: bool
     ) -> Tensor:
+        remember_backend(ctx)
         ctx.save_for_backward(table, group)
         ctx.dtype = images.dtype
         out: Tensor = torch.ops.fastdm.dsa(images, table, group, None, None, None, dtype, channels_last)
@@ -80,7 +81,8 @@ class _Dsa(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         table, group = ctx.saved_tensors
-        return torch.ops.fastdm.dsa_backward(grad, table, group, ctx.dtype), None, None, None, None
+        grad_images = with_its_backend(ctx, torch.ops.fastdm.dsa_backward, grad, table, group, ctx.dtype)
+        return grad_images, None, None, None, None
 
 
 # --- checks ----------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..checks import check_floating_point, check_offset_values, check_offsets, check_tensor
-from ..dispatch import define, runs_native
+from ..dispatch import define, remember_backend, runs_native, with_its_backend
 from ..numerics import memory_format_of, pooled_shape, working_dtype
 
 ACTIVATIONS = ("relu", "leakyrelu", "swish", "sigmoid")
@@ -153,6 +153,7 @@ class _NormReluPool(torch.autograd.Function):
     ) -> Tensor:
         out: Tensor
         out, mean, rstd = torch.ops.fastdm.norm_relu_pool(x, weight, bias, eps, activation, pool)
+        remember_backend(ctx)
         ctx.save_for_backward(x, mean, rstd, weight, bias)
         ctx.activation, ctx.pool = activation, pool
         return out
@@ -161,8 +162,9 @@ class _NormReluPool(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, mean, rstd, weight, bias = ctx.saved_tensors
-        grad_x, grad_weight, grad_bias = torch.ops.fastdm.norm_relu_pool_backward(
-            grad, x, mean, rstd, weight, bias, ctx.activation, ctx.pool
+        backward = torch.ops.fastdm.norm_relu_pool_backward
+        grad_x, grad_weight, grad_bias = with_its_backend(
+            ctx, backward, grad, x, mean, rstd, weight, bias, ctx.activation, ctx.pool
         )
         return (
             grad_x,
@@ -179,6 +181,7 @@ class _ConvNormReluPool(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, padding: int, eps: float) -> Tensor:
         out: Tensor
         out, conv, mean, rstd = torch.ops.fastdm.conv_norm_relu_pool(x, weight, padding, eps, True)
+        remember_backend(ctx)
         ctx.save_for_backward(conv, mean, rstd, weight)
         ctx.padding = padding
         return out
@@ -186,7 +189,8 @@ class _ConvNormReluPool(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        grad_x = torch.ops.fastdm.conv_norm_relu_pool_backward(grad, *ctx.saved_tensors, ctx.padding)
+        backward = torch.ops.fastdm.conv_norm_relu_pool_backward
+        grad_x = with_its_backend(ctx, backward, grad, *ctx.saved_tensors, ctx.padding)
         return grad_x, None, None, None
 
 

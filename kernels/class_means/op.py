@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..checks import check_floating_point, check_offset_values, check_offsets, check_tensor
-from ..dispatch import define
+from ..dispatch import define, remember_backend, with_its_backend
 from ..numerics import working_dtype
 
 
@@ -60,6 +60,7 @@ class _ClassMeanDifference(torch.autograd.Function):
         loss, difference = torch.ops.fastdm.class_mean_difference(
             real, synthetic, real_offsets, synthetic_offsets, empty
         )
+        remember_backend(ctx)
         ctx.save_for_backward(difference, synthetic_offsets)
         ctx.rows, ctx.dtype = synthetic.shape[0], synthetic.dtype
         return loss
@@ -68,7 +69,8 @@ class _ClassMeanDifference(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         difference, offsets = ctx.saved_tensors
-        grad_synthetic = torch.ops.fastdm.class_mean_difference_backward(grad, difference, offsets, ctx.rows, ctx.dtype)
+        backward = torch.ops.fastdm.class_mean_difference_backward
+        grad_synthetic = with_its_backend(ctx, backward, grad, difference, offsets, ctx.rows, ctx.dtype)
         return None, grad_synthetic, None, None, None
 
 

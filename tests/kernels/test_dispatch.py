@@ -4,11 +4,15 @@ import os
 import subprocess
 import sys
 import textwrap
+import threading
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from fastdm.kernels import dispatch, uniform, use_backend
+from fastdm.kernels import class_mean_difference, dispatch, uniform, use_backend
+from fastdm.kernels.class_means import reference as class_means
 from fastdm.kernels.random import reference
 
 
@@ -100,7 +104,43 @@ def test_the_backend_is_restored_after_an_error(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(reference, "uniform", fail)
     with pytest.raises(KeyError, match="called"):
         run_reference()
-    assert dispatch._backend == "auto"
+    assert dispatch._backend.get() == "auto"
+
+
+def test_the_choice_belongs_to_the_thread_that_made_it() -> None:
+    inside, checked = threading.Event(), threading.Event()
+
+    def choose() -> None:
+        with use_backend("reference"):
+            inside.set()
+            checked.wait(60)
+
+    thread = threading.Thread(target=choose)
+    thread.start()
+    assert inside.wait(60)
+    assert dispatch._backend.get() == "auto"
+    checked.set()
+    thread.join()
+
+
+def test_a_gradient_is_computed_with_the_backend_of_its_forward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where another thread computes it, as PyTorch does for tensors on a GPU."""
+    used: list[str] = []
+    backward = class_means.class_mean_difference_backward
+
+    def record(*args: Any) -> Tensor:
+        used.append(dispatch._backend.get())
+        return backward(*args)
+
+    monkeypatch.setattr(class_means, "class_mean_difference_backward", record)
+    synthetic, offsets = torch.ones(2, 3, requires_grad=True), torch.tensor([0, 2])
+    with use_backend("reference"):
+        loss = class_mean_difference(torch.zeros(2, 3), synthetic, offsets, offsets)
+    thread = threading.Thread(target=loss.backward)
+    thread.start()
+    thread.join()
+    assert used == ["reference"]
+    assert synthetic.grad is not None
 
 
 def test_an_unknown_backend_is_refused() -> None:
