@@ -101,7 +101,7 @@ def state() -> dict[str, Any]:
     """What a call might change of the process."""
     return {
         "torch generator": hashlib.sha256(torch.get_rng_state().numpy().tobytes()).hexdigest(),
-        "numpy generator": repr(np.random.get_state()),
+        "numpy generator": repr(np.random.get_state()),  # noqa: NPY002
         "python generator": random.getstate(),
         "default dtype": torch.get_default_dtype(),
         "default device": torch.get_default_device(),

@@ -18,12 +18,13 @@ from fastdm.errors import FastDMError, unknown
 from fastdm.runs.recording import check_chosen, recorded
 from fastdm.runs.run import Run
 from fastdm.synthetic.synthetic_set import SyntheticSet
-from fastdm.system.device import chosen_backend, default_device, precision_context
+from fastdm.system.device import chosen_backend, default_device, precision_context, undisturbed
 
 FINGERPRINT_IMAGES = 64
 """Images whose pixels identify a data set: few, since those of a packed file come from the disk."""
 
 
+@undisturbed()
 def condense(
     data: Any,
     ipc: int | None = None,
@@ -98,6 +99,7 @@ def condense(
     )
 
 
+@undisturbed()
 def condense_resolved(
     dataset: Dataset,
     settings: Settings,

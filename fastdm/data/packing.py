@@ -12,8 +12,10 @@ from fastdm.data.packed.writing import OnError, PackSource, Partial, fingerprint
 from fastdm.data.pool import Dataset
 from fastdm.data.sources import open_dataset
 from fastdm.errors import FastDMError
+from fastdm.system.device import undisturbed
 
 
+@undisturbed()
 def pack(
     source: Any,
     out: str | os.PathLike[str],

@@ -13,10 +13,12 @@ from fastdm.data.named import NAMES, find_tiny_imagenet, open_digits, open_torch
 from fastdm.data.packed.reading import IO, open_packed
 from fastdm.data.pool import Dataset
 from fastdm.errors import FastDMError, unknown
+from fastdm.system.device import undisturbed
 
 Source = str | os.PathLike[str] | Sequence[ArrayLike | Tensor] | Dataset
 
 
+@undisturbed()
 def open_dataset(
     source: Source,
     *,

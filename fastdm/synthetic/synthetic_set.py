@@ -76,7 +76,7 @@ class SyntheticSet:
     @property
     def labels(self) -> Tensor:
         """int64 [classes * ipc]."""
-        return torch.arange(self.num_classes).repeat_interleave(self.ipc)
+        return torch.arange(self.num_classes, device="cpu").repeat_interleave(self.ipc)
 
     def as_dataset(self) -> TensorDataset:
         """(normalised image, label) pairs for a torch `DataLoader`."""
@@ -159,7 +159,7 @@ class SyntheticSet:
     def pixels(self) -> Tensor:
         """The images as they are looked at: de-normalised, clipped to [0, 1], uint8 [N, C, H, W] on the CPU."""
         images = self.images.detach().cpu()
-        mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
+        mean, std = (torch.tensor(values, dtype=torch.float32)[:, None, None] for values in (self.mean, self.std))
         return ((images * std + mean).clamp(0, 1) * 255 + 0.5).to(torch.uint8)
 
     def save_picture(self, path: str | Path) -> None:
