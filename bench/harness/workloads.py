@@ -5,14 +5,20 @@ import dataclasses
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from fastdm.data.pool import Dataset, Pool
+from fastdm import Settings
+from fastdm.data import Dataset, Pool
 from fastdm.networks import Block, Network, build_network
-from fastdm.settings import Settings
+
+CPU = torch.device("cpu")
 
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """class_size: images of each class in the pool."""
+    """class_size: images of each class in the pool; batch_real: real images per class and iteration.
+
+    chunk_memory: bytes of a chunk of classes, of those sizes that show how time and memory grow with the classes; the
+    public loop is not timed on them.
+    """
 
     name: str
     classes: int
@@ -22,6 +28,7 @@ class Workload:
     batch_real: int = 256
     channels: int = 3
     network: str | None = None
+    chunk_memory: int | None = None
 
     def settings(self, **options: object) -> Settings:
         return Settings(
@@ -49,6 +56,17 @@ class Workload:
         pool = Pool(images.contiguous(), offsets)
         return Dataset(self.name, pool, None, names, (0.5,) * self.channels, (0.25,) * self.channels)
 
+    def work(self, precision: str, seconds: float, peaks: dict[str, float]) -> dict[str, float | str]:
+        """What an iteration computes and the least that it must move, and its share of the peak of products."""
+        flops = self.flops()
+        found: dict[str, float | str] = {"flops": flops, "least_bytes": self.bytes(precision)}
+        found["tflop_per_s"] = flops / seconds / 1e12
+        if limit := peaks.get(f"matmul {precision}"):
+            found["percent_of_matmul"] = 100 * flops / seconds / limit
+            if flops / seconds > limit:
+                found["note"] = "the FLOPs are those of plain convolutions: Winograd's form multiplies less often"
+        return found
+
     def flops(self) -> int:
         """Of the convolutions in one iteration: real images forward, synthetic ones forward and back to the pixels."""
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -62,6 +80,7 @@ class Workload:
         for block in self._network().features:
             assert isinstance(block, Block)
             elements += channels * size**2
+            size += 2 * int(block.conv.padding[0]) - 2
             channels = block.conv.out_channels
             elements += 2 * channels * size**2 + channels * (size // 2) ** 2
             size //= 2
@@ -79,25 +98,31 @@ class Workload:
 
     def smoke(self) -> "Workload":
         """The same in a size that runs anywhere in a second."""
-        return dataclasses.replace(
-            self,
-            classes=4,
-            size=16,
-            ipc=min(self.ipc, 2),
-            class_size=16,
-            batch_real=8,
-            network="ConvNetW32",
-        )
+        network = self.network or "ConvNetW32"
+        ipc = min(self.ipc, 2)
+        return dataclasses.replace(self, classes=4, size=16, ipc=ipc, class_size=16, batch_real=8, network=network)
 
 
-CPU = torch.device("cpu")
 CIFAR10 = Workload("CIFAR-10 ipc 10", 10, 32, 10, 5000)
-SCALE = [
-    Workload("CIFAR-10 ipc 1", 10, 32, 1, 5000),
-    CIFAR10,
-    Workload("CIFAR-10 ipc 50", 10, 32, 50, 5000),
+IMAGENET = Workload("ImageNet-1K 64² ipc 10", 1000, 64, 10, 260)
+CHUNK = dataclasses.replace(IMAGENET, name="ImageNet-1K 64² ipc 10, 15 classes", classes=15)
+"""As many classes of ImageNet-1K as one pass takes where a tensor must have fewer than 2^31 elements."""
+_CIFAR10_SIZES = [dataclasses.replace(CIFAR10, name=f"CIFAR-10 ipc {ipc}", ipc=ipc) for ipc in (1, 10, 50)]
+CPU_SIZES = [
+    *_CIFAR10_SIZES,
+    Workload("FashionMNIST ipc 10", 10, 28, 10, 6000, channels=1),
+    # Memory must not grow with the classes beyond their images.
+    *(
+        Workload(f"scaling, {n} classes", n, 16, 1, 16, batch_real=16, chunk_memory=64 << 20)
+        for n in (10, 50, 200, 1000)
+    ),
+    # 256 real images would take the public loop ten minutes an iteration; as it is, it takes longest.
+    Workload("Tiny ImageNet ipc 1", 200, 64, 1, 500, batch_real=32),
+]
+GPU_SIZES = [
+    *_CIFAR10_SIZES,
     Workload("CIFAR-100 ipc 10", 100, 32, 10, 500),
     Workload("Tiny ImageNet ipc 10", 200, 64, 10, 500),
-    Workload("ImageNet-1K 64² ipc 1", 1000, 64, 1, 260),
-    Workload("ImageNet-1K 64² ipc 10", 1000, 64, 10, 260),
+    dataclasses.replace(IMAGENET, name="ImageNet-1K 64² ipc 1", ipc=1),
+    IMAGENET,
 ]
