@@ -18,7 +18,7 @@ from torch import Tensor
 import fastdm
 from bench.baselines import public_loop
 from bench.harness import arguments, cells, records
-from bench.harness.op_cases import Case, cases
+from bench.harness.op_cases import cases
 from bench.harness.records import STEP, Recorder, Row, Suite
 from bench.harness.timer import host_times
 from bench.harness.workloads import CIFAR10, CPU
@@ -102,28 +102,20 @@ def measure(make: Callable[[], Pair], seconds: float) -> Row:
     return row
 
 
-# --- for pytest-benchmark --------------------------------------------------------------------------------------------
-
-
 def _step() -> Call:
     """An iteration of CIFAR-10, 10 images per class, 256 real ones."""
-    dataset, settings, steps = CIFAR10.dataset(CPU), CIFAR10.settings(precision="fp32"), count()
-    step = build_step(dataset, settings.resolve(dataset, CPU), CPU, torch.float32)[0]
+    dataset, steps = CIFAR10.dataset(CPU), count()
+    step = build_step(dataset, CIFAR10.settings(precision="fp32").resolve(dataset, CPU), CPU, torch.float32)[0]
     return lambda: step(next(steps))
-
-
-def _op(case: Case) -> Call:
-    values = case.make(0)
-    return lambda: case.run(*values)
 
 
 def singles() -> dict[str, Callable[[], Call]]:
     """Everything that is timed by itself: the calls above, an iteration, and each op on its most used shape."""
-    calls = {name: lambda make=make: make().ours for name, make in CALLS.items()}
-    ops: dict[str, Callable[[], Call]] = {}
+    found = {name: lambda make=make: make().ours for name, make in CALLS.items()}
+    found["iteration of CIFAR-10, ipc 10"] = _step
     for case in cases(CPU, smoke=False):
-        ops.setdefault(case.op, partial(_op, case))
-    return calls | {"iteration of CIFAR-10, ipc 10": _step} | ops
+        found.setdefault(case.op, lambda case=case: partial(case.run, *case.make(0)))
+    return found
 
 
 def pytest_generate_tests(metafunc: Any) -> None:

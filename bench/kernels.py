@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.harness import arguments, cells, plots, records
+from bench.harness import arguments, cells, machine, plots, records
 from bench.harness.op_cases import Arguments, Case, cases
 from bench.harness.records import Recorder, Result, Row, Suite
 from bench.harness.timer import device_times, rotation, within
@@ -127,17 +127,17 @@ def _bandwidth(result: Result) -> Any:
     if not rows:
         return None
     figure, (axes,) = plots.figure(result)
-    plots.points(axes, rows, "op", lambda row: row["bytes"], lambda row: row["gb_per_s"])
-    if copy := records.peaks_of(result).get("copy"):
+    plots.points(axes, rows, lambda row: row["bytes"], lambda row: row["gb_per_s"])
+    if copy := records.peaks(result["machine"]).get("copy"):
         axes.axhline(copy / 1e9, color=plots.LINE, lw=1, label="copy")
-    plots.logarithmic(axes, "bytes that must move", "GB/s")
+    plots.label(axes, "bytes that must move", "GB/s")
     return figure
 
 
 def _roofline(result: Result) -> Any:
     """FLOP/s by FLOPs per byte, of the kernels and of the whole iteration, under both peaks."""
     rows = [row for row in result["rows"] if "gb_per_s" in row and "flops" in row]
-    limits = records.peaks_of(result)
+    limits = records.peaks(result["machine"])
     if not rows or not {"copy", "matmul bf16"} <= limits.keys():
         return None
     figure, (axes,) = plots.figure(result)
@@ -145,8 +145,8 @@ def _roofline(result: Result) -> Any:
     def rate(row: Row) -> float:
         return float(row["flops"] / row["seconds"]["fastdm"]["median"] / 1e12)
 
-    plots.points(axes, rows, "op", lambda row: row["flops"] / row["bytes"], rate)
-    for stage in records.same_machine(result, "waterfall"):
+    plots.points(axes, rows, lambda row: row["flops"] / row["bytes"], rate)
+    for stage in records.same_machine(result["machine"], "waterfall"):
         if "tflop_per_s" in stage:
             place = (stage["flops"] / stage["least_bytes"], stage["tflop_per_s"])
             color = plots.OURS if stage["name"].startswith("fastdm") else plots.THEIRS
@@ -155,7 +155,7 @@ def _roofline(result: Result) -> Any:
     copy, matmul = limits["copy"] / 1e12, limits["matmul bf16"] / 1e12
     ridge = matmul / copy
     axes.plot([0.1, ridge, 20 * ridge], [0.1 * copy, matmul, matmul], color=plots.LINE, lw=1)
-    plots.logarithmic(axes, "FLOPs per byte that must move", "TFLOP/s")
+    plots.label(axes, "FLOPs per byte that must move", "TFLOP/s")
     return figure
 
 
@@ -171,11 +171,11 @@ SUITE = Suite(
         ("µs", cells.spread("fastdm", 1e-6)),
         ("GB/s", cells.number("gb_per_s", "{:,.3g}")),
         ("% of copy", cells.number("percent_of_copy", "{:.0f}")),
-        ("× eager", cells.nested("speedup", "eager")),
-        ("× compile", cells.nested("speedup", "compile")),
+        ("× eager", cells.number("speedup.eager", "{:.2f}")),
+        ("× compile", cells.number("speedup.compile", "{:.2f}")),
         ("error", cells.error),
         ("median error", cells.median_error),
-        ("memory, MB", cells.nested("peak_bytes", "fastdm", "{:.0f}", 1e6)),
+        ("memory, MB", cells.number("peak_bytes.fastdm", "{:.0f}", 1e6)),
         ("note", cells.text("note")),
     ],
     slower=_slower,
@@ -189,7 +189,7 @@ def main() -> None:
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out, whose compilation is slow")
     options = parser.parse_args()
     device = arguments.device_of(options)
-    copy_peak = records.peaks(device).get("copy")
+    copy_peak = records.peaks(machine.describe(str(device))).get("copy")
     recorder = Recorder(SUITE, {"smoke": options.smoke, "compile": not options.no_compile}, options.device)
     chosen = (case for case in cases(device, options.smoke) if case.op in (options.only or [case.op]))
     for case in within(chosen, options.seconds):

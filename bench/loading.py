@@ -12,15 +12,12 @@ import gc
 import io
 import json
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
-from itertools import count
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +29,7 @@ from torch import Tensor
 import fastdm
 from bench.harness import arguments, cells, machine, plots, records
 from bench.harness.records import Recorder, Result, Row, Suite
-from bench.harness.timer import host_times, threads, timed
+from bench.harness.timer import apart, host_times, threads, timed
 from bench.harness.workloads import CPU
 from fastdm.data import Dataset, Pool, decode
 from fastdm.data.packed_file import header_bytes
@@ -43,44 +40,38 @@ CLASS_SIZE = 1281  # images of a class of ImageNet-1K
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # Images per second with 2 workers on two cores with AVX-512, measured once: FFCV needs system libraries to be built.
 FFCV = {32: 1_040_000, 64: 527_000}
+# Why a target may be missed.
+APART = "images lie apart: each begins with pages that neither the prefetcher nor the core's address table has seen"
+TIE = "index_select into a buffer is a parallel copy too: a plain gather can only tie it"
+BOUND = "bound by writing float32: the less, the faster this machine's memory is for PyTorch's passes"
+DRAWS = "some 30 million indices are drawn a second, a twentieth of the time only below 1.5 million images a second"
+DECODER = "the decoder gains more from this processor than the copy does"
+DECODING = "most of the time goes into decoding, which both leave to libjpeg-turbo"
+SHARED = "two threads of this machine may share a core"
+DISK = "the kernel's read-ahead, or the answer time of this disk"
 SIZES = {"full": (11, 2 * 10**9), "quick": (3, 2 * 10**8), "smoke": (2, 2 * 10**7)}  # repeats, bytes of a file
 
 
-@dataclass(frozen=True)
-class Target:
-    """value: what is to be reached; why: the reason why a machine that does nothing else may miss it."""
-
-    value: float
-    why: str = ""
-    at_most: bool = False
-
-
-def row(name: str, values: Sequence[float], target: Target | None = None, **more: Any) -> Row:
-    """A ratio with its target; a missed one with the reason."""
-    spread = {key: float(f"{value:.4g}") for key, value in records.spread(values).items()}
-    found: Row = {
-        "name": name,
-        "target": target.value if target else None,
-        "ratio": spread | {"n": len(values)},
-        **more,
-    }
-    if target:
-        median = spread["median"]
-        found["met"] = median <= target.value if target.at_most else median >= target.value
+def row(
+    name: str, values: Sequence[float], target: float | None = None, why: str = "", at_most: bool = False, **more: Any
+) -> Row:
+    """A ratio with its target. why: the reason why a machine that does nothing else may miss it."""
+    spread = {key: float(f"{value:.4g}") for key, value in records.spread(values).items()} | {"n": len(values)}
+    found: Row = {"name": name, "target": target, "ratio": spread, **more}
+    if target is not None:
+        found["met"] = spread["median"] <= target if at_most else spread["median"] >= target
         if not found["met"]:
             load, cores = machine.load(), len(os.sched_getaffinity(0))
             busy = f"on a busy machine: its load is {load} on {cores} cores" if load > cores / 2 else ""
-            found["note"] = "; ".join(filter(None, (more.get("note"), target.why, busy)))
+            found["note"] = "; ".join(filter(None, (more.get("note"), why, busy)))
     return found
 
 
-def faster(
-    name: str, ours: Sequence[float], baseline: Sequence[float], target: Target | None, images: int, **more: Any
-) -> Row:
-    """How many times as fast as the baseline; images: of one call."""
+def faster(name: str, ours: Sequence[float], baseline: Sequence[float], images: int, *target: Any, **more: Any) -> Row:
+    """How many times as fast as the baseline; images: of one call; target: and why it may be missed."""
     rates = [round(images / records.spread(times)["median"]) for times in (ours, baseline)]
     more |= {"images_per_second": rates[0], "baseline_images_per_second": rates[1]}
-    return row(name, [theirs / mine for mine, theirs in zip(ours, baseline, strict=True)], target, **more)
+    return row(name, [theirs / mine for mine, theirs in zip(ours, baseline, strict=True)], *target, **more)
 
 
 def interleaved(repeats: int, **functions: Callable[[], object]) -> Mapping[str, list[float]]:
@@ -124,36 +115,20 @@ def warm(path: Path, side: int, repeats: int, workers: int) -> Iterator[Row]:
             draw=lambda: pool.draw(0, next(steps), DRAWN, drawn_classes),
         )
     where = f"{side}x{side}, {workers} thread{'s' if workers > 1 else ''}"
-    copy = Target(
-        0.8 if side == 64 or workers > 1 else 0.6,
-        "images lie apart: each begins with pages that neither the prefetcher nor the table of addresses of the core "
-        "has seen",
-    )
-    tie = Target(1.0, "index_select into a buffer is a parallel copy too: a plain gather can only tie it")
-    bound = Target(5.0, "bound by writing float32: the less, the faster this machine's memory is for PyTorch's passes")
-    sequential = [min(times) for times in zip(t["copy"], t["streamed_copy"], strict=True)]
-    yield faster(f"gather over the best sequential copy, {where}", t["gather"], sequential, copy, n)
-    yield faster(f"gather over index_select(out=), {where}", t["gather"], t["index_select"], tie, n)
-    yield faster(f"fused float32 over index_select to float32, {where}", t["fused"], t["index_select_float"], bound, n)
-    yield faster(f"gather over numpy memmap, {where}", t["gather"], t["memmap"], None, n)
-    share = Target(
-        0.05,
-        "some 30 million indices are drawn a second, a twentieth of the time only where images are gathered at less "
-        "than 1.5 million a second",
-        at_most=True,
-    )
+    best = [min(times) for times in zip(t["copy"], t["streamed_copy"], strict=True)]
+    target = 0.8 if side == 64 or workers > 1 else 0.6
+    yield faster(f"gather over the best sequential copy, {where}", t["gather"], best, n, target, APART)
+    yield faster(f"gather over index_select(out=), {where}", t["gather"], t["index_select"], n, 1.0, TIE)
+    name = f"fused float32 over index_select to float32, {where}"
+    yield faster(name, t["fused"], t["index_select_float"], n, 5.0, BOUND)
+    yield faster(f"gather over numpy memmap, {where}", t["gather"], t["memmap"], n)
     shares = [draw / gather for draw, gather in zip(t["draw"], t["gather"], strict=True)]
-    yield row(f"draw, share of gather's time, {where}", shares, share)
+    yield row(f"draw, share of gather's time, {where}", shares, 0.05, DRAWS, at_most=True)
     if workers == 2:
         rate = round(n / records.spread(t["gather"])["median"])
-        yield row(
-            f"gather over FFCV raw, {where}",
-            [rate / FFCV[side]],
-            Target(1.3),
-            images_per_second=rate,
-            baseline_images_per_second=FFCV[side],
-            note="FFCV with 2 workers: quoted, measured on another machine and not in this run",
-        )
+        rates = {"images_per_second": rate, "baseline_images_per_second": FFCV[side]}
+        note = "FFCV with 2 workers: quoted, measured on another machine and not in this run"
+        yield row(f"gather over FFCV raw, {where}", [rate / FFCV[side]], 1.3, note=note, **rates)
 
 
 def _gathers(
@@ -202,7 +177,7 @@ def public(path: Path, side: int, repeats: int) -> Row:
 
     t = interleaved(max(2, repeats // 3), ours=ours, public=theirs)
     name = f"draw and gather float32 over the public code, {side}x{side}"
-    return faster(name, t["ours"], t["public"], None, classes * DRAWN)
+    return faster(name, t["ours"], t["public"], classes * DRAWN)
 
 
 # --- JPEGs -----------------------------------------------------------------------------------------------------------
@@ -231,8 +206,7 @@ def loader(folder: Path, what: str, path: Path, target: float) -> Row:
         index = pool.draw(0, turn, DRAWN, classes)
         gathering = [timed(partial(pool.gather, index, out=out), 1, CPU) for _ in range(9)]
         ours.append(records.spread(gathering)["median"] / index.numel())
-    reached = Target(target, "the decoder gains more from this processor than the copy does")
-    return faster(f"gather over DataLoader with 2 workers, {what}", ours, theirs, reached, 1)
+    return faster(f"gather over DataLoader with 2 workers, {what}", ours, theirs, 1, target, DECODER)
 
 
 def packing(files: list[Path], repeats: int) -> Iterator[Row]:
@@ -249,20 +223,11 @@ def packing(files: list[Path], repeats: int) -> Iterator[Row]:
 
     for path in files:  # no speed of what is wrong
         np.testing.assert_array_equal(ours(path), pillow(path))
-    t = interleaved(
-        max(2, repeats // 2),
-        ours=lambda: all_of(ours, 1),
-        pillow=lambda: all_of(pillow, 1),
-        two=lambda: all_of(ours, 2),
-    )
-    what = "JPEGs of about 500x375 to 64x64"
-    decoding = Target(1.2, "most of the time goes into decoding, which both leave to libjpeg-turbo")
-    decoder = decode.decoder_name()
-    yield faster(
-        f"packing over Pillow, one thread, {what}", t["ours"], t["pillow"], decoding, len(files), decoder=decoder
-    )
-    shared = Target(1.9, "two threads of this machine may share a core")
-    yield faster(f"packing, two threads over one, {what}", t["two"], t["ours"], shared, len(files))
+    forms = {"ours": (ours, 1), "pillow": (pillow, 1), "two": (ours, 2)}
+    t = interleaved(max(2, repeats // 2), **{name: partial(all_of, *form) for name, form in forms.items()})
+    what, n, decoder = "JPEGs of about 500x375 to 64x64", len(files), decode.decoder_name()
+    yield faster(f"packing over Pillow, one thread, {what}", t["ours"], t["pillow"], n, 1.2, DECODING, decoder=decoder)
+    yield faster(f"packing, two threads over one, {what}", t["two"], t["ours"], n, 1.9, SHARED)
 
 
 # --- cold, and larger than memory ------------------------------------------------------------------------------------
@@ -299,32 +264,28 @@ def cold(path: Path, repeats: int) -> Iterator[Row]:
         images = memory_map(path, pool)
         mapped.append(timed(partial(images.__getitem__, index[:few].numpy()), 1, CPU) / few)
         del images
-    disk = "the kernel's read-ahead, or the answer time of this disk"
-    yield faster("cold: direct reads over a default mapping, 64x64", direct, mapped, Target(50.0, disk), 1)
-    yield row("cold: bytes read over bytes wanted", amplification, Target(1.1, disk, at_most=True))
+    yield faster("cold: direct reads over a default mapping, 64x64", direct, mapped, 1, 50.0, DISK)
+    yield row("cold: bytes read over bytes wanted", amplification, 1.1, DISK, at_most=True)
 
 
-LARGE = """
-import sys, threading, time, torch
-from pathlib import Path
-import fastdm
+def _large(path: Path) -> tuple[float, float, float, float]:
+    """Seconds to open and to draw, bytes resident at most, images per second; in a process of its own."""
 
-def resident():
-    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return 1024 * sum(int(fields[kind].split()[0]) for kind in ("RssAnon", "RssShmem"))
+    def resident() -> int:
+        fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        return 1024 * sum(int(fields[kind].split()[0]) for kind in ("RssAnon", "RssShmem"))
 
-start = time.perf_counter()
-pool = fastdm.open_dataset(Path(sys.argv[1]), io="direct").train
-opened = time.perf_counter() - start
-start = time.perf_counter()
-index = pool.draw(0, 0, 256)
-drawn = time.perf_counter() - start
-most, images, start = 0, 0, time.perf_counter()
-for chunk in pool.stream([pool.draw(0, step, 256)[:100] for step in range(3)]):
-    images += chunk.images.shape[0] * chunk.images.shape[1]
-    most = max(most, resident())
-print(opened, drawn, most, images / (time.perf_counter() - start))
-"""
+    moments = [time.perf_counter()]
+    pool = fastdm.open_dataset(path, io="direct").train
+    moments.append(time.perf_counter())
+    pool.draw(0, 0, DRAWN)
+    moments.append(time.perf_counter())
+    most = images = 0
+    for chunk in pool.stream([pool.draw(0, step, DRAWN)[:100] for step in range(3)]):
+        images += chunk.images.shape[0] * chunk.images.shape[1]
+        most = max(most, resident())
+    opened, drawn, streamed = (after - before for before, after in pairwise([*moments, time.perf_counter()]))
+    return opened, drawn, most, images / streamed
 
 
 def large(folder: Path) -> Iterator[Row]:
@@ -342,26 +303,22 @@ def large(folder: Path) -> Iterator[Row]:
         file.seek(total * 3 * 64 * 64, os.SEEK_CUR)
         file.write(b"[]".ljust(8) + np.arange(0, total + 1, CLASS_SIZE, dtype=np.int64).tobytes())
         file.truncate(file.tell() + 8 * (classes + total))
-    program = subprocess.run([sys.executable, "-c", LARGE, str(path)], capture_output=True, text=True, check=True)
-    opened, drawn, most, rate = map(float, program.stdout.split())
+    opened, drawn, most, rate = apart(_large, path)
     path.unlink()
-    at_once = Target(0.1, at_most=True)
-    yield row("ImageNet-1K at 64x64, 15.7 GB: seconds to open", [opened], at_once)
-    yield row("ImageNet-1K at 64x64: seconds to draw 256 of every class", [drawn], at_once)
-    yield row(
-        "ImageNet-1K at 64x64: GB resident besides the page cache while streaming",
-        [most / 1e9],
-        Target(1.0, at_most=True),
-        images_per_second=round(rate),
-        note="the file is a hole: its rate is not that of a disk",
-    )
+    yield row("ImageNet-1K at 64x64, 15.7 GB: seconds to open", [opened], 0.1, at_most=True)
+    yield row("ImageNet-1K at 64x64: seconds to draw 256 of every class", [drawn], 0.1, at_most=True)
+    name = "ImageNet-1K at 64x64: GB resident besides the page cache while streaming"
+    note = "the file is a hole: its rate is not that of a disk"
+    yield row(name, [most / 1e9], 1.0, at_most=True, images_per_second=round(rate), note=note)
 
 
 # --- all of it, table and plot ---------------------------------------------------------------------------------------
 
 
-def measure(data_path: Path, size: str) -> Iterator[Row]:
-    repeats, file_bytes = SIZES[size]
+JPEGS = (("tinyimagenet20/train", "JPEGs of 64x64", 200.0), ("imagenet_samples", "JPEGs of about 500x375", 2000.0))
+
+
+def measure(data_path: Path, repeats: int, file_bytes: int) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         for side in (64, 32):
@@ -370,10 +327,7 @@ def measure(data_path: Path, size: str) -> Iterator[Row]:
                 yield from warm(path, side, repeats, workers)
             yield public(path, side, repeats)
             if side == 64:
-                for name, what, target in (
-                    ("tinyimagenet20/train", "JPEGs of 64x64", 200.0),
-                    ("imagenet_samples", "JPEGs of about 500x375", 2000.0),
-                ):
+                for name, what, target in JPEGS:
                     if (data_path / name).is_dir():
                         yield loader(data_path / name, what, path, target)
                 yield from cold(path, repeats)
@@ -424,11 +378,10 @@ def main() -> None:
     options = parser.parse_args()
     if native() is None:
         raise SystemExit("fastdm was installed without its C++ core, which is what this measures")
-    size = "smoke" if options.smoke else "quick" if options.quick else "full"
-    repeats, file_bytes = SIZES[size]
+    repeats, file_bytes = SIZES["smoke" if options.smoke else "quick" if options.quick else "full"]
     settings = {"smoke": options.smoke, "drawn": DRAWN, "file_bytes": file_bytes, "repeats": repeats}
     recorder = Recorder(SUITE, settings)
-    for found in measure(options.data_path, size):
+    for found in measure(options.data_path, repeats, file_bytes):
         recorder.add(found)
 
 

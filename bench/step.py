@@ -1,6 +1,6 @@
 """One iteration next to the public loop, by size: time, memory and error; and what `--compile` is worth.
 
-    python -m bench.step [--precision fp32] [--only "CIFAR-10 ipc 1" …] [--seconds 600] [--device cuda] [--smoke]
+    python -m bench.step [--precision fp32] [--only "CIFAR-10 ipc 1" …] [--seconds 1800] [--device cuda] [--smoke]
     python -m bench.step compile [--network ConvNetBN …] [--smoke]
 
 The public loop runs as its users run it: float32, one class after the other, a new network and a permutation of each
@@ -18,10 +18,8 @@ import math
 import os
 import tempfile
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from functools import partial
-from multiprocessing import get_context
 from typing import Any
 
 import torch
@@ -30,7 +28,7 @@ from torch import Tensor
 from bench.baselines.public_step import PublicStep
 from bench.harness import arguments, cells, machine, plots, records
 from bench.harness.records import STEP, Recorder, Result, Row, Suite
-from bench.harness.timer import host_times, numbered, within
+from bench.harness.timer import apart, host_times, numbered, within
 from bench.harness.workloads import CIFAR10, CPU, CPU_SIZES, GPU_SIZES, Workload
 from fastdm.build import arithmetic, build_step, chosen_backend
 from fastdm.data import Dataset
@@ -163,54 +161,40 @@ def cpu_peak(work: Workload, precision: str, of: str) -> int:
 def gpu_times(work: Workload, device: torch.device, precision: str, seconds: float) -> Row:
     """Seconds per iteration of both loops, one after the other: each needs the memory."""
     run, row = ours(work, device, precision)
-    found = host_times({"fastdm": run}, device, rounds=10, seconds=seconds / 2)
+    found = host_times({"fastdm": run}, device, rounds=10, seconds=seconds)
     del run
     row["reserved_bytes"] = torch.cuda.memory_reserved(device)
     torch.cuda.empty_cache()
     try:
-        found |= host_times({"public": public(work, device)}, device, rounds=3, seconds=seconds / 2, warm_up=1)
+        found |= host_times({"public": public(work, device)}, device, rounds=3, seconds=seconds, warm_up=1)
     except torch.cuda.OutOfMemoryError:
         row["public"] = "out of memory"
     torch.cuda.empty_cache()
     return row | {"seconds": records.spreads(found)}
 
 
-def apart(function: Callable[..., Any], *args: Any) -> Any:
-    """The result of a function in a fresh process."""
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        return pool.submit(function, *args).result()
-
-
-def measure(work: Workload, device: torch.device, precision: str, seconds: float) -> Row:
+def measure(work: Workload, device: torch.device, precision: str, limit: float) -> Row:
     """A row: whether the step is right and, if so, time and memory."""
     on_cpu = device.type == "cpu"
     row: Row = apart(check, work, device, precision) if on_cpu else check(work, device, precision)
     if not row["correct"]:
         return row
     if on_cpu:
-        row |= apart(cpu_times, work, precision, seconds, False)
+        row |= apart(cpu_times, work, precision, limit, False)
         row["load"] = machine.load()
         row["peak_mib"] = {loop: apart(cpu_peak, work, precision, loop) for loop in row["seconds"]}
         if "public" in row["seconds"]:
-            raised = apart(cpu_times, work, precision, seconds, True)["seconds"]
+            raised = apart(cpu_times, work, precision, limit, True)["seconds"]
             row["seconds"] |= {f"{loop} raised": spread for loop, spread in raised.items()}
     else:
-        row |= gpu_times(work, device, precision, seconds)
-    return (
-        row | ratios(row["seconds"]) | work.work(precision, row["seconds"]["fastdm"]["median"], records.peaks(device))
-    )
-
-
-def ratios(seconds: dict[str, dict[str, float]]) -> Row:
-    """How many times as fast as the public loop the package is, with malloc as it is by default and raised for both."""
-    kinds = {"public": "", "raised": " raised"}
-    return {
-        "ratio": {
-            kind: seconds[f"public{suffix}"]["median"] / seconds[f"fastdm{suffix}"]["median"]
-            for kind, suffix in kinds.items()
-            if f"public{suffix}" in seconds
-        }
+        row |= gpu_times(work, device, precision, limit)
+    seconds = row["seconds"]
+    row["ratio"] = {
+        kind: seconds[f"public{suffix}"]["median"] / seconds[f"fastdm{suffix}"]["median"]
+        for kind, suffix in (("public", ""), ("raised", " raised"))
+        if f"public{suffix}" in seconds
     }
+    return row | work.work(precision, seconds["fastdm"]["median"], machine.describe(str(device)))
 
 
 # --- what --compile is worth -----------------------------------------------------------------------------------------
@@ -248,16 +232,13 @@ def gain(found: dict[str, list[float]], compile_seconds: float) -> Row:
 def _quote(rows: Sequence[Row]) -> str:
     """The four columns that a newcomer needs, and what raised malloc thresholds change."""
     timed = [row for row in rows if row.get("ratio")]
-    columns = [
-        ("size", cells.text("name")),
-        ("fastdm, ms", cells.median("fastdm", 1e-3)),
-        ("public, ms", cells.median("public", 1e-3)),
-        ("×", cells.nested("ratio", "public", "{:.1f}")),
-    ]
-    quoted = cells.table(columns, timed)
+    ours, public = (cells.number(f"seconds.{loop}.median", "{:,.0f}", 1e-3) for loop in ("fastdm", "public"))
+    columns = [("size", cells.text("name")), ("fastdm, ms", ours), ("public, ms", public)]
+    quoted = cells.table([*columns, ("×", cells.number("ratio.public", "{:.1f}"))], timed)
     if raised := [row["ratio"]["raised"] for row in timed if "raised" in row["ratio"]]:
-        low, high = (f"{value:.1f}" for value in (min(raised), max(raised)))
-        quoted += f"\n\nWith glibc's malloc thresholds raised for both: {low} to {high} times as fast."
+        quoted += (
+            f"\n\nWith larger glibc malloc thresholds for both: {min(raised):.1f} to {max(raised):.1f} times as fast."
+        )
     return quoted
 
 
@@ -265,16 +246,18 @@ def _times(result: Result) -> Any:
     rows = [row for row in result["rows"] if row.get("ratio")]
     if not rows:
         return None
-    series = []
-    for name, color in (("public", plots.THEIRS), ("public raised", plots.OTHER), ("fastdm", plots.OURS)):
-        values = [1e3 * row["seconds"].get(name, {}).get("median", 0) for row in rows]
-        times = [f", {row['ratio']['public']:.1f}×" if name == "fastdm" else "" for row in rows]
-        texts = [f"{value:,.3g} ms{ratio}" if value else "" for value, ratio in zip(values, times, strict=True)]
-        if any(values):
-            series.append(plots.Series(name, values, color, texts))
-    every = [value for one in series for value in one.values if value]
+    series = [
+        plots.Series(loop, [1e3 * row["seconds"][loop]["median"] for row in rows], color, texts)
+        for loop, color, texts in (
+            ("public", plots.THEIRS, ()),
+            ("public raised", plots.OTHER, ()),
+            ("fastdm", plots.OURS, [f"{row['ratio']['public']:.1f}×" for row in rows]),
+        )
+        if all(loop in row["seconds"] for row in rows)
+    ]
+    values = [value for one in series for value in one.values]
     names = [row["name"] for row in rows]
-    return plots.bars(result, names, series, "ms per iteration", limits=(min(every) / 5, max(every) * 5))[0]
+    return plots.bars(result, names, series, "ms per iteration", limits=(min(values) / 5, max(values) * 5))[0]
 
 
 def _classes(result: Result) -> Any:
@@ -287,31 +270,10 @@ def _classes(result: Result) -> Any:
     medians = [row["seconds"]["fastdm"]["median"] * 1e3 for row in rows]
     time.plot(counts, medians, "o-", color=plots.OURS, label="fastdm")
     time.plot([0, counts[-1]], [0, medians[-1]], "--", color=plots.LINE, lw=0.8, label="in proportion")
-    time.set_ylabel("ms per iteration")
     time.legend()
     peak.plot(counts, [row["peak_mib"]["fastdm"] for row in rows], "o-", color=plots.OURS)
-    peak.set_ylabel("peak memory of the process, MiB")
-    for axes in (time, peak):
-        axes.set_xlabel("classes")
-        axes.set_xlim(left=0)
-        axes.set_ylim(bottom=0)
-    return figure
-
-
-def _cost(result: Result) -> Any:
-    """Time against the FLOPs of an iteration."""
-    rows = [row for row in result["rows"] if "seconds" in row and "flops" in row]
-    if not rows:
-        return None
-    figure, (axes,) = plots.figure(result)
-    for name, color in (("public", plots.THEIRS), ("fastdm", plots.OURS)):
-        timed = [row for row in rows if name in row["seconds"]]
-        values = [row["seconds"][name]["median"] * 1e3 for row in timed]
-        axes.scatter([row["flops"] for row in timed], values, color=color, label=name)
-    for row in rows:
-        place = (row["flops"], row["seconds"]["fastdm"]["median"] * 1e3)
-        axes.annotate(row["name"], place, xytext=(4, -9), textcoords="offset points", fontsize=6)
-    plots.logarithmic(axes, "FLOPs of the convolutions per iteration", "ms per iteration")
+    for axes, what in ((time, "ms per iteration"), (peak, "peak memory of the process, MiB")):
+        axes.set(xlabel="classes", ylabel=what, xlim=(0, None), ylim=(0, None))
     return figure
 
 
@@ -319,14 +281,12 @@ def _memory(result: Result) -> Any:
     rows = [row for row in result["rows"] if "peak_bytes" in row]
     if not rows:
         return None
-    series = [
-        plots.Series(label, [row[key] / 1e9 for row in rows], color)
-        for label, key, color in (("planned", "planned_bytes", plots.THEIRS), ("peak", "peak_bytes", plots.OURS))
-    ]
+    planned, peak = ([row[key] / 1e9 for row in rows] for key in ("planned_bytes", "peak_bytes"))
+    series = [plots.Series("planned", planned, plots.THEIRS), plots.Series("peak", peak, plots.OURS)]
     return plots.bars(result, [row["name"] for row in rows], series, "GB")[0]
 
 
-SUITE = Suite(
+SIZES = Suite(
     "step",
     "An iteration",
     "In ms, median (p20–p80), compared with the public loop; on a CPU interleaved in one process. “raised”: both run "
@@ -342,13 +302,13 @@ SUITE = Suite(
         ("precision", cells.text("precision")),
         ("ms", cells.spread("fastdm", 1e-3)),
         ("public, ms", cells.spread("public", 1e-3)),
-        ("× public", cells.nested("ratio", "public", "{:.1f}")),
+        ("× public", cells.number("ratio.public", "{:.1f}")),
         ("raised, ms", cells.spread("fastdm raised", 1e-3)),
         ("public raised, ms", cells.spread("public raised", 1e-3)),
-        ("× public, raised", cells.nested("ratio", "raised", "{:.1f}")),
+        ("× public, raised", cells.number("ratio.raised", "{:.1f}")),
         ("% of matmul peak", cells.number("percent_of_matmul", "{:.0f}")),
-        ("process, MiB", cells.nested("peak_mib", "fastdm", "{:,.0f}")),
-        ("public process, MiB", cells.nested("peak_mib", "public", "{:,.0f}")),
+        ("process, MiB", cells.number("peak_mib.fastdm", "{:,.0f}")),
+        ("public process, MiB", cells.number("peak_mib.public", "{:,.0f}")),
         ("peak, GB", cells.number("peak_bytes", "{:.2f}", 1e9)),
         ("planned, GB", cells.number("planned_bytes", "{:.2f}", 1e9)),
         ("chunks", cells.text("chunks")),
@@ -358,7 +318,7 @@ SUITE = Suite(
         ("note", cells.text("note")),
     ],
     quote=_quote,
-    plots={"times": _times, "classes": _classes, "cost": _cost, "memory": _memory},
+    plots={"times": _times, "classes": _classes, "memory": _memory},
 )
 COMPILE = Suite(
     "step_compile",
@@ -382,34 +342,28 @@ COMPILE = Suite(
 
 
 def main() -> None:
-    parser = arguments.parser(__doc__, device=True, seconds=600.0)
+    parser = arguments.parser(__doc__, device=True, seconds=1800.0)
     parser.add_argument("what", nargs="?", choices=("sizes", "compile"), default="sizes")
-    parser.add_argument("--only", nargs="+", help="sizes, by the beginning of their names")
+    parser.add_argument("--only", nargs="+", default=[""], help="sizes, by the beginning of their names")
     parser.add_argument("--precision", choices=ROUNDING, help="default: what condense would take on this device")
     parser.add_argument("--network", choices=network_names(), nargs="+", default=NETWORKS, help="of `compile`")
     options = parser.parse_args()
-    device = arguments.device_of(options)
+    device, tiny, smoke = arguments.device_of(options), CIFAR10.smoke(), options.smoke
     if options.what == "compile":
-        compile_networks(options.network, options.seconds, options.smoke)
+        recorder = Recorder(COMPILE, {"smoke": smoke, "precision": "fp32"})
+        for name in options.network:
+            work = dataclasses.replace(tiny if smoke else CIFAR10, network=name, batch_real=64, size=32)
+            row: Row = {"name": name, "batch_real": work.batch_real, "ipc": work.ipc}
+            recorder.add(row, partial(apart, measure_compiled, work, 0 if smoke else min(12.0, options.seconds)))
         return
     sizes = GPU_SIZES if device.type == "cuda" else CPU_SIZES
-    chosen = [size for size in sizes if size.name.startswith(tuple(options.only or [""]))]
-    tiny = CIFAR10.smoke()
+    chosen = [size for size in sizes if size.name.startswith(tuple(options.only))]
     precision = options.precision or str(tiny.settings().resolve(tiny.dataset(CPU), device).precision)
-    recorder = Recorder(SUITE, {"smoke": options.smoke, "precision": precision}, options.device)
+    recorder = Recorder(SIZES, {"smoke": smoke, "precision": precision}, options.device)
     for size in within(chosen, options.seconds):
-        size = size.smoke() if options.smoke else size
-        seconds = 0 if options.smoke else options.seconds / len(chosen)
-        recorder.add(dataclasses.asdict(size), partial(measure, size, device, precision, seconds))
-
-
-def compile_networks(networks: Sequence[str], seconds: float, smoke: bool) -> None:
-    recorder = Recorder(COMPILE, {"smoke": smoke, "precision": "fp32"})
-    for name in networks:
-        work = dataclasses.replace(CIFAR10, network=name, batch_real=64)
-        work = dataclasses.replace(work.smoke(), size=32) if smoke else work
-        row: Row = {"name": name, "batch_real": work.batch_real, "ipc": work.ipc}
-        recorder.add(row, partial(apart, measure_compiled, work, 0 if smoke else min(12.0, seconds / len(networks))))
+        # Two timings, and as much again for the checks and processes.
+        work, limit = (size.smoke(), 0.0) if smoke else (size, options.seconds / (4 * len(chosen)))
+        recorder.add(dataclasses.asdict(work), partial(measure, work, device, precision, limit))
 
 
 if __name__ == "__main__":

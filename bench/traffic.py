@@ -11,6 +11,7 @@ some do: group_norm reads its input twice.
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -25,8 +26,6 @@ from bench.harness.counter import OpCounter
 from bench.harness.records import Recorder, Row, Suite
 from fastdm.augmentation import FAMILIES, Strategy
 from fastdm.kernels import class_mean_difference, dsa, norm_relu_pool, norm_relu_pool_mean
-
-STRATEGY = "_".join(FAMILIES)
 
 
 def eager(function: Callable[[], object]) -> int:
@@ -80,7 +79,7 @@ def kernels(function: Callable[[], object]) -> tuple[int, int]:
     return moved["create_masked_load"], moved["create_masked_store"]
 
 
-def row(name: str, unit: str, size: int, ours: tuple[float, float], plain: float) -> Row:
+def row(name: str, unit: str, size: float, ours: Sequence[float], plain: float) -> Row:
     """Everything in units of `size` bytes."""
     read, written = (value / size for value in ours)
     return {"name": name, "unit": unit, "read": read, "written": written, "ours": read + written, "eager": plain / size}
@@ -97,6 +96,7 @@ def augmentation(families: str) -> dict[str, list[float]]:
     (rows,) = Strategy.parse(families, "M").draw(torch.tensor([0, 1]), torch.arange(n), shape[1:])
     leaf = batch.clone().requires_grad_()
     out = dsa(leaf, rows, group)
+    read = partial(dsa, pool, rows, group, index=index, mean=mean, std=std, dtype=torch.bfloat16, channels_last=True)
 
     # A batch as large as DM's for the public code, in which what does not grow with the batch is nothing.
     large, large_grad = torch.randn(2, 256, *shape, generator=generator)
@@ -104,24 +104,20 @@ def augmentation(families: str) -> dict[str, list[float]]:
     large_out = public_loop.diff_augment(large_leaf, families, 0, "M")
     forward = eager(lambda: public_loop.diff_augment(large, families, 0, "M"))
     backward = eager(lambda: torch.autograd.grad(large_out, large_leaf, large_grad))
-
-    def read() -> Tensor:
-        return dsa(pool, rows, group, index=index, mean=mean, std=std, dtype=torch.bfloat16, channels_last=True)
-
+    calls: dict[str, tuple[Callable[[], object], int]] = {
+        "uint8 → bfloat16": (read, forward),
+        "float32": (lambda: dsa(batch, rows, group), forward),
+        "gradient, float32": (lambda: torch.autograd.grad(out, leaf, grad), backward),
+    }
     return {
         kind: [*(moved / (4 * batch.numel()) for moved in kernels(call)), plain / (4 * large.numel())]
-        for kind, call, plain in (
-            ("uint8 → bfloat16", read, forward),
-            ("float32", lambda: dsa(batch, rows, group), forward),
-            ("gradient, float32", lambda: torch.autograd.grad(out, leaf, grad), backward),
-        )
+        for kind, (call, plain) in calls.items()
     }
 
 
-def augmentations(modes: Sequence[str]) -> Iterator[Row]:
+def augmentations() -> Iterator[Row]:
     """P is the batch in float32. In mode S the mean over the families."""
-    for mode in modes:
-        strategies = {"S": FAMILIES, "M": (STRATEGY,)}[mode]
+    for mode, strategies in (("S", FAMILIES), ("M", ("_".join(FAMILIES),))):
         counts = [augmentation(families) for families in strategies]
         for kind in counts[0]:
             read, written, plain = np.mean([count[kind] for count in counts], 0).tolist()
@@ -131,8 +127,9 @@ def augmentations(modes: Sequence[str]) -> Iterator[Row]:
 def others() -> Iterator[Row]:
     """X is the op's input; a class has 32 images."""
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(4, 16, 32, 32, generator=generator).bfloat16().contiguous(memory_format=torch.channels_last)
-    size = 2 * x.numel()
+
+    def images(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator).bfloat16().contiguous(memory_format=torch.channels_last)
 
     def plain(x: Tensor) -> Tensor:
         return F.avg_pool2d(F.relu(F.group_norm(x, x.shape[1])), 2)
@@ -140,44 +137,38 @@ def others() -> Iterator[Row]:
     def class_means(x: Tensor) -> list[Tensor]:
         return [part.mean(0) for part in x.split(32)]
 
-    leaf, wide = x.clone().requires_grad_(), x.clone().requires_grad_()
-    outs = norm_relu_pool(leaf), plain(wide)
-    grad = torch.ones_like(outs[0])
-    yield row("norm_relu_pool", "X", size, kernels(lambda: norm_relu_pool(x)), eager(lambda: plain(x)))
-    yield row(
-        "norm_relu_pool, gradient",
-        "X",
-        size,
-        kernels(lambda: torch.autograd.grad(outs[0], leaf, grad)),
-        eager(lambda: torch.autograd.grad(outs[1], wide, grad)),
-    )
-    last = torch.randn(64, 16, 8, 8, generator=generator).bfloat16().contiguous(memory_format=torch.channels_last)
-    offsets = torch.tensor([0, 32, 64])
-    yield row(
-        "norm_relu_pool_mean",
-        "X",
-        2 * last.numel(),
-        kernels(lambda: norm_relu_pool_mean(last, offsets)),
-        eager(lambda: class_means(plain(last))),
-    )
-    real, synthetic = torch.randn(2, 64, 512, generator=generator)
-
-    def loss() -> Tensor:
+    def loss(real: Tensor, synthetic: Tensor) -> Tensor:
         pairs = zip(class_means(real), class_means(synthetic), strict=True)
         return torch.stack([(one - other).square().sum() for one, other in pairs]).sum()
 
-    yield row(
-        "class_mean_difference",
-        "X",
-        2 * 4 * real.numel(),
-        kernels(lambda: class_mean_difference(real, synthetic, offsets, offsets)),
-        eager(loss),
+    def counted(name: str, size: int, ours: Callable[[], object], theirs: Callable[[], object]) -> Row:
+        return row(name, "X", size, kernels(ours), eager(theirs))
+
+    x, last = images(4, 16, 32, 32), images(64, 16, 8, 8)
+    (one, out), (other, plain_out) = ((leaf, op(leaf)) for op in (norm_relu_pool, plain) for leaf in [_leaf(x)])
+    grad = torch.ones_like(out)
+    yield counted("norm_relu_pool", 2 * x.numel(), lambda: norm_relu_pool(x), lambda: plain(x))
+    yield counted(
+        "norm_relu_pool, gradient",
+        2 * x.numel(),
+        lambda: torch.autograd.grad(out, one, grad),
+        lambda: torch.autograd.grad(plain_out, other, grad),
     )
+    offsets = torch.tensor([0, 32, 64])
+    means = lambda: norm_relu_pool_mean(last, offsets)  # noqa: E731
+    yield counted("norm_relu_pool_mean", 2 * last.numel(), means, lambda: class_means(plain(last)))
+    real, synthetic = torch.randn(2, 64, 512, generator=generator)
+    difference = partial(class_mean_difference, real, synthetic, offsets, offsets)
+    yield counted("class_mean_difference", 8 * real.numel(), difference, lambda: loss(real, synthetic))
+
+
+def _leaf(x: Tensor) -> Tensor:
+    return x.clone().requires_grad_()
 
 
 def measure(smoke: bool = False) -> Iterator[Row]:
     interpret()
-    yield from () if smoke else augmentations("SM")
+    yield from () if smoke else augmentations()
     yield from others()
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from bench.baselines.plain_step import PlainStep
 from bench.baselines.public_step import PublicStep, public_run
-from bench.harness import arguments, cells, plots, records
+from bench.harness import arguments, cells, machine, plots, records
 from bench.harness.records import STEP, Recorder, Result, Row, Suite
 from bench.harness.timer import Flags, host_times, numbered
 from bench.harness.workloads import CHUNK, CIFAR10, CPU, Workload
@@ -88,7 +88,7 @@ def waterfall(
 ) -> None:
     """Build, check and time stage after stage, then time all that are right, interleaved."""
     dataset, settings = work.dataset(device), work.settings()
-    peaks = records.peaks(device)
+    about = machine.describe(str(device))
     on_cpu = dataclasses.replace(dataset, train=dataset.train.to(CPU))
     exact = public_run(on_cpu, settings, ITERATIONS_CHECKED, torch.float32)[1]
     running: dict[str, Callable[[], object]] = {}
@@ -100,7 +100,7 @@ def waterfall(
         rows = [row for row in recorder.rows if row["name"] in names]
         for row in rows:
             row["seconds"] = {"iteration": medians[row["name"]]}
-            row |= work.work(row["precision"], medians[row["name"]]["median"], peaks)
+            row |= work.work(row["precision"], medians[row["name"]]["median"], about)
             for base in ("public", "compiled bf16"):
                 if base in medians:
                     ratio = medians[base]["median"] / medians[row["name"]]["median"]
@@ -183,7 +183,7 @@ def _times(result: Result) -> Any:
 HEADLINE = Suite(
     "headline", "Headline", f"An iteration of CIFAR-10's size, 10 images per class, {_TEXT}", STEP, _COLUMNS
 )
-CHUNK_SUITE = Suite(
+CHUNK_STEP = Suite(
     "chunk", "A chunk of ImageNet-1K", f"An iteration of 15 of its classes at 64×64, {_TEXT}", STEP, _COLUMNS
 )
 SUITE = Suite(
@@ -194,7 +194,7 @@ SUITE = Suite(
     _COLUMNS,
     plots={"times": _times},
 )
-_CHOICES = {"waterfall": (SUITE, CIFAR10), "headline": (HEADLINE, CIFAR10), "chunk": (CHUNK_SUITE, CHUNK)}
+_CHOICES = {"waterfall": (SUITE, CIFAR10), "headline": (HEADLINE, CIFAR10), "chunk": (CHUNK_STEP, CHUNK)}
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from bench.baselines.public_step import random_dataset
 from fastdm import evaluation
 from fastdm.augmentation import Strategy
 from fastdm.data import Dataset, open_dataset
@@ -25,7 +26,6 @@ from fastdm.kernels import table
 from fastdm.loop import condense
 from fastdm.networks import Network, build_network, initialise
 from fastdm.settings import DSA_STRATEGY
-from tests.oracles import random_dataset
 
 CPU = torch.device("cpu")
 TINY = "ConvNetD1"

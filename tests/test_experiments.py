@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from bench.baselines.public_step import random_dataset
 from fastdm import evaluation, experiments
 from fastdm.data import Dataset
 from fastdm.errors import FastDMError
@@ -15,7 +16,6 @@ from fastdm.evaluation import Evaluation, Protocol, measure
 from fastdm.experiments import read_evaluation, run_experiments
 from fastdm.settings import Settings
 from fastdm.synthetic import SyntheticSet, read_public
-from tests.oracles import random_dataset
 
 CPU = torch.device("cpu")
 RESULT = "res_DM_random_ConvNetD1_1ipc.pt"

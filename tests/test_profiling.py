@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from bench.baselines.public_step import random_dataset
 from fastdm.errors import FastDMError
 from fastdm.loop import condense
 from fastdm.profiling import Profile, profile
 from fastdm.settings import Settings
-from tests.oracles import random_dataset
 
 CPU = torch.device("cpu")
 SETTINGS = Settings(ipc=1, batch_real=8, network="ConvNetW32", precision="fp32")

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from bench.baselines.public_step import CPU, public_run, random_dataset
 from fastdm.build import initial_images
 from fastdm.data.packed import open_packed, pack
 from fastdm.data.pool import Dataset
@@ -16,7 +17,7 @@ from fastdm.networks import build_network
 from fastdm.plan import Plan
 from fastdm.settings import Settings
 from fastdm.step import Step
-from tests.oracles import BF16_BOUND, CPU, clear_classes, public_run, random_dataset
+from tests.oracles import BF16_BOUND, clear_classes
 
 STEPS = 4
 

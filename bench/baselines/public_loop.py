@@ -89,59 +89,60 @@ def diff_augment(x: Tensor, strategy: str, seed: int, mode: str = "S", state: di
     state = {} if state is None else state
     state["latestseed"] = seed
 
-    n, _, height, width = x.shape
-
     def reseed() -> None:
         if state["latestseed"] != -1:
             torch.random.manual_seed(state["latestseed"])
             state["latestseed"] += 1
 
-    def siamese(values: Tensor) -> Tensor:
+    def siamese(draw: Callable[[], Tensor]) -> Tensor:
         """The first image's value for all, if a seed was given."""
+        reseed()
+        values = draw()
         return values if seed == -1 else values[:1].expand(len(values))
-
-    def uniform(device: torch.device, dtype: torch.dtype) -> Tensor:
-        reseed()
-        return siamese(torch.rand(n, dtype=dtype, device=device))
-
-    def on_device() -> Tensor:
-        return uniform(x.device, x.dtype)
-
-    def on_cpu() -> Tensor:
-        return uniform(torch.device("cpu"), torch.float32)
-
-    def integers(low: int, high: int) -> Tensor:
-        reseed()
-        return siamese(torch.randint(low, high, size=[n], device=x.device))
 
     families = strategy.split("_")
     if mode == "S":
         reseed()
         families = [families[int(torch.randint(0, len(families), size=(1,)).item())]]
     for family in families:
-        if family == "color":
-            x = brightness(x, on_device() - 0.5)
-            x = saturation(x, on_device() * 2.0)
-            x = contrast(x, on_device() + 0.5)
-        elif family == "crop":
-            reach = [int(size * 0.125 + 0.5) for size in (height, width)]
-            rows = integers(-reach[0], reach[0] + 1)
-            x = crop(x, rows, integers(-reach[1], reach[1] + 1))
-        elif family == "cutout":
-            hole = [int(size * 0.5 + 0.5) for size in (height, width)]
-            rows = integers(0, height + (1 - hole[0] % 2))
-            x = cutout(x, rows, integers(0, width + (1 - hole[1] % 2)))
-        elif family == "flip":
-            x = flip(x, on_device())
-        elif family == "scale":
-            sx = on_cpu() * (1.2 - 1 / 1.2) + 1 / 1.2
-            x = scale(x, sx, on_cpu() * (1.2 - 1 / 1.2) + 1 / 1.2)
-        elif family == "rotate":
-            angle = (on_cpu() - 0.5) * 2 * 15.0 / 180 * math.pi
-            x = rotate(x, angle.cos(), angle.sin())
-        else:
-            raise ValueError(family)
+        x = _transform(family, x, siamese)
     return x
+
+
+def _transform(family: str, x: Tensor, siamese: Callable[[Callable[[], Tensor]], Tensor]) -> Tensor:
+    """One family, whose values `siamese` draws."""
+    n, _, height, width = x.shape
+
+    def on_device() -> Tensor:
+        return siamese(lambda: torch.rand(n, dtype=x.dtype, device=x.device))
+
+    def on_cpu() -> Tensor:
+        return siamese(lambda: torch.rand(n))
+
+    def integers(low: int, high: int) -> Tensor:
+        return siamese(lambda: torch.randint(low, high, size=[n], device=x.device))
+
+    if family == "color":
+        x = brightness(x, on_device() - 0.5)
+        x = saturation(x, on_device() * 2.0)
+        return contrast(x, on_device() + 0.5)
+    if family == "crop":
+        reach = [int(size * 0.125 + 0.5) for size in (height, width)]
+        rows = integers(-reach[0], reach[0] + 1)
+        return crop(x, rows, integers(-reach[1], reach[1] + 1))
+    if family == "cutout":
+        hole = [int(size * 0.5 + 0.5) for size in (height, width)]
+        rows = integers(0, height + (1 - hole[0] % 2))
+        return cutout(x, rows, integers(0, width + (1 - hole[1] % 2)))
+    if family == "flip":
+        return flip(x, on_device())
+    if family == "scale":
+        sx = on_cpu() * (1.2 - 1 / 1.2) + 1 / 1.2
+        return scale(x, sx, on_cpu() * (1.2 - 1 / 1.2) + 1 / 1.2)
+    if family == "rotate":
+        angle = (on_cpu() - 0.5) * 2 * 15.0 / 180 * math.pi
+        return rotate(x, angle.cos(), angle.sin())
+    raise ValueError(family)
 
 
 # --- the network and the loop ----------------------------------------------------------------------------------------

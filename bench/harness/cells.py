@@ -2,8 +2,9 @@
 
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
-from bench.harness.records import Column, Row
+from bench.harness.records import Column, Row, Spread
 
 Cell = Callable[[Row], str]
 
@@ -12,35 +13,27 @@ def text(key: str) -> Cell:
     return lambda row: str(row.get(key, "")).replace("|", "\\|")
 
 
-def code(key: str) -> Cell:
-    return lambda row: f"`{row[key]}`" if row.get(key) else ""
-
-
 def number(key: str, form: str = "{:.3g}", unit: float = 1.0) -> Cell:
-    return lambda row: trimmed(form.format(row[key] / unit)) if row.get(key) is not None else ""
-
-
-def nested(key: str, name: str, form: str = "{:.2f}", unit: float = 1.0) -> Cell:
-    """An entry of a dict, such as the speed-up over eager PyTorch."""
-    return lambda row: form.format(row[key][name] / unit) if name in row.get(key, {}) else ""
-
-
-def spread(name: str, unit: float) -> Cell:
-    """Median (p20–p80); the reason in its place where there is none."""
+    """key: of the row or, as "peak_mib.public", of a dict in it."""
 
     def cell(row: Row) -> str:
-        if name in row.get("seconds", {}):
-            return spread_text(row["seconds"][name], unit)
-        if row.get("correct") is False:
-            return "wrong result"
-        return "failed" if "failure" in row else ""
+        value: Any = row
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        return "" if value is None else re.sub(r"e\+0?", "e", form.format(value / unit))
 
     return cell
 
 
-def median(name: str, unit: float) -> Cell:
-    """The median alone."""
-    return lambda row: significant(row["seconds"][name]["median"] / unit) if name in row.get("seconds", {}) else ""
+def spread(name: str, unit: float) -> Cell:
+    """Median (p20–p80) of a row's seconds; the reason in its place where there are none."""
+
+    def cell(row: Row) -> str:
+        if name in row.get("seconds", {}):
+            return spread_text(row["seconds"][name], unit)
+        return "wrong result" if row.get("correct") is False else "failed" if "failure" in row else ""
+
+    return cell
 
 
 def plus_minus(mean: str, deviation: str) -> Cell:
@@ -59,7 +52,7 @@ def median_error(row: Row) -> str:
     return error(row, "median_")
 
 
-def spread_text(values: dict[str, float], unit: float = 1.0) -> str:
+def spread_text(values: Spread, unit: float = 1.0) -> str:
     middle, low, high = (significant(values.get(key, 0) / unit) for key in ("median", "p20", "p80"))
     return middle if values["n"] <= 1 else f"{middle} ({low}–{high})"
 
@@ -68,13 +61,8 @@ def significant(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def trimmed(word: str) -> str:
-    return re.sub(r"e\+0?", "e", word)
-
-
 def table(columns: Sequence[Column], rows: Sequence[Row]) -> str:
     """Markdown, without the columns that are empty in every row."""
     shown = [(head, cell) for head, cell in columns if any(cell(row) for row in rows)]
-    lines = [[head for head, _ in shown], ["---"] * len(shown)]
-    lines += [[cell(row) for _, cell in shown] for row in rows]
+    lines = [[head for head, _ in shown], ["---"] * len(shown), *([cell(row) for _, cell in shown] for row in rows)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

@@ -1,4 +1,4 @@
-"""The ops of `fastdm.kernels` on the shapes that matter, with fresh arguments and plain PyTorch for comparison."""
+"""The ops of `fastdm.kernels` on the shapes that matter, with fresh arguments, and plain PyTorch for comparison."""
 
 import dataclasses
 import itertools
@@ -17,22 +17,22 @@ from fastdm.kernels import reference
 from fastdm.settings import DSA_STRATEGY
 
 Arguments = tuple[Any, ...]
+Shape = tuple[int, ...]
 
 _DSA_FLOPS = {"S": 16, "M": 80}  # per pixel: color is 10, a bilinear sample of 1 or 16 taps with coordinates 20 or 60
 _EPS = torch.finfo(torch.float32).eps
 _NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
+_BACKWARD = ", forward and backward"
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
     """One op on one shape.
 
-    op: its name in `fastdm.kernels`, which the command line selects by.
-    make: fresh random arguments of a seed.
+    op: its name in `fastdm.kernels`, which the command line selects by. make: fresh random arguments of a seed.
     run, eager: the op and plain PyTorch on these arguments.
+    bytes: the least that must move. flops: of the formula, about; 0 where it computes with integers.
     exact: whether both must give the same bits; else `eager` in float64 is the yardstick of both.
-    bytes: the least that must move.
-    flops: of the formula, about; 0 where it computes with integers.
     rounding: the relative error that float32 may have however its sums are ordered.
     relu: the relative error of what goes into a ReLU whose gradient is computed. An activation that rounding takes to
         the other side of it has a wrong gradient entry: 2 · relu · φ(0) of them, by whose root the whole gradient is
@@ -69,13 +69,13 @@ def cases(device: torch.device, smoke: bool) -> Iterator[Case]:
         [partial(_conv_norm_relu_pool, shape, back) for shape in fused for back in both],
         [partial(_norm_relu_pool_mean, (2, 4, 8, 8) if smoke else (10, 256, 128, 8), dtype) for dtype in dtypes],
         [
-            partial(_class_mean_difference, shape, ragged, dtype)
-            for shape, raggeds in matched
-            for ragged in raggeds
+            partial(_class_mean_difference, shape, rag, dtype)
+            for shape, how in matched
+            for rag in how
             for dtype in dtypes
         ],
-        [partial(_uniform, 8, 64) if smoke else partial(_uniform, 75, 4096)],  # the parameters of ConvNet-3
-        [partial(_draw, 4, 32, 8) if smoke else partial(_draw, 10, 5000, 256)],
+        [partial(_uniform, (8, 64) if smoke else (75, 4096))],  # the parameters of ConvNet-3
+        [partial(_draw, (4, 32, 8) if smoke else (10, 5000, 256))],
     ]
     for turn in itertools.zip_longest(*families):
         yield from (case(device) for case in turn if case is not None)
@@ -86,12 +86,15 @@ def _sums(n: int) -> float:
     return max(_EPS, math.sqrt(n) / 3 * _EPS)
 
 
+# --- augmentation ----------------------------------------------------------------------------------------------------
+
+
 def _draw_table(seed: int, rows: Tensor, size: int, mode: Any = "S") -> Tensor:
     key = torch.tensor([seed, 7], device=rows.device)
     return Strategy.parse(DSA_STRATEGY, mode).draw(key, rows, (size, size))[0]
 
 
-def _dsa_real(shape: tuple[int, int, int], mode: str, dtype: torch.dtype, device: torch.device) -> Case:
+def _dsa_real(shape: Shape, mode: str, dtype: torch.dtype, device: torch.device) -> Case:
     classes, per_class, size = shape
     n, pixels = classes * per_class, 3 * size * size
     rows = torch.arange(classes, device=device)
@@ -117,7 +120,7 @@ def _dsa_real(shape: tuple[int, int, int], mode: str, dtype: torch.dtype, device
     return Case("dsa", name, make, run, eager, n * pixels * (1 + dtype.itemsize), n * pixels * _DSA_FLOPS[mode])
 
 
-def _dsa_synthetic(shape: tuple[int, int, int], device: torch.device) -> Case:
+def _dsa_synthetic(shape: Shape, device: torch.device) -> Case:
     """The synthetic images, forward and back to the pixels."""
     classes, per_class, size = shape
     n, pixels = classes * per_class, 3 * size * size
@@ -127,19 +130,15 @@ def _dsa_synthetic(shape: tuple[int, int, int], device: torch.device) -> Case:
     def make(seed: int) -> Arguments:
         generator = torch.Generator(device).manual_seed(seed)
         images, grad = (torch.randn(n, 3, size, size, device=device, generator=generator) for _ in range(2))
-        return images.requires_grad_(), _draw_table(seed, rows, size), grad
+        return images.requires_grad_(), grad, _draw_table(seed, rows, size)
 
-    def both(images: Tensor, out: Tensor, grad: Tensor) -> Arguments:
-        return out, torch.autograd.grad(out, images, grad)[0]
-
-    def run(images: Tensor, table: Tensor, grad: Tensor) -> Arguments:
-        return both(images, kernels.dsa(images, table, group), grad)
-
-    def eager(images: Tensor, table: Tensor, grad: Tensor) -> Arguments:
-        return both(images, reference.dsa(images, table, group, None, None, None, images.dtype, False), grad)
-
-    name = f"dsa S synthetic {n}×3×{size}² fp32, forward and backward"
+    run = _maybe_backward(lambda images, table: kernels.dsa(images, table, group))
+    eager = _maybe_backward(lambda x, table: reference.dsa(x, table, group, None, None, None, x.dtype, False))
+    name = f"dsa S synthetic {n}×3×{size}² fp32{_BACKWARD}"
     return Case("dsa", name, make, run, eager, 16 * n * pixels, 2 * n * pixels * _DSA_FLOPS["S"])
+
+
+# --- blocks ----------------------------------------------------------------------------------------------------------
 
 
 def _layers(x: Tensor) -> Tensor:
@@ -147,40 +146,37 @@ def _layers(x: Tensor) -> Tensor:
     return F.avg_pool2d(F.relu(F.group_norm(x, x.shape[1])), 2)
 
 
-def _maybe_backward(function: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
-    """The function of x or, given a gradient too, the function and the gradient to x."""
+def _maybe_backward(function: Callable[..., Tensor]) -> Callable[..., Any]:
+    """The function of x and more or, given a gradient between them, the function and the gradient to x."""
 
-    def run(x: Tensor, grad: Tensor | None = None) -> Any:
-        out = function(x)
+    def run(x: Tensor, grad: Tensor | None = None, *more: Tensor) -> Any:
+        out = function(x, *more)
         return out if grad is None else (out, torch.autograd.grad(out, x, grad)[0])
 
     return run
 
 
 def _activations(
-    shape: tuple[int, int, int], dtype: torch.dtype, last: bool, gradient: int, device: torch.device, seed: int
+    shape: Shape, dtype: torch.dtype, last: bool, gradient: int, device: torch.device, seed: int
 ) -> Arguments:
     """Images (n, channels, size) and, if `gradient` is not 0, a gradient of so many channels and half the size."""
     generator = torch.Generator(device).manual_seed(seed)
-    n, channels, size = shape
-    x, *grad = (
-        torch.randn(n, width, side, side, device=device, generator=generator, dtype=dtype).to(
-            memory_format=torch.channels_last if last else torch.contiguous_format
-        )
-        for width, side in ((channels, size), (gradient, size // 2))[: 2 if gradient else 1]
-    )
-    return x.requires_grad_(bool(grad)), *grad
+    memory_format = torch.channels_last if last else torch.contiguous_format
+
+    def random(channels: int, size: int) -> Tensor:
+        values = torch.randn(shape[0], channels, size, size, device=device, generator=generator, dtype=dtype)
+        return values.to(memory_format=memory_format)
+
+    x = random(*shape[1:])
+    return (x.requires_grad_(), random(gradient, shape[2] // 2)) if gradient else (x,)
 
 
-def _norm_relu_pool(
-    shape: tuple[int, int, int], dtype: torch.dtype, last: bool, backward: bool, device: torch.device
-) -> Case:
+def _norm_relu_pool(shape: Shape, dtype: torch.dtype, last: bool, backward: bool, device: torch.device) -> Case:
     n, channels, size = shape
     elements = n * channels * size * size
-    layout = "nhwc" if last else "nchw"
     return Case(
         "norm_relu_pool",
-        f"norm_relu_pool {n}×{channels}×{size}² {_NAMES[dtype]} {layout}" + ", forward and backward" * backward,
+        f"norm_relu_pool {n}×{channels}×{size}² {_NAMES[dtype]} {'nhwc' if last else 'nchw'}{_BACKWARD * backward}",
         partial(_activations, shape, dtype, last, channels * backward, device),
         _maybe_backward(kernels.norm_relu_pool),
         _maybe_backward(_layers),
@@ -192,25 +188,24 @@ def _norm_relu_pool(
     )
 
 
-def _conv_norm_relu_pool(shape: tuple[int, int, int, int], backward: bool, device: torch.device) -> Case:
+def _conv_norm_relu_pool(shape: Shape, backward: bool, device: torch.device) -> Case:
     n, channels, width, size = shape
     generator = torch.Generator().manual_seed(1)
     weight = (torch.rand(width, channels, 3, 3, generator=generator) - 0.5) / (9 * channels) ** 0.5
-    passes, outer, inner = 1 + backward, n * width * (size // 2) ** 2, n * channels * size**2
     return Case(
         "conv_norm_relu_pool",
-        f"conv_norm_relu_pool {n}×{channels}→{width}×{size}² fp32" + ", forward and backward" * backward,
+        f"conv_norm_relu_pool {n}×{channels}→{width}×{size}² fp32{_BACKWARD * backward}",
         partial(_activations, (n, channels, size), torch.float32, True, width * backward, device),
         _maybe_backward(lambda x: kernels.conv_norm_relu_pool(x, weight)),
         _maybe_backward(lambda x: _layers(F.conv2d(x, weight.to(x.dtype), padding=1))),
-        4 * passes * (outer + inner),
-        passes * 2 * 9 * channels * n * width * size**2,
+        4 * (1 + backward) * (n * width * (size // 2) ** 2 + n * channels * size**2),
+        (1 + backward) * 2 * 9 * channels * n * width * size**2,
         rounding=1e-5,  # three times that of Winograd's F(4×4, 3×3), relative to the deviation of its output
         relu=3e-6 * backward,
     )
 
 
-def _norm_relu_pool_mean(shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device) -> Case:
+def _norm_relu_pool_mean(shape: Shape, dtype: torch.dtype, device: torch.device) -> Case:
     classes, per_class, channels, size = shape
     n = classes * per_class
     offsets = torch.arange(classes + 1, device=device) * per_class
@@ -232,13 +227,12 @@ def _norm_relu_pool_mean(shape: tuple[int, int, int, int], dtype: torch.dtype, d
     )
 
 
-def _class_mean_difference(
-    shape: tuple[int, int, int, int], ragged: bool, dtype: torch.dtype, device: torch.device
-) -> Case:
+# --- class means and random draws ------------------------------------------------------------------------------------
+
+
+def _class_mean_difference(shape: Shape, ragged: bool, dtype: torch.dtype, device: torch.device) -> Case:
     classes, per_class, ipc, features = shape
-    counts = torch.full((classes,), per_class)
-    if ragged:
-        counts -= torch.arange(classes) % per_class
+    counts = torch.full((classes,), per_class) - (torch.arange(classes) % per_class) * ragged
     real_offsets = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)]).to(device)
     synthetic_offsets = torch.arange(classes + 1, device=device) * ipc
     n, m = int(counts.sum()), classes * ipc
@@ -256,18 +250,15 @@ def _class_mean_difference(
 
     def eager(real: Tensor, synthetic: Tensor) -> Arguments:
         wide = torch.promote_types(real.dtype, torch.float32)
-        if ragged:
-            real_means = reference.class_means(real.to(wide), real_offsets)
-        else:
-            real_means = real.view(classes, -1, features).mean(1, dtype=wide)
-        means = synthetic.view(classes, -1, features).mean(1, dtype=wide)
-        loss = (real_means - means).square().sum()
+        even = lambda x: x.view(classes, -1, features).mean(1, dtype=wide)  # noqa: E731
+        real_means = reference.class_means(real.to(wide), real_offsets) if ragged else even(real)
+        loss = (real_means - even(synthetic)).square().sum()
         return loss, torch.autograd.grad(loss, synthetic)[0]
 
+    each, kind = f"{'≤' * ragged}{per_class}", _NAMES[dtype]
     return Case(
         "class_mean_difference",
-        f"class_mean_difference {classes}×{'≤' * ragged}{per_class} and {classes}×{ipc} of {features} {_NAMES[dtype]}, "
-        "forward and backward",
+        f"class_mean_difference {classes}×{each} and {classes}×{ipc} of {features} {kind}{_BACKWARD}",
         make,
         run,
         eager,
@@ -278,34 +269,20 @@ def _class_mean_difference(
     )
 
 
-def _key(seed: int, device: torch.device) -> Arguments:
-    return (torch.tensor([seed, 3], device=device),)
+def _random(op: str, name: str, run: Callable[..., Any], eager: Callable[..., Any], moved: int, device: Any) -> Case:
+    make = lambda seed: (torch.tensor([seed, 3], device=device),)  # noqa: E731
+    return Case(op, f"{op} {name}", make, run, eager, moved, 0, exact=True)
 
 
-def _uniform(rows: int, n: int, device: torch.device) -> Case:
-    every = torch.arange(rows, device=device)
-    return Case(
-        "uniform",
-        f"uniform {rows}×{n}",
-        partial(_key, device=device),
-        lambda key: kernels.uniform(key, every, n, 3),
-        lambda key: reference.uniform(key, every, n, 3),
-        rows * n * 4,
-        0,
-        exact=True,
-    )
+def _uniform(shape: Shape, device: torch.device) -> Case:
+    rows, n = torch.arange(shape[0], device=device), shape[1]
+    run, eager = (partial(form.uniform, rows=rows, n=n, stream=3) for form in (kernels, reference))
+    return _random("uniform", f"{len(rows)}×{n}", run, eager, 4 * len(rows) * n, device)
 
 
-def _draw(classes: int, size: int, n: int, device: torch.device) -> Case:
-    every = torch.arange(classes, device=device)
+def _draw(shape: Shape, device: torch.device) -> Case:
+    classes, size, n = shape
     offsets = torch.arange(classes + 1, device=device) * size
-    return Case(
-        "draw",
-        f"draw {n} of {size} in {classes} classes",
-        partial(_key, device=device),
-        lambda key: kernels.draw(key, offsets, n),
-        lambda key: reference.draw(key, offsets, n, every),
-        classes * n * 8,
-        0,
-        exact=True,
-    )
+    run = partial(kernels.draw, class_offsets=offsets, n=n)
+    eager = partial(reference.draw, class_offsets=offsets, n=n, classes=torch.arange(classes, device=device))
+    return _random("draw", f"{n} of {size} in {classes} classes", run, eager, classes * n * 8, device)

@@ -24,11 +24,8 @@ def figure(result: Result, columns: int = 1, size: tuple[float, float] = (6.5, 3
     """A figure with axes side by side; the title says where the figures come from."""
     drawn, axes = _pyplot().subplots(1, columns, figsize=size, squeeze=False)
     about = result["machine"]
-    title = str(about["device"] if about["device"] != "cpu" else f"{about['cpu']}, {about['cores']} cores")
-    if columns == 1:
-        axes[0, 0].set_title(title)
-    else:
-        drawn.suptitle(title, fontsize="medium")
+    title = about["device"] if about["device"] != "cpu" else f"{about['cpu']}, {about['cores']} cores"
+    drawn.suptitle(title, fontsize="medium")
     return drawn, list(axes[0])
 
 
@@ -44,39 +41,34 @@ def bars(
     """Horizontal bars, grouped by row; limits: of a logarithmic axis."""
     drawn, (axes,) = figure(result, size=(6.5, 0.9 + row_inches * len(names)))
     width = 0.8 / len(series)
-    for number, one in enumerate(series):
+    for number, (title, values, color, texts, errors) in enumerate(series):
         places = [place + width * (number - (len(series) - 1) / 2) for place in range(len(names))]
-        label_ = one.label if len(series) > 1 else None
-        keywords = {"xerr": one.errors, "error_kw": {"lw": 0.8}} if one.errors else {}
-        axes.barh(places, one.values, 0.93 * width, color=one.color, label=label_, **keywords)
-        for place, value, words in zip(places, one.values, one.texts, strict=False):
+        around = {"xerr": errors, "error_kw": {"lw": 0.8}} if errors else {}
+        axes.barh(places, values, 0.93 * width, color=color, label=title, **around)
+        for place, value, words in zip(places, values, texts, strict=False):
             axes.annotate(f" {words}", (value, place), va="center", fontsize=7)
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
     axes.set_xlabel(label)
+    axes.margins(x=0.3 if any(one.texts for one in series) else 0.05)
     if limits:
         axes.set_xscale("log")
         axes.set_xlim(*limits)
-    elif any(one.texts for one in series):
-        axes.margins(x=0.3)
     if len(series) > 1:
         axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return drawn, axes
 
 
-def points(axes: Any, rows: Sequence[Row], key: str, x: Callable[[Row], float], y: Callable[[Row], float]) -> None:
-    """A cloud for every value of a key."""
-    for value in dict.fromkeys(row[key] for row in rows):
-        chosen = [row for row in rows if row[key] == value]
-        axes.scatter([x(row) for row in chosen], [y(row) for row in chosen], s=18, label=value)
+def points(axes: Any, rows: Sequence[Row], x: Callable[[Row], float], y: Callable[[Row], float]) -> None:
+    """A cloud for every op."""
+    for op in dict.fromkeys(row["op"] for row in rows):
+        chosen = [row for row in rows if row["op"] == op]
+        axes.scatter([x(row) for row in chosen], [y(row) for row in chosen], s=18, label=op)
 
 
-def logarithmic(axes: Any, x: str, y: str) -> None:
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
+def label(axes: Any, x: str, y: str, scale: str = "log") -> None:
+    axes.set(xscale=scale, yscale=scale, xlabel=x, ylabel=y)
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
 
 
@@ -92,19 +84,7 @@ def _pyplot() -> Any:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    plt.rcParams.update(
-        {
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.axisbelow": True,
-            "axes.grid": True,
-            "axes.titlesize": "medium",
-            "axes.titlelocation": "left",
-            "figure.constrained_layout.use": True,
-            "font.size": 9,
-            "grid.color": "#e5e7eb",
-            "legend.frameon": False,
-            "savefig.dpi": 110,
-        }
-    )
+    plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True})
+    plt.rcParams.update({"axes.grid": True, "grid.color": "#e5e7eb", "legend.frameon": False, "font.size": 9})
+    plt.rcParams.update({"figure.constrained_layout.use": True, "savefig.dpi": 110})
     return plt

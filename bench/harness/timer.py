@@ -7,8 +7,10 @@ no time of the host; otherwise the host is kept ahead of the device by a wait on
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from itertools import count
+from multiprocessing import get_context
 from typing import Any, TypeVar
 
 import torch
@@ -104,6 +106,12 @@ def within(items: Iterable[T], seconds: float) -> Iterator[T]:
             print("out of time", flush=True)
             return
         yield item
+
+
+def apart(function: Callable[..., Any], *args: Any) -> Any:
+    """The result of a function in a fresh process."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(function, *args).result()
 
 
 @contextmanager

@@ -1,10 +1,13 @@
 """The shapes that are measured: random data sets of the size of known ones, and what an iteration on them must cost."""
 
 import dataclasses
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from bench.harness import records
+from bench.harness.records import Row
 from fastdm import Settings
 from fastdm.data import Dataset, Pool
 from fastdm.networks import Block, Network, build_network
@@ -56,12 +59,12 @@ class Workload:
         pool = Pool(images.contiguous(), offsets)
         return Dataset(self.name, pool, None, names, (0.5,) * self.channels, (0.25,) * self.channels)
 
-    def work(self, precision: str, seconds: float, peaks: dict[str, float]) -> dict[str, float | str]:
-        """What an iteration computes and the least that it must move, and its share of the peak of products."""
+    def work(self, precision: str, seconds: float, about: dict[str, Any]) -> Row:
+        """What an iteration computes and the least that it must move; its share of the peak of the machine `about`."""
         flops = self.flops()
-        found: dict[str, float | str] = {"flops": flops, "least_bytes": self.bytes(precision)}
+        found: Row = {"flops": flops, "least_bytes": self.bytes(precision)}
         found["tflop_per_s"] = flops / seconds / 1e12
-        if limit := peaks.get(f"matmul {precision}"):
+        if limit := records.peaks(about).get(f"matmul {precision}"):
             found["percent_of_matmul"] = 100 * flops / seconds / limit
             if flops / seconds > limit:
                 found["note"] = "the FLOPs are those of plain convolutions: Winograd's form multiplies less often"

@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from bench.baselines.public_step import public_run, random_dataset
 from fastdm.build import arithmetic, build_step
 from fastdm.data.pool import Dataset
 from fastdm.settings import Precision, Settings
-from tests.oracles import BF16_BOUND, clear_classes, public_run, random_dataset
+from tests.oracles import BF16_BOUND, clear_classes
 
 CUDA = torch.device("cuda")
 SETTINGS = Settings(ipc=1, batch_real=16, network="ConvNetW32", seed=3, deterministic=True)

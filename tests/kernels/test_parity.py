@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from bench.baselines.public_step import apply_row
 from fastdm.kernels import dsa, use_backend
 from tests.kernels.ops.test_dsa import FAMILIES, draw_table
-from tests.oracles import apply_row
 
 # In float32, for normalised pixels: where both sides round, as much as the public code itself is off float64.
 BOUNDS = {"color": 1e-6, "crop": 0.0, "cutout": 0.0, "flip": 0.0, "scale": 1e-5, "rotate": 1e-5}
