@@ -116,7 +116,7 @@ def draw(folder: Path) -> Iterator[Path]:
         old.unlink()
     for suite in SUITES.values():
         for result in suite.load():
-            where = "--".join(machine.slug(result["machine"][key]) for key in ("device", "cpu"))
+            where = "-".join(machine.slug(result["machine"][key]) for key in ("device", "cpu"))
             for kind, drawing in suite.plots.items():
                 if (drawn := drawing(result)) is not None:
                     path = folder / f"{suite.name}-{kind}--{where}.png"
