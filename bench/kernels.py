@@ -164,7 +164,7 @@ SUITE = Suite(
     "Kernels",
     "Every op compared with eager PyTorch and torch.compile of it, in µs: median (p20–p80), cold cache, forward unless "
     "said. Bytes are the least that must move.",
-    ("csrc", "kernels"),
+    ("csrc", "kernels", "bench/harness/op_cases.py"),
     [
         ("op", cells.text("name")),
         ("form", cells.text("implementation")),

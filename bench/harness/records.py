@@ -42,7 +42,7 @@ class Suite:
     """A kind of record, its table and its plots.
 
     name: of its files, and of the block that README.md quotes. title, text: of its section in RESULTS.md.
-    rooms: the code that it measures, folders of the repository or of `fastdm/`.
+    rooms: the code that it measures and judges by, folders (or a file) of the repository or of `fastdm/`.
     columns: header and cell; a column that is empty in every row is left out.
     render, quote: make the table in RESULTS.md, and that in README.md, from the rows, in place of the columns.
     slower: says for which baseline a row is the slower one, in words, or nothing.
@@ -185,10 +185,10 @@ def changed(result: Result) -> list[str]:
 
 @cache
 def room_hash(room: str) -> str:
-    """Hash of the contents of a room's source files, whatever they are called."""
+    """Hash of the contents of a room's source files, whatever they are called; a room may be a single file."""
     package = REPOSITORY / "fastdm"
     place = package / room if (package / room).is_dir() else REPOSITORY / room
-    modules = [package / f"{name}.py" for name in (room, *_LOOSE.get(room, ()))]
+    modules = [place, *(package / f"{name}.py" for name in (room, *_LOOSE.get(room, ())))]
     files = [file for file in (*place.rglob("*"), *modules) if file.suffix in _SOURCES and file.is_file()]
     return content_hash([file.read_bytes() for file in files])
 
