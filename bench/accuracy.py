@@ -84,12 +84,16 @@ def _bars(result: Result) -> Any:
     rows = [row for row in result["rows"] if "condensed_accuracy" in row]
     if not rows:
         return None
-    kinds = (("initial", plots.THEIRS), ("public", plots.OTHER), ("condensed", plots.OURS))
+    kinds = (
+        ("random real images", "initial", plots.THEIRS),
+        ("public code", "public", plots.OTHER),
+        ("fastdm", "condensed", plots.OURS),
+    )
     series = [
         plots.Series(
             key, [row[f"{key}_accuracy"] for row in rows], color, (), [row.get(f"{key}_std", 0) for row in rows]
         )
-        for key, color in kinds
+        for label, key, color in kinds
     ]
     return plots.bars(result, [row["name"] for row in rows], series, "test accuracy, %", row_inches=0.75)[0]
 

@@ -18,7 +18,7 @@ from torch import Tensor
 import fastdm
 from bench.baselines import public_loop
 from bench.harness import arguments, cells, records
-from bench.harness.op_cases import cases
+from bench.harness.op_cases import Case, cases
 from bench.harness.records import STEP, Recorder, Row, Suite
 from bench.harness.timer import host_times
 from bench.harness.workloads import CIFAR10, CPU
@@ -109,12 +109,16 @@ def _step() -> Call:
     return lambda: step(next(steps))
 
 
+def _prepared(case: Case) -> Call:
+    return partial(case.run, *case.make(0))
+
+
 def singles() -> dict[str, Callable[[], Call]]:
     """Everything that is timed by itself: the calls above, an iteration, and each op on its most used shape."""
-    found = {name: lambda make=make: make().ours for name, make in CALLS.items()}
+    found: dict[str, Callable[[], Call]] = {name: lambda make=make: make().ours for name, make in CALLS.items()}  # type: ignore[misc]
     found["iteration of CIFAR-10, ipc 10"] = _step
     for case in cases(CPU, smoke=False):
-        found.setdefault(case.op, lambda case=case: partial(case.run, *case.make(0)))
+        found.setdefault(case.op, partial(_prepared, case))
     return found
 
 

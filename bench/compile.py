@@ -9,9 +9,9 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.harness import arguments, records
+from bench.harness import arguments
 from bench.harness.machine import REPOSITORY
-from bench.harness.records import Row, Suite
+from bench.harness.records import Recorder, Row, Suite
 
 BUDGET = REPOSITORY / "bench" / "register_budget.json"
 
@@ -49,8 +49,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "reports.json"
         status = compile_check.main(["--budget", str(BUDGET), "--json", str(path), *others])
-        settings = {"smoke": options.smoke, "budget": BUDGET.name}
-        print(records.save(SUITE, rows(json.loads(path.read_text())), settings))
+        recorder = Recorder(SUITE, {"smoke": options.smoke, "budget": BUDGET.name})
+        recorder.rows = rows(json.loads(path.read_text()))
+        print(recorder.save())
     return status
 
 

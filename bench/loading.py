@@ -126,7 +126,7 @@ def warm(path: Path, side: int, repeats: int, workers: int) -> Iterator[Row]:
     yield row(f"draw, share of gather's time, {where}", shares, 0.05, DRAWS, at_most=True)
     if workers == 2:
         rate = round(n / records.spread(t["gather"])["median"])
-        rates = {"images_per_second": rate, "baseline_images_per_second": FFCV[side]}
+        rates: dict[str, Any] = {"images_per_second": rate, "baseline_images_per_second": FFCV[side]}
         note = "FFCV with 2 workers: quoted, measured on another machine and not in this run"
         yield row(f"gather over FFCV raw, {where}", [rate / FFCV[side]], 1.3, note=note, **rates)
 

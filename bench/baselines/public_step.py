@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -29,7 +30,7 @@ class PublicStep:
         self._device = device
         self._strategy = self._settings.strategy or "none"
         self._classes = dataset.num_classes
-        self._network = lambda: convnet(dataset, self._settings).to(device)
+        self._network = partial(convnet, dataset, self._settings)
         mean, std = (torch.tensor(v, device=device).view(-1, 1, 1) for v in (dataset.mean, dataset.std))
         pool = dataset.train.images
         self._real = torch.empty(pool.shape, device=device)
@@ -45,7 +46,9 @@ class PublicStep:
             return public_loop.diff_augment(images, self._strategy, seed, self._settings.aug_mode)
 
         ipc = self._settings.ipc
-        loss = public_loop.iteration(self._network(), self._batches(), self.images, ipc, self._optimiser, augment)
+        loss = public_loop.iteration(
+            self._network().to(self._device), self._batches(), self.images, ipc, self._optimiser, augment
+        )
         return loss / self._classes
 
     def _batches(self) -> Iterator[Tensor]:

@@ -62,7 +62,7 @@ def cases(device: torch.device, smoke: bool) -> Iterator[Case]:
     # The fused block, which only a CPU has.
     fused = [] if not cpu else [(2, 16, 16, 8)] if smoke else [(64, 128, 128, 16), (64, 3, 128, 32)]
     matched = [((4, 8, 2, 64), both)] if smoke else [((10, 256, 10, 2048), both), ((100, 256, 10, 2048), (False,))]
-    families: list[list[Callable[[torch.device], Case]]] = [
+    families: list[list[partial[Case]]] = [
         [partial(_dsa_real, shape, mode, dtype) for shape in augmented for mode in "SM" for dtype in dtypes]
         + [partial(_dsa_synthetic, (shape[0], 2 if smoke else 10, shape[2])) for shape in augmented],
         [partial(_norm_relu_pool, shape, *how, back) for shape in normed for how in layouts[shape] for back in both],
@@ -248,11 +248,14 @@ def _class_mean_difference(shape: Shape, ragged: bool, dtype: torch.dtype, devic
         loss = kernels.class_mean_difference(real, synthetic, real_offsets, synthetic_offsets)
         return loss, torch.autograd.grad(loss, synthetic)[0]
 
+    def means(x: Tensor, ragged: bool) -> Tensor:
+        wide = torch.promote_types(x.dtype, torch.float32)
+        if ragged:
+            return reference.class_means(x.to(wide), real_offsets)
+        return x.view(classes, -1, features).mean(1, dtype=wide)
+
     def eager(real: Tensor, synthetic: Tensor) -> Arguments:
-        wide = torch.promote_types(real.dtype, torch.float32)
-        even = lambda x: x.view(classes, -1, features).mean(1, dtype=wide)  # noqa: E731
-        real_means = reference.class_means(real.to(wide), real_offsets) if ragged else even(real)
-        loss = (real_means - even(synthetic)).square().sum()
+        loss = (means(real, ragged) - means(synthetic, False)).square().sum()
         return loss, torch.autograd.grad(loss, synthetic)[0]
 
     each, kind = f"{'≤' * ragged}{per_class}", _NAMES[dtype]
@@ -270,7 +273,9 @@ def _class_mean_difference(shape: Shape, ragged: bool, dtype: torch.dtype, devic
 
 
 def _random(op: str, name: str, run: Callable[..., Any], eager: Callable[..., Any], moved: int, device: Any) -> Case:
-    make = lambda seed: (torch.tensor([seed, 3], device=device),)  # noqa: E731
+    def make(seed: int) -> Arguments:
+        return (torch.tensor([seed, 3], device=device),)
+
     return Case(op, f"{op} {name}", make, run, eager, moved, 0, exact=True)
 
 
@@ -282,7 +287,6 @@ def _uniform(shape: Shape, device: torch.device) -> Case:
 
 def _draw(shape: Shape, device: torch.device) -> Case:
     classes, size, n = shape
-    offsets = torch.arange(classes + 1, device=device) * size
-    run = partial(kernels.draw, class_offsets=offsets, n=n)
-    eager = partial(reference.draw, class_offsets=offsets, n=n, classes=torch.arange(classes, device=device))
+    offsets, every = torch.arange(classes + 1, device=device) * size, torch.arange(classes, device=device)
+    run, eager = (partial(form.draw, class_offsets=offsets, n=n, classes=every) for form in (kernels, reference))
     return _random("draw", f"{n} of {size} in {classes} classes", run, eager, classes * n * 8, device)
