@@ -7,7 +7,8 @@
 # make test-oldest    the tests of the ops with the oldest torch, triton and numpy that are supported
 # make bench          every benchmark that a CPU can run, at most 15 minutes; DATA=folder of data sets
 # make gpu-test       the tests that need a CUDA device
-# make gpu-report     every benchmark that needs one, at most 8 minutes; OUT=folder, DATA=folder of data sets
+# make gpu-report     every benchmark that needs one, at most 8 minutes; OUT=folder, DATA=folder of data sets; leaves
+#                     results.tar.gz in OUT; FASTDM_COMMIT=… names the commit where there is no git
 #                     (both in PYTHON's own environment: torch, triton and pytest are there, nothing is downloaded)
 PYTHON ?= python3
 VENV := .venv
@@ -64,10 +65,10 @@ sanitize: $(VENV)/installed
 	tests/csrc/sanitize.sh $(PY)
 
 bench: $(VENV)/installed
-	$(PY) -m bench.cpu_report $(if $(DATA),--data $(DATA))
+	$(PY) -m bench.run cpu $(if $(DATA),--data $(DATA))
 
 gpu-report:
-	$(PYTHON) -m bench.gpu_report $(if $(OUT),--out $(OUT)) $(if $(DATA),--data $(DATA))
+	$(PYTHON) -m bench.run gpu $(if $(OUT),--out $(OUT)) $(if $(DATA),--data $(DATA))
 
 # Checked before pip starts: it would download gigabytes first and fail to build the C++ core afterwards.
 needs = { echo "fastdm needs $(1) (Debian, Ubuntu: apt-get install $(2))"; exit 1; }

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import fastdm
-from bench import public_loop
+from bench.baselines import public_loop
 from tests.kernels.augmentation.tables import FAMILIES, apart
 
 ALL = "color_crop_cutout_flip_scale_rotate"

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 import fastdm
+from bench.baselines.public_step import random_dataset
 from fastdm.condensation.settings import Settings
 from fastdm.data.pool import Dataset, Pool
 from fastdm.errors import FastDMError
 from fastdm.runs.checkpoint import FILE, PREVIOUS
-from tests.oracles import random_dataset
 
 SMALL: dict[str, Any] = {"ipc": 1, "iterations": 6, "batch_real": 8, "network": "ConvNetD1", "device": "cpu"}
 

@@ -7,20 +7,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from bench.baselines.public_step import random_dataset
 from fastdm.augmentation import DSA_STRATEGY
 from fastdm.condensation.loop import condense
 from fastdm.data import Dataset, open_dataset
 from fastdm.errors import FastDMError
-from fastdm.evaluation import measure
-from fastdm.evaluation.measure import evaluate, recorded_settings
+from fastdm.evaluation.measure import evaluate, measure, recorded_settings
 from fastdm.evaluation.protocol import Evaluation, Protocol
 from fastdm.evaluation.training import LabelledImages, accuracy, train_network
 from fastdm.kernels import table
-from fastdm.networks import footprint
-from fastdm.networks.architectures import build_network
+from fastdm.networks.architectures import build_network, footprint
 from fastdm.networks.model import Network, NormedConv2d, initialise
 from fastdm.synthetic.initial import random_selection, whole_set
-from tests.oracles import random_dataset
 
 CPU = torch.device("cpu")
 TINY = "ConvNetD1"
