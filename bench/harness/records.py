@@ -28,13 +28,6 @@ STEP = ("csrc", "kernels", "augmentation", "data", "networks", "objectives", "co
 """The rooms that an iteration runs through."""
 
 _SOURCES = {".py", ".cpp", ".h"}
-# Modules that belong to a room and have no folder of that name yet.
-_LOOSE = {
-    "condensation": ("settings", "plan", "step", "build", "loop"),
-    "data": ("real",),
-    "objectives": ("matching",),
-    "system": ("graph", "native", "files", "progress"),
-}
 
 
 @dataclass(frozen=True)
@@ -188,7 +181,7 @@ def room_hash(room: str) -> str:
     """Hash of the contents of a room's source files, whatever they are called; a room may be a single file."""
     package = REPOSITORY / "fastdm"
     place = package / room if (package / room).is_dir() else REPOSITORY / room
-    modules = [place, *(package / f"{name}.py" for name in (room, *_LOOSE.get(room, ())))]
+    modules = [place, package / f"{room}.py"]
     files = [file for file in (*place.rglob("*"), *modules) if file.suffix in _SOURCES and file.is_file()]
     return content_hash([file.read_bytes() for file in files])
 
