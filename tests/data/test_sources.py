@@ -154,7 +154,9 @@ def test_the_public_codes_tiny_imagenet(tmp_path: Path) -> None:
 
 def test_bad_pt(tmp_path: Path) -> None:
     torch.save({"data": []}, tmp_path / "a.pt")
-    with pytest.raises(FastDMError, match=r"a.pt is not a data set: a .pt file must hold a dict of classes, images_train"):
+    with pytest.raises(
+        FastDMError, match=r"a.pt is not a data set: a .pt file must hold a dict of classes, images_train"
+    ):
         open_dataset(tmp_path / "a.pt")
     (tmp_path / "b.pt").write_bytes(b"nothing")
     with pytest.raises(FastDMError, match=r"b.pt is not a readable .pt file"):
