@@ -483,7 +483,7 @@ def test_foreign_files_are_refused_by_name(tmp_path: Path, data: bytes) -> None:
 
 
 def test_what_is_not_there_and_unknown_io_are_refused(packed: Path) -> None:
-    with pytest.raises(FastDMError, match="cannot be opened: No such file"):
+    with pytest.raises(FastDMError, match="absent cannot be read: No such file"):
         open_packed(packed.with_name("absent"))
     with pytest.raises(FastDMError, match="io 'disk' is not one of auto, mmap"):
         open_packed(packed, "disk")  # type: ignore[arg-type]
