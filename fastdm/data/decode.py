@@ -131,7 +131,7 @@ def eight_bits(image: Image.Image, tally: Tally, name: object) -> Image.Image:
         return Image.fromarray(((levels.clip(0, most) * 255 + most // 2) // most).astype(np.uint8))
     if mode == "F":
         levels = np.asarray(image)
-        if not (np.isfinite(levels).all() and 0 <= levels.min() and levels.max() <= 1):
+        if not (np.isfinite(levels).all() and levels.min() >= 0 and levels.max() <= 1):
             raise OSError(
                 f"its mode F has pixels of {levels.min():g}..{levels.max():g}; floating-point pixels must lie in [0, 1]"
             )

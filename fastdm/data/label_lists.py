@@ -62,7 +62,7 @@ def _grouped(source: Path, labelled: Iterator[tuple[str, str]], folder: Path, ta
     names = set()
     try:
         for label, name in labelled:
-            if Path(name).name != name or name in names:
+            if Path(name).name != name or name in ("", "..") or name in names:
                 why = "twice" if name in names else "which is not a file in that folder"
                 raise FastDMError(f"{source} names {name!r} of {folder}, {why}; correct the list")
             names.add(name)

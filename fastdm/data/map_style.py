@@ -81,7 +81,7 @@ def _read(part: Any, where: str, size: tuple[int, int] | None, tally: Tally) -> 
         if pixels.shape != shape:
             first, this = ("x".join(map(str, each)) for each in (shape, pixels.shape))
             raise FastDMError(
-                f"{item} is {this}, but the first is {first}; bring all images to one shape (image_size=, or a transform)"
+                f"{item} is {this}, but the first is {first}; bring all to one shape with image_size= or a transform"
             )
         rows[number] = pixels
         labels[number] = label
@@ -110,10 +110,10 @@ def _pixels(picture: object, item: str, tally: Tally) -> Pixels:
     """uint8 [C, H, W]."""
     if isinstance(picture, Image.Image):
         try:
-            pixels = np.asarray(eight_bits(picture, tally, item))
+            levels = np.asarray(eight_bits(picture, tally, item))
         except OSError as error:
             raise FastDMError(f"{item}: {error}") from error
-        return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+        return levels[None] if levels.ndim == 2 else levels.transpose(2, 0, 1)
     if not isinstance(picture, Tensor | np.ndarray):
         raise FastDMError(f"{item} has a {type(picture).__name__} for an image; it must be a PIL image or a tensor")
     if isinstance(picture, Tensor) and picture.is_floating_point() and ((picture < 0) | (picture > 1)).any():
@@ -123,7 +123,8 @@ def _pixels(picture: object, item: str, tally: Tally) -> Pixels:
         )
     if picture.ndim not in (2, 3):
         raise FastDMError(f"{item} is an image of shape {list(picture.shape)}; it must be [C, H, W] or [H, W]")
-    return as_images(item, picture[None]).numpy()[0]
+    pixels: Pixels = as_images(item, picture[None]).numpy()[0]
+    return pixels
 
 
 def _name(part: Any) -> str:

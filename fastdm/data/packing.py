@@ -46,7 +46,8 @@ def pack(
 
     Until it is complete the file is called `out.partial`, with a journal next to it. A link is followed. Returns the
     file, opened; its `skipped` lists the images that could not be decoded. What else is left out or converted is
-    counted and named in one warning of the logger "fastdm". Raises FastDMError for a source that cannot be packed and for a full disk.
+    counted and named in one warning of the logger "fastdm". Raises FastDMError for a source that cannot be packed and
+    for a full disk.
 
     >>> import fastdm, tempfile
     >>> packed = fastdm.pack("digits", tempfile.mkdtemp() + "/digits.fastdm")

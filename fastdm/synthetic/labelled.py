@@ -28,9 +28,13 @@ def class_sorted(
     pixels = images.detach().cpu().float()
     if labels is None:
         if classes is None:
-            raise FastDMError(f"{what} has no labels; load it with its data set (dataset=…), which says how many classes")
+            raise FastDMError(
+                f"{what} has no labels; load it with its data set (dataset=…), which says the classes"
+            )
         if len(images) % classes:
-            raise FastDMError(f"{what} has no labels, and {len(images)} images cannot be divided among {classes} classes")
+            raise FastDMError(
+                f"{what} has no labels, and {len(images)} images cannot be divided among {classes} classes"
+            )
         tally.say(f"there are no labels: the images are taken as sorted, {len(images) // classes} of each class")
         return pixels.contiguous(), [*range(classes)]
     hard = _hard(what, labels.detach().cpu(), tally)
@@ -63,8 +67,8 @@ def normalised_pixels(
         return pixels
     if not (low >= -_TOLERANCE and high <= 1 + _TOLERANCE):
         raise FastDMError(
-            f"{what} has pixels of {low:.3g}..{high:.3g}, though its layout has them in [0, 1]; if they are normalised, "
-            "load it with normalised=True"
+            f"{what} has pixels of {low:.3g}..{high:.3g}, though its layout has them in [0, 1]; if they are "
+            "normalised, load it with normalised=True"
         )
     of_channel = (torch.tensor(values).view(-1, 1, 1) for values in (mean, std))
     return (pixels - next(of_channel)) / next(of_channel)

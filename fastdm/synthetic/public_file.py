@@ -148,7 +148,8 @@ def _read_dict(path: Path, content: Any) -> PublicFile:
 
 def _numbers(values: Any) -> list[float]:
     """The accuracies of a network: numbers, NumPy's, or arrays or tensors of them."""
-    return [float(value) for each in (values if np.ndim(values) else [values]) for value in np.ravel(each)]
+    several = isinstance(values, list | tuple) or getattr(values, "ndim", 0) > 0
+    return [float(value) for each in (values if several else [values]) for value in np.ravel(each)]
 
 
 def _labelled(path: Path, images: object, labels: object) -> tuple[Tensor, Tensor | None]:

@@ -353,7 +353,7 @@ def _from_tensors(
     tally: Tally,
 ) -> SyntheticSet:
     known = None if isinstance(dataset, str) else dataset
-    pixels, present = class_sorted(what, images, labels, known and known.num_classes, tally)
+    pixels, present = class_sorted(what, images, labels, None if known is None else known.num_classes, tally)
     if known is not None:
         check_compatible(what, known.num_classes, pixels.shape[1:], known)
         name, normalisation = known.name, (known.mean, known.std)

@@ -53,7 +53,7 @@ def finite_numbers(values: Sequence[object]) -> tuple[float, ...]:
         except (OverflowError, TypeError, ValueError):
             number = math.inf
         if not abs(number) <= 3.4028234e38:
-            raise ValueError(f"{str(number)} is not a finite number of 32 bits")
+            raise ValueError(f"{number!s} is not a finite number of 32 bits")
         numbers.append(number)
     return tuple(numbers)
 
