@@ -66,7 +66,7 @@ def write_public(
     content: dict[str, Any] = {"data": data, "accs_all_exps": found}
     if about is not None:
         known = json.loads(json.dumps({name: about[name] for name in _ABOUT}))
-        content |= known | {"crc32": _checksum(data, known)}
+        content |= known | {"crc32": _checksum(data, found, known)}
     with writing(path) as temporary:
         torch.save(content, temporary)
 
@@ -137,11 +137,13 @@ def _read_dict(path: Path, content: Any) -> PublicFile:
         raise FastDMError(f'{path} holds no {{"data": [[images, labels], …]}} of the public code') from error
     if not sets:
         raise FastDMError(f"{path} holds no experiment")
-    about = {name: content[name] for name in _ABOUT if name in content} if "crc32" in content else {}
     labelled = [_labelled(path, images, labels) for images, labels in sets]
-    if about:
+    about = {name: content[name] for name in _ABOUT if name in content}
+    if len(about) + ("crc32" in content) < len(_ABOUT):  # one of them may have been spoilt
+        about = {}
+    else:
         _check_about(path, about, len(sets))
-        if content["crc32"] != _checksum(labelled, about):
+        if content.get("crc32") != _checksum(labelled, accuracies, about):
             raise FastDMError(f"{path} is damaged: its checksum does not match")
     return PublicFile(labelled, "public", accuracies, about)
 
@@ -179,12 +181,12 @@ def _check_about(path: Path, about: Mapping[str, Any], experiments: int) -> None
             raise FastDMError(f"{path} is damaged: its {name} is missing, or not what it should be")
 
 
-def _checksum(data: Sequence[Sequence[Any]], about: Mapping[str, Any]) -> str:
+def _checksum(data: Sequence[Sequence[Any]], accuracies: Mapping[str, Any], about: Mapping[str, Any]) -> str:
     """CRC-32 of all tensors, and of the rest as JSON."""
-    tensors = [tensor.detach().contiguous() for pair in data for tensor in pair]
+    tensors = [tensor.detach().contiguous() for pair in data for tensor in pair if tensor is not None]
     facts = [[str(tensor.dtype), list(tensor.shape)] for tensor in tensors]
     try:
-        text = json.dumps([facts, about], sort_keys=True)
+        text = json.dumps([facts, accuracies, about], sort_keys=True)
     except (TypeError, ValueError, RecursionError):
         return ""  # no checksum of anything that `write_public` writes
     return str(crc32(*tensors, text=text))

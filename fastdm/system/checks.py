@@ -38,8 +38,12 @@ def parse_json(text: str | bytes) -> Any:
     """What a JSON text says; ValueError for whatever is wrong with it, also if it is nested too deeply to be read."""
     try:
         return json.loads(text)
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise
     except RecursionError as error:
         raise ValueError("its JSON is nested too deeply") from error
+    except ValueError as error:  # Python's limit of 4,300 digits
+        raise ValueError("its JSON holds a number of too many digits") from error
 
 
 def finite_numbers(values: Sequence[object]) -> tuple[float, ...]:
