@@ -73,14 +73,14 @@ def _shape_text(images: Tensor) -> str:
 
 def as_images(name: str, array: ArrayLike | Tensor) -> Tensor:
     """Uint8 [N, C, H, W] of any array of images that `open_dataset` describes."""
-    images = _tensor(name, "images", array)
+    images = given = as_tensor(f"data set {name}", "images", array)
     if images.ndim == 3:
         images = images[:, None]
     elif images.ndim == 4 and images.shape[1] not in (1, 3):
         images = images.permute(0, 3, 1, 2)
     if images.ndim != 4 or images.shape[1] not in (1, 3):
         raise FastDMError(
-            f"data set {name}: images of shape {tuple(_tensor(name, 'images', array).shape)}; they must be [N, H, W], "
+            f"data set {name}: images of shape {tuple(given.shape)}; they must be [N, H, W], "
             "[N, H, W, C] or [N, C, H, W] with 1 or 3 channels"
         )
     if images.dtype == torch.uint8:
@@ -103,7 +103,7 @@ def as_images(name: str, array: ArrayLike | Tensor) -> Tensor:
 
 
 def as_labels(name: str, array: ArrayLike | Tensor) -> Tensor:
-    labels = _tensor(name, "labels", array)
+    labels = as_tensor(f"data set {name}", "labels", array)
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
@@ -127,17 +127,27 @@ def empty_images(count: int, shape: Sequence[int], advice: str) -> Tensor:
     return torch.empty(count, *shape, dtype=torch.uint8)
 
 
-def _tensor(name: str, what: str, array: ArrayLike | Tensor) -> Tensor:
+def plain(what: str, tensor: Tensor) -> Tensor:
+    """The tensor without gradient, on the CPU, its values one after another; FastDMError if it has none."""
+    if tensor.is_meta:
+        raise FastDMError(f"{what} has a tensor on the device meta, which holds no values")
+    return (tensor.detach() if tensor.layout == torch.strided else tensor.detach().to_dense()).cpu()
+
+
+def as_tensor(name: str, what: str, array: ArrayLike | Tensor) -> Tensor:
+    """The array, or list of tensors, as a tensor on the CPU; FastDMError, saying what of which set, if it is none."""
     if isinstance(array, Tensor):
-        return array.detach().cpu()
+        return plain(name, array)
     try:
         if isinstance(array, list | tuple) and len(array) and all(isinstance(item, Tensor) for item in array):
-            return torch.stack([item.detach().cpu() for item in array])
+            return torch.stack([plain(name, item) for item in array])
         values = np.asarray(array)
         values = values.astype(values.dtype.newbyteorder("="), copy=False)
         return torch.from_numpy(np.require(values, requirements=["C", "W"]))
+    except FastDMError:
+        raise
     except (TypeError, ValueError, RuntimeError) as error:  # ragged lists, strings, objects
-        raise FastDMError(f"data set {name}: its {what} are not an array of numbers of one shape ({error})") from error
+        raise FastDMError(f"{name}: its {what} are not an array of numbers of one shape ({error})") from error
 
 
 def from_arrays(arrays: Sequence[ArrayLike | Tensor], name: str) -> Dataset:

@@ -20,7 +20,7 @@ from fastdm.system.notes import Tally
 
 def is_map_style(source: object) -> bool:
     """Whether `source` is a PyTorch dataset, or like one: items by number, and neither an array nor a sequence."""
-    if isinstance(source, Tensor | np.ndarray | list | tuple | str | dict) or hasattr(source, "__array__"):
+    if isinstance(source, Tensor | np.ndarray | list | tuple | str | bytes | dict) or hasattr(source, "__array__"):
         return False
     return isinstance(source, torch.utils.data.Dataset) or (
         hasattr(source, "__getitem__") and hasattr(source, "__len__")

@@ -12,7 +12,7 @@ from fastdm.data.packed.format import PackedFile
 from fastdm.data.packed.writing import OnError, PackSource, Partial, fingerprint, pool_state
 from fastdm.data.pool import Dataset
 from fastdm.data.sources import open_dataset
-from fastdm.errors import FastDMError
+from fastdm.errors import FastDMError, whole_number
 from fastdm.system.checks import irregular
 from fastdm.system.files import user_path
 from fastdm.system.notes import Tally
@@ -60,10 +60,10 @@ def pack(
     decode.check_choices(filter, fit)
     if on_error not in get_args(OnError):
         raise FastDMError(f"on_error {on_error!r} is not one of {', '.join(get_args(OnError))}")
-    if size is not None and size < 1:
-        raise FastDMError(f"size is {size}; it must be at least 1")
-    if workers is not None and workers < 1:
-        raise FastDMError(f"workers is {workers}; it must be at least 1")
+    size = None if size is None else whole_number("size", size, 1)
+    workers = len(os.sched_getaffinity(0)) if workers is None else whole_number("workers", workers, 1)
+    if isinstance(source, str) and not source:
+        raise FastDMError("the name of the data set is empty; give a name or a path")
     if out.is_dir() or not out.absolute().parent.is_dir():
         raise FastDMError(f"{out} cannot be written: it is a folder, or the folder it should stand in is not there")
     if out.exists() and (kind := irregular(out.stat())):
@@ -71,7 +71,6 @@ def pack(
     target = Path(os.path.realpath(out))  # a link is followed, also one to a file that is not there yet
     if not target.parent.is_dir():
         raise FastDMError(f"{out} cannot be written: it is a link into {target.parent}, which is not there")
-    workers = workers or len(os.sched_getaffinity(0))
     try:
         images = find_source(source, size, filter, fit, name, data_path)
     except OSError as error:

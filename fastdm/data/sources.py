@@ -137,7 +137,7 @@ def _open_path(path: Path, name: str, size: tuple[int, int] | None, io: IO) -> D
             return open_pt(path, name)
         return open_packed(path, io)
     except OSError as error:
-        raise FastDMError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise FastDMError(f"{error.filename or path} cannot be read: {error.strerror or error}") from error
 
 
 def _refuse_image_size(size: tuple[int, int] | None, source: str) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fastdm.data.arrays import plain
 from fastdm.errors import FastDMError
 from fastdm.synthetic.public_file import kind
 from fastdm.system.notes import Tally
@@ -25,19 +26,17 @@ def class_sorted(
     """
     if not (images.ndim == 4 and images.is_floating_point() and len(images)):
         raise FastDMError(f"{what} contains images that are not a floating-point [N, C, H, W] tensor: {kind(images)}")
-    pixels = images.detach().cpu().float()
+    pixels = plain(what, images).float()
     if labels is None:
         if classes is None:
-            raise FastDMError(
-                f"{what} has no labels; load it with its data set (dataset=…), which says the classes"
-            )
+            raise FastDMError(f"{what} has no labels; load it with its data set (dataset=…), which says the classes")
         if len(images) % classes:
             raise FastDMError(
                 f"{what} has no labels, and {len(images)} images cannot be divided among {classes} classes"
             )
         tally.say(f"there are no labels: the images are taken as sorted, {len(images) // classes} of each class")
         return pixels.contiguous(), [*range(classes)]
-    hard = _hard(what, labels.detach().cpu(), tally)
+    hard = _hard(what, plain(what, labels), tally)
     if len(hard) != len(images):
         raise FastDMError(f"{what} holds {len(images)} images and {len(hard)} labels; there must be one for each")
     if hard.min() < 0:

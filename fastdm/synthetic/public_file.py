@@ -38,12 +38,14 @@ class PublicFile:
     normalised: whether the layout has normalised pixels; else they lie in [0, 1].
     about: what a file of fastdm says besides: mean, std, class_names, dataset, settings (a list, one of each
         experiment), version.
+    unused: what else is in it.
     """
 
     sets: list[tuple[Tensor, Tensor | None]]
     layout: Layout
     accuracies: dict[str, list[float]] = field(default_factory=dict)
     about: dict[str, Any] = field(default_factory=dict)
+    unused: tuple[str, ...] = ()
 
     @property
     def normalised(self) -> bool:
@@ -132,20 +134,23 @@ def _read_dict(path: Path, content: Any) -> PublicFile:
         if len(data) == 2 and isinstance(data[0], Tensor):  # one experiment, not in a list
             data = [data]
         sets = [(images, labels) for images, labels in data]
-        accuracies = {str(network): _numbers(values) for network, values in content.get("accs_all_exps", {}).items()}
+        accuracies = {
+            str(network): _numbers(values) for network, values in (content.get("accs_all_exps") or {}).items()
+        }
     except (TypeError, KeyError, ValueError, AttributeError, IndexError, OverflowError, RuntimeError) as error:
         raise FastDMError(f'{path} holds no {{"data": [[images, labels], …]}} of the public code') from error
     if not sets:
         raise FastDMError(f"{path} holds no experiment")
     labelled = [_labelled(path, images, labels) for images, labels in sets]
     about = {name: content[name] for name in _ABOUT if name in content}
+    unused = sorted(str(name) for name in content.keys() - {"data", "accs_all_exps"})
     if len(about) + ("crc32" in content) < len(_ABOUT):  # one of them may have been spoilt
         about = {}
     else:
         _check_about(path, about, len(sets))
         if content.get("crc32") != _checksum(labelled, accuracies, about):
             raise FastDMError(f"{path} is damaged: its checksum does not match")
-    return PublicFile(labelled, "public", accuracies, about)
+    return PublicFile(labelled, "public", accuracies, about, () if about else tuple(unused))
 
 
 def _numbers(values: Any) -> list[float]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import TensorDataset
 
+from fastdm.data.arrays import as_tensor
 from fastdm.data.normalisation import standard_normalisation
 from fastdm.data.pool import Dataset
 from fastdm.errors import FastDMError, one_of
@@ -209,12 +210,8 @@ class SyntheticSet:
         >>> synthetic.ipc, synthetic.num_classes
         (1, 10)
         """
-        try:
-            tensors = [None if each is None else torch.as_tensor(each) for each in (images, labels)]
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise FastDMError(f"images and labels must be tensors, or arrays of numbers ({error})") from error
-        pixels = tensors[0]
-        assert pixels is not None
+        pixels = as_tensor("the set", "images", images)
+        classes = None if labels is None else as_tensor("the set", "labels", labels)
         if pixels.dtype == torch.uint8:
             if normalised:
                 raise FastDMError("images of uint8 are 0..255; they cannot be normalised")
@@ -222,7 +219,7 @@ class SyntheticSet:
         tally = Tally()
         try:
             result = _from_tensors(
-                "the set", pixels, tensors[1], dataset, normalised is None or normalised, dict(settings or {}), tally
+                "the set", pixels, classes, dataset, normalised is None or normalised, dict(settings or {}), tally
             )
         finally:
             tally.report("the set of tensors")
@@ -317,6 +314,8 @@ def _load_public(path: Path, dataset: Dataset | None, normalised: bool | None) -
     settings = {"network": network} if network else {}
     pixels_are = file.normalised if normalised is None else normalised
     tally = Tally()
+    if file.unused:
+        tally.add("entries that are not used", file.unused[0], len(file.unused))
     try:
         return [
             _from_tensors(str(path), images, labels, name if dataset is None else dataset, pixels_are, settings, tally)

@@ -54,9 +54,7 @@ def note(caplog: pytest.LogCaptureFixture) -> str:
         ("Training Set", "Validation-Set"),
     ],
 )
-def test_the_parts_have_any_usual_name(
-    tmp_path: Path, train: str, test: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_parts_have_any_usual_name(tmp_path: Path, train: str, test: str, caplog: pytest.LogCaptureFixture) -> None:
     root = tmp_path / "set"
     classes(root / train, count=3)
     classes(root / test, count=1)
@@ -128,9 +126,7 @@ def test_a_class_called_train_is_a_class(tmp_path: Path) -> None:
         (("train", "test"), "train holds no class folders"),
     ],
 )
-def test_parts_that_cannot_be_told_apart_are_refused(
-    tmp_path: Path, folders: tuple[str, ...], message: str
-) -> None:
+def test_parts_that_cannot_be_told_apart_are_refused(tmp_path: Path, folders: tuple[str, ...], message: str) -> None:
     for folder in folders:
         put(tmp_path / folder / "1.png")
     with pytest.raises(FastDMError, match=message):
@@ -225,9 +221,7 @@ def test_a_list_of_labels_never_leads_out_of_its_folder(tmp_path: Path, name: st
         ("no suffix", "PNG"),
     ],
 )
-def test_what_pillow_reads_is_read(
-    tmp_path: Path, name: str, format: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_what_pillow_reads_is_read(tmp_path: Path, name: str, format: str, caplog: pytest.LogCaptureFixture) -> None:
     put(tmp_path / "a" / name, format=format)
     with Image.open(tmp_path / "a" / name) as image:
         expected = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
@@ -301,5 +295,5 @@ def test_a_file_too_large_to_be_an_image_is_not_read(tmp_path: Path) -> None:
 def test_images_that_do_not_fit_into_memory_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     classes(tmp_path)
     monkeypatch.setattr("fastdm.data.arrays.free_memory", lambda: 4000)
-    with pytest.raises(FastDMError, match="6 images of 3x16x16 take 4.5 KiB of memory, of which 3.9 KiB are free"):
+    with pytest.raises(FastDMError, match=r"6 images of 3x16x16 take 4\.5 KiB of memory, of which 3\.9 KiB are free"):
         open_dataset(tmp_path)

@@ -132,5 +132,5 @@ def test_a_folder_that_is_not_there_is_made_once_a_download_has_worked(
 
 def test_a_data_path_that_is_a_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(FastDMError, match="data_path .*file is not a folder"):
+    with pytest.raises(FastDMError, match=r"data_path .*file is not a folder"):
         open_dataset("CIFAR10", data_path=tmp_path / "file")

@@ -216,7 +216,7 @@ def test_medmnist(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
 
 def test_an_npz_of_other_names_says_which_it_holds(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", data=PIXELS, labels=LABELS)
-    with pytest.raises(FastDMError, match="must hold x_train and y_train.*; it holds data, labels"):
+    with pytest.raises(FastDMError, match=r"must hold x_train and y_train.*; it holds data, labels"):
         open_dataset(tmp_path / "a.npz")
 
 

@@ -179,13 +179,13 @@ def test_only_a_regular_file_is_replaced(tmp_path: Path) -> None:
 
 def test_a_link_is_followed(tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "there.fdm").write_text("before")
     for target in ("disk/there.fdm", "disk/new.fdm", "absent/new.fdm"):
-        (tmp_path / target).name == "there.fdm" and (tmp_path / target).write_text("before")  # noqa: B015
         link = tmp_path / "link"
         link.unlink(missing_ok=True)
         link.symlink_to(target)
         if target.startswith("absent"):
-            with pytest.raises(FastDMError, match="it is a link into .*absent, which is not there"):
+            with pytest.raises(FastDMError, match=r"it is a link into .*absent, which is not there"):
                 pack(SOURCE, link)
             continue
         pack(SOURCE, link)
@@ -222,9 +222,10 @@ def stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path
             raise MemoryError("stopped")
         return real(path, *arguments)
 
-    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+    with monkeypatch.context() as patch:
         patch.setattr(packing.decode, "decode_file", stop)
-        pack(root, out, size=5, workers=1)
+        with pytest.raises(MemoryError):
+            pack(root, out, size=5, workers=1)
     return root, out
 
 
@@ -238,7 +239,9 @@ def test_a_damaged_journal_costs_only_time(
     journal = out.with_name("a.fdm.partial.journal")
     lines = journal.read_bytes().splitlines(keepends=True)
     assert len(lines) == 5
-    lines[line] = lines[line].replace(b'"block": ', b'"block": 1').replace(b"plan", b"plum") if damage is None else damage
+    lines[line] = (
+        lines[line].replace(b'"block": ', b'"block": 1').replace(b"plan", b"plum") if damage is None else damage
+    )
     journal.write_bytes(b"".join(lines))
     pack(root, out, size=5, resume=True)
     assert out.read_bytes() == out.with_name("whole.fdm").read_bytes()

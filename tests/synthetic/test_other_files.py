@@ -119,7 +119,9 @@ def test_other_labels_are_converted_with_a_note(
         (IMAGES[:, :, :5], LABELS, "3x5x6 images, but data set zoo has 3 classes of 3x6x6"),
         (IMAGES[0], LABELS, r"floating-point \[N, C, H, W\]"),
         (IMAGES / 0, LABELS, "not finite"),
-        ("images", LABELS, "must be tensors, or arrays of numbers"),
+        ("images", LABELS, "its images are not an array of numbers"),
+        (None, LABELS, "its images are not an array of numbers"),
+        (IMAGES.to("meta"), LABELS, "on the device meta, which holds no values"),
     ],
 )
 def test_tensors_that_are_no_set(dataset: Dataset, images: Any, labels: Tensor, message: str) -> None:
