@@ -193,7 +193,7 @@ def open_npz(path: Path, name: str) -> Dataset:
 
 
 def open_pt(path: Path, name: str) -> Dataset:
-    """The tensors of a `.pt` file: a dict like the public code's tinyimagenet.pt, or (images, labels), (…, of a test)."""
+    """The tensors of a `.pt` file: a dict like the public code's tinyimagenet.pt, or those of `from_arrays`."""
     check_regular(path)
     keys = ("classes", "images_train", "labels_train", "images_val", "labels_val")
     try:

@@ -63,11 +63,14 @@ def open_map_style(parts: tuple[Any, ...], name: str | None, size: tuple[int, in
 def _read(part: Any, where: str, size: tuple[int, int] | None, tally: Tally) -> Split:
     if isinstance(part, IterableDataset) or not isinstance(part, Sized):
         raise FastDMError(f"{where}: {type(part).__name__} cannot be read by number; it must be a map-style dataset")
-    count = len(part)
+    try:
+        count = len(part)
+    except Exception as error:  # whatever the user's code raises
+        raise FastDMError(f"{where}: its length is not known ({type(error).__name__}: {error})") from error
     if count == 0:
         raise FastDMError(f"{where}: there is no image")
     images, shape = torch.empty(0), None
-    labels = torch.empty(count, dtype=torch.int64)
+    labels = []
     for number in range(count):
         item = f"{where}, item {number}"
         picture, label = _item(part, number, item)
@@ -84,8 +87,8 @@ def _read(part: Any, where: str, size: tuple[int, int] | None, tally: Tally) -> 
                 f"{item} is {this}, but the first is {first}; bring all to one shape with image_size= or a transform"
             )
         rows[number] = pixels
-        labels[number] = label
-    return images, labels
+        labels.append(label)
+    return images, torch.tensor(labels)
 
 
 def _item(part: Any, number: int, item: str) -> tuple[Any, int]:
@@ -123,7 +126,7 @@ def _pixels(picture: object, item: str, tally: Tally) -> Pixels:
         )
     if picture.ndim not in (2, 3):
         raise FastDMError(f"{item} is an image of shape {list(picture.shape)}; it must be [C, H, W] or [H, W]")
-    pixels: Pixels = as_images(item, picture[None]).numpy()[0]
+    pixels: Pixels = as_images(item.removeprefix("data set "), picture[None]).numpy()[0]
     return pixels
 
 

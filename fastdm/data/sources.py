@@ -12,7 +12,7 @@ from torch import Tensor
 from fastdm.data.arrays import from_arrays, open_npz, open_pt
 from fastdm.data.folders import folder_name
 from fastdm.data.image_files import open_folder
-from fastdm.data.map_style import open_map_style, parts_of
+from fastdm.data.map_style import is_map_style, open_map_style, parts_of
 from fastdm.data.named import NAMES, find_tiny_imagenet, open_digits, open_torchvision
 from fastdm.data.packed.reading import IO, open_packed
 from fastdm.data.pool import Dataset
@@ -83,6 +83,11 @@ def open_dataset(
     size = _size(image_size)
     if parts := parts_of(source):
         return open_map_style(parts, name, size)
+    if isinstance(source, tuple | list) and any(map(is_map_style, source)):
+        raise FastDMError(
+            f"{len(source)} objects, some of them datasets of PyTorch, are not a data set; give one dataset, or a pair "
+            "of them (train, test)"
+        )
     if not isinstance(source, str | os.PathLike):
         _refuse_image_size(size, "arrays")
         return from_arrays(source, name or "arrays")  # type: ignore[arg-type]  # `parts_of` has taken the datasets

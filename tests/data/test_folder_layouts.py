@@ -15,6 +15,8 @@ from fastdm.data.folders import DEEPEST, find_images
 from fastdm.data.packing import pack
 from fastdm.errors import FastDMError
 from fastdm.evaluation.protocol import Protocol
+from fastdm.synthetic.initial import random_selection
+from fastdm.synthetic.synthetic_set import SyntheticSet
 
 RNG = np.random.default_rng(3)
 
@@ -297,3 +299,64 @@ def test_images_that_do_not_fit_into_memory_are_refused(tmp_path: Path, monkeypa
     monkeypatch.setattr("fastdm.data.arrays.free_memory", lambda: 4000)
     with pytest.raises(FastDMError, match=r"6 images of 3x16x16 take 4\.5 KiB of memory, of which 3\.9 KiB are free"):
         open_dataset(tmp_path)
+
+
+# --- names -----------------------------------------------------------------------------------------------------------
+
+
+def test_names_that_are_not_unicode_go_through_everything(tmp_path: Path) -> None:
+    for name in (b"a\xff", b"b"):
+        folder = os.fsencode(tmp_path / "set") + b"/" + name
+        os.makedirs(folder)
+        with open(folder + b"/\xfe.png", "wb") as file:
+            Image.new("RGB", (16, 16), (len(name), 0, 0)).save(file, "PNG")
+    expected = (os.fsdecode(b"a\xff"), "b")
+    assert open_dataset(tmp_path / "set").class_names == expected
+    pack(tmp_path / "set", tmp_path / "a.fdm", size=16).verify()
+    packed = open_dataset(tmp_path / "a.fdm")
+    assert packed.class_names == expected
+    synthetic = random_selection(packed, 1)
+    for suffix in (".safetensors", ".pt"):
+        synthetic.save(tmp_path / f"set{suffix}")
+        assert SyntheticSet.load(tmp_path / f"set{suffix}").class_names == expected
+    synthetic.save_picture(tmp_path / "a.png")
+
+
+def test_names_are_shown_as_text(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    put(tmp_path / "a" / "1.png")
+    (tmp_path / "a" / "x\x1b[2J\n.txt").touch()
+    open_dataset(tmp_path)
+    assert r"a/x\x1b[2J\n.txt" in note(caplog)
+
+
+def test_a_link_to_itself_is_named(tmp_path: Path) -> None:
+    put(tmp_path / "a" / "1.png")
+    (tmp_path / "a" / "x").symlink_to("x")
+    with pytest.raises(FastDMError, match="a/x cannot be read: Too many levels of symbolic links"):
+        open_dataset(tmp_path)
+
+
+def test_kaggles_list_never_leads_out_of_its_folder(tmp_path: Path) -> None:
+    classes(tmp_path / "train")
+    put(tmp_path / "val" / "1.JPEG")
+    (tmp_path / "LOC_val_solution.csv").write_text("ImageId,PredictionString\n../train/0/0,0 1\n")
+    with pytest.raises(FastDMError, match="which is not a file in that folder"):
+        find_images(tmp_path)
+
+
+def test_kinds_that_pillow_does_not_read_are_counted_with_and_without_suffix(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    put(tmp_path / "a" / "1.png")
+    for name in ("IMG_1.HEIC", "IMG_2"):
+        (tmp_path / "a" / name).write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
+    open_dataset(tmp_path)
+    assert "files that are not images that Pillow reads left out: 2 (such as" in note(caplog)
+
+
+def test_an_exif_block_that_is_damaged_does_not_matter(tmp_path: Path) -> None:
+    path = put(tmp_path / "a" / "1.jpg")
+    expected = open_dataset(tmp_path).train.images
+    data = path.read_bytes()
+    path.write_bytes(data[:2] + b"\xff\xe1\0\x10Exif\0\0MM\0*\xff\xff\xff\xff" + data[2:])
+    assert np.array_equal(open_dataset(tmp_path).train.images, expected)

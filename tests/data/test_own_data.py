@@ -141,6 +141,11 @@ PICTURE = Image.fromarray(PIXELS[0])
         (Listed([("a.png", 0)]), "has a str for an image"),
         (Listed([(torch.zeros(1, 2, 3, 4), 0)]), r"shape \[1, 2, 3, 4\]"),
         (Listed([(Image.new("I", (4, 4)), 0)]), "its mode I"),
+        (Listed([(torch.full((3, 4, 4), torch.nan), 0)]), "item 0: some pixels are NaN"),
+        (Listed([(torch.zeros(5, 4, 4), 0)]), r"item 0: images of shape \(1, 5, 4, 4\)"),
+        ((Listed([(PICTURE, 0)]), PIXELS), "2 objects, some of them datasets of PyTorch, are not a data set"),
+        ((Listed([]),) * 3, "3 objects, some of them"),
+        (b"folder", "not bytes"),
         (Listed([]), "there is no image"),
         ((Listed([(PICTURE, 0)]), Listed([])), "test part: there is no image"),
         (Listed([(PICTURE, 0), (PICTURE, 2)]), "2 training images cannot belong to 3 classes"),
@@ -242,6 +247,28 @@ def test_pt_files_of_any_torch(tmp_path: Path, old: bool) -> None:
     torch.save(named | {"classes": 7}, tmp_path / "a.pt")
     with pytest.raises(FastDMError, match=r"a\.pt is not a data set"):
         open_dataset(tmp_path / "a.pt")
+
+
+def test_tensors_that_are_sparse_or_hold_nothing() -> None:
+    images = torch.from_numpy(PIXELS).permute(0, 3, 1, 2) / 255
+    assert torch.equal(open_dataset((images.to_sparse(), LABELS)).train.images, SORTED)
+    with pytest.raises(FastDMError, match="a tensor on the device meta, which holds no values"):
+        open_dataset((images.to("meta"), LABELS))
+
+
+def test_a_length_that_memory_does_not_hold_or_that_is_none() -> None:
+    class Endless(Listed):
+        def __len__(self) -> int:
+            return 10**12
+
+    class Negative(Listed):
+        def __len__(self) -> int:
+            return -3
+
+    with pytest.raises(FastDMError, match=r"1000000000000 images of 3x8x8 take 175 TiB of memory"):
+        open_dataset(Endless([(PICTURE, 0)]))  # type: ignore[arg-type]
+    with pytest.raises(FastDMError, match="its length is not known"):
+        open_dataset(Negative([]))  # type: ignore[arg-type]
 
 
 # --- paths -----------------------------------------------------------------------------------------------------------

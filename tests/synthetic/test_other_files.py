@@ -165,6 +165,23 @@ def test_one_experiment_that_is_not_in_a_list(dataset: Dataset, tmp_path: Path, 
     assert torch.equal(loaded.images, IMAGES)
 
 
+def test_what_else_a_file_of_others_holds_is_named(
+    dataset: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    content = {"data": [[IMAGES.double(), LABELS.int()]], "accs_all_exps": None, "mean": [0.5], "lr": 0.1}
+    torch.save(content, tmp_path / "a.pt")
+    loaded = SyntheticSet.load(tmp_path / "a.pt", dataset=dataset)
+    assert torch.equal(loaded.images, IMAGES)
+    assert loaded.mean == dataset.mean
+    assert "entries that are not used: 2 (such as lr)" in note(caplog)
+
+
+def test_sparse_and_trainable_tensors(dataset: Dataset, tmp_path: Path) -> None:
+    for images in (IMAGES.to_sparse(), torch.nn.Parameter(IMAGES)):
+        torch.save({"data": [[images, LABELS]]}, tmp_path / "a.pt")
+        assert torch.equal(SyntheticSet.load(tmp_path / "a.pt", dataset=dataset).images, IMAGES)
+
+
 def test_steps_of_continual_learning(dataset: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Each step has some of the classes."""
     steps = [[IMAGES[:4], torch.tensor([2, 2, 0, 0])], [IMAGES[4:], torch.tensor([1, 1])]]
