@@ -64,13 +64,7 @@ def pack(
     workers = len(os.sched_getaffinity(0)) if workers is None else whole_number("workers", workers, 1)
     if isinstance(source, str) and not source:
         raise FastDMError("the name of the data set is empty; give a name or a path")
-    if out.is_dir() or not out.absolute().parent.is_dir():
-        raise FastDMError(f"{out} cannot be written: it is a folder, or the folder it should stand in is not there")
-    if out.exists() and (kind := irregular(out.stat())):
-        raise FastDMError(f"{out} is {kind}, which is not replaced; name a file")
-    target = Path(os.path.realpath(out))  # a link is followed, also one to a file that is not there yet
-    if not target.parent.is_dir():
-        raise FastDMError(f"{out} cannot be written: it is a link into {target.parent}, which is not there")
+    target = _target(out)
     try:
         images = find_source(source, size, filter, fit, name, data_path)
     except OSError as error:
@@ -85,6 +79,18 @@ def pack(
             f"{out} cannot be written: {error.strerror or error} (it takes {images.bytes / 1e9:.3g} GB)"
         ) from error
     return PackedFile(out)
+
+
+def _target(out: Path) -> Path:
+    """The file to write, if it can be: a link is followed, also one to a file that is not there yet."""
+    if out.is_dir() or not out.absolute().parent.is_dir():
+        raise FastDMError(f"{out} cannot be written: it is a folder, or the folder it should stand in is not there")
+    if out.exists() and (kind := irregular(out.stat())):
+        raise FastDMError(f"{out} is {kind}, which is not replaced; name a file")
+    target = Path(os.path.realpath(out))
+    if not target.parent.is_dir():
+        raise FastDMError(f"{out} cannot be written: it is a link into {target.parent}, which is not there")
+    return target
 
 
 def find_source(

@@ -331,7 +331,7 @@ def test_a_full_disk_is_told_before_anything_is_decoded(folder: Path, tmp_path: 
     ("options", "message"),
     [
         ({"size": 0}, "size is 0"),
-        ({"workers": 0}, "workers is 0; it must be at least 1"),
+        ({"workers": 0}, "workers is 0; it must be a whole number of at least 1"),
         ({"workers": -1}, "workers is -1"),
         ({"filter": "cubic"}, "filter 'cubic' is not one of box, bilinear"),
         ({"fit": "crop"}, "fit 'crop' is not one of squash, center_crop"),
