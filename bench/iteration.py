@@ -30,7 +30,8 @@ from fastdm.augmentation import Strategy
 from fastdm.condensation.build import build_step
 from fastdm.condensation.settings import Settings
 from fastdm.data.pool import Dataset
-from fastdm.kernels import draw, reference
+from fastdm.kernels import draw
+from fastdm.kernels.augmentation import reference
 from fastdm.networks.architectures import build_network
 from fastdm.networks.model import initialise
 from fastdm.synthetic.initial import initial_images

@@ -23,7 +23,10 @@ from bench import peaks, results
 from bench.timer import device_times, rotation
 from fastdm import kernels
 from fastdm.augmentation import DSA_STRATEGY, Strategy
-from fastdm.kernels import ops, reference
+from fastdm.kernels import dispatch
+from fastdm.kernels.augmentation import reference as augmentation
+from fastdm.kernels.numerics import class_means
+from fastdm.kernels.random import reference as random_numbers
 
 Arguments = tuple[Any, ...]
 
@@ -157,11 +160,11 @@ def _dsa(device: torch.device, smoke: bool) -> Iterator[Case]:
                 def eager(
                     pool: Tensor, table: Tensor, index: Tensor, d: torch.dtype = dtype, g: Tensor = group
                 ) -> Tensor:
-                    return reference.dsa(pool, table, g, index, mean, std, d, True)
+                    return augmentation.dsa(pool, table, g, index, mean, std, d, True)
 
                 def exact(pool: Tensor, table: Tensor, index: Tensor, g: Tensor = group) -> Tensor:
                     wide = (pool[index].double() / 255 - mean.double()[:, None, None]) / std.double()[:, None, None]
-                    return reference.dsa(wide, table, g, None, None, None, torch.float64, False)
+                    return augmentation.dsa(wide, table, g, None, None, None, torch.float64, False)
 
                 yield Case(
                     "dsa",
@@ -196,7 +199,7 @@ def _dsa_synthetic(device: torch.device, classes: int, per_class: int, size: int
         return both(images, kernels.dsa(images, table, group), grad)
 
     def eager(images: Tensor, table: Tensor, grad: Tensor) -> Any:
-        return both(images, reference.dsa(images, table, group, None, None, None, images.dtype, False), grad)
+        return both(images, augmentation.dsa(images, table, group, None, None, None, images.dtype, False), grad)
 
     def exact(images: Tensor, table: Tensor, grad: Tensor) -> Any:
         return eager(images.detach().double().requires_grad_(), table, grad.double())
@@ -389,7 +392,7 @@ def _class_mean_difference(device: torch.device, smoke: bool) -> Iterator[Case]:
             ) -> Any:
                 wide = torch.promote_types(real.dtype, torch.float32)
                 if ragged:
-                    real_means = reference.class_means(real.to(wide), ro)
+                    real_means = class_means(real.to(wide), ro)
                 else:
                     real_means = real.view(classes, -1, features).mean(1, dtype=wide)
                 means = synthetic.view(classes, -1, features).mean(1, dtype=wide)
@@ -419,7 +422,7 @@ def _random(device: torch.device, smoke: bool) -> Iterator[Case]:
         f"uniform {rows}×{n}",
         key,
         lambda key: kernels.uniform(key, all_rows, n, 3),
-        lambda key: reference.uniform(key, all_rows, n, 3),
+        lambda key: random_numbers.uniform(key, all_rows, n, 3),
         None,
         rows * n * 4,
         0,
@@ -432,7 +435,7 @@ def _random(device: torch.device, smoke: bool) -> Iterator[Case]:
         f"draw {drawn} of {size} in {classes} classes",
         key,
         lambda key: kernels.draw(key, offsets, drawn),
-        lambda key: reference.draw(key, offsets, drawn, every),
+        lambda key: random_numbers.draw(key, offsets, drawn, every),
         None,
         classes * drawn * 8,
         0,
@@ -462,8 +465,7 @@ def _peak(function: Callable[..., object], arguments: Arguments) -> int:
 
 def _implementation(op: str, device: torch.device) -> str:
     """Which form of the op runs here: reference, native or triton."""
-    module = ops._implementation(op, device).__module__.rsplit(".", 1)[-1]
-    return "triton" if module.endswith("_triton") else module
+    return dispatch.first_form(op, device)
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from bench import results
 from bench.iteration import PublicLoop
 from bench.workloads import CPU, Workload
 from fastdm.condensation.build import build_step
-from fastdm.kernels import native
+from fastdm.kernels import stores_only_pooled
 
 CLASSES = (10, 100)
 _ALLOCATIONS = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
@@ -58,8 +58,8 @@ def count_step(classes: int, aug_mode: str, path: str) -> Count:
     settings = work.settings(aug_mode=aug_mode, precision="fp32").resolve(work.dataset(CPU), CPU)
     step, plan = build_step(work.dataset(CPU), settings, CPU, torch.float32, chunk_memory=1 << 34)
     assert plan.chunk_classes == classes
-    fused = path == "cpu" and native.can_convolve(torch.empty(1, 3, 16, 16), torch.empty(32, 3, 3, 3))
-    with mock.patch("fastdm.kernels.native.can_convolve", return_value=fused):
+    fused = path == "cpu" and stores_only_pooled(torch.empty(1, 3, 16, 16), torch.empty(32, 3, 3, 3))
+    with mock.patch("fastdm.kernels.blocks.native.takes_conv_norm_relu_pool", return_value=fused):
         step(0)  # The first iteration has more to do.
         count = Count()
         with count:

@@ -98,7 +98,7 @@ def _draw(family: str, strategy: Strategy, param: ParamDiffAug, x: Tensor) -> li
     draws = []
     if family in ("color", "flip", "scale", "rotate"):
         device = x.device if family in ("color", "flip") else torch.device("cpu")
-        dtype = x.dtype if family in ("color", "flip") else None
+        dtype = x.dtype if family in ("color", "flip") else torch.float32
         for _ in range({"color": 3, "flip": 1, "scale": 2, "rotate": 1}[family]):
             _seed(param)
             draws.append(torch.rand(n, dtype=dtype, device=device))

@@ -5,6 +5,7 @@ import torch
 
 import fastdm
 from bench import public_loop
+from tests.kernels.augmentation.tables import FAMILIES, apart
 
 ALL = "color_crop_cutout_flip_scale_rotate"
 
@@ -13,11 +14,13 @@ ALL = "color_crop_cutout_flip_scale_rotate"
 @pytest.mark.parametrize("shape", [(5, 3, 32, 32), (17, 1, 28, 28), (1, 3, 16, 16)], ids=str)
 @pytest.mark.parametrize("strategy", [ALL, "flip_rotate_crop_color"])
 def test_equals_the_public_function(mode: str, shape: tuple[int, ...], strategy: str) -> None:
-    """Colour 1e-6, crop, cutout and flip exact, resampling 1e-5 (the public float32 grid's own error), M 2.5e-5."""
+    """Up to the rounding of both: that of sampled coordinates grows with the size of the image."""
     x = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     param = fastdm.ParamDiffAug()
     param.aug_mode = mode
     state: dict[str, int] = {}
+    one_of = [[family] for family in strategy.split("_")] if mode == "S" else [strategy.split("_")]
+    bound = max(apart(families, (shape[2], shape[3]), float(x.abs().max())) for families in one_of)
     for seed in [-1, *range(24)]:
         torch.manual_seed(100 + seed)
         ours = fastdm.DiffAugment(x, strategy, seed, param)
@@ -27,15 +30,15 @@ def test_equals_the_public_function(mode: str, shape: tuple[int, ...], strategy:
         assert torch.equal(our_generator, torch.random.get_rng_state())
         assert param.latestseed == state["latestseed"]
         assert param.Siamese == param.batchmode == (seed != -1)
-        torch.testing.assert_close(ours, public, rtol=0, atol=2.5e-5 if mode == "M" else 1e-5)
+        torch.testing.assert_close(ours, public, rtol=0, atol=bound)
 
 
-@pytest.mark.parametrize(("family", "tolerance"), [("color", 1e-6), ("crop", 0), ("cutout", 0), ("flip", 0)])
-def test_single_families(family: str, tolerance: float) -> None:
+@pytest.mark.parametrize("family", ["color", "crop", "cutout", "flip"])
+def test_single_families(family: str) -> None:
     x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(2)).clamp(-2, 2)
     for seed in range(8):
         ours = fastdm.DiffAugment(x, family, seed)
-        assert (ours - public_loop.diff_augment(x, family, seed)).abs().max() <= tolerance
+        assert (ours - public_loop.diff_augment(x, family, seed)).abs().max() <= apart([family], (32, 32), 2)
 
 
 def test_siamese_gives_real_and_synthetic_images_the_same_transformation() -> None:
@@ -53,7 +56,9 @@ def test_gradient() -> None:
     param.aug_mode = "M"
     (fastdm.DiffAugment(x, ALL, 5, param) * weight).sum().backward()
     (public_loop.diff_augment(y, ALL, 5, "M") * weight).sum().backward()
-    torch.testing.assert_close(x.grad, y.grad, rtol=0, atol=2.5e-5)
+    # A pixel collects weights that add up to at most 1.5² (enlargement on both axes).
+    bound = 2.25 * apart(FAMILIES, (16, 16), float(weight.abs().max()))
+    torch.testing.assert_close(x.grad, y.grad, rtol=0, atol=bound)
 
 
 def test_an_unknown_family_changes_nothing() -> None:

@@ -19,7 +19,7 @@ from fastdm.runs.events import check_installed
 from fastdm.runs.recording import check_chosen, recorded
 from fastdm.runs.run import Run
 from fastdm.synthetic.synthetic_set import SyntheticSet
-from fastdm.system.device import chosen_backend, default_device, precision_context
+from fastdm.system.device import chosen_backend, default_device, precision_context, undisturbed
 from fastdm.system.files import user_path
 from fastdm.system.signals import deferred
 from fastdm.system.streams import stderr_to
@@ -40,6 +40,7 @@ class Observer(Protocol):
         ...
 
 
+@undisturbed()
 def condense(
     data: Any,
     ipc: int | None = None,
@@ -122,6 +123,7 @@ def condense(
     )
 
 
+@undisturbed()
 def condense_resolved(
     dataset: Dataset,
     settings: Settings,

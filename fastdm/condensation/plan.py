@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from fastdm.errors import FastDMError
-from fastdm.kernels import native
+from fastdm.kernels import stores_only_pooled
 from fastdm.networks.footprint import Activations, activations, images_in_cache
 from fastdm.networks.model import Block, Network
 from fastdm.system.device import free_memory
@@ -104,7 +104,7 @@ def _stores_only_pooled(network: Network, dtype: torch.dtype, device: torch.devi
     """Whether every layer is a block that, without gradient, writes nothing but what it has pooled."""
     example = torch.empty(0, dtype=dtype, device=device)
     return all(
-        isinstance(layer, Block) and native.can_convolve(example, layer.conv.weight) for layer in network.features
+        isinstance(layer, Block) and stores_only_pooled(example, layer.conv.weight) for layer in network.features
     )
 
 

@@ -14,10 +14,12 @@ from fastdm.data.pool import Dataset
 from fastdm.data.sources import open_dataset
 from fastdm.errors import FastDMError, whole_number
 from fastdm.system.checks import irregular
+from fastdm.system.device import undisturbed
 from fastdm.system.files import user_path
 from fastdm.system.notes import Tally
 
 
+@undisturbed()
 def pack(
     source: Any,
     out: str | os.PathLike[str],

@@ -17,6 +17,7 @@ from fastdm.data.named import NAMES, find_tiny_imagenet, open_digits, open_torch
 from fastdm.data.packed.reading import IO, open_packed
 from fastdm.data.pool import Dataset
 from fastdm.errors import FastDMError, unknown, whole_number
+from fastdm.system.device import undisturbed
 from fastdm.system.files import user_path
 
 Source = (
@@ -29,6 +30,7 @@ Source = (
 )
 
 
+@undisturbed()
 def open_dataset(
     source: Source,
     *,

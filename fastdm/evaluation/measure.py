@@ -17,7 +17,7 @@ from fastdm.evaluation.protocol import Evaluation, Protocol
 from fastdm.evaluation.training import LabelledImages, accuracy, train_network
 from fastdm.networks.architectures import build_network, default_network
 from fastdm.synthetic.synthetic_set import SyntheticSet, check_compatible
-from fastdm.system.device import Precision, default_device, precision_context
+from fastdm.system.device import Precision, default_device, precision_context, undisturbed
 from fastdm.system.progress import Progress
 
 
@@ -31,6 +31,7 @@ def recorded_settings(train: SyntheticSet | Pool, dataset: Dataset) -> tuple[str
     )
 
 
+@undisturbed()
 def evaluate(
     train: SyntheticSet | Pool,
     dataset: Source,
@@ -86,6 +87,7 @@ def evaluate(
     return measure(train, dataset, protocol, device, progress=progress)
 
 
+@undisturbed()
 def measure(
     train: SyntheticSet | Pool, dataset: Dataset, protocol: Protocol, device: torch.device, *, progress: bool = False
 ) -> Evaluation:
@@ -107,7 +109,12 @@ def measure(
             name, number = job
             channels, height, width = dataset.image_shape
             network = build_network(
-                name, channels=channels, num_classes=dataset.num_classes, image_size=(height, width), device=device
+                name,
+                channels=channels,
+                num_classes=dataset.num_classes,
+                image_size=(height, width),
+                device=device,
+                drawn=False,
             )
             train_network(network, examples, protocol, number, dtype, after_step)
             return accuracy(network, tests, dtype)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import cast
 
@@ -257,6 +258,7 @@ def build_network(
     frozen: bool = False,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
+    drawn: bool = True,
 ) -> Network:
     """The architecture `name` (one of `network_names()`) with PyTorch's default initialisation.
 
@@ -266,14 +268,19 @@ def build_network(
     and there is no classifier. Its features are distributed as those of the unfrozen network. BatchNorm then always
     normalises with the statistics of the batch.
 
-    device, dtype: of the parameters, by default PyTorch's; their memory format is channels_last.
+    device, dtype: of the parameters, by default PyTorch's; their memory format is channels_last. drawn: False leaves
+    their memory as it is, for `initialise` to fill, and takes nothing from PyTorch's global generator.
 
     Raises FastDMError for an unknown name, and for images that are too small for the architecture.
     """
     _check_name(name)
-    stack = _Stack(name, channels, _pair(image_size), frozen)
-    _ARCHITECTURES[name](stack)
-    network = stack.build(num_classes)
+    with nullcontext() if drawn else torch.device("meta"):
+        stack = _Stack(name, channels, _pair(image_size), frozen)
+        _ARCHITECTURES[name](stack)
+        network = stack.build(num_classes)
+    if not drawn:
+        network = network.to_empty(device=device or torch.device("cpu"))
+        dtype = dtype or torch.float32
     return cast(Network, network.to(device, dtype, memory_format=torch.channels_last))  # type: ignore[call-overload]
 
 

@@ -69,7 +69,7 @@ def normalised_pixels(
             f"{what} has pixels of {low:.3g}..{high:.3g}, though its layout has them in [0, 1]; if they are "
             "normalised, load it with normalised=True"
         )
-    of_channel = (torch.tensor(values).view(-1, 1, 1) for values in (mean, std))
+    of_channel = (torch.tensor(values, dtype=torch.float32).view(-1, 1, 1) for values in (mean, std))
     return (pixels - next(of_channel)) / next(of_channel)
 
 

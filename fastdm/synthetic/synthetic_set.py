@@ -89,7 +89,7 @@ class SyntheticSet:
     @property
     def labels(self) -> Tensor:
         """int64 [classes * ipc]."""
-        return torch.arange(self.num_classes).repeat_interleave(self.ipc)
+        return torch.arange(self.num_classes, device="cpu").repeat_interleave(self.ipc)
 
     def as_dataset(self) -> TensorDataset:
         """(normalised image, label) pairs for a torch `DataLoader`."""
@@ -215,7 +215,7 @@ class SyntheticSet:
         if pixels.dtype == torch.uint8:
             if normalised:
                 raise FastDMError("images of uint8 are 0..255; they cannot be normalised")
-            pixels, normalised = pixels / 255, False
+            pixels, normalised = pixels.float() / 255, False
         tally = Tally()
         try:
             result = _from_tensors(
@@ -232,7 +232,7 @@ class SyntheticSet:
         return (self._denormalised().clamp(0, 1) * 255 + 0.5).to(torch.uint8)
 
     def _denormalised(self) -> Tensor:
-        mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
+        mean, std = (torch.tensor(values, dtype=torch.float32)[:, None, None] for values in (self.mean, self.std))
         return self.images.detach().cpu() * std + mean
 
     def save_picture(self, path: str | Path) -> None:

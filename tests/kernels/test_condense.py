@@ -19,7 +19,7 @@ print(float((triton - reference).abs().max()), float((reference - start).abs().m
 """
 
 
-def test_triton_gives_the_images_of_the_reference():
+def test_triton_gives_the_images_of_the_reference() -> None:
     process = subprocess.run(
         [sys.executable, "-c", PROGRAM],
         env=os.environ | {"TRITON_INTERPRET": "1"},
