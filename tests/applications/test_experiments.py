@@ -51,7 +51,7 @@ def run(dataset: Dataset, folder: Path, protocol: Protocol | None, **options: An
     options = {"num_exp": 2, "resume": False, "report": lambda title, evaluation: None, **options}
     path = run_experiments(dataset, settings, protocol, CPU, save_path=folder, **options)
     assert path == folder / RESULT
-    return read_public(path)[1]
+    return read_public(path).accuracies
 
 
 PROTOCOL = Protocol(["MLP"], "none", num_eval=2, epochs=1, seed=1)
@@ -109,7 +109,8 @@ def test_the_sets_are_saved_before_they_are_evaluated(
     monkeypatch.setattr(measuring, "accuracy", fail)
     with pytest.raises(MemoryError):
         run(dataset, tmp_path, PROTOCOL)
-    ((images, _),), accuracies = read_public(tmp_path / RESULT)
+    file = read_public(tmp_path / RESULT)
+    ((images, _),), accuracies = file.sets, file.accuracies
     assert images.shape == (2, 3, 8, 8)
     assert accuracies == {}
 
@@ -146,7 +147,8 @@ def test_a_resumed_run_that_stops_again_loses_no_set(
 
     with pytest.raises(KeyboardInterrupt):
         run(dataset, tmp_path, PROTOCOL, resume=True, report=stop)  # after the first of two
-    sets, kept = read_public(tmp_path / RESULT)
+    file = read_public(tmp_path / RESULT)
+    sets, kept = file.sets, file.accuracies
     assert len(sets) == 2
     assert kept == accuracies
 
