@@ -10,11 +10,14 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
-from torch import Tensor
 
 from fastdm.errors import FastDMError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def user_path(path: str | os.PathLike[str]) -> Path:
@@ -139,7 +142,7 @@ def is_zip(path: Path) -> bool:
         raise FastDMError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def crc32(*tensors: Tensor, text: str = "") -> int:
+def crc32(*tensors: "Tensor", text: str = "") -> int:
     """CRC-32 of the bytes of contiguous CPU tensors, one after the other, then of a text."""
     checksum = 0
     for tensor in tensors:

@@ -131,9 +131,7 @@ def test_inspect_of_no_set(tmp_path: Path) -> None:
 def test_interrupted_then_resumed(arrays: Path, tmp_path: Path) -> None:
     flags = ["condense", "--dataset", str(arrays), *PUBLIC_FLAGS, "--num_exp", "1", "--num_eval", "0"]
     flags += ["--Iteration", "100000", "--save_path", str(tmp_path)]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "fastdm", *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    process = started(*flags)
     log = tmp_path / "DM_toy_ConvNet_1ipc_exp0" / "log.jsonl"
     deadline = time.monotonic() + 120
     while not (log.exists() and log.read_text()):
