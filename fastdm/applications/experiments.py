@@ -58,8 +58,7 @@ def run_experiments(
     stem = f"DM_{file_name(name or dataset.name)}_{settings.network}_{settings.ipc}ipc"
     experiments = _Experiments([save_path / f"{stem}_exp{e}" for e in range(num_exp)], save_path / f"res_{stem}.pt")
     evaluations = []
-    make_folder(save_path)
-    with locked(save_path / f".{stem}.lock", f"{save_path / stem}…"), experiments.noted():
+    with _folder(save_path), locked(save_path / f".{stem}.lock", f"{save_path / stem}…"), experiments.noted():
         if resume:
             experiments.load()
         for experiment, folder in enumerate(experiments.folders):
@@ -93,6 +92,19 @@ def run_experiments(
     if evaluations:
         report_total(Evaluation.pooled(evaluations))
     return experiments.path
+
+
+@contextmanager
+def _folder(path: Path) -> Iterator[None]:
+    """Make a folder; it is removed again where nothing has come into it."""
+    made = not path.exists()
+    make_folder(path)
+    try:
+        yield
+    finally:
+        if made:
+            with suppress(OSError):  # it is not empty
+                path.rmdir()
 
 
 def file_name(name: str) -> str:

@@ -63,7 +63,7 @@ class _Flags:
     def _from_file(self, path: Path) -> list[str]:
         words = []
         for name, value in read_config(path).items():
-            flag = f"--{_plain(name)}"
+            flag = _plain(name)
             if flag not in self._by_name or flag in (CONFIG, "--help"):
                 known = [each.removeprefix("--") for each in self._by_name if each not in (CONFIG, "--help")]
                 raise FastDMError(f"{path}: {unknown('setting', name, known)}")

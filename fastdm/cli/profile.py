@@ -26,7 +26,7 @@ from fastdm.cli.options import (
 )
 from fastdm.cli.output import print_json
 from fastdm.system.streams import on_terminal
-from fastdm.system.text import printable
+from fastdm.system.text import printable, size_text
 
 
 def profile(

@@ -53,6 +53,7 @@ class Output(io.TextIOWrapper):
     lost: OSError | None = None
 
     def __init__(self, stream: io.TextIOWrapper) -> None:
+        self._stream = stream  # which would close what it shares with this one
         super().__init__(
             stream.buffer, stream.encoding, "backslashreplace", line_buffering=stream.isatty(), write_through=False
         )
