@@ -38,11 +38,12 @@ def test_the_settings_of_a_run_repeat_it(tmp_path: Path) -> None:
     folder = "DM_digits_ConvNet_1ipc_exp0"
     again = tmp_path / "a" / folder / "config.yaml"
     settings = yaml.safe_load(again.read_text())
-    assert settings["dsa_strategy"] == "crop_flip" or settings["dsa_strategy"] == "flip_crop"
+    assert settings["dsa_strategy"] == "flip_crop"
     assert (settings["momentum"], settings["lr_img"], settings["seed"], settings["model"]) == (0.25, 1.0, 3, "ConvNet")
     run("condense", "--config", again, "--save_path", tmp_path / "b")
-    one, other = (tmp_path / each / folder / "synthetic.safetensors" for each in ("a", "b"))
-    assert one.read_bytes() == other.read_bytes()
+    one, other = (fastdm.SyntheticSet.load(tmp_path / each / folder / "synthetic.safetensors") for each in ("a", "b"))
+    assert one.images.equal(other.images)
+    assert one.settings == other.settings
 
 
 def test_the_settings_of_a_run_from_python_are_flags_too(tmp_path: Path) -> None:
@@ -82,7 +83,7 @@ def test_a_value_of_a_config_is_checked_like_a_flag(tmp_path: Path) -> None:
     path = write(tmp_path / "run.yaml", {"ipc": "many"})
     result = CliRunner().invoke(cli.app, ["condense", "--config", str(path)])
     assert result.exit_code == 2
-    assert "Invalid value for '--ipc': 'many' is not a valid int" in result.stderr
+    assert "Invalid value for '--ipc': " in result.stderr
 
 
 def test_the_beginning_of_a_flag_will_do_while_it_is_unique(tmp_path: Path) -> None:

@@ -1,0 +1,95 @@
+"""What a run folder shows, and that a header is enough for it."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fastdm
+from fastdm.applications.experiments import file_name, write_evaluation
+from fastdm.applications.inspection import inspect
+from fastdm.applications.run_summary import summarise_run, summarise_set
+from fastdm.errors import FastDMError
+from fastdm.evaluation.protocol import Evaluation, Protocol
+from tests.oracles import random_dataset
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    fastdm.condense(
+        random_dataset([6, 5], shape=(3, 8, 8)), ipc=2, iterations=3, batch_real=4, network="ConvNetD1", device="cpu",
+        save_path=tmp_path / "run",
+    )  # fmt: skip
+    return tmp_path / "run"
+
+
+def test_a_run_folder(run: Path) -> None:
+    facts = summarise_run(run)
+    assert (facts["state"], facts["iterations"], facts["checkpoint"], facts["logged"]) == ("complete", 3, 3, 3)
+    assert (facts["dataset"], facts["classes"], facts["settings"]["ipc"]) == ("random", 2, 2)
+    assert facts["loss"] == json.loads((run / "log.jsonl").read_text().splitlines()[-1])["loss"]
+    assert "checkpoint.safetensors" in facts["files"]
+    synthetic = fastdm.SyntheticSet.load(run / "synthetic.safetensors")
+    write_evaluation(run, synthetic, Protocol(["MLP"], "none"), Evaluation({"MLP": [0.5]}))
+    assert summarise_run(run)["accuracies"] == {"MLP": [0.5]}
+
+
+@pytest.mark.parametrize("name", ["log.jsonl", "synthetic.safetensors", "checkpoint.safetensors", "evaluation.json"])
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff", b"[" * 100_000, b"\x10" + bytes(7) + b'{"__metadata__":3}', b"[3]\n"]
+)
+def test_a_damaged_file_of_a_run_is_left_out(name: str, content: bytes, run: Path) -> None:
+    (run / name).write_bytes(content)
+    facts = summarise_run(run)
+    assert facts["iterations"] == 3
+    left_out = {"log.jsonl": "loss", "synthetic.safetensors": "dataset", "evaluation.json": "accuracies"}
+    assert facts["checkpoint"] is None if name.startswith("checkpoint") else left_out[name] not in facts
+
+
+def test_a_run_that_is_not_complete(run: Path) -> None:
+    (run / "synthetic.safetensors").unlink()
+    assert summarise_run(run)["state"] == "not complete"
+    (run / "settings.json").write_text("{")
+    with pytest.raises(FastDMError, match="is not a run folder: it has no settings.json"):
+        summarise_run(run)
+
+
+def test_a_header_says_what_the_file_says(run: Path) -> None:
+    path = run / "synthetic.safetensors"
+    brief = summarise_set(path)
+    assert json.loads(json.dumps(brief)) == json.loads(json.dumps(inspect(path)))
+    assert summarise_set(run / "checkpoint.safetensors") is None
+    assert summarise_set(run / "log.jsonl") is None
+
+
+def test_looking_at_a_run_needs_no_torch(run: Path) -> None:
+    code = (
+        "import sys; from typer.testing import CliRunner; from fastdm import cli\n"
+        "for path in sys.argv[1:]:\n"
+        "    result = CliRunner().invoke(cli.app, ['inspect', path], catch_exceptions=False)\n"
+        "    assert result.exit_code == 0, result.output\n"
+        "assert not {'torch', 'numpy', 'safetensors.torch'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(run), str(run / "synthetic.safetensors")], check=True)
+
+
+@pytest.mark.parametrize("name", ["../../etc", "/etc/passwd", "a\x00b\nc", "..", "x" * 300, "\x1b[31m"])
+def test_no_name_leads_outside_the_folder(name: str, tmp_path: Path) -> None:
+    path = tmp_path / f"res_DM_{file_name(name)}_ConvNet_1ipc.pt"
+    assert path.resolve().parent == tmp_path.resolve()
+    path.touch()
+    assert path.name.isprintable()
+
+
+def test_a_data_set_s_name_leads_nowhere(tmp_path: Path) -> None:
+    from tests.applications.test_experiments import run as condense
+
+    dataset = dataclasses.replace(random_dataset([6, 6], shape=(3, 8, 8)), name="../../up")
+    with pytest.raises(AssertionError):  # of the helper, which expects a plain name
+        condense(dataset, tmp_path / "a" / "b" / "c", None, num_exp=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["b"]
+    assert (tmp_path / "a" / "b" / "c" / "res_DM_.._.._up_ConvNetD1_1ipc.pt").exists()
