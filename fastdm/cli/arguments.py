@@ -61,7 +61,7 @@ class _Flags:
         return [] if path is None else self._from_file(user_path(path))
 
     def _from_file(self, path: Path) -> list[str]:
-        words = []
+        words: list[str] = []
         for name, value in read_config(path).items():
             flag = _plain(name)
             if flag not in self._by_name or flag in (CONFIG, "--help"):

@@ -1,5 +1,6 @@
 """The commands, as the option parser knows them."""
 
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -27,7 +28,7 @@ app = typer.Typer(
     },
     help=HELP,
 )
-for name, command in {
+COMMANDS: dict[str, Callable[..., None]] = {
     "condense": condense,
     "evaluate": evaluate,
     "inspect": inspect,
@@ -35,7 +36,8 @@ for name, command in {
     "profile": profile,
     "list": catalogue,
     "env": environment,
-}.items():
+}
+for name, command in COMMANDS.items():
     app.command(name, cls=Command)(command)
 
 

@@ -53,6 +53,6 @@ def pack(
         if (partial := out.with_name(f"{out.name}.partial")).exists():
             error.add_note(f"what is packed so far is in {partial}")
         raise
-    for file, error in packed.skipped:
-        typer.echo(printable(f"skipped {file}: {error}"), err=True)
+    for file, why in packed.skipped:
+        typer.echo(printable(f"skipped {file}: {why}"), err=True)
     print_saved(out)

@@ -56,7 +56,8 @@ def evaluate_synset(
     net = net.to(device)
     images, labels = images_train.detach().to(device), labels_train.to(device).long()
     # The public code's order and draws: this loader's items are numbers, so that reading one at a time costs nothing.
-    order = DataLoader(range(len(images)), batch_train, shuffle=True, collate_fn=torch.tensor)  # type: ignore[arg-type]
+    numbers: Any = range(len(images))
+    order: DataLoader[Any] = DataLoader(numbers, batch_train, shuffle=True, collate_fn=torch.tensor)
 
     began = time.monotonic()
     optimizer = _sgd(net, lr)
@@ -126,18 +127,15 @@ def _test_batches(testloader: Iterable[Any], device: torch.device) -> Iterable[t
     """The test images in batches, read from the loader only the first time."""
     kept = _kept.get(testloader) if isinstance(testloader, DataLoader) else None
     if kept is None or kept.images.device != device:
-        batches = []
-        size = 0
+        batches: list[tuple[Tensor, Tensor]] = []
+        size, fits = 0, True
         for datum in testloader:
-            images, labels = datum[0].float().to(device), datum[1].long().to(device)
-            size += images.nbytes
-            if batches is not None:
-                batches.append((images, labels))
-            if batches is not None and size * CACHE_SHARE > free_memory(device):
+            batches.append((datum[0].float().to(device), datum[1].long().to(device)))
+            size += batches[-1][0].nbytes
+            fits = fits and size * CACHE_SHARE <= free_memory(device)
+            if not fits:
                 yield from batches
-                batches = None
-            elif batches is None:
-                yield images, labels
+                batches.clear()
         if not batches:
             return
         kept = _TestSet(*(torch.cat(parts) for parts in zip(*batches, strict=True)))

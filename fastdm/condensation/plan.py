@@ -34,7 +34,8 @@ class MemoryPlan:
         return (
             f"plan: pool {size_text(self.pool_bytes)}, synthetic images with momentum and gradient "
             f"{size_text(self.images_bytes)}; {self.chunk_classes} classes at a time: "
-            f"real {size_text(self.real_bytes)}, synthetic {size_text(self.synthetic_bytes)} of a budget of {size_text(self.budget_bytes)}"
+            f"real {size_text(self.real_bytes)}, synthetic {size_text(self.synthetic_bytes)} of a budget of "
+            f"{size_text(self.budget_bytes)}"
         )
 
 

@@ -7,11 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import fastdm
-from fastdm.applications.experiments import file_name, write_evaluation
+from fastdm.applications.experiments import file_name, run_experiments, write_evaluation
 from fastdm.applications.inspection import inspect
 from fastdm.applications.run_summary import summarise_run, summarise_set
+from fastdm.condensation.settings import Settings
 from fastdm.errors import FastDMError
 from fastdm.evaluation.protocol import Evaluation, Protocol
 from tests.oracles import random_dataset
@@ -53,7 +55,7 @@ def test_a_run_that_is_not_complete(run: Path) -> None:
     (run / "synthetic.safetensors").unlink()
     assert summarise_run(run)["state"] == "not complete"
     (run / "settings.json").write_text("{")
-    with pytest.raises(FastDMError, match="is not a run folder: it has no settings.json"):
+    with pytest.raises(FastDMError, match="is not a run folder: it has no settings"):
         summarise_run(run)
 
 
@@ -85,11 +87,14 @@ def test_no_name_leads_outside_the_folder(name: str, tmp_path: Path) -> None:
 
 
 def test_a_data_set_s_name_leads_nowhere(tmp_path: Path) -> None:
-    from tests.applications.test_experiments import run as condense
-
     dataset = dataclasses.replace(random_dataset([6, 6], shape=(3, 8, 8)), name="../../up")
-    with pytest.raises(AssertionError):  # of the helper, which expects a plain name
-        condense(dataset, tmp_path / "a" / "b" / "c", None, num_exp=1)
-    assert [path.name for path in tmp_path.iterdir()] == ["a"]
-    assert [path.name for path in (tmp_path / "a").iterdir()] == ["b"]
-    assert (tmp_path / "a" / "b" / "c" / "res_DM_.._.._up_ConvNetD1_1ipc.pt").exists()
+    cpu = torch.device("cpu")
+    settings = Settings(ipc=1, iterations=0, batch_real=4, network="ConvNetD1").resolve(dataset, cpu)
+    folder = tmp_path / "a" / "b" / "c"
+    path = run_experiments(
+        dataset, settings, None, cpu, num_exp=1, save_path=folder, resume=False, report=lambda *_: None
+    )
+    assert path == folder / "res_DM_.._.._up_ConvNetD1_1ipc.pt"
+    assert path.exists()
+    assert [each.name for each in tmp_path.iterdir()] == ["a"]
+    assert [each.name for each in (tmp_path / "a").iterdir()] == ["b"]

@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+import fastdm
 from fastdm.applications import experiments, watch
 from fastdm.applications.experiments import run_experiments
 from fastdm.condensation.settings import Settings
@@ -89,7 +91,6 @@ def test_a_stop_during_the_evaluation_says_what_is_there(
 
 
 def test_tensorboard_shows_losses_accuracies_and_pictures(dataset: Dataset, tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     run(dataset, tmp_path, eval_every=4, tensorboard=True, picture_every=3)
@@ -107,10 +108,8 @@ def test_tensorboard_shows_losses_accuracies_and_pictures(dataset: Dataset, tmp_
 def test_tensorboard_needs_a_folder_and_to_be_installed(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import fastdm
-
     with pytest.raises(FastDMError, match="tensorboard needs a save_path"):
         fastdm.condense(dataset, 1, tensorboard=True, device="cpu")
-    monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", None)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(FastDMError, match="pip install tensorboard"):
         fastdm.condense(dataset, 1, tensorboard=True, device="cpu", save_path=tmp_path)
