@@ -21,11 +21,8 @@ if TYPE_CHECKING:
 
 
 def user_path(path: str | os.PathLike[str]) -> Path:
-    """The path that a user wrote, with `~` and `~name` replaced by the home folder, as a shell does it."""
-    try:
-        return Path(path).expanduser()
-    except RuntimeError as error:
-        raise FastDMError(f"{path} names a home folder that is not known; write it out") from error
+    """The path that a user wrote, with `~` and `~name` replaced by the home folder where a shell would do it."""
+    return Path(os.path.expanduser(path))
 
 
 @contextmanager
