@@ -66,6 +66,8 @@ def summarise_set(path: str | Path) -> dict[str, Any] | None:
 
 def read_header(path: Path) -> dict[str, Any] | None:
     """The JSON header of a safetensors file, None for any other file; FastDMError where it cannot be read."""
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise FastDMError(f"{path} is not a regular file")
     try:
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))

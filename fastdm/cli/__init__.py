@@ -53,8 +53,7 @@ def main() -> None:
         _end(str(error), MISTAKE)
     except _Stopped as stopped:
         saved = "; ".join(getattr(stopped, "__notes__", ()))
-        what = f"{saved}: continue with --resume" if saved else "nothing was saved"
-        _end(f"stopped; {what}", SIGNAL + stopped.number)
+        _end(f"stopped; {saved}: continue with --resume" if saved else "stopped", SIGNAL + stopped.number)
     except SystemExit as ended:
         lost = getattr(sys.stdout, "lost", None)
         if lost is not None and not isinstance(lost, BrokenPipeError):

@@ -84,6 +84,8 @@ class Output(io.TextIOWrapper):
 
 def complain(sentence: str) -> None:
     """A sentence on standard error, if there is one."""
+    if sys.stderr is None:  # closed; print would take the output instead
+        return
     with suppress(OSError):
         print(f"fastdm: {sentence}", file=sys.stderr, flush=True)
 

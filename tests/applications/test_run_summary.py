@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -65,6 +66,12 @@ def test_a_header_says_what_the_file_says(run: Path) -> None:
     assert json.loads(json.dumps(brief)) == json.loads(json.dumps(inspect(path)))
     assert summarise_set(run / "checkpoint.safetensors") is None
     assert summarise_set(run / "log.jsonl") is None
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(FastDMError, match="pipe is not a regular file"):
+        summarise_set(tmp_path / "pipe")
 
 
 def test_looking_at_a_run_needs_no_torch(run: Path) -> None:

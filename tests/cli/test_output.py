@@ -65,6 +65,14 @@ def test_a_run_goes_on_without_its_output(target: str, code: int, tmp_path: Path
     assert kept["ipc"] == 1  # no file has got what should have been printed
 
 
+def test_a_closed_standard_error_leaves_the_output_alone(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    streams.complain("a sentence")
+    assert capsys.readouterr().out == ""
+
+
 def test_forced_colours_change_no_json(tmp_path: Path) -> None:
     fastdm.random_selection("digits", 1).save(tmp_path / "set.safetensors")
     for name in ("FORCE_COLOR", "TTY_COMPATIBLE"):
