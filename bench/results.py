@@ -41,7 +41,7 @@ MEASURED: dict[str, tuple[str, ...]] = {
     "cpu_step": _STEP,
     "evaluation": (*_STEP, "fastdm/evaluation.py"),
     "gpu_report": ("kernels", "tests/gpu"),
-    "host": (*_STEP, "fastdm/compat", "fastdm/data"),
+    "host": (*_STEP, "fastdm/compat.py", "fastdm/data"),
     "kernels": ("csrc", "kernels"),
     "launches": _STEP,
     "loading": ("csrc", "fastdm/data"),
