@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from fastdm.version import __version__
 
 if TYPE_CHECKING:
-    from fastdm.compat import DiffAugment, ParamDiffAug
+    from fastdm.compat import DiffAugment, ParamDiffAug, dm_loss
     from fastdm.condensation.loop import condense
     from fastdm.condensation.settings import Settings
     from fastdm.data.packing import pack
@@ -34,6 +34,7 @@ __all__ = [
     "SyntheticSet",
     "__version__",
     "condense",
+    "dm_loss",
     "evaluate",
     "open_dataset",
     "pack",
@@ -48,6 +49,7 @@ _HOMES = {
     "Settings": "condensation.settings",
     "SyntheticSet": "synthetic.synthetic_set",
     "condense": "condensation.loop",
+    "dm_loss": "compat",
     "evaluate": "evaluation.measure",
     "open_dataset": "data.sources",
     "pack": "data.packing",

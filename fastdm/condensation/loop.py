@@ -143,8 +143,12 @@ def condense_resolved(
     progress: bool = False,
     verbose: bool = False,
     tensorboard: bool = False,
+    config: str | None = None,
 ) -> SyntheticSet:
-    """`condense` with a data set that is open, settings that are resolved for it, and a device that is there."""
+    """`condense` with a data set that is open, settings that are resolved for it, and a device that is there.
+
+    observer: looks at the set during the run. config: kept in the run folder, as config.yaml.
+    """
     for name, every in (("save_every", save_every), ("picture_every", picture_every)):
         if every < 1:
             raise FastDMError(f"{name} is {every}; it must be at least 1")
@@ -175,6 +179,7 @@ def condense_resolved(
             picture_every=picture_every,
             progress=progress,
             tensorboard=tensorboard,
+            config=config,
         )
         with closing(step), run:
             for note in (_summary(dataset, settings, device), *_small_classes(dataset, settings)):

@@ -1,5 +1,6 @@
 """`evaluate`: networks are trained on a set, side by side, and tested on real images."""
 
+import math
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -100,7 +101,8 @@ def measure(
     tests = LabelledImages.of(dataset.test, mean, std, device)
     names = list(dict.fromkeys(protocol.networks))
     jobs = [(name, number) for name in names for number in range(protocol.num_eval)]
-    bar = Progress("evaluate", len(jobs) * protocol.steps(len(examples))) if progress else None
+    steps = protocol.steps(len(examples))
+    bar = Progress("evaluate", len(jobs) * steps) if progress else None
     precision = protocol.precision or ("tf32" if device.type == "cuda" else "fp32")
 
     with bar or nullcontext(), precision_context(precision, device) as dtype:
@@ -119,7 +121,10 @@ def measure(
             train_network(network, examples, protocol, number, dtype, after_step)
             return accuracy(network, tests, dtype)
 
-        results = iter(_side_by_side(run, jobs, device, bar))
+        def where(done: int, at_once: int) -> str:
+            return _position(done, len(jobs), at_once, steps, protocol.epochs + 1)
+
+        results = iter(_side_by_side(run, jobs, device, bar, where))
     return Evaluation({name: [*islice(results, protocol.num_eval)] for name in names})
 
 
@@ -128,6 +133,7 @@ def _side_by_side(
     jobs: list[tuple[str, int]],
     device: torch.device,
     bar: Progress | None,
+    where: Callable[[int, int], str],
 ) -> list[float]:
     """`run(job, after_step)` for all jobs: one after another on a GPU, on a CPU as many at once as it has threads.
 
@@ -143,7 +149,7 @@ def _side_by_side(
         if bar is not None:
             with lock:
                 done += 1
-                bar.update(done)
+                bar.update(done, where(done, workers))
 
     threads = torch.get_num_threads()
     workers = min(threads, len(jobs)) if device.type == "cpu" else 1
@@ -154,6 +160,15 @@ def _side_by_side(
         finally:
             stopping.set()
             torch.set_num_threads(threads)
+
+
+def _position(done: int, networks: int, at_once: int, steps: int, epochs: int) -> str:
+    """Where `done` updates are in the training of networks of `steps` updates, some of them side by side."""
+    group = (done - 1) // (at_once * steps)
+    first, last = group * at_once + 1, min((group + 1) * at_once, networks)
+    share = (done - group * at_once * steps) / ((last - first + 1) * steps)
+    which = f"network {first}" if first == last else f"networks {first} to {last}"
+    return f"{which} of {networks}, epoch {math.ceil(share * epochs)} of {epochs}"
 
 
 def _check_train(train: object) -> None:

@@ -74,12 +74,12 @@ def load_checkpoint(
             damages.append((path, error))
             continue
         _check_settings(path, checkpoint.settings, settings, defaults or {})
-        for damaged, error in damages:
+        for damaged, why in damages:
             aside = put_aside(damaged)
-            note(f"{error}; it is kept as {aside.name}, and iteration {checkpoint.iteration} is resumed from {path}")
+            note(f"{why}; it is kept as {aside.name}, and iteration {checkpoint.iteration} is resumed from {path}")
         return checkpoint
     if damages:
-        raise FastDMError(f"{'; '.join(str(error) for _, error in damages)}; nothing is left to resume: start over")
+        raise FastDMError(f"{'; '.join(str(why) for _, why in damages)}; nothing is left to resume: start over")
     return None
 
 

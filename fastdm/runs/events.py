@@ -13,12 +13,12 @@ FOLDER = "tensorboard"
 
 
 class Events:
-    """Writes event files to `folder`/tensorboard; what was written before from iteration `first` on is no longer shown.
+    """Writes event files to `folder`/tensorboard; what was written before is no longer shown from `first` on.
 
     Raises FastDMError if TensorBoard is not installed.
     """
 
-    def __init__(self, folder: Path, first: int = 0) -> None:
+    def __init__(self, folder: Path, first: int | None = None) -> None:
         check_installed()
         from torch.utils.tensorboard import SummaryWriter
 

@@ -26,7 +26,7 @@ def cut_log(folder: Path, iterations: int, note: Callable[[str], None]) -> None:
     """
     path = folder / FILE
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-    kept = []
+    kept: list[bytes] = []
     for number, line in enumerate(lines, 1):
         try:
             iteration = json.loads(line)["iteration"]

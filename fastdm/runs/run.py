@@ -27,7 +27,7 @@ from fastdm.system.progress import Progress
 from fastdm.system.signals import deferred
 from fastdm.system.text import size_text
 
-SETTINGS, SET, PICTURE = "settings.json", "synthetic.safetensors", "synthetic.png"
+SETTINGS, CONFIG, SET, PICTURE = "settings.json", "config.yaml", "synthetic.safetensors", "synthetic.png"
 LOCK = ".lock"
 MESSAGES = "messages.txt"
 """What other libraries print while they compile or profile the run."""
@@ -41,8 +41,8 @@ class Run:
 
     state: tensors by name that decide how the run continues; they are saved, and filled when it is resumed.
     synthetic: gives the set as it stands, on the CPU. resume_key: what a checkpoint must have been made with to be
-    resumed; resume_defaults: what holds for one that does not say. tensorboard: also write event files. With `folder`
-    None nothing is written; else no other process can use the folder until the run is left.
+    resumed; resume_defaults: what holds for one that does not say. tensorboard: also write event files. config: the
+    content of config.yaml. With `folder` None nothing is written; else no other process can use the folder meanwhile.
     """
 
     def __init__(
@@ -60,6 +60,7 @@ class Run:
         picture_every: int,
         progress: bool,
         tensorboard: bool = False,
+        config: str | None = None,
     ) -> None:
         self.first_iteration = 0
         self._folder = folder
@@ -73,6 +74,7 @@ class Run:
         self._total = total
         self._saved: int | None = None  # the iteration of the newest checkpoint
         self._notes: list[str] = []
+        self._config = config
         self._events: Events | None = None
         with ExitStack() as resources:  # closed here if anything goes wrong, else when the run is left
             if folder is not None:
@@ -82,7 +84,7 @@ class Run:
                 with self._written():
                     self._begin(folder, resume, overwrite)
                     if tensorboard:
-                        self._events = resources.enter_context(closing(Events(folder, self.first_iteration)))
+                        self._events = resources.enter_context(closing(Events(folder, self.first_iteration or None)))
             for note in () if progress else self._notes:
                 warnings.warn(note, stacklevel=4)
             self._resources = resources.pop_all()
@@ -113,6 +115,9 @@ class Run:
         cut_log(folder, self.first_iteration, self._notes.append)
         with atomic_write(folder / SETTINGS) as temporary:
             temporary.write_text(json.dumps(dict(self._synthetic().settings), indent=2) + "\n")
+        if self._config is not None:
+            with atomic_write(folder / CONFIG) as temporary:
+                temporary.write_text(self._config)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         for name, tensor in self._state.items():
@@ -253,7 +258,7 @@ def _prepare(folder: Path, needed: int) -> None:
 
 def _remove_run(folder: Path) -> None:
     """Remove the files of a run before, and nothing else."""
-    names = (FILE, PREVIOUS, LOG, SET, PICTURE, MESSAGES)
+    names = (FILE, PREVIOUS, LOG, SET, PICTURE, MESSAGES, CONFIG)
     for path in (*(folder / name for name in names), *folder.glob("iteration_*.png")):
         path.unlink(missing_ok=True)
     for path in (folder / EVENTS).glob("events.out.tfevents.*"):

@@ -10,19 +10,19 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
-from torch import Tensor
 
 from fastdm.errors import FastDMError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 def user_path(path: str | os.PathLike[str]) -> Path:
-    """The path that a user wrote, with `~` and `~name` replaced by the home folder, as a shell does it."""
-    try:
-        return Path(path).expanduser()
-    except RuntimeError as error:
-        raise FastDMError(f"{path} names a home folder that is not known; write it out") from error
+    """The path that a user wrote, with `~` and `~name` replaced by the home folder where a shell would do it."""
+    return Path(os.path.expanduser(path))
 
 
 @contextmanager
@@ -139,7 +139,7 @@ def is_zip(path: Path) -> bool:
         raise FastDMError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def crc32(*tensors: Tensor, text: str = "") -> int:
+def crc32(*tensors: "Tensor", text: str = "") -> int:
     """CRC-32 of the bytes of contiguous CPU tensors, one after the other, then of a text."""
     checksum = 0
     for tensor in tensors:

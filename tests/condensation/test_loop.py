@@ -259,7 +259,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(dataset: Datas
     before = (tmp_path / FILE).read_bytes()
     broken = dataclasses.replace(dataset, std=(float("nan"),) * 3)
     with pytest.raises(
-        FastDMError, match="the loss is nan at iteration 6: a smaller lr_img .* checkpoint of iteration 6 is kept in"
+        FastDMError, match=r"the loss is nan at iteration 6: a smaller lr_img .* checkpoint of iteration 6 is kept in"
     ):
         fastdm.condense(broken, **{**SMALL, "iterations": 9}, save_path=tmp_path, resume=True)
     assert (tmp_path / FILE).read_bytes() == before
