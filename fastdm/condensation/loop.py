@@ -4,13 +4,14 @@ import dataclasses
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastdm.condensation.build import build_step, prepare
+from fastdm.condensation.build import build_step, op_by_op, prepare
 from fastdm.condensation.settings import Settings
 from fastdm.data.pool import Dataset
 from fastdm.data.sources import open_dataset
@@ -125,7 +126,7 @@ def condense_resolved(
     folder = None if save_path is None else Path(save_path)
 
     with (
-        chosen_backend(backend),
+        chosen_backend(backend, device),
         precision_context(settings.precision, device, deterministic=settings.deterministic) as dtype,
     ):
         step, plan = build_step(dataset, settings, device, dtype, chunk_memory)
@@ -146,7 +147,8 @@ def condense_resolved(
                 run.say(note)
             iterations: Iterable[int] = run.iterations()
             if profile is not None and folder is not None:
-                iterations = recorded(run.iterations(), profile, step.uncaptured, device, folder / "profile", run.say)
+                within = partial(op_by_op, step, run.say)
+                iterations = recorded(run.iterations(), profile, within, device, folder / "profile", run.say)
             for iteration in iterations:
                 loss = step(iteration)
                 run.after(iteration, loss)

@@ -1,8 +1,7 @@
 """One iteration of distribution matching: the paper's Algorithm 1, over chunks of classes."""
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -52,16 +51,16 @@ class Step:
         self._size = (images.shape[2], images.shape[3])
         self._key = torch.tensor([settings.seed, 0], device=device)
         self._classes = torch.arange(dataset.num_classes, device=device)
-        self._real = real_images(dataset.train, settings.batch_real, settings.seed, self._key)
+        self._real = real_images(dataset.train, plan.residence, settings.batch_real, settings.seed, self._key)
         self._chunks = _chunks(self._real.counts, settings.ipc, plan.chunk_classes, device)
         self._micro_batch = plan.micro_batch
-        self._run: Callable[[], Tensor] = self._iterate
+        self._replay: Callable[[], Tensor] | None = None  # in place of _iterate, once it is recorded
 
     def __call__(self, iteration: int) -> Tensor:
         """Change the images once; returns the loss divided by the number of classes, float32, on their device."""
         self._key[1:].fill_(iteration)  # fill_: an assignment would wait for the device
         self._real.begin(iteration)
-        return self._run()
+        return self._iterate() if self._replay is None else self._replay()
 
     def _iterate(self) -> Tensor:
         """The iteration that the key names (Algorithm 1, lines 2 to 5)."""
@@ -88,15 +87,6 @@ class Step:
         """A(B_c, ω_c): real images, normalised and augmented by the row of the tables that is their class's."""
         return self._augment(batch.images, tables, group, index=batch.index, mean=self._mean, std=self._std)
 
-    @contextmanager
-    def uncaptured(self) -> Iterator[None]:
-        """Run op by op within the block even if a graph is recorded, so that a profiler sees the ops."""
-        run, self._run = self._run, self._iterate
-        try:
-            yield
-        finally:
-            self._run = run
-
     def compile(self) -> float:
         """Let torch.compile fuse the network's layers; returns the seconds it took, RuntimeError where it fails.
 
@@ -119,10 +109,15 @@ class Step:
         if isinstance(self._real, StreamedImages):
             return "the real images do not fit on the device and are streamed"
         try:
-            self._run = captured(self._iterate, [self.images, self.velocity])
+            self._replay = captured(self._iterate, [self.images, self.velocity])
         except RuntimeError as error:
             return str(error)
         return ""
+
+    def release(self) -> bool:
+        """Run op by op from now on, and give back the memory of the graph; returns whether there was one."""
+        recorded, self._replay = self._replay is not None, None
+        return recorded
 
     def close(self) -> None:
         """Stop reading ahead."""

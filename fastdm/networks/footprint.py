@@ -28,6 +28,11 @@ class Activations:
     peak: int
     largest: int
 
+    @property
+    def in_cache(self) -> int:
+        """How many images go through any layer without leaving a CPU's cache, at least 1."""
+        return max(1, CACHE_BYTES // self.largest)
+
 
 class _CountBytes(TorchDispatchMode):
     """Adds up the bytes of what every op returns."""
@@ -59,4 +64,4 @@ def activations(network: Network, image_shape: tuple[int, int, int], dtype: torc
 
 def images_in_cache(network: Network, image_shape: tuple[int, int, int], dtype: torch.dtype) -> int:
     """How many images go through any layer of the network without leaving a CPU's cache, at least 1."""
-    return max(1, CACHE_BYTES // activations(network, image_shape, dtype).largest)
+    return activations(network, image_shape, dtype).in_cache

@@ -41,7 +41,9 @@ def run_step(
         image_size=dataset.image_shape[1:],
         frozen=True,
     ).to(dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    plan = MemoryPlan(chunk_classes, micro_batch, 0, 0, 0, 0, 0)
+    plan = MemoryPlan(
+        chunk_classes, micro_batch, "in place" if dataset.train.backing is None else "streamed", 0, 0, 0, 0, 0
+    )
     step = Step(dataset, initial_images(dataset, settings.ipc, settings.seed), network, settings, plan, dtype)
     with closing(step):
         if compile:
