@@ -67,6 +67,20 @@ def test_activations_of_a_convnet_counted_by_hand() -> None:
     assert half.largest == counted.largest // 2
 
 
+@pytest.mark.parametrize(
+    ("network", "peak"),
+    [
+        ("ConvNet", 128 * 32**2 + 128 * 16**2),  # a convolution and what is pooled of it
+        ("ConvNetBN", 2 * 128 * 32**2),  # a convolution, normalised
+        ("ResNet18", 3 * 64 * 32**2),  # the same, beside the shortcut
+    ],
+)
+def test_activations_that_are_needed_at_a_time(network: str, peak: int) -> None:
+    built = build_network(network, channels=3, num_classes=10, image_size=(32, 32), frozen=True)
+    counted = activations(built, (3, 32, 32), torch.float32)
+    assert 4 * peak <= counted.peak <= 1.01 * 4 * peak  # means and deviations too
+
+
 def test_the_chunk_follows_the_budget() -> None:
     """On a CPU a chunk is never larger than its cache; a budget below that makes it smaller, never over the budget."""
     free = plan()
