@@ -19,6 +19,10 @@ def build_step(
 ) -> tuple[Step, MemoryPlan]:
     """The step for resolved settings, at its initial images, and the plan that it follows."""
     assert settings.network is not None
+    if device.type == "cuda":
+        # Memory that PyTorch keeps from earlier work would be split by tensors that stay, and be lost for a graph,
+        # whose memory is its own.
+        torch.cuda.empty_cache()
     network = build_network(
         settings.network,
         channels=dataset.image_shape[0],

@@ -47,15 +47,21 @@ class _CountBytes(TorchDispatchMode):
         for tensor in result if isinstance(result, tuple | list) else (result,):
             in_place = any(tensor is argument for argument in args)
             if isinstance(tensor, Tensor) and not (tensor._is_view() or in_place):
-                size = tensor.numel() * tensor.element_size()
+                size = _bytes(tensor)
                 self.results.append(size)
                 self.live += size
                 weakref.finalize(tensor, self._end, size)
-        self.peak = max(self.peak, self.live)
+        # On a GPU, PyTorch's GroupNorm copies its images, which are channels last there.
+        copied = _bytes(args[0]) if func is torch.ops.aten.native_group_norm.default else 0
+        self.peak = max(self.peak, self.live + copied)
         return result
 
     def _end(self, size: int) -> None:
         self.live -= size
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
 
 
 def activations(network: Network, image_shape: tuple[int, int, int], dtype: torch.dtype) -> Activations:

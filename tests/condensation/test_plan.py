@@ -72,7 +72,7 @@ def test_activations_of_a_convnet_counted_by_hand() -> None:
     [
         ("ConvNet", 128 * 32**2 + 128 * 16**2),  # a convolution and what is pooled of it
         ("ConvNetBN", 2 * 128 * 32**2),  # a convolution, normalised
-        ("ResNet18", 3 * 64 * 32**2),  # the same, beside the shortcut
+        ("ResNet18", 4 * 64 * 32**2),  # the same with the copy that GroupNorm makes on a GPU, and the shortcut
     ],
 )
 def test_activations_that_are_needed_at_a_time(network: str, peak: int) -> None:
