@@ -40,6 +40,7 @@ MEASURED: dict[str, tuple[str, ...]] = {
     "cpu_report": (),
     "cpu_step": _STEP,
     "evaluation": (*_STEP, "fastdm/evaluation.py"),
+    "fakegpu": ("fastdm", "kernels"),
     "gpu_report": ("kernels", "tests/gpu"),
     "host": (*_STEP, "fastdm/compat.py", "fastdm/data"),
     "kernels": ("csrc", "kernels"),
@@ -55,7 +56,7 @@ MEASURED: dict[str, tuple[str, ...]] = {
 }
 """The code that each suite measures: its results are stale once that has changed."""
 
-_ANYWHERE = {"compile": "compile/kernels.json", "traffic": "traffic.json"}
+_ANYWHERE = {"compile": "compile/kernels.json", "fakegpu": "fakegpu.json", "traffic": "traffic.json"}
 """The files of suites whose results are the same on every machine."""
 
 _SPREAD = {

@@ -19,7 +19,8 @@ CARDS = [("kinds", 24, 2), ("runs", 4, 2), *(("sets", gib, 1) for gib in (140, 8
 """What runs, on cards of how many GiB, and how many of them; the last one is used."""
 
 AT_A_TIME, SECONDS = 2, 300
-COLUMNS = "card data residence chunk_classes planned_mib peak_mib reserved_mib nodes launches waits".split()
+COLUMNS = ["card", "data", "residence", "chunk_classes", "planned_mib", "peak_mib", "reserved_mib"]
+COLUMNS += ["nodes", "launches", "waits"]
 
 
 def main() -> int:
@@ -78,10 +79,10 @@ def _record(rows: list[dict[str, Any]]) -> None:
     table = "\n".join(f"| {line} |" for line in lines)
     (ROOT / "bench" / "fakegpu.md").write_text(
         "# What a step takes on a GPU\n\n"
-        "Counted by `python -m tests.fakegpu --record` on cards that do not exist (see tests/fakegpu/README.md): real\n"
-        "are the plan, the allocations, the graph and the launches; nothing was computed, and cuDNN takes workspaces\n"
-        "besides. reserved: what the allocator held at most; nodes: of the graph of an iteration; launches, waits: per\n"
-        f"iteration, of the host.\n\n{table}\n"
+        "Counted by `python -m tests.fakegpu --record` on cards that do not exist (see tests/fakegpu/README.md): the\n"
+        "plan, the allocations, the graph and the launches are real; nothing was computed, and cuDNN's workspaces are\n"
+        "missing. reserved: the most that the allocator held; nodes: of an iteration's graph (0: it is streamed);\n"
+        f"launches, waits: of the host in an iteration.\n\n{table}\n"
     )
 
 
