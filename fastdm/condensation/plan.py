@@ -28,7 +28,7 @@ MOST_ELEMENTS = 2**31 - 1
 class MemoryPlan:
     """chunk_classes: classes per forward and backward pass; micro_batch: real images that go through the network at
     once; residence: how the real images come to the device; the rest is bytes: of the pool, of the synthetic images
-    with their momentum and gradient, and of one chunk, real images that are read ahead included."""
+    with their momentum, and of one chunk, real images that are read ahead included."""
 
     chunk_classes: int
     micro_batch: int
@@ -41,7 +41,7 @@ class MemoryPlan:
 
     def __str__(self) -> str:
         return (
-            f"plan: pool {_size(self.pool_bytes)}, {self.residence}; synthetic images with momentum and gradient "
+            f"plan: pool {_size(self.pool_bytes)}, {self.residence}; synthetic images with momentum "
             f"{_size(self.images_bytes)}; {self.chunk_classes} classes at a time: real {_size(self.real_bytes)}, "
             f"synthetic {_size(self.synthetic_bytes)} of a budget of {_size(self.budget_bytes)}"
         )
@@ -99,7 +99,7 @@ def make_plan(
     pixels = channels * height * width
     per_image = activations(network, (channels, height, width), dtype)
     limits = _limits(network, per_image, dtype, device)
-    images_bytes = 3 * pool.num_classes * ipc * pixels * 4
+    images_bytes = 2 * pool.num_classes * ipc * pixels * 4
     free, later = free_memory(device), _later_bytes(network, images_bytes, device)
     fewest = pool.num_classes if network.uses_batch_statistics else 1
     for residence in possible_residences(pool, device, free):
@@ -160,7 +160,7 @@ def _later_bytes(network: Network, images_bytes: int, device: torch.device) -> i
     if device.type == "cpu":
         return 0
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    return LIBRARY_BYTES + 2 * 4 * parameters + images_bytes * 2 // 3
+    return LIBRARY_BYTES + 2 * 4 * parameters + images_bytes
 
 
 def _stores_only_pooled(network: Network, dtype: torch.dtype, device: torch.device) -> bool:

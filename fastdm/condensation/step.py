@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 
 import torch
 from torch import Tensor
@@ -39,7 +39,6 @@ class Step:
         device = images.device
         self.images = images
         self.velocity = torch.zeros_like(images)
-        self._gradient = torch.zeros_like(images)
         self._network = network
         self._objective: Objective = ClassMeans()
         self._lr = settings.lr_img
@@ -49,6 +48,7 @@ class Step:
         self._std = torch.tensor(dataset.std, device=device)
         self._augment = partial(augment, dtype=dtype, channels_last=True)
         self._size = (images.shape[2], images.shape[3])
+        self._one = torch.ones((), device=device)  # the gradient of a loss to itself
         self._key = torch.tensor([settings.seed, 0], device=device)
         self._classes = torch.arange(dataset.num_classes, device=device)
         self._real = real_images(dataset.train, plan.residence, settings.batch_real, settings.seed, self._key)
@@ -66,7 +66,8 @@ class Step:
         """The iteration that the key names (Algorithm 1, lines 2 to 5)."""
         initialise(self._network, self._key)  # ψ ~ P: a network with random weights
         omega = self._strategy.draw(self._key, self._classes, self._size)  # ω_c ~ Ω, for every class
-        loss = torch.zeros((), device=self.images.device)
+        self.velocity.mul_(self._momentum)
+        losses = []
         batches = self._real.batches([chunk.real.rows for chunk in self._chunks])  # B_c ~ T, for every class
         for chunk, batch in zip(self._chunks, batches, strict=True):
             tables = [table[chunk.classes] for table in omega]
@@ -76,12 +77,12 @@ class Step:
             synthetic = self.images[chunk.synthetic.rows].requires_grad_()  # S_c
             augmented = self._augment(synthetic, tables, chunk.synthetic.group)  # A(S_c, ω_c)
             chunk_loss = self._objective.loss(self._network, target, augmented, chunk.synthetic)
-            (self._gradient[chunk.synthetic.rows],) = torch.autograd.grad(chunk_loss, synthetic)
-            loss += chunk_loss.detach()
+            (gradient,) = torch.autograd.grad(chunk_loss, synthetic, self._one.to(chunk_loss))
+            self.velocity[chunk.synthetic.rows] += gradient
+            losses.append(chunk_loss.detach())
 
-        self.velocity.mul_(self._momentum).add_(self._gradient)
         self.images.sub_(self.velocity, alpha=self._lr)  # S ← S − η ∇_S L
-        return loss / len(self._classes)
+        return reduce(torch.add, losses) / len(self._classes)
 
     def _augment_real(self, tables: list[Tensor], batch: RealBatch, group: Tensor) -> Tensor:
         """A(B_c, ω_c): real images, normalised and augmented by the row of the tables that is their class's."""
