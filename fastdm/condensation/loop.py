@@ -15,10 +15,12 @@ from fastdm.condensation.settings import Settings
 from fastdm.data.pool import Dataset
 from fastdm.data.sources import open_dataset
 from fastdm.errors import FastDMError, unknown
-from fastdm.runs.recording import check_chosen, recorded
+from fastdm.runs.about import About
+from fastdm.runs.recording import check_chosen, peak_memory, recorded
 from fastdm.runs.run import Run
 from fastdm.synthetic.synthetic_set import SyntheticSet
 from fastdm.system.device import chosen_backend, default_device, precision_context
+from fastdm.system.machine import machine
 
 FINGERPRINT_IMAGES = 64
 """Images whose pixels identify a data set: few, since those of a packed file come from the disk."""
@@ -142,8 +144,12 @@ def condense_resolved(
             progress=progress,
         )
         with closing(step), run:
-            for note in (str(plan), *_small_classes(dataset, settings), *prepare(step, device, compile)):
+            notes = [str(plan), *_small_classes(dataset, settings), *prepare(step, device, compile)]
+            for note in notes:
                 run.say(note)
+            about = About(_about(dataset), machine(device), dataclasses.asdict(plan), notes)
+            if folder is not None:
+                about.write(folder)
             iterations: Iterable[int] = run.iterations()
             if profile is not None and folder is not None:
                 iterations = recorded(run.iterations(), profile, step.uncaptured, device, folder / "profile", run.say)
@@ -152,7 +158,22 @@ def condense_resolved(
                 run.after(iteration, loss)
                 if callback is not None:
                     callback(iteration, loss.item(), step.images)
-        return run.finish()
+        result = run.finish()
+        if folder is not None:
+            dataclasses.replace(about, peak_bytes=peak_memory(device)).write(folder)
+        return result
+
+
+def _about(dataset: Dataset) -> dict[str, Any]:
+    """What a run folder keeps of its data set."""
+    return {
+        "name": dataset.name,
+        "class_names": dataset.class_names,
+        "image_shape": dataset.image_shape,
+        "mean": dataset.mean,
+        "std": dataset.std,
+        "train_images": len(dataset.train),
+    }
 
 
 def _synthetic_set(dataset: Dataset, settings: Settings, images: Tensor) -> SyntheticSet:

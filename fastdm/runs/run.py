@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from fastdm.errors import FastDMError
+from fastdm.runs.about import FILE as ABOUT
 from fastdm.runs.checkpoint import FILE, PREVIOUS, Checkpoint, load_checkpoint, save_checkpoint
 from fastdm.synthetic.synthetic_set import SyntheticSet
 from fastdm.system.files import atomic_write, make_folder
@@ -194,7 +195,10 @@ def _written(folder: Path) -> Iterator[None]:
 
 def _remove_run(folder: Path) -> None:
     """Remove the files of a run before, and nothing else."""
-    for path in (*(folder / name for name in (FILE, PREVIOUS, LOG, SET, PICTURE)), *folder.glob("iteration_*.png")):
+    for path in (
+        *(folder / name for name in (FILE, PREVIOUS, LOG, ABOUT, SET, PICTURE)),
+        *folder.glob("iteration_*.png"),
+    ):
         path.unlink(missing_ok=True)
 
 

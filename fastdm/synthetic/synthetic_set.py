@@ -23,7 +23,7 @@ from fastdm.system.files import crc32, is_zip, writing
 from fastdm.version import __version__
 
 _FORMAT = "fastdm-synthetic-1"
-_GAP = 2  # black pixels between the pictures of a grid
+GRID_GAP = 2  # black pixels between the images of a grid
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,9 +171,9 @@ class SyntheticSet:
         """Write a PNG of all images, one class per row: de-normalised, clipped to [0, 1], each pixel `zoom` wide."""
         if zoom < 1:
             raise FastDMError(f"zoom is {zoom}; it must be at least 1")
-        spaced = functional.pad(self.pixels(), (0, _GAP, 0, _GAP))
+        spaced = functional.pad(self.pixels(), (0, GRID_GAP, 0, GRID_GAP))
         rows = spaced.reshape(self.num_classes, self.ipc, *spaced.shape[1:])
-        grid = functional.pad(rows.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1), (0, 0, _GAP, 0, _GAP, 0))
+        grid = functional.pad(rows.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1), (0, 0, GRID_GAP, 0, GRID_GAP, 0))
         with writing(path) as temporary:
             pixels = grid.repeat_interleave(zoom, 0).repeat_interleave(zoom, 1).squeeze(2).numpy()
             Image.fromarray(pixels).save(temporary, format="PNG")
