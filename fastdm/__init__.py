@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from fastdm.version import __version__
 
 if TYPE_CHECKING:
+    from fastdm.applications.export import export
     from fastdm.compat import DiffAugment, ParamDiffAug
     from fastdm.condensation.loop import condense
     from fastdm.condensation.settings import Settings
@@ -35,6 +36,7 @@ __all__ = [
     "__version__",
     "condense",
     "evaluate",
+    "export",
     "open_dataset",
     "pack",
     "random_selection",
@@ -49,6 +51,7 @@ _HOMES = {
     "SyntheticSet": "synthetic.synthetic_set",
     "condense": "condensation.loop",
     "evaluate": "evaluation.measure",
+    "export": "applications.export",
     "open_dataset": "data.sources",
     "pack": "data.packing",
     "random_selection": "synthetic.initial",

@@ -8,6 +8,7 @@ import typer
 
 from fastdm.cli.condense import condense
 from fastdm.cli.evaluate import evaluate
+from fastdm.cli.export import export
 from fastdm.cli.inspect import inspect
 from fastdm.cli.pack import pack
 from fastdm.cli.profile import profile
@@ -24,7 +25,7 @@ app = typer.Typer(
     context_settings={"token_normalize_func": lambda token: token.replace("-", "_").lower()},
     help="Condense image data sets into a few synthetic images per class by distribution matching.",
 )
-for command in (condense, evaluate, inspect, pack, profile, report):
+for command in (condense, evaluate, export, inspect, pack, profile, report):
     app.command()(command)
 
 

@@ -24,7 +24,7 @@ from fastdm.cli.options import (
     iteration_range,
     mebibytes,
 )
-from fastdm.cli.output import print_evaluation, print_saved
+from fastdm.cli.output import print_evaluation, print_outcome, print_saved
 
 
 def condense(
@@ -95,10 +95,12 @@ def condense(
 ) -> None:
     """Condense a data set and evaluate the result; takes the public main_DM.py's flags.
 
-    Writes under SAVE_PATH: res_DM_{dataset}_{model}_{ipc}ipc.pt (the public code's format), vis_DM_….png, and a run
-    folder per experiment with settings, log, checkpoint and the set as safetensors.
+    Writes under SAVE_PATH: res_DM_{dataset}_{model}_{ipc}ipc.pt (the public code's format), vis_DM_….png, a run folder
+    per experiment with settings, log, checkpoint and the set as safetensors, and report_DM_….html, a page that shows
+    them.
     """
     from fastdm.applications.experiments import run_experiments
+    from fastdm.applications.report.page import report_of
     from fastdm.condensation.settings import Settings
     from fastdm.data.sources import open_dataset
     from fastdm.evaluation.protocol import Protocol
@@ -146,4 +148,6 @@ def condense(
         picture_every=picture_every,
         progress=True,
     )
+    folders = [save_path / f"{path.stem.removeprefix('res_')}_exp{number}" for number in range(num_exp)]
+    print_outcome(report_of(path, folders, data), folders, evaluated=protocol is not None)
     print_saved(path)

@@ -1,6 +1,7 @@
 """What commands print: tables and sentences on a terminal, JSON Lines elsewhere."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,17 @@ def print_saved(path: Path) -> None:
         typer.echo(f"saved {path}")
     else:
         print(json.dumps({"saved": str(path)}))
+
+
+def print_outcome(page: Path, folders: Sequence[Path], *, evaluated: bool) -> None:
+    """Where the page, the sets and the accuracies of a condensation are."""
+    if not Console().is_terminal:
+        print(json.dumps({"report": str(page), "runs": [str(folder) for folder in folders]}))
+        return
+    several = f" to {folders[-1].name}" if len(folders) > 1 else ""
+    accuracies = " and what was measured of it (evaluation.json)" if evaluated else ""
+    typer.echo(f"Open {page} in a browser to see the result.")
+    typer.echo(f"Each run folder, {folders[0]}{several}, holds its set (synthetic.safetensors){accuracies}.")
 
 
 def print_evaluation(title: str, evaluation: "Evaluation", **about: str) -> None:

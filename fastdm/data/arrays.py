@@ -137,14 +137,17 @@ def open_npz(path: Path, name: str) -> Dataset:
 
 
 def open_tiny_imagenet_pt(path: Path, name: str) -> Dataset:
-    keys = ("classes", "images_train", "labels_train", "images_val", "labels_val")
+    keys = ("classes", "images_train", "labels_train")
     try:
         data = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch.load raises many kinds for what is not a file of its own
         raise FastDMError(f"{path} is not a readable .pt file: {error}") from error
     if not isinstance(data, dict) or not data.keys() >= set(keys):
-        raise FastDMError(f"{path} is not a data set: a .pt file must hold a dict of {', '.join(keys)}")
-    train, test = (
-        (as_images(name, data[f"images_{part}"]), as_labels(name, data[f"labels_{part}"])) for part in ("train", "val")
-    )
-    return make_dataset(name, train, test, [str(label) for label in data["classes"]])
+        raise FastDMError(
+            f"{path} is not a data set: a .pt file must hold a dict of {', '.join(keys)} and, for a test part, "
+            "images_val and labels_val"
+        )
+    parts = [part for part in ("train", "val") if f"images_{part}" in data and f"labels_{part}" in data]
+    splits = [(as_images(name, data[f"images_{part}"]), as_labels(name, data[f"labels_{part}"])) for part in parts]
+    test = splits[1] if len(splits) == 2 else None
+    return make_dataset(name, splits[0], test, [str(label) for label in data["classes"]])

@@ -38,8 +38,8 @@ def open_dataset(
     - the path of a folder of image files, laid out in one of the ways of `fastdm.data.folders.find_images` (class
       folders, Tiny-ImageNet, ImageNet); they are decoded to RGB. A large set is better packed once (`fastdm.pack`);
     - the path of an `.npz` file with x_train, y_train and, for a test part, x_test, y_test;
-    - the path of a `.pt` file like tinyimagenet.pt: a dict of classes, images_train, labels_train, images_val,
-      labels_val;
+    - the path of a `.pt` file like tinyimagenet.pt: a dict of classes, images_train, labels_train and, for a test
+      part, images_val, labels_val;
     - the path of a packed file (`fastdm.pack`);
     - `(images, labels)` or `(images, labels, test_images, test_labels)`, arrays or tensors;
     - a `Dataset`, which is returned as it is.

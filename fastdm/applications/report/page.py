@@ -75,6 +75,13 @@ def write_report(
     return [Path(path), *(figures.write_png(records, Path(png)) if png is not None else [])]
 
 
+def report_of(result: Path, folders: Sequence[Path], dataset: Dataset) -> Path:
+    """Write the page that goes with a `res_DM_….pt`, next to it: its first runs, as many as fit. Returns its path."""
+    path = result.with_name(f"report_{result.stem.removeprefix('res_')}.html")
+    write_report(folders[:COLOURS], path, dataset=dataset)
+    return path
+
+
 def render(
     records: Sequence[RunRecord],
     *,

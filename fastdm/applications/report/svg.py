@@ -89,7 +89,8 @@ def point_chart(title: str, description: str, x_label: str, rows: Sequence[tuple
         y = TOP + ROW * (2 * number + 1.4)
         parts.append(Markup('<text x="{}" y="{}">{}</text>').format(LEFT - 60, _short(y - 20), name))
         parts.append(Markup('<path class="grid" d="M{} {}H{}"/>').format(LEFT - 60, _short(y), WIDTH - RIGHT))
-        parts.extend(_draw_point(point, across, y) for point in points)
+        # A little apart, so that no spread hides another.
+        parts.extend(_draw_point(point, across, y + 5 * (i - (len(points) - 1) / 2)) for i, point in enumerate(points))
     return _figure(title, description, height, parts)
 
 
