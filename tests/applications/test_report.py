@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import io
+import itertools
 import json
 import re
 import shlex
@@ -109,7 +110,7 @@ def frames_on(page: str) -> dict[str, Any]:
 def test_the_page_shows_the_run(run: Path, data: Dataset) -> None:
     html = render([read_run(run)], dataset=data)
     page = Page(html)
-    for text in ("first", "random", "class 0", "62.5", "± 12.5", "3 × 2 of 3×8×8", "ConvNetD1", "measured peak"):
+    for text in ("first", "random", "class 0", "62.5", "± 12.5", "ConvNetD1", "measured peak"):
         assert text in page.text + " ".join(str(a.get("aria-label")) for a in page.attributes("svg")), text
     # Initial images, three pictures of which the last is the set itself.
     frames = frames_on(html)
@@ -144,7 +145,7 @@ def test_every_figure_and_picture_has_a_text_and_ids_are_unique(run: Path, data:
     assert set(named) <= set(ids)
     headings = [int(tag[1]) for tag, _ in page.elements if re.fullmatch("h[1-6]", tag)]
     assert headings[0] == 1
-    assert all(after - before <= 1 for before, after in zip(headings, headings[1:], strict=False))
+    assert all(after - before <= 1 for before, after in itertools.pairwise(headings))
 
 
 def test_names_and_settings_are_escaped(tmp_path: Path) -> None:
@@ -171,7 +172,7 @@ def test_the_sheet_holds_the_images(run: Path, data: Dataset) -> None:
     assert frames.initial
     assert record.synthetic is not None
     start = fastdm.random_selection(data, ipc=2, seed=0)
-    grid = torch.from_numpy(_pixels(record.pictures[0][1].read_bytes())).movedim(2, 0)
+    grid = torch.from_numpy(_pixels(record.pictures[0][1].read_bytes()).copy()).movedim(2, 0)
     for number, expected in ((0, start.pixels()), (3, record.synthetic.pixels())):
         for c in range(3):
             for j in range(2):
@@ -320,10 +321,10 @@ def test_numbers_as_people_read_them(value: float, text: str) -> None:
 def test_what_is_no_run_is_one_sentence(run: Path, tmp_path: Path) -> None:
     with pytest.raises(FastDMError, match="neither a run folder"):
         write_report([tmp_path], tmp_path / "page.html")
+    for number in range(7):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "settings.json").write_text("{}")
     with pytest.raises(FastDMError, match="at most 6"):
-        for number in range(7):
-            (tmp_path / str(number)).mkdir()
-            (tmp_path / str(number) / "settings.json").write_text("{}")
         write_report([tmp_path], tmp_path / "page.html")
     with pytest.raises(FastDMError, match=r"neither about\.json nor"):
         read_run(tmp_path / "0")
