@@ -5,6 +5,7 @@
 # make sanitize       the C++ core under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer
 # make test-oldest    the tests of the ops with the oldest torch, triton and numpy that are supported
 # make bench          every benchmark that a CPU can run, at most 15 minutes; DATA=folder of data sets
+# make browser-test   the tests of the report in headless Chromium (Debian: apt-get install chromium chromium-driver)
 # make gpu-test       the tests that need a CUDA device
 # make gpu-report     every benchmark that needs one, at most 8 minutes; OUT=folder, DATA=folder of data sets
 #                     (both in PYTHON's own environment: torch, triton and pytest are there, nothing is downloaded)
@@ -12,13 +13,16 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 
-.PHONY: demo test test-oldest gpu-test lint types compile-check sanitize bench gpu-report clean
+.PHONY: demo test browser-test test-oldest gpu-test lint types compile-check sanitize bench gpu-report clean
 
 demo: $(VENV)/installed
 	$(PY) -m examples.digits
 
 test: $(VENV)/installed
 	$(PY) -m pytest
+
+browser-test: $(VENV)/installed
+	$(PY) -m pytest -m browser tests/applications
 
 # An environment of its own: triton 3.6's interpreter needs a numpy before 2.4.
 test-oldest:
