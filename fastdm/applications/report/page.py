@@ -104,6 +104,7 @@ def render(
         loss=figures.loss_chart(records),
         accuracy_curves=figures.accuracy_curves(records),
         accuracy=figures.accuracy_chart(records),
+        drawn={name for record in records for _, found in figures.compared(record) for name in found},
         settings=_settings(records),
         iterations=iterations,
         frames=Markup(_json({"iterations": iterations, "runs": [_recorded(view.frames) for view in views]})),
