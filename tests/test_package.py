@@ -67,6 +67,8 @@ def test_sdist_wheel_and_pure_wheel(sdist: Path, tmp_path: Path) -> None:
         names = zipfile.ZipFile(wheel).namelist()
         assert any(name.startswith("fastdm/_native") for name in names) == (kind == "native")
         assert {"fastdm/py.typed", "fastdm/kernels/reference.py", "fastdm/data/pool.py"} <= set(names)
+        template = "fastdm/applications/report/template"
+        assert {f"{template}/{name}" for name in ("page.html", "page.js", "style.css")} <= set(names)
         assert all(name.startswith(("fastdm/", "fastdm-")) for name in names)
         images.append(condense_with(wheel, folder))
     # The same draws; the arithmetic differs by rounding only.
