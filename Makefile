@@ -7,6 +7,7 @@
 # make test-oldest    the tests of the ops with the oldest torch, triton and numpy that are supported
 # make bench          every benchmark that a CPU can run, at most 15 minutes; DATA=folder of data sets
 # make fake-gpu       graphs, launches and memory of the GPU path, on CUDA devices that are not there (2 minutes)
+# make browser-test   the tests of the report in headless Chromium (Debian: apt-get install chromium chromium-driver)
 # make gpu-test       the tests that need a CUDA device
 # make gpu-report     every benchmark that needs one, at most 8 minutes; OUT=folder, DATA=folder of data sets; leaves
 #                     results.tar.gz in OUT; FASTDM_COMMIT=… names the commit where there is no git
@@ -15,7 +16,7 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 
-.PHONY: demo test test-lanes test-oldest fake-gpu gpu-test lint types compile-check sanitize bench gpu-report clean
+.PHONY: demo test browser-test test-lanes test-oldest fake-gpu gpu-test lint types compile-check sanitize bench gpu-report clean
 
 demo: $(VENV)/installed
 	$(PY) -m examples.digits
@@ -31,6 +32,9 @@ test-lanes: $(VENV)/installed
 	TRITON_INTERPRET=1 $(PY) -m pytest $(OPS)
 	FASTDM_CPU=avx2 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PY) -m pytest $(ON_CPU)
 	FASTDM_CPU=plain ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 $(PY) -m pytest $(ON_CPU)
+
+browser-test: $(VENV)/installed
+	$(PY) -m pytest -m browser tests/applications
 
 # An environment of its own: triton 3.6's interpreter needs a numpy before 2.4.
 test-oldest:

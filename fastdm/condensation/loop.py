@@ -16,12 +16,14 @@ from fastdm.condensation.settings import Settings
 from fastdm.data.pool import Dataset
 from fastdm.data.sources import open_dataset
 from fastdm.errors import FastDMError, unknown
+from fastdm.runs.about import About
 from fastdm.runs.events import check_installed
-from fastdm.runs.recording import check_chosen, recorded
+from fastdm.runs.recording import check_chosen, peak_memory, recorded
 from fastdm.runs.run import Run
 from fastdm.synthetic.synthetic_set import SyntheticSet
 from fastdm.system.device import chosen_backend, default_device, precision_context, undisturbed
 from fastdm.system.files import user_path
+from fastdm.system.machine import machine
 from fastdm.system.signals import deferred
 from fastdm.system.streams import stderr_to
 
@@ -183,14 +185,16 @@ def condense_resolved(
             config=config,
         )
         with closing(step), run:
-            for note in (_summary(dataset, settings, device), *_small_classes(dataset, settings)):
-                run.say(note)
+            notes = [_summary(dataset, settings, device), *_small_classes(dataset, settings)]
             if verbose:
-                run.say(str(plan))
+                notes.append(str(plan))
             with stderr_to(run.messages() if compile else None):
-                notes = [*prepare(step, device, compile)]
+                notes += prepare(step, device, compile)
             for note in notes:
                 run.say(note)
+            about = About(_about(dataset), machine(device), dataclasses.asdict(plan), notes)
+            if folder is not None:
+                about.write(folder)
             iterations: Iterable[int] = run.iterations()
             if profile is not None and folder is not None:
                 within = partial(op_by_op, step, run.say)
@@ -207,7 +211,22 @@ def condense_resolved(
                     callback(iteration, loss.item(), step.images)
                 if observer is not None and observer.wants(iteration + 1):
                     observer.look(iteration + 1, _synthetic_set(dataset, settings, step.images))
-            return run.finish()
+            result = run.finish()
+            if folder is not None:
+                dataclasses.replace(about, peak_bytes=peak_memory(device)).write(folder)
+            return result
+
+
+def _about(dataset: Dataset) -> dict[str, Any]:
+    """What a run folder keeps of its data set."""
+    return {
+        "name": dataset.name,
+        "class_names": dataset.class_names,
+        "image_shape": dataset.image_shape,
+        "mean": dataset.mean,
+        "std": dataset.std,
+        "train_images": len(dataset.train),
+    }
 
 
 def _summary(dataset: Dataset, settings: Settings, device: torch.device) -> str:

@@ -85,7 +85,7 @@ class Recording:
         if self._on_gpu:
             self._snapshot = torch.cuda.memory._snapshot()
             torch.cuda.memory._record_memory_history(enabled=None)
-        self.peak_bytes = torch.cuda.max_memory_allocated(self._device) if self._on_gpu else peak_resident()
+        self.peak_bytes = peak_memory(self._device)
 
     def write(self, folder: Path) -> list[Path]:
         """trace.json (Chrome's trace format: chrome://tracing, ui.perfetto.dev) and, on a GPU, memory.pickle
@@ -121,6 +121,11 @@ class Recording:
 def synchronise(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most memory so far, in bytes: of tensors on a GPU, of this process on a CPU."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_resident()
 
 
 def peak_resident() -> int:

@@ -28,7 +28,7 @@ from fastdm.version import __version__
 
 Format = Literal["safetensors", "public", "mtt", "idc"]
 
-_GAP = 2  # black pixels between the pictures of a grid
+GRID_GAP = 2  # black pixels between the images of a grid
 _GRID_FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     ".png": ("PNG", {}),
     ".jpg": ("JPEG", {"quality": 95, "subsampling": 0}),
@@ -250,9 +250,9 @@ class SyntheticSet:
         if Path(path).suffix.lower() not in _GRID_FORMATS:
             raise FastDMError(f"{path} must end in {', '.join(_GRID_FORMATS)}; a grid is written as PNG or JPEG")
         kind, options = _GRID_FORMATS[Path(path).suffix.lower()]
-        spaced = functional.pad(self.pixels(), (0, _GAP, 0, _GAP))
+        spaced = functional.pad(self.pixels(), (0, GRID_GAP, 0, GRID_GAP))
         rows = spaced.reshape(self.num_classes, self.ipc, *spaced.shape[1:])
-        grid = functional.pad(rows.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1), (0, 0, _GAP, 0, _GAP, 0))
+        grid = functional.pad(rows.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1), (0, 0, GRID_GAP, 0, GRID_GAP, 0))
         with writing(path) as temporary:
             pixels = grid.repeat_interleave(zoom, 0).repeat_interleave(zoom, 1).squeeze(2).numpy()
             Image.fromarray(pixels).save(temporary, format=kind, **options)
