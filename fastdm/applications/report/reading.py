@@ -11,7 +11,8 @@ from fastdm.applications.experiments import FILE as EVALUATION
 from fastdm.errors import FastDMError
 from fastdm.evaluation.protocol import Evaluation
 from fastdm.runs.about import About
-from fastdm.runs.run import LOG, SET, SETTINGS
+from fastdm.runs.log import FILE as LOG
+from fastdm.runs.run import SET, SETTINGS
 from fastdm.synthetic.synthetic_set import SyntheticSet
 
 DURING = "evaluations.jsonl"
