@@ -1,6 +1,7 @@
 """From settings to the step that they describe."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -18,6 +19,10 @@ def build_step(
 ) -> tuple[Step, MemoryPlan]:
     """The step for resolved settings, at its initial images, and the plan that it follows."""
     assert settings.network is not None
+    if device.type == "cuda":
+        # Memory that PyTorch keeps from earlier work would be split by tensors that stay, and be lost for a graph,
+        # whose memory is its own.
+        torch.cuda.empty_cache()
     network = build_network(
         settings.network,
         channels=dataset.image_shape[0],
@@ -30,11 +35,9 @@ def build_step(
     )
     plan = make_plan(
         network,
-        image_shape=dataset.image_shape,
-        num_classes=dataset.num_classes,
+        dataset.train,
         ipc=settings.ipc,
         batch_real=settings.batch_real,
-        pool_bytes=dataset.train.images.numel(),
         dtype=dtype,
         device=device,
         chunk_memory=chunk_memory,
@@ -61,3 +64,15 @@ def prepare(step: Step, device: torch.device, compile: bool) -> Iterator[str]:
         )
     if device.type == "cuda" and (reason := step.capture()):
         yield f"running without a CUDA graph: {reason}"
+
+
+@contextmanager
+def op_by_op(step: Step, say: Callable[[str], None]) -> Iterator[None]:
+    """Run the step without its graph within the block, so that a profiler sees the ops.
+
+    The graph is dropped and recorded afresh afterwards, since the device need not hold the memory of both.
+    """
+    recorded = step.release()
+    yield
+    if recorded and (reason := step.capture()):
+        say(f"running without a CUDA graph from here on: {reason}")

@@ -4,13 +4,14 @@ import dataclasses
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from fastdm.condensation.build import build_step, prepare
+from fastdm.condensation.build import build_step, op_by_op, prepare
 from fastdm.condensation.settings import Settings
 from fastdm.data.pool import Dataset
 from fastdm.data.sources import open_dataset
@@ -162,7 +163,7 @@ def condense_resolved(
     folder = None if save_path is None else user_path(save_path)
 
     with (
-        chosen_backend(backend),
+        chosen_backend(backend, device),
         precision_context(settings.precision, device, deterministic=settings.deterministic) as dtype,
     ):
         step, plan = build_step(dataset, settings, device, dtype, chunk_memory)
@@ -192,8 +193,9 @@ def condense_resolved(
                 run.say(note)
             iterations: Iterable[int] = run.iterations()
             if profile is not None and folder is not None:
+                within = partial(op_by_op, step, run.say)
                 iterations = recorded(
-                    run.iterations(), profile, step.uncaptured, device, folder / "profile", run.say, run.messages()
+                    run.iterations(), profile, within, device, folder / "profile", run.say, run.messages()
                 )
             if observer is not None and run.first_iteration == 0 and observer.wants(0):
                 observer.look(0, _synthetic_set(dataset, settings, step.images))

@@ -1,10 +1,9 @@
 """One iteration of distribution matching: the paper's Algorithm 1, over chunks of classes."""
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 
 import torch
 from torch import Tensor
@@ -40,7 +39,6 @@ class Step:
         device = images.device
         self.images = images
         self.velocity = torch.zeros_like(images)
-        self._gradient = torch.zeros_like(images)
         self._network = network
         self._objective: Objective = ClassMeans()
         self._lr = settings.lr_img
@@ -50,24 +48,26 @@ class Step:
         self._std = torch.tensor(dataset.std, dtype=torch.float32, device=device)
         self._augment = partial(augment, dtype=dtype, channels_last=True)
         self._size = (images.shape[2], images.shape[3])
+        self._one = torch.ones((), dtype=torch.float32, device=device)  # the gradient of a loss to itself
         self._key = torch.tensor([settings.seed, 0], device=device)
         self._classes = torch.arange(dataset.num_classes, device=device)
-        self._real = real_images(dataset.train, settings.batch_real, settings.seed, self._key)
+        self._real = real_images(dataset.train, plan.residence, settings.batch_real, settings.seed, self._key)
         self._chunks = _chunks(self._real.counts, settings.ipc, plan.chunk_classes, device)
         self._micro_batch = plan.micro_batch
-        self._run: Callable[[], Tensor] = self._iterate
+        self._replay: Callable[[], Tensor] | None = None  # in place of _iterate, once it is recorded
 
     def __call__(self, iteration: int) -> Tensor:
         """Change the images once; returns the loss divided by the number of classes, float32, on their device."""
         self._key[1:].fill_(iteration)  # fill_: an assignment would wait for the device
         self._real.begin(iteration)
-        return self._run()
+        return self._iterate() if self._replay is None else self._replay()
 
     def _iterate(self) -> Tensor:
         """The iteration that the key names (Algorithm 1, lines 2 to 5)."""
         initialise(self._network, self._key)  # ψ ~ P: a network with random weights
         omega = self._strategy.draw(self._key, self._classes, self._size)  # ω_c ~ Ω, for every class
-        loss = torch.zeros((), dtype=torch.float32, device=self.images.device)
+        self.velocity.mul_(self._momentum)
+        losses = []
         batches = self._real.batches([chunk.real.rows for chunk in self._chunks])  # B_c ~ T, for every class
         for chunk, batch in zip(self._chunks, batches, strict=True):
             tables = [table[chunk.classes] for table in omega]
@@ -77,25 +77,16 @@ class Step:
             synthetic = self.images[chunk.synthetic.rows].requires_grad_()  # S_c
             augmented = self._augment(synthetic, tables, chunk.synthetic.group)  # A(S_c, ω_c)
             chunk_loss = self._objective.loss(self._network, target, augmented, chunk.synthetic)
-            (self._gradient[chunk.synthetic.rows],) = torch.autograd.grad(chunk_loss, synthetic)
-            loss += chunk_loss.detach()
+            (gradient,) = torch.autograd.grad(chunk_loss, synthetic, self._one.to(chunk_loss))
+            self.velocity[chunk.synthetic.rows] += gradient
+            losses.append(chunk_loss.detach())
 
-        self.velocity.mul_(self._momentum).add_(self._gradient)
         self.images.sub_(self.velocity, alpha=self._lr)  # S ← S − η ∇_S L
-        return loss / len(self._classes)
+        return reduce(torch.add, losses) / len(self._classes)
 
     def _augment_real(self, tables: list[Tensor], batch: RealBatch, group: Tensor) -> Tensor:
         """A(B_c, ω_c): real images, normalised and augmented by the row of the tables that is their class's."""
         return self._augment(batch.images, tables, group, index=batch.index, mean=self._mean, std=self._std)
-
-    @contextmanager
-    def uncaptured(self) -> Iterator[None]:
-        """Run op by op within the block even if a graph is recorded, so that a profiler sees the ops."""
-        run, self._run = self._run, self._iterate
-        try:
-            yield
-        finally:
-            self._run = run
 
     def compile(self) -> float:
         """Let torch.compile fuse the network's layers; returns the seconds it took, RuntimeError where it fails.
@@ -119,10 +110,15 @@ class Step:
         if isinstance(self._real, StreamedImages):
             return "the real images do not fit on the device and are streamed"
         try:
-            self._run = captured(self._iterate, [self.images, self.velocity])
+            self._replay = captured(self._iterate, [self.images, self.velocity])
         except RuntimeError as error:
             return str(error)
         return ""
+
+    def release(self) -> bool:
+        """Run op by op from now on, and give back the memory of the graph; returns whether there was one."""
+        recorded, self._replay = self._replay is not None, None
+        return recorded
 
     def close(self) -> None:
         """Stop reading ahead."""
