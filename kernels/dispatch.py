@@ -43,6 +43,12 @@ def use_backend(backend: Backend) -> Iterator[None]:
     C++ extension or plain PyTorch. "triton" or "reference": this one and no other.
 
     Raises RuntimeError if "triton" is not available here, ValueError for another name.
+
+    >>> import torch
+    >>> from fastdm.kernels import norm_relu_pool, use_backend
+    >>> with use_backend("reference"):
+    ...     norm_relu_pool(torch.zeros(1, 1, 2, 2))
+    tensor([[[[0.]]]])
     """
     global _backend
     if backend not in ("auto", "triton", "reference"):
