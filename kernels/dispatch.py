@@ -44,6 +44,12 @@ def use_backend(backend: Backend) -> Iterator[None]:
     C++ extension or plain PyTorch. "triton" or "reference": this one and no other.
 
     Raises RuntimeError if "triton" is not available here, ValueError for another name.
+
+    >>> import torch
+    >>> from fastdm.kernels import norm_relu_pool, use_backend
+    >>> with use_backend("reference"):
+    ...     norm_relu_pool(torch.zeros(1, 1, 2, 2))
+    tensor([[[[0.]]]])
     """
     if backend not in ("auto", "triton", "reference"):
         raise ValueError(f"backend is {backend!r}; it must be 'auto', 'triton' or 'reference'")

@@ -44,6 +44,7 @@ def dsa(
     Returns [N, C, H, W]. Gradients flow to floating-point images, without index. Raises TypeError for a wrong dtype,
     ValueError for wrong shapes, devices and values.
 
+    >>> import torch
     >>> from fastdm.kernels import dsa, table
     >>> rows = table.identity(1)
     >>> rows[0, table.FLIP] = 1
