@@ -326,11 +326,13 @@ def _load_public(path: Path, dataset: Dataset | None, normalised: bool | None) -
 
 
 def _described(path: Path, file: PublicFile, dataset: Dataset | None) -> list[SyntheticSet]:
-    """The sets of a `.pt` that fastdm wrote, which says all about them."""
+    """The sets of a `.pt` that fastdm wrote, which says all about them; the network at least in the file's name."""
     sets, tally = [], Tally()
+    _, network = parse_file_name(path)
+    named = {"network": network} if network else {}
     for (images, labels), settings in zip(file.sets, file.about["settings"], strict=True):
         try:
-            about = check_about(file.about | {"settings": settings})
+            about = check_about(file.about | {"settings": named | settings})
             pixels, present = class_sorted(str(path), images, labels, len(about["class_names"]), tally)
             if len(present) != len(about["class_names"]):
                 raise FastDMError("images of some classes are missing")
