@@ -1,5 +1,6 @@
 # make demo           condense real images and see how good they are
-# make test           run the whole test suite
+# make test           run the whole test suite, then the ops' tests in their other lanes
+# make test-lanes     the latter only: Triton's interpreter, and PyTorch and the C++ core held down to fewer instructions
 # make lint types     style and types, as continuous integration checks them
 # make compile-check  compile every Triton kernel for the GPUs it is meant for, without one; registers and spills
 # make sanitize       the C++ core under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer
@@ -7,19 +8,29 @@
 # make bench          every benchmark that a CPU can run, at most 15 minutes; DATA=folder of data sets
 # make browser-test   the tests of the report in headless Chromium (Debian: apt-get install chromium chromium-driver)
 # make gpu-test       the tests that need a CUDA device
-# make gpu-report     every benchmark that needs one, at most 8 minutes; OUT=folder, DATA=folder of data sets
+# make gpu-report     every benchmark that needs one, at most 8 minutes; OUT=folder, DATA=folder of data sets; leaves
+#                     results.tar.gz in OUT; FASTDM_COMMIT=… names the commit where there is no git
 #                     (both in PYTHON's own environment: torch, triton and pytest are there, nothing is downloaded)
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 
-.PHONY: demo test browser-test test-oldest gpu-test lint types compile-check sanitize bench gpu-report clean
+.PHONY: demo test test-lanes browser-test test-oldest gpu-test lint types compile-check sanitize bench gpu-report clean
 
 demo: $(VENV)/installed
 	$(PY) -m examples.digits
 
 test: $(VENV)/installed
 	$(PY) -m pytest
+	$(MAKE) test-lanes
+
+# test_core.py builds a program that goes through the instruction sets by itself.
+OPS := $(dir $(wildcard tests/kernels/*/__init__.py))
+ON_CPU := $(OPS) tests/csrc tests/test_compat.py --ignore tests/csrc/test_core.py
+test-lanes: $(VENV)/installed
+	TRITON_INTERPRET=1 $(PY) -m pytest $(OPS)
+	FASTDM_CPU=avx2 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PY) -m pytest $(ON_CPU)
+	FASTDM_CPU=plain ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 $(PY) -m pytest $(ON_CPU)
 
 browser-test: $(VENV)/installed
 	$(PY) -m pytest -m browser tests/applications
@@ -27,17 +38,21 @@ browser-test: $(VENV)/installed
 # An environment of its own: triton 3.6's interpreter needs a numpy before 2.4.
 test-oldest:
 	test -d .venv-oldest || $(PYTHON) -m venv .venv-oldest
-	.venv-oldest/bin/python -m pip install --quiet 'torch==2.11.*' 'triton==3.6.*' 'numpy<2.4' --editable '.[dev]'
-	.venv-oldest/bin/python -m pytest tests/kernels tests/test_step.py tests/test_augmentation.py
+	.venv-oldest/bin/python -m pip install $(if $(wildcard .venv-oldest),--quiet) \
+		'torch==2.11.*' 'triton==3.6.*' 'numpy<2.4' --editable '.[dev]'
+	.venv-oldest/bin/python -m pytest tests/kernels tests/condensation/test_step.py tests/test_augmentation.py
+	TRITON_INTERPRET=1 .venv-oldest/bin/python -m pytest $(OPS)
 
 # torch and triton are those that are there: a machine with a GPU may have no network.
 gpu-test:
 	$(PYTHON) -m pip install --quiet --no-build-isolation --no-deps --editable .
 	$(PYTHON) -m pytest tests/gpu
+	FASTDM_TEST_DEVICE=cuda $(PYTHON) -m pytest $(OPS)
 
 lint: $(VENV)/installed
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(VENV)/bin/clang-format --dry-run --Werror $(wildcard csrc/*.h csrc/*.cpp tests/csrc/*.cpp)
 
 # mypy follows folders, not setup.py: show it kernels/ where the package has it.
 types: $(VENV)/installed
@@ -54,16 +69,42 @@ sanitize: $(VENV)/installed
 	tests/csrc/sanitize.sh $(PY)
 
 bench: $(VENV)/installed
-	$(PY) -m bench.cpu_report $(if $(DATA),--data $(DATA))
+	$(PY) -m bench.run cpu $(if $(DATA),--data $(DATA))
 
 gpu-report:
-	$(PYTHON) -m bench.gpu_report $(if $(OUT),--out $(OUT)) $(if $(DATA),--data $(DATA))
+	$(PYTHON) -m bench.run gpu $(if $(OUT),--out $(OUT)) $(if $(DATA),--data $(DATA))
 
-$(VENV)/installed: pyproject.toml setup.py $(wildcard csrc/*)
+# Checked before pip starts: it would download gigabytes first and fail to build the C++ core afterwards.
+needs = { echo "fastdm needs $(1) (Debian, Ubuntu: apt-get install $(2))"; exit 1; }
+define check_machine
+	@command -v $(PYTHON) >/dev/null || $(call needs,Python 3.11 or newer,python3-venv)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "fastdm needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
-	@$(PYTHON) -m venv $(VENV) || { echo "Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
-	$(PY) -m pip install --quiet --editable '.[dev]'
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || $(call needs,Python's venv module,python3-venv)
+endef
+# Not needed with FASTDM_PURE=1, which leaves the C++ core out.
+define check_compiler
+	@test -f "$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h" || \
+		$(call needs,Python's header files,python3-dev)
+	@echo '#include <vector>' | \
+		$${CXX:-$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_config_var("CXX"))')} \
+		-std=c++17 -fsyntax-only -x c++ - 2>/dev/null || $(call needs,a C++17 compiler,g++)
+endef
+
+define announce
+	@echo "Installing fastdm, PyTorch with its CUDA libraries, and test tools into $(VENV)."
+	@echo "About 3.5 GB to download, 6 GB on disk, 2 to 10 minutes. For a CPU only, 0.7 GB to download and 2.4 GB on disk:"
+	@echo "    make TORCH_INDEX=https://download.pytorch.org/whl/cpu $(MAKECMDGOALS)"
+endef
+
+# The first installation shows pip's progress; later ones, after a change in csrc/, are short and quiet.
+$(VENV)/installed: pyproject.toml setup.py fastdm/version.py $(wildcard csrc/*)
+	$(check_machine)
+	$(if $(filter-out 0,$(FASTDM_PURE)),,$(check_compiler))
+	$(if $(TORCH_INDEX)$(wildcard $@),,$(announce))
+	@$(PYTHON) -m venv $(VENV)
+	$(if $(TORCH_INDEX),$(PY) -m pip install torch torchvision --index-url $(TORCH_INDEX))
+	$(PY) -m pip install $(if $(wildcard $@),--quiet) --editable '.[dev]'
 	touch $@
 
 clean:

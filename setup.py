@@ -1,25 +1,35 @@
 """Build the C++ extension ``fastdm._native`` and map the folder ``kernels/`` to ``fastdm.kernels``.
 
 ``FASTDM_PURE=1`` leaves the extension out: everything then runs through PyTorch, slower.
-Building needs a C++17 compiler and nanobind (a build requirement), neither torch nor any system library.
+Building needs a C++17 compiler, Python's header files and nanobind (a build requirement), but neither torch nor any
+other library.
 """
 
 import os
+import sysconfig
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CCompilerError, ExecError, PlatformError
 
+WITHOUT = "FASTDM_PURE=1 installs without the extension, slower."
+
 
 class BuildNative(build_ext):
     def build_extension(self, ext: Extension) -> None:
+        header = Path(sysconfig.get_path("include"), "Python.h")
+        if not header.exists():
+            raise SystemExit(
+                f"fastdm: building the C++ extension needs Python's header files, but {header} does not exist "
+                f"(Debian/Ubuntu: apt-get install python3-dev). {WITHOUT}"
+            )
         try:
             super().build_extension(ext)
         except (CCompilerError, ExecError, PlatformError) as error:
             raise SystemExit(
                 f"fastdm: building the C++ extension failed ({error}). It needs a C++17 compiler "
-                "(Debian/Ubuntu: apt-get install g++); FASTDM_PURE=1 installs without the extension, slower."
+                f"(Debian/Ubuntu: apt-get install g++). {WITHOUT}"
             ) from None
 
 
@@ -47,8 +57,9 @@ def native_extension() -> Extension:
 
 
 pure = os.environ.get("FASTDM_PURE", "0") not in ("", "0")
+kernels = ["fastdm.kernels", *(f"fastdm.kernels.{name}" for name in find_packages("kernels"))]
 setup(
-    packages=[*find_packages(include=["fastdm", "fastdm.*"]), "fastdm.kernels"],
+    packages=[*find_packages(include=["fastdm", "fastdm.*"]), *kernels],
     package_dir={"fastdm.kernels": "kernels"},
     ext_modules=[] if pure else [native_extension()],
     cmdclass={"build_ext": BuildNative},

@@ -1,21 +1,21 @@
-// 3×3 convolutions of float32 images [H, W, channels], one thread's share. No include guard: see each_cpu.h.
+// 3×3 convolutions of float32 images [H, W, channels], one thread's share. No include guard: see isa.h.
 //
-// Two ways. Few input channels: the plain sum over the 3×3 taps, as a matrix product over rows of a padded image. Many:
-// Winograd's F(4×4, 3×3) (Lavin and Gray, "Fast algorithms for convolutional neural networks", 2015): 6×6 patches of
-// the image and the 3×3 weights are transformed, multiplied (a matrix product over the channels for each of the 36
-// coordinates) and transformed back to 4×4 pixels: a quarter of the multiplications.
+// Two algorithms. Few input channels: direct, the sum over the 3×3 taps, as a matrix product over rows of a padded
+// image. Many: Winograd's F(4×4, 3×3) (Lavin and Gray, "Fast algorithms for convolutional neural networks", 2015): 6×6
+// patches of the image and the 3×3 weights are transformed, multiplied (a matrix product over the channels for each of
+// the 36 coordinates) and transformed back to 4×4 pixels, with a quarter of the multiplications.
 
 namespace fastdm::FASTDM_ISA {
 
-// --- matrix product ---------------------------------------------------------------------------------------------------
+// --- matrix product --------------------------------------------------------------------------------------------------
 
-// A tile of the product is kTileRows × kPanel numbers, all held in registers; B is packed in panels of kPanel columns.
+// A tile of the product is kTileRows × kPanel elements, all in registers; B is packed in panels of kPanel columns.
 constexpr int kTileRows = kLanes == 16 ? 8 : 4;
 constexpr int64_t kPanel = 2 * kLanes;
 
 inline int64_t panel_columns() { return kPanel; }
 
-// Row r of A: `segments` runs of `length` numbers, the runs `segment_stride` and the rows `row_stride` apart.
+// Row r of A: `segments` segments of `length` elements, `segment_stride` apart; rows are `row_stride` apart.
 struct Rows {
     const float* data;
     int64_t row_stride;
@@ -51,18 +51,21 @@ inline void multiply_tile(const Rows& a, const float* panel, float* c, int64_t c
 
 inline void multiply(const Rows& a, int64_t rows, const float* panel, float* c, int64_t c_stride) {
     int64_t r = 0;
-    for (; r + kTileRows <= rows; r += kTileRows) multiply_tile<kTileRows>(a.from(r), panel, c + r * c_stride, c_stride);
+    for (; r + kTileRows <= rows; r += kTileRows) {
+        multiply_tile<kTileRows>(a.from(r), panel, c + r * c_stride, c_stride);
+    }
     for (; r + 2 <= rows; r += 2) multiply_tile<2>(a.from(r), panel, c + r * c_stride, c_stride);
     for (; r < rows; ++r) multiply_tile<1>(a.from(r), panel, c + r * c_stride, c_stride);
 }
 
-// --- Winograd ---------------------------------------------------------------------------------------------------------
+// --- Winograd --------------------------------------------------------------------------------------------------------
 
-// Numbers between the transforms of two coordinates: not a power of two, whose lines would share a set of the cache.
+// Elements between the transforms of two coordinates. Not a power of two, whose lines would map to one set of the
+// cache.
 inline int64_t coordinate_stride(int64_t channels) { return kWinogradTiles * channels + 16; }
 
-inline void transform_input(const Vec d0, const Vec d1, const Vec d2, const Vec d3, const Vec d4, const Vec d5,
-                            Vec* to, int step) {
+inline void transform_input(const Vec d0, const Vec d1, const Vec d2, const Vec d3, const Vec d4, const Vec d5, Vec* to,
+                            int step) {
     const Vec even = d4 - 4.0f * d2, odd = d3 - 4.0f * d1;
     const Vec even2 = d4 - d2, odd2 = 2.0f * (d3 - d1);
     to[0] = 4.0f * d0 - 5.0f * d2 + d4;
@@ -99,7 +102,9 @@ void winograd_weights(const Weights& w, int64_t panel, float* to) {
         for (int64_t half = 0; half < kPanel; half += kLanes) {
             Vec taps[9], rows[18], u[36];
             for (int tap = 0; tap < 9; ++tap) {
-                for (int64_t lane = 0; lane < kLanes; ++lane) taps[tap][lane] = w.at(panel * kPanel + half + lane, in, tap);
+                for (int64_t lane = 0; lane < kLanes; ++lane) {
+                    taps[tap][lane] = w.at(panel * kPanel + half + lane, in, tap);
+                }
             }
             for (int j = 0; j < 3; ++j) transform_weight(taps[j], taps[3 + j], taps[6 + j], rows + j, 3);
             for (int i = 0; i < 6; ++i) transform_weight(rows[3 * i], rows[3 * i + 1], rows[3 * i + 2], u + 6 * i, 1);
@@ -110,13 +115,14 @@ void winograd_weights(const Weights& w, int64_t panel, float* to) {
     }
 }
 
-// The transforms of one 6×6 patch, whose upper left pixel is (top, left): to[coordinate · stride + channel].
+// Transforms the 6×6 patch whose upper left pixel is (top, left): to[coordinate · stride + channel].
 inline void winograd_patch(const float* x, const ConvShape& s, int64_t top, int64_t left, const float* zeros, float* to,
                            int64_t stride) {
     const float* pixel[36];
     for (int64_t i = 0; i < 6; ++i) {
         for (int64_t j = 0; j < 6; ++j) {
-            const bool inside = 0 <= top + i && top + i < s.in_size.height && 0 <= left + j && left + j < s.in_size.width;
+            const bool inside =
+                0 <= top + i && top + i < s.in_size.height && 0 <= left + j && left + j < s.in_size.width;
             pixel[6 * i + j] = inside ? x + ((top + i) * s.in_size.width + left + j) * s.in : zeros;
         }
     }
@@ -138,7 +144,7 @@ inline void winograd_patch(const float* x, const ConvShape& s, int64_t top, int6
     }
 }
 
-// `channels` channels of the 4×4 pixels whose upper left one is (top, left), as far as they lie in the image.
+// Transforms back `channels` channels of the 4×4 pixels whose upper left one is (top, left), clipped to the image.
 inline void winograd_pixels(const float* m, int64_t stride, int64_t channels, const ConvShape& s, int64_t top,
                             int64_t left, float* y) {
     const MapSize size = s.out_size();
@@ -163,10 +169,12 @@ inline void winograd_pixels(const float* m, int64_t stride, int64_t channels, co
     }
 }
 
-// y [images, H', W', out] = conv(x [images, H, W, in]); transformed: the weights; room: winograd_room(s) numbers.
-void winograd_conv(const float* x, int64_t images, const ConvShape& s, const float* transformed, float* room, float* y) {
+// y [images, H', W', out] = conv(x [images, H, W, in]). transformed: the weights; workspace:
+// winograd_workspace_elements(s).
+void winograd_conv(const float* x, int64_t images, const ConvShape& s, const float* transformed, float* workspace,
+                   float* y) {
     const int64_t v_stride = coordinate_stride(s.in), m_stride = coordinate_stride(kWinogradColumns);
-    float* zeros = room;
+    float* zeros = workspace;
     float* v = zeros + s.in;
     float* m = v + 36 * v_stride;
     std::fill(zeros, zeros + s.in, 0.0f);
@@ -198,9 +206,9 @@ void winograd_conv(const float* x, int64_t images, const ConvShape& s, const flo
     }
 }
 
-// --- few input channels -----------------------------------------------------------------------------------------------
+// --- direct, for few input channels ----------------------------------------------------------------------------------
 
-// to[panel][tap · in][kPanel], taps and then channels in the order of an image's row.
+// Packs the weights: to[panel][tap · in][kPanel], taps and channels in the order of an image's row.
 void direct_weights(const Weights& w, float* to) {
     for (int64_t panel = 0; panel < w.out / kPanel; ++panel) {
         for (int tap = 0; tap < 9; ++tap) {
@@ -211,8 +219,8 @@ void direct_weights(const Weights& w, float* to) {
     }
 }
 
-// `channels` output channels of one image; padded: [H' + 2, W' + 2, in]; packed: their first panel; y: pixels y_stride
-// apart.
+// Convolves one image to `channels` output channels. padded: [H' + 2, W' + 2, in]; packed: the panels of these
+// channels; y: [H', W', y_stride].
 void direct_conv(const float* padded, const ConvShape& s, const float* packed, int64_t channels, float* y,
                  int64_t y_stride) {
     const MapSize size = s.out_size();
@@ -225,7 +233,7 @@ void direct_conv(const float* padded, const ConvShape& s, const float* packed, i
     }
 }
 
-// Panels over the 9 · in taps, filled up with zeros: to[panel][out][kPanel].
+// Packs panels over the 9 · in taps, padded with zeros: to[panel][out][kPanel].
 void direct_backward_weights(const Weights& w, float* to) {
     for (int64_t first = 0; first < 9 * w.in; first += kPanel) {
         for (int64_t out = 0; out < w.out; ++out) {
@@ -236,7 +244,7 @@ void direct_backward_weights(const Weights& w, float* to) {
     }
 }
 
-// Adds the gradient of one image to padded, [H' + 2, W' + 2, in]; grad: [H', W', out].
+// Adds the input gradient of one image to padded [H' + 2, W' + 2, in]; grad: [H', W', out].
 void direct_conv_backward(const float* grad, const ConvShape& s, const float* packed, float* padded) {
     const MapSize size = s.out_size();
     const int64_t taps = 9 * s.in, run = 3 * s.in, row = (size.width + 2) * s.in;

@@ -1,12 +1,12 @@
-// uint8 planes of an image → another layout and number type, a piece at a time.
-// The loop is written once; the compiler makes it for AVX-512, AVX2 and the plain target, with the same bits from each
-// (the build forbids contracting x * scale + shift into one rounding).
+// uint8 planes of an image → another layout and element type, one piece at a time.
+// The loop is written once and compiled for AVX-512, AVX2 and the plain target, all with bit-identical results (the
+// build forbids contracting x * scale + shift into a single rounding).
 #pragma once
 
 #include <cstdint>
 #include <cstring>
 
-#include "copy.h"
+#include "cpu.h"
 
 namespace fastdm {
 
@@ -15,23 +15,32 @@ struct bfloat16 {
 };
 
 template <class Out>
-inline Out to_number(float value);
+inline Out from_float(float value);
 
 template <>
-inline float to_number<float>(float value) {
+inline float from_float<float>(float value) {
     return value;
 }
 
-// Rounds to nearest, ties to even; value is finite.
+// Rounds to nearest, ties to even. The value must be finite.
 template <>
-inline bfloat16 to_number<bfloat16>(float value) {
+inline bfloat16 from_float<bfloat16>(float value) {
     uint32_t bits;
     std::memcpy(&bits, &value, sizeof bits);
     return {static_cast<uint16_t>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16)};
 }
 
-// Where one channel's numbers come to stand: planar = [C, H, W], last = [H, W, C], rgbx = [H, W, 4] with x = 0.
-enum class Layout { planar, last, rgbx };
+inline float to_float(uint8_t value) { return value; }
+inline float to_float(float value) { return value; }
+inline float to_float(bfloat16 value) {
+    const uint32_t bits = uint32_t{value.bits} << 16;
+    float converted;
+    std::memcpy(&converted, &bits, sizeof converted);
+    return converted;
+}
+
+// Layout of the output: NCHW = [C, H, W], NHWC = [H, W, C], RGBX = [H, W, 4] with X = 0.
+enum class Layout { NCHW, NHWC, RGBX };
 
 // A normalised pixel is x * scale + shift, rounded to float32 after each.
 struct Normalisation {
@@ -39,7 +48,8 @@ struct Normalisation {
     float shift[4];
 };
 
-// Writes `count` pixels, kStride numbers each, of which the first kChannels come from planes that lie `plane` bytes apart.
+// Writes `count` pixels of kStride elements. The first kChannels of each come from planes that are `plane` bytes apart,
+// the rest are 0.
 template <class Out, int kChannels, int kStride>
 __attribute__((always_inline)) inline void convert_pixels(const uint8_t* from, int64_t plane, int64_t count,
                                                           const float* scale, const float* shift, void* to) {
@@ -51,7 +61,7 @@ __attribute__((always_inline)) inline void convert_pixels(const uint8_t* from, i
             } else if constexpr (sizeof(Out) == 1) {
                 out[i * kStride + c] = from[c * plane + i];
             } else {
-                out[i * kStride + c] = to_number<Out>(static_cast<float>(from[c * plane + i]) * scale[c] + shift[c]);
+                out[i * kStride + c] = from_float<Out>(static_cast<float>(from[c * plane + i]) * scale[c] + shift[c]);
             }
         }
     }

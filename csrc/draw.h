@@ -1,5 +1,5 @@
-// Random numbers and class-conditional draws, keyed by (seed, step, row): the same on every platform and thread count,
-// and the same as fastdm.kernels.uniform and fastdm.kernels.draw.
+// Random numbers and class-conditional draws, keyed by (seed, step, row): identical on every platform, for any number
+// of threads, and to what the other implementations of fastdm.kernels.uniform and fastdm.kernels.draw return.
 #pragma once
 
 #include <algorithm>
@@ -21,7 +21,7 @@ inline void uniform_row(RandomKey key, uint32_t row, uint32_t stream, int64_t n,
     }
 }
 
-// n distinct indices of [first, first + size), ascending, uniform over all n-subsets: Floyd's algorithm (Bentley &
+// n distinct indices from [first, first + size), ascending, uniform over all n-subsets: Floyd's algorithm (Bentley &
 // Floyd, "A sample of brilliance", CACM 1987). The drawn set is a bitmap, so reading it out sorts it.
 // Requires n <= size < 2^32.
 inline void draw_class(RandomKey key, uint32_t class_id, int64_t first, int64_t size, int64_t n,
@@ -42,7 +42,7 @@ inline void draw_class(RandomKey key, uint32_t class_id, int64_t first, int64_t 
     }
 }
 
-// n indices of [first, first + size), ascending, each of them uniform whatever the others are. Requires 0 < size < 2^32.
+// n indices from [first, first + size), drawn independently and uniformly, ascending. Requires 0 < size < 2^32.
 inline void draw_class_with_repeats(RandomKey key, uint32_t class_id, int64_t first, int64_t size, int64_t n,
                                     int64_t* out) {
     PhiloxWords words{};
@@ -53,10 +53,10 @@ inline void draw_class_with_repeats(RandomKey key, uint32_t class_id, int64_t fi
     std::sort(out, out + n);
 }
 
-// Rows that take about half a millisecond: less is not worth waking a thread for, and on a busy machine waiting for it.
+// Rows that take about half a millisecond. Less is not worth waking a thread for, or waiting for it on a busy machine.
 inline int64_t rows_per_block(int64_t n) { return 1 + 65536 / (n + 1); }
 
-// Rows of uniform_row, out [rows, n].
+// out: [rows, n], a uniform_row for each of row_ids.
 inline void uniform(ThreadPool& pool, RandomKey key, const int64_t* row_ids, int64_t rows, uint32_t stream, int64_t n,
                     float* out) {
     pool.run(rows, rows_per_block(n), [&](int64_t begin, int64_t end) {
@@ -66,7 +66,8 @@ inline void uniform(ThreadPool& pool, RandomKey key, const int64_t* row_ids, int
     });
 }
 
-// Rows of draw_class or draw_class_with_repeats, out [classes, n]. offsets: where each class of the pool starts, one more for the end.
+// out: [classes, n], a draw_class (or draw_class_with_repeats if `replace`) for each of class_ids. offsets: the first
+// image of every class of the pool, then the number of images.
 inline void draw(ThreadPool& pool, RandomKey key, const int64_t* offsets, const int64_t* class_ids, int64_t classes,
                  int64_t n, bool replace, int64_t* out) {
     pool.run(classes, rows_per_block(n), [&](int64_t begin, int64_t end) {

@@ -1,11 +1,11 @@
-// Records of a pool by index → a caller's buffer: uint8 as it is, or converted on the way.
+// Gathers records of a pool by index into a caller's buffer: as uint8, or converted on the way.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
 
 #include "convert.h"
-#include "copy.h"
+#include "stream_copy.h"
 #include "thread_pool.h"
 
 namespace fastdm {
@@ -21,7 +21,7 @@ struct Records {
     const uint8_t* operator[](int64_t index) const { return data + index * bytes(); }
 };
 
-// The first index that is no record, or -1.
+// The position of the first index outside [0, count), or -1.
 inline int64_t find_out_of_range(const int64_t* index, int64_t n, int64_t count) {
     for (int64_t i = 0; i < n; ++i) {
         if (index[i] < 0 || index[i] >= count) return i;
@@ -29,7 +29,7 @@ inline int64_t find_out_of_range(const int64_t* index, int64_t n, int64_t count)
     return -1;
 }
 
-// Enough records for a block of work that is worth a thread's while.
+// Enough records to be worth waking a thread for.
 inline int64_t records_per_block(int64_t out_bytes) { return 1 + (int64_t{256} << 10) / (out_bytes + 1); }
 
 // out[i] = records[index[i]]. A result of more than `cache` bytes is written past the caches.
@@ -51,26 +51,26 @@ inline void gather(ThreadPool& pool, const Records& records, const int64_t* inde
         threads);
 }
 
-// out[i] = records[index[i]] in the wanted layout, as Out (uint8_t: the pixel; float, bfloat16: normalised).
-// Records have 1 or 3 channels; layout rgbx needs 3.
+// out[i] = records[index[i]] in the given layout: the pixels where Out is uint8_t, normalised where it is float or
+// bfloat16. Records have 1 or 3 channels; RGBX needs 3.
 template <class Out>
 void gather_convert(ThreadPool& pool, const Records& records, const Normalisation& norm, Layout layout,
                     const int64_t* index, int64_t n, Out* out, int threads = 0, Cpu cpu = this_cpu(),
                     int64_t cache = cache_bytes()) {
-    // One channel at a time where channels stand apart, all at once where they are interleaved.
-    const bool apart = layout == Layout::planar || records.channels == 1;
-    const int64_t stride = apart ? 1 : layout == Layout::rgbx ? 4 : 3;
-    const int64_t planes = apart ? records.channels : 1;
-    const ConvertPixels convert = apart                    ? convert_pixels_for<Out, 1, 1>(cpu)
-                                  : layout == Layout::rgbx ? convert_pixels_for<Out, 3, 4>(cpu)
+    // Planes are converted one at a time, interleaved channels together.
+    const bool planar = layout == Layout::NCHW || records.channels == 1;
+    const int64_t stride = planar ? 1 : layout == Layout::RGBX ? 4 : 3;
+    const int64_t planes = planar ? records.channels : 1;
+    const ConvertPixels convert = planar                   ? convert_pixels_for<Out, 1, 1>(cpu)
+                                  : layout == Layout::RGBX ? convert_pixels_for<Out, 3, 4>(cpu)
                                                            : convert_pixels_for<Out, 3, 3>(cpu);
-    const int64_t record_numbers = planes * stride * records.pixels;
-    const bool past_caches = n * record_numbers * static_cast<int64_t>(sizeof(Out)) > cache;
+    const int64_t record_elements = planes * stride * records.pixels;
+    const bool past_caches = n * record_elements * static_cast<int64_t>(sizeof(Out)) > cache;
     const StreamCopy copy = stream_copy(cpu);
     constexpr int64_t kPiece = 1024;  // pixels: 16 KB of float32 RGBx at most, which stays in the nearest cache
 
     pool.run(
-        n, records_per_block(record_numbers * static_cast<int64_t>(sizeof(Out))),
+        n, records_per_block(record_elements * static_cast<int64_t>(sizeof(Out))),
         [&](int64_t begin, int64_t end) {
             alignas(kLine) Out piece[kPiece * 4];
             for (int64_t i = begin; i < end; ++i) {
@@ -80,7 +80,7 @@ void gather_convert(ThreadPool& pool, const Records& records, const Normalisatio
                     for (int64_t pixel = 0; pixel < records.pixels; pixel += kPiece) {
                         const int64_t count = std::min(kPiece, records.pixels - pixel);
                         const int64_t at = plane * records.pixels + pixel;
-                        Out* to = out + i * record_numbers + at * stride;
+                        Out* to = out + i * record_elements + at * stride;
                         convert(from + at, records.pixels, count, norm.scale + plane, norm.shift + plane,
                                 past_caches ? piece : to);
                         if (past_caches) {

@@ -1,11 +1,11 @@
-// InstanceNorm → ReLU → 2×2 average pooling of a batch, float32 or bfloat16 with float32 arithmetic, on all threads.
+// InstanceNorm → ReLU → 2×2 average pooling of a batch in float32 or bfloat16, computed in float32, on all threads.
 #pragma once
 
 #include <cstdint>
 #include <vector>
 
-#include "each_cpu.h"
-#include "maps.h"
+#include "isa.h"
+#include "shapes.h"
 #include "thread_pool.h"
 
 namespace fastdm {
@@ -18,7 +18,7 @@ void norm_relu_pool(ThreadPool& pool, const T* x, const Maps& maps, const Affine
     if (maps.channels_last) {
         pool.run(maps.count, 1, [&](int64_t begin, int64_t end) {
             for (int64_t n = begin; n < end; ++n) {
-                FASTDM_CALL(cpu, norm_relu_pool_last<false>, x + n * channels * pixels, maps.size, channels, channels,
+                FASTDM_CALL(cpu, norm_relu_pool_nhwc<false>, x + n * channels * pixels, maps.size, channels, channels,
                             affine, out + n * channels * out_pixels, channels, mean + n * channels,
                             rstd + n * channels);
             }
@@ -41,7 +41,7 @@ void norm_relu_pool_backward(ThreadPool& pool, const T* grad, const T* x, const 
                              const float* rstd, const Affine& affine, T* grad_x, float* grad_weight, float* grad_bias,
                              Cpu cpu = this_cpu()) {
     const int64_t channels = maps.channels, pixels = maps.size.pixels(), out_pixels = maps.size.pooled().pixels();
-    // Each image's share, added up in order afterwards: the sum does not depend on the threads.
+    // One share per image, summed in order afterwards, so that the sum does not depend on the number of threads.
     std::vector<float> shares(static_cast<size_t>(2 * maps.count * channels));
     float* share_weight = shares.data();
     float* share_bias = shares.data() + maps.count * channels;
@@ -49,7 +49,7 @@ void norm_relu_pool_backward(ThreadPool& pool, const T* grad, const T* x, const 
         pool.run(maps.count, 1, [&](int64_t begin, int64_t end) {
             for (int64_t n = begin; n < end; ++n) {
                 const int64_t at = n * channels;
-                FASTDM_CALL(cpu, norm_relu_pool_last_backward, grad + at * out_pixels, x + at * pixels, maps.size,
+                FASTDM_CALL(cpu, norm_relu_pool_nhwc_backward, grad + at * out_pixels, x + at * pixels, maps.size,
                             channels, mean + at, rstd + at, affine, grad_x + at * pixels, share_weight + at,
                             share_bias + at);
             }
@@ -75,12 +75,12 @@ void norm_relu_pool_backward(ThreadPool& pool, const T* grad, const T* x, const 
     }
 }
 
-// out: float32 [classes, C · H / 2 · W / 2], the means over the images offsets[c] to offsets[c + 1], in the order
-// (channel, row, column); 0 for a class without images.
+// out: float32 [classes, C · H / 2 · W / 2], the mean over the images offsets[c] to offsets[c + 1] of each class, in
+// the order (channel, row, column); 0 for a class without images.
 template <class T>
 void norm_relu_pool_mean(ThreadPool& pool, const T* x, const Maps& maps, const int64_t* offsets, int64_t classes,
                          const Affine& affine, float* out, Cpu cpu = this_cpu()) {
-    // One task: 64 channels (two lines of bfloat16, so that threads share no line) of one class, image after image.
+    // One task: 64 channels of one class, image by image. They fill two cache lines in bfloat16, so threads share none.
     constexpr int64_t kChannels = 64;
     const int64_t channels = maps.channels, pixels = maps.size.pixels(), out_pixels = maps.size.pooled().pixels();
     const int64_t blocks = (channels + kChannels - 1) / kChannels;
@@ -95,7 +95,7 @@ void norm_relu_pool_mean(ThreadPool& pool, const T* x, const Maps& maps, const i
             for (int64_t n = offsets[id]; n < offsets[id + 1]; ++n) {
                 const T* image = x + n * channels * pixels;
                 if (maps.channels_last) {
-                    FASTDM_CALL(cpu, norm_relu_pool_last<true>, image + first, maps.size, width, channels,
+                    FASTDM_CALL(cpu, norm_relu_pool_nhwc<true>, image + first, maps.size, width, channels,
                                 affine.from(first), total.data(), width, mean, rstd);
                     continue;
                 }

@@ -1,23 +1,23 @@
-// InstanceNorm → ReLU → 2×2 average pooling of one image, forward and backward. No include guard: see each_cpu.h.
+// InstanceNorm → ReLU → 2×2 average pooling of one image, forward and backward. No include guard: see isa.h.
 //
 // With m and r the mean and 1 / deviation of a channel, d = x − m, z = d · scale + shift, scale = r · weight and
 // shift = bias, an output is the mean of relu(z) over its four pixels. The gradient, with g = its share of the output's
-// gradient where z > 0 and 0 elsewhere (also in an odd last row or column), is
-//     scale · (g − Σg / n − d · r² · Σ(g · d) / n), sums over the n pixels of the channel.
-// The variance is taken about the mean, in a second pass.
+// gradient where z > 0 and 0 elsewhere (including an odd last row or column), is
+//     scale · (g − Σg / n − d · r² · Σ(g · d) / n), summed over the n pixels of the channel.
+// The variance is computed about the mean, in a second pass.
 
 namespace fastdm::FASTDM_ISA {
 
-constexpr int kBlock = kLanes == 16 ? 4 : 2;  // vectors of channels at a time: as many as the registers hold
+constexpr int kBlock = kLanes == 16 ? 4 : 2;  // vectors of channels at a time, as many as fit into registers
 
-// --- channels-last: pixels lie `stride` numbers apart; B vectors of channels ------------------------------------------
+// --- NHWC: pixels are `stride` elements apart; B vectors of channels at a time ---------------------------------------
 
 template <class V, int B, class T>
 inline void statistics(const T* x, MapSize size, int64_t stride, float eps, float* mean, float* rstd) {
     constexpr int64_t kStep = sizeof(V) / sizeof(float);
     const float per_pixel = 1.0f / static_cast<float>(size.pixels());
     V m[B] = {}, variance[B] = {};
-    // Row sums first: fewer additions in a chain, less rounding.
+    // Row by row: shorter chains of additions round less.
     for (int64_t i = 0; i < size.height; ++i) {
         V row[B] = {};
         for (int64_t j = 0; j < size.width; ++j) {
@@ -59,7 +59,7 @@ struct Scaling {
     }
 };
 
-// Adds to `out` where kAdd, else writes.
+// Adds to `out` if kAdd, otherwise overwrites it.
 template <bool kAdd, class V, int B, class T, class Out>
 inline void relu_pool(const T* x, MapSize size, int64_t stride, const Scaling<V, B>& s, Out* out, int64_t out_stride) {
     constexpr int64_t kStep = sizeof(V) / sizeof(float);
@@ -80,32 +80,33 @@ inline void relu_pool(const T* x, MapSize size, int64_t stride, const Scaling<V,
 }
 
 template <bool kAdd, class V, int B, class T, class Out>
-inline void norm_relu_pool_last(const T* x, MapSize size, int64_t stride, Affine affine, Out* out, int64_t out_stride,
+inline void norm_relu_pool_nhwc(const T* x, MapSize size, int64_t stride, Affine affine, Out* out, int64_t out_stride,
                                 float* mean, float* rstd, int64_t c) {
     statistics<V, B>(x + c, size, stride, affine.eps, mean + c, rstd + c);
-    // A quarter of each pixel: the factor passes through the ReLU, and is exact.
+    // The pooling's factor ¼ commutes with the ReLU and is exact.
     const Scaling<V, B> scaling(mean + c, rstd + c, affine.weight_at(c), affine.bias_at(c), 0.25f);
     relu_pool<kAdd>(x + c, size, stride, scaling, out + c, out_stride);
 }
 
-// x: [H, W, stride], of which `channels` channels are read; out: [H / 2, W / 2, out_stride]; mean, rstd: [channels].
+// x: [H, W, stride], the first `channels` channels of each pixel; out: [H / 2, W / 2, out_stride]; mean, rstd:
+// [channels].
 template <bool kAdd, class T, class Out>
-void norm_relu_pool_last(const T* x, MapSize size, int64_t channels, int64_t stride, Affine affine, Out* out,
+void norm_relu_pool_nhwc(const T* x, MapSize size, int64_t channels, int64_t stride, Affine affine, Out* out,
                          int64_t out_stride, float* mean, float* rstd) {
     int64_t c = 0;
     for (; c + kBlock * kLanes <= channels; c += kBlock * kLanes) {
-        norm_relu_pool_last<kAdd, Vec, kBlock>(x, size, stride, affine, out, out_stride, mean, rstd, c);
+        norm_relu_pool_nhwc<kAdd, Vec, kBlock>(x, size, stride, affine, out, out_stride, mean, rstd, c);
     }
     for (; c + kLanes <= channels; c += kLanes) {
-        norm_relu_pool_last<kAdd, Vec, 1>(x, size, stride, affine, out, out_stride, mean, rstd, c);
+        norm_relu_pool_nhwc<kAdd, Vec, 1>(x, size, stride, affine, out, out_stride, mean, rstd, c);
     }
     for (; c < channels; ++c) {
-        norm_relu_pool_last<kAdd, float, 1>(x, size, stride, affine, out, out_stride, mean, rstd, c);
+        norm_relu_pool_nhwc<kAdd, float, 1>(x, size, stride, affine, out, out_stride, mean, rstd, c);
     }
 }
 
 template <class V, int B, class T>
-inline void norm_relu_pool_last_backward(const T* grad, const T* x, MapSize size, int64_t stride, const float* mean,
+inline void norm_relu_pool_nhwc_backward(const T* grad, const T* x, MapSize size, int64_t stride, const float* mean,
                                          const float* rstd, Affine affine, T* grad_x, float* grad_weight,
                                          float* grad_bias, int64_t c) {
     constexpr int64_t kStep = sizeof(V) / sizeof(float);
@@ -140,8 +141,7 @@ inline void norm_relu_pool_last_backward(const T* grad, const T* x, MapSize size
             for (int b = 0; b < B; ++b) {
                 const int64_t at = (i * size.width + j) * stride + b * kStep;
                 const V d = load<V>(x + at) - s.mean[b];
-                const V quarter =
-                    pooled ? load<V>(grad + (i / 2 * width + j / 2) * stride + b * kStep) * 0.25f : V{};
+                const V quarter = pooled ? load<V>(grad + (i / 2 * width + j / 2) * stride + b * kStep) * 0.25f : V{};
                 const V g = multiply_add(d, s.scale[b], s.shift[b]) > V{} ? quarter : V{};
                 store(grad_x + at, s.scale[b] * (g - mean_g[b] - d * slope[b]));
             }
@@ -151,26 +151,26 @@ inline void norm_relu_pool_last_backward(const T* grad, const T* x, MapSize size
 
 // grad: [H / 2, W / 2, channels]; x, grad_x: [H, W, channels]; all others: [channels].
 template <class T>
-void norm_relu_pool_last_backward(const T* grad, const T* x, MapSize size, int64_t channels, const float* mean,
+void norm_relu_pool_nhwc_backward(const T* grad, const T* x, MapSize size, int64_t channels, const float* mean,
                                   const float* rstd, Affine affine, T* grad_x, float* grad_weight, float* grad_bias) {
     int64_t c = 0;
     for (; c + kBlock * kLanes <= channels; c += kBlock * kLanes) {
-        norm_relu_pool_last_backward<Vec, kBlock>(grad, x, size, channels, mean, rstd, affine, grad_x, grad_weight,
+        norm_relu_pool_nhwc_backward<Vec, kBlock>(grad, x, size, channels, mean, rstd, affine, grad_x, grad_weight,
                                                   grad_bias, c);
     }
     for (; c + kLanes <= channels; c += kLanes) {
-        norm_relu_pool_last_backward<Vec, 1>(grad, x, size, channels, mean, rstd, affine, grad_x, grad_weight,
+        norm_relu_pool_nhwc_backward<Vec, 1>(grad, x, size, channels, mean, rstd, affine, grad_x, grad_weight,
                                              grad_bias, c);
     }
     for (; c < channels; ++c) {
-        norm_relu_pool_last_backward<float, 1>(grad, x, size, channels, mean, rstd, affine, grad_x, grad_weight,
+        norm_relu_pool_nhwc_backward<float, 1>(grad, x, size, channels, mean, rstd, affine, grad_x, grad_weight,
                                                grad_bias, c);
     }
 }
 
-// --- planar: one channel, [H, W] -------------------------------------------------------------------------------------
+// --- NCHW: one channel [H, W] at a time ------------------------------------------------------------------------------
 
-// Σ (x − about) · factor(x − about), factor 1 or the difference itself.
+// Σ (x − about), or the sum of its squares if kSquare.
 template <bool kSquare, class T>
 inline float sum_about(const T* x, int64_t pixels, float about) {
     Vec total[4] = {};
@@ -189,7 +189,7 @@ inline float sum_about(const T* x, int64_t pixels, float about) {
     return rest;
 }
 
-// row_sum: room for a row of x.
+// row_sum: scratch for one row of x.
 template <bool kAdd, class T, class Out>
 void norm_relu_pool_plane(const T* x, MapSize size, float weight, float bias, float eps, Out* out, float* mean,
                           float* rstd, float* row_sum) {
@@ -206,8 +206,8 @@ void norm_relu_pool_plane(const T* x, MapSize size, float weight, float bias, fl
                                    relu(multiply_add(load<Vec>(lower + j) - m, all<Vec>(scale), all<Vec>(shift))));
         }
         for (; j < size.width; ++j) {
-            row_sum[j] = relu((load<float>(upper + j) - m) * scale + shift) +
-                         relu((load<float>(lower + j) - m) * scale + shift);
+            row_sum[j] =
+                relu((load<float>(upper + j) - m) * scale + shift) + relu((load<float>(lower + j) - m) * scale + shift);
         }
         for (j = 0; j < size.width / 2; ++j, ++out) {
             const float before = kAdd ? load<float>(out) : 0.0f;
@@ -216,7 +216,7 @@ void norm_relu_pool_plane(const T* x, MapSize size, float weight, float bias, fl
     }
 }
 
-// The four sums of the gradient of one plane's rows, and their second pass.
+// The two sums over one row of a plane that its gradient needs; backward_write then uses them.
 template <class V, class T>
 inline void backward_sums(const T* x, const float* quarter, float m, float scale, float shift, V& sum_g, V& sum_gd) {
     const V d = load<V>(x) - m;
@@ -233,14 +233,14 @@ inline void backward_write(const T* x, const float* quarter, float m, float scal
     store(grad_x, (g - mean_g - d * slope) * scale);
 }
 
-// A quarter of the output's gradient for every pixel of one row; 0 in an odd last column.
+// Upsamples a row of the output's gradient to the input's width, times ¼; 0 in an odd last column.
 template <class T>
-inline void spread_row(const T* grad, int64_t width, float* quarter) {
+inline void upsample_row(const T* grad, int64_t width, float* quarter) {
     for (int64_t j = 0; j < width / 2; ++j) quarter[2 * j] = quarter[2 * j + 1] = 0.25f * load<float>(grad + j);
     if (width % 2) quarter[width - 1] = 0;
 }
 
-// quarter: room for a row of x.
+// quarter: scratch for one row of x.
 template <class T>
 void norm_relu_pool_plane_backward(const T* grad, const T* x, MapSize size, float m, float rstd, float weight,
                                    float bias, T* grad_x, float* grad_weight, float* grad_bias, float* quarter) {
@@ -250,7 +250,7 @@ void norm_relu_pool_plane_backward(const T* grad, const T* x, MapSize size, floa
     float rest_g = 0, rest_gd = 0;
     for (int64_t i = 0; i < size.height / 2 * 2; ++i) {
         const T* row = x + i * width;
-        spread_row(grad + i / 2 * (width / 2), width, quarter);
+        upsample_row(grad + i / 2 * (width / 2), width, quarter);
         int64_t j = 0;
         for (; j + kLanes <= width; j += kLanes) {
             backward_sums(row + j, quarter + j, m, scale, shift, sum_g, sum_gd);
@@ -267,7 +267,7 @@ void norm_relu_pool_plane_backward(const T* grad, const T* x, MapSize size, floa
         const T* row = x + i * width;
         T* to = grad_x + i * width;
         if (i < size.height / 2 * 2) {
-            spread_row(grad + i / 2 * (width / 2), width, quarter);
+            upsample_row(grad + i / 2 * (width / 2), width, quarter);
         } else {
             std::fill(quarter, quarter + width, 0.0f);
         }

@@ -1,5 +1,6 @@
 // Philox4x32-10, a counter-based random generator (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3",
-// SC 2011). A value depends on its key and counter alone: no state, so any thread can make any part of a draw.
+// SC 2011). A value depends on its key and counter alone. There is no state, so any thread can compute any part of a
+// draw.
 #pragma once
 
 #include <array>
@@ -22,12 +23,12 @@ inline PhiloxWords philox4x32_10(PhiloxKey key, PhiloxWords counter) {
     return counter;
 }
 
-// What a run's random numbers are keyed by: its seed (both halves) and the step.
+// The key of a run's random numbers: its seed and the step.
 struct RandomKey {
     uint64_t seed;
     uint32_t step;
 
-    // Four words for one row (an image, a class) of one stream (a use of random numbers).
+    // Four random words for a row (an image or a class) of a stream (one use of random numbers).
     PhiloxWords words(uint32_t row, uint32_t stream, uint32_t block) const {
         return philox4x32_10({static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)},
                              {step, row, stream, block});

@@ -1,4 +1,4 @@
-// Box filter resize with the arithmetic of Pillow's Image.BOX: the same bytes.
+// Box filter resize with the arithmetic of Pillow's Image.BOX, byte for byte.
 #pragma once
 
 #include <algorithm>
@@ -8,7 +8,7 @@
 
 namespace fastdm {
 
-// The input pixels whose centres lie under one output pixel, and what each weighs in 2^-22.
+// The input pixels whose centres lie within one output pixel, and the weight of each in units of 2^-22.
 struct BoxWindow {
     int64_t begin;
     int64_t end;
@@ -42,7 +42,7 @@ inline uint8_t box_value(uint32_t sum, uint32_t weight) {
     return static_cast<uint8_t>(std::min((sum * weight + (1u << (kBoxBits - 1))) >> kBoxBits, 255u));
 }
 
-// Four neighbouring bytes, and sums of such: a pixel of 3 channels is added in one go, with a byte of the next.
+// Four adjacent bytes, and sums of them: a pixel of 3 channels is added at once, together with a byte of the next.
 using Bytes4 = uint8_t __attribute__((vector_size(4)));
 using Sums4 = uint32_t __attribute__((vector_size(16)));
 
@@ -54,7 +54,7 @@ void box_narrow(const uint8_t* from, int64_t row_bytes, int64_t height, const st
         for (const BoxWindow& window : columns) {
             Sums4 sum = {};
             const uint8_t* pixel = from + window.begin * kChannels;
-            // Behind the last pixel of the last row there may be nothing to read.
+            // Past the last pixel of the last row there may be nothing to read.
             const int64_t last_safe = y + 1 < height ? window.end : window.end - 1;
             const int64_t wide = kChannels < 3 ? window.begin : std::max(window.begin, last_safe);
             for (int64_t x = window.begin; x < wide; ++x, pixel += kChannels) {
@@ -70,7 +70,7 @@ void box_narrow(const uint8_t* from, int64_t row_bytes, int64_t height, const st
     }
 }
 
-// Shortens columns, each byte of a row of `bytes` one of them, to rows.size() rows.
+// Shortens columns to rows.size() rows; every byte of a row of `bytes` bytes belongs to a column of its own.
 inline void box_shorten(const uint8_t* from, int64_t row_bytes, int64_t bytes, const std::vector<BoxWindow>& rows,
                         uint8_t* to) {
     std::vector<uint32_t> sums(static_cast<size_t>(bytes));
@@ -83,8 +83,8 @@ inline void box_shorten(const uint8_t* from, int64_t row_bytes, int64_t bytes, c
     }
 }
 
-// pixels: rows of interleaved channels, `row_bytes` apart; the height × width of them is resized to
-// out [kChannels, size, size]. Values are rounded to bytes between the passes, so which comes first shows.
+// Resizes height × width pixels of interleaved channels, whose rows are `row_bytes` apart, to out [kChannels, size,
+// size]. Values are rounded to bytes between the passes, so the result depends on which comes first.
 template <int kChannels>
 void resize_box(const uint8_t* pixels, int64_t row_bytes, int64_t height, int64_t width, int64_t size,
                 bool shorten_first, uint8_t* out) {

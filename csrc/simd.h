@@ -1,6 +1,6 @@
-// Vectors of one instruction set. No include guard: each_cpu.h includes this once per instruction set.
+// Vectors of one instruction set. No include guard: isa.h includes this once per instruction set.
 //
-// The templates below take V = Vec, or V = float for what is left over when a row is no multiple of kLanes numbers.
+// The templates take V = Vec, or V = float for the remainder of a row whose length is not a multiple of kLanes.
 
 namespace fastdm::FASTDM_ISA {
 
@@ -36,11 +36,11 @@ inline V load(const bfloat16* from) {
     return v;
 }
 
-// Rounds to nearest, ties to even; what is no number stays none.
+// Rounds to nearest, ties to even. NaN stays NaN.
 template <class V>
 inline void store(bfloat16* to, V v) {
     if constexpr (sizeof(V) == sizeof(float)) {
-        *to = v == v ? to_number<bfloat16>(v) : bfloat16{0x7FC0};
+        *to = v == v ? from_float<bfloat16>(v) : bfloat16{0x7FC0};
     } else {
         VecWords words;
         std::memcpy(&words, &v, sizeof words);
@@ -52,10 +52,10 @@ inline void store(bfloat16* to, V v) {
 
 template <class V>
 inline V all(float value) {
-    return value - V{};  // x − 0 is x for every x, x + 0 is not for −0: the compiler would have to add.
+    return value - V{};  // x − 0 is x for every x; x + 0 is not for −0, so the compiler would have to add.
 }
 
-// a · b + c, rounded once where the processor can.
+// a · b + c, rounded once where the processor has a fused multiply-add.
 template <class V>
 inline V multiply_add(V a, V b, V c) {
 #if FASTDM_VECTOR_BYTES == 64
@@ -66,7 +66,7 @@ inline V multiply_add(V a, V b, V c) {
     return a * b + c;
 }
 
-// What is no number stays none.
+// NaN stays NaN.
 template <class V>
 inline V relu(V v) {
     const V zero{};

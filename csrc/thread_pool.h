@@ -1,5 +1,5 @@
-// Threads that sleep until there is work, share it in blocks as they come free, and sleep again. No spinning: on a
-// machine that others use too, a waiting thread must not take a core.
+// Threads that sleep until there is work, take blocks of it in turn, and sleep again. They never spin: on a shared
+// machine a waiting thread must not occupy a core.
 #pragma once
 
 #include <sched.h>
@@ -22,7 +22,7 @@ class ThreadPool {
 public:
     using Body = std::function<void(int64_t begin, int64_t end)>;
 
-    // threads counts the caller of run().
+    // `threads` includes the caller of run().
     explicit ThreadPool(int threads) : owner_(getpid()) {
         for (int i = 1; i < threads; ++i) sleepers_.emplace_back([this] { sleep_and_help(); });
     }
@@ -41,9 +41,9 @@ public:
 
     int threads() const { return static_cast<int>(sleepers_.size()) + 1; }
 
-    // Calls body on [0, count) cut into blocks, on at most `limit` threads (0: all). The caller works too; its call
-    // returns when every block is done. The first exception of a body stops the rest and is thrown here.
-    // A caller that finds the pool busy, or stands in a fork of the process that owns the threads, works alone.
+    // Calls body on blocks of [0, count), on at most `limit` threads (0: all). The caller is one of them, and returns
+    // when every block is done. The first exception thrown by a body stops the rest and is rethrown here. A caller
+    // works alone if the pool is busy, or in a fork of the process that owns the threads.
     void run(int64_t count, int64_t block, const Body& body, int limit = 0) {
         if (count <= 0) return;
         const int64_t blocks = (count + block - 1) / block;
@@ -109,13 +109,13 @@ private:
     std::mutex mutex_;
     std::condition_variable wake_, done_;
     Job* job_ = nullptr;
-    int64_t seats_ = 0;    // helpers still wanted for the job
-    int64_t helping_ = 0;  // helpers at work on it
+    int64_t seats_ = 0;    // helpers still to join the job
+    int64_t helping_ = 0;  // helpers working on it
     bool stopping_ = false;
     std::vector<std::thread> sleepers_;
 };
 
-// The cores this process may use, or FASTDM_THREADS.
+// FASTDM_THREADS, or the number of cores that this process may use.
 inline int default_threads() {
     if (const char* wanted = std::getenv("FASTDM_THREADS")) return std::clamp(std::atoi(wanted), 1, 1024);
     cpu_set_t cores;
@@ -123,8 +123,8 @@ inline int default_threads() {
     return std::max(1u, std::thread::hardware_concurrency());
 }
 
-// The pool that all computation shares. Pools that live as long as the process are never destroyed: at its exit, and in
-// a fork of it, their threads are already gone and cannot be joined.
+// The pool that all computation shares. It is never destroyed: when the process exits, and in a fork of it, the threads
+// are already gone and cannot be joined.
 inline ThreadPool& shared_pool() {
     static ThreadPool* pool = new ThreadPool(default_threads());
     return *pool;

@@ -13,7 +13,7 @@ from fastdm.version import __version__
 
 if TYPE_CHECKING:
     from fastdm.applications.export import export
-    from fastdm.compat import DiffAugment, ParamDiffAug
+    from fastdm.compat import DiffAugment, ParamDiffAug, dm_loss
     from fastdm.condensation.loop import condense
     from fastdm.condensation.settings import Settings
     from fastdm.data.packing import pack
@@ -35,6 +35,7 @@ __all__ = [
     "SyntheticSet",
     "__version__",
     "condense",
+    "dm_loss",
     "evaluate",
     "export",
     "open_dataset",
@@ -50,6 +51,7 @@ _HOMES = {
     "Settings": "condensation.settings",
     "SyntheticSet": "synthetic.synthetic_set",
     "condense": "condensation.loop",
+    "dm_loss": "compat",
     "evaluate": "evaluation.measure",
     "export": "applications.export",
     "open_dataset": "data.sources",

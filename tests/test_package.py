@@ -1,6 +1,8 @@
 """What a user gets: sdist, wheel, an installation without the extension, a machine without a compiler or triton."""
 
 import os
+import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -8,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+
+import fastdm
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -66,7 +70,8 @@ def test_sdist_wheel_and_pure_wheel(sdist: Path, tmp_path: Path) -> None:
         (wheel,) = (folder / "wheel").glob("fastdm-*.whl")
         names = zipfile.ZipFile(wheel).namelist()
         assert any(name.startswith("fastdm/_native") for name in names) == (kind == "native")
-        assert {"fastdm/py.typed", "fastdm/kernels/reference.py", "fastdm/data/pool.py"} <= set(names)
+        kernels = {f"fastdm/{file.relative_to(REPOSITORY)}" for file in (REPOSITORY / "kernels").rglob("*.py")}
+        assert {"fastdm/py.typed", "fastdm/data/pool.py", *kernels} <= set(names)
         template = "fastdm/applications/report/template"
         assert {f"{template}/{name}" for name in ("page.html", "page.js", "style.css")} <= set(names)
         assert all(name.startswith(("fastdm/", "fastdm-")) for name in names)
@@ -79,8 +84,60 @@ def test_no_compiler_is_one_clear_sentence(sdist: Path, tmp_path: Path) -> None:
     result = build_wheel(sdist, tmp_path / "wheel", CC="/no/compiler", CXX="/no/compiler")
     assert result.returncode != 0
     output = result.stdout + result.stderr
-    assert "It needs a C++17 compiler (Debian/Ubuntu: apt-get install g++); FASTDM_PURE=1 installs without" in output
+    assert "It needs a C++17 compiler (Debian/Ubuntu: apt-get install g++). FASTDM_PURE=1 installs without" in output
     assert "Traceback" not in output
+
+
+# What a bare machine lacks, taken from the Python that builds through a `sitecustomize` module.
+NO_HEADERS = """
+import sysconfig
+get_path = sysconfig.get_path
+sysconfig.get_path = lambda name, *rest: "/no/headers" if name == "include" else get_path(name, *rest)
+"""
+NO_VENV = "import sys; sys.modules['ensurepip'] = None"
+OLD = "import sys; sys.version_info = (3, 10)"
+
+
+def test_no_header_files_is_one_clear_sentence(sdist: Path, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(NO_HEADERS)
+    result = build_wheel(sdist, tmp_path / "wheel", PYTHONPATH=str(tmp_path))
+    assert result.returncode != 0
+    output = result.stdout + result.stderr
+    assert "/no/headers/Python.h does not exist (Debian/Ubuntu: apt-get install python3-dev)." in output
+    assert "Traceback" not in output
+
+
+@pytest.mark.parametrize(
+    ("site", "environment", "sentence"),
+    [
+        pytest.param(
+            "", {"PYTHON": "/no/python"}, r"Python 3.11 or newer \(.*: apt-get install python3-venv\)", id="python"
+        ),
+        pytest.param(OLD, {}, "Python 3.11 or newer: make PYTHON=/path/to/python3.11 demo", id="old"),
+        pytest.param(NO_VENV, {}, r"Python's venv module \(.*: apt-get install python3-venv\)", id="venv"),
+        pytest.param(NO_HEADERS, {}, r"Python's header files \(.*: apt-get install python3-dev\)", id="headers"),
+        pytest.param("", {"CXX": "/no/compiler"}, r"a C\+\+17 compiler \(.*: apt-get install g\+\+\)", id="compiler"),
+    ],
+)
+def test_make_says_what_the_machine_lacks_before_pip_starts(
+    tmp_path: Path, site: str, environment: dict[str, str], sentence: str
+) -> None:
+    for name in ("Makefile", "pyproject.toml", "setup.py", "fastdm/version.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(REPOSITORY / name, tmp_path / name)
+    (tmp_path / "sitecustomize.py").write_text(site)
+    variables = ("=".join(pair) for pair in {"PYTHON": sys.executable, **environment}.items())
+    # MAKEFLAGS: the suite itself may run under make.
+    result = run(
+        "make", "--no-print-directory", "demo", *variables,
+        cwd=tmp_path, PYTHONPATH=str(tmp_path), MAKEFLAGS="",
+    )  # fmt: skip
+    assert result.returncode != 0
+    assert re.fullmatch(f"fastdm needs {sentence}\n", result.stdout)
+
+
+def test_the_citation_names_this_version() -> None:
+    assert f"\nversion: {fastdm.__version__}\n" in (REPOSITORY / "CITATION.cff").read_text()
 
 
 def test_import_is_light() -> None:

@@ -1,15 +1,19 @@
 """`fastdm condense`."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
 
+from fastdm.cli.arguments import config_text
 from fastdm.cli.options import (
+    DEFAULT_IPC,
     Backend,
     BatchReal,
     BatchTrain,
     ChunkMemory,
+    Config,
     DataPath,
     Dataset,
     Device,
@@ -18,19 +22,26 @@ from fastdm.cli.options import (
     ImageSize,
     Ipc,
     LrNet,
+    Method,
     Model,
     PrecisionOption,
     Seed,
+    a_path,
     iteration_range,
     mebibytes,
 )
-from fastdm.cli.output import print_evaluation, print_outcome, print_saved
+from fastdm.cli.output import print_evaluation, print_outcome, print_saved, print_total
+from fastdm.errors import FastDMError
+
+NOT_SETTINGS = ("config", "overwrite", "resume", "verbose")
+"""Flags that say how a command goes, not what it makes."""
 
 
 def condense(
+    ctx: typer.Context,
     dataset: Dataset = "CIFAR10",
     model: Model = None,
-    ipc: Ipc = 1,
+    ipc: Ipc = DEFAULT_IPC,
     eval_mode: EvalMode = "SS",
     num_exp: Annotated[
         int, typer.Option("--num_exp", min=1, help="Sets to condense, with the seeds seed, seed + 1, …")
@@ -52,12 +63,14 @@ def condense(
         str | None,
         typer.Option(
             "--dsa_strategy",
+            "--strategy",
             help="Augmentations joined by _, or none.  [default: all six; digits are not flipped]",
         ),
     ] = None,
     data_path: DataPath = Path("data"),
     image_size: ImageSize = None,
-    save_path: Annotated[Path, typer.Option("--save_path", help="Folder for results.")] = Path("result"),
+    save_path: Annotated[Path, a_path("--save_path", "Folder for results.")] = Path("result"),
+    method: Method = "DM",
     dis_metric: Annotated[
         str, typer.Option("--dis_metric", help="Accepted and ignored, as in the public DM.")
     ] = "ours",
@@ -92,12 +105,22 @@ def condense(
     ] = False,
     save_every: Annotated[int, typer.Option("--save_every", min=1, help="Iterations between checkpoints.")] = 1000,
     picture_every: Annotated[int, typer.Option("--picture_every", min=1, help="Iterations between pictures.")] = 1000,
+    eval_every: Annotated[
+        int | None,
+        typer.Option("--eval_every", min=1, help="Also evaluate the set every so many iterations.  [default: never]"),
+    ] = None,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write losses, accuracies and pictures for TensorBoard.")
+    ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Say what memory is used for.")] = False,
+    config: Config = None,
 ) -> None:
     """Condense a data set and evaluate the result; takes the public main_DM.py's flags.
 
     Writes under SAVE_PATH: res_DM_{dataset}_{model}_{ipc}ipc.pt (the public code's format), vis_DM_….png, a run folder
-    per experiment with settings, log, checkpoint and the set as safetensors, and report_DM_….html, a page that shows
-    them.
+    per experiment with settings, flags (config.yaml), log, checkpoint and the set as safetensors, and
+    report_DM_….html, a page that shows them. What is there already is refused: --resume goes on with it, --overwrite
+    starts over.
     """
     from fastdm.applications.experiments import run_experiments
     from fastdm.applications.report.page import report_of
@@ -107,6 +130,8 @@ def condense(
     from fastdm.networks.architectures import evaluation_pool
     from fastdm.system.device import default_device
 
+    if resume and overwrite:
+        raise FastDMError("--resume goes on with a run, and --overwrite starts over: give one of them")
     data = open_dataset(dataset, data_path=data_path, image_size=image_size)
     chosen_device = default_device(device)
     settings = Settings(
@@ -130,6 +155,13 @@ def condense(
     protocol = None
     if num_eval:
         protocol = Protocol(networks, settings.strategy, num_eval, epoch_eval_train, lr_net, batch_train, seed)
+    flags = {name: value for name, value in ctx.params.items() if name not in NOT_SETTINGS}
+    chosen = {
+        "model": settings.network,
+        "lr_img": settings.lr_img,
+        "dsa_strategy": settings.strategy,
+        "precision": settings.precision,
+    }
     path = run_experiments(
         data,
         settings,
@@ -139,6 +171,9 @@ def condense(
         save_path=save_path,
         resume=resume,
         report=print_evaluation,
+        report_total=partial(print_total, experiments=num_exp, model=settings.network, dataset=data.name),
+        name=name_in_files(dataset, data.name),
+        eval_every=eval_every,
         backend=backend,
         chunk_memory=mebibytes(chunk_memory),
         compile=compile,
@@ -147,7 +182,15 @@ def condense(
         save_every=save_every,
         picture_every=picture_every,
         progress=True,
+        verbose=verbose,
+        tensorboard=tensorboard,
+        config=config_text({**flags, **chosen}),
     )
     folders = [save_path / f"{path.stem.removeprefix('res_')}_exp{number}" for number in range(num_exp)]
     print_outcome(report_of(path, folders, data), folders, evaluated=protocol is not None)
     print_saved(path)
+
+
+def name_in_files(given: str, name: str) -> str:
+    """What file names call a data set: as it was given where that is a name, as in the public code."""
+    return given if given.lower() == name.lower() else name

@@ -5,9 +5,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fastdm.cli.options import NETWORKS, SOURCE, BatchTrain, DataPath, Device, Epochs, EvalMode, ImageSize, LrNet, Seed
+from fastdm.cli.options import (
+    NETWORKS,
+    SOURCE,
+    BatchTrain,
+    Config,
+    DataPath,
+    Device,
+    Epochs,
+    EvalMode,
+    ImageSize,
+    LrNet,
+    Seed,
+)
 from fastdm.cli.output import print_evaluation
 from fastdm.errors import FastDMError
+from fastdm.system.files import user_path
 
 if TYPE_CHECKING:
     from fastdm.data.pool import Dataset as OpenDataset
@@ -16,14 +29,19 @@ WHOLE_SET_EPOCHS = 200
 
 
 def evaluate(
-    file: Annotated[Path, typer.Argument(help="A condensed set: .safetensors, or the public code's .pt.")],
+    file: Annotated[
+        Path,
+        typer.Argument(parser=user_path, metavar="FILE", help="A condensed set: .safetensors, or a public .pt."),
+    ],
     dataset: Annotated[
         str | None,
         typer.Option("--dataset", help=f"Whose test images to use: {SOURCE}  [default: the one that FILE names]"),
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option("--model", help=f"Network to train: {NETWORKS}  [default: what the set was condensed with]"),
+        typer.Option(
+            "--model", "--network", help=f"Network to train: {NETWORKS}  [default: what the set was condensed with]"
+        ),
     ] = None,
     eval_mode: EvalMode = "SS",
     num_eval: Annotated[int, typer.Option("--num_eval", min=1, help="Networks trained on each set.")] = 20,
@@ -34,6 +52,7 @@ def evaluate(
         str | None,
         typer.Option(
             "--dsa_strategy",
+            "--strategy",
             help="Augmentations joined by _, or none.  [default: what the set was condensed with]",
         ),
     ] = None,
@@ -57,6 +76,7 @@ def evaluate(
     ] = None,
     seed: Seed = 0,
     device: Device = None,
+    config: Config = None,
 ) -> None:
     """Train networks on a condensed set; print their accuracy on the data set's test images.
 

@@ -24,6 +24,7 @@ def build_step(
         num_classes=dataset.num_classes,
         image_size=dataset.image_shape[1:],
         frozen=True,
+        drawn=False,
         device=device,
         dtype=dtype,
     )

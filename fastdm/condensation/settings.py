@@ -75,8 +75,8 @@ class Settings:
     def resolve(self, dataset: Dataset, device: torch.device) -> "Settings":
         """Replace every None by the value for this data set and device.
 
-        lr_img: 1; 10 for CIFAR-10 at an ipc of 100 and more (the public code's commands). The others are those of
-        `default_strategy`, `default_network` and `fastest_precision`.
+        lr_img: 1; 10 for CIFAR-10 at an ipc of 100 and more (the public code's commands). deterministic: False on a
+        CPU, which repeats anyway. The others: see `default_strategy`, `default_network` and `fastest_precision`.
         """
         lr_img = 10.0 if dataset.name == "CIFAR10" and self.ipc >= 100 else 1.0
         return dataclasses.replace(
@@ -85,6 +85,7 @@ class Settings:
             strategy=default_strategy(dataset.name) if self.strategy is None else self.strategy,
             network=self.network or default_network(dataset.image_shape),
             precision=self.precision or fastest_precision(device),
+            deterministic=self.deterministic and device.type != "cpu",  # a CPU always repeats
         )
 
     def resume_key(self) -> dict[str, Any]:

@@ -46,8 +46,8 @@ class Step:
         self._lr = settings.lr_img
         self._momentum = settings.momentum
         self._strategy = Strategy.parse(settings.strategy, settings.aug_mode)
-        self._mean = torch.tensor(dataset.mean, device=device)
-        self._std = torch.tensor(dataset.std, device=device)
+        self._mean = torch.tensor(dataset.mean, dtype=torch.float32, device=device)
+        self._std = torch.tensor(dataset.std, dtype=torch.float32, device=device)
         self._augment = partial(augment, dtype=dtype, channels_last=True)
         self._size = (images.shape[2], images.shape[3])
         self._key = torch.tensor([settings.seed, 0], device=device)
@@ -67,7 +67,7 @@ class Step:
         """The iteration that the key names (Algorithm 1, lines 2 to 5)."""
         initialise(self._network, self._key)  # ψ ~ P: a network with random weights
         omega = self._strategy.draw(self._key, self._classes, self._size)  # ω_c ~ Ω, for every class
-        loss = torch.zeros((), device=self.images.device)
+        loss = torch.zeros((), dtype=torch.float32, device=self.images.device)
         batches = self._real.batches([chunk.real.rows for chunk in self._chunks])  # B_c ~ T, for every class
         for chunk, batch in zip(self._chunks, batches, strict=True):
             tables = [table[chunk.classes] for table in omega]

@@ -1,5 +1,6 @@
 """`evaluate`: networks are trained on a set, side by side, and tested on real images."""
 
+import math
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,7 @@ from fastdm.evaluation.protocol import Evaluation, Protocol
 from fastdm.evaluation.training import LabelledImages, accuracy, train_network
 from fastdm.networks.architectures import build_network, default_network
 from fastdm.synthetic.synthetic_set import SyntheticSet, check_compatible
-from fastdm.system.device import Precision, default_device, precision_context
+from fastdm.system.device import Precision, default_device, precision_context, undisturbed
 from fastdm.system.progress import Progress
 
 
@@ -31,6 +32,7 @@ def recorded_settings(train: SyntheticSet | Pool, dataset: Dataset) -> tuple[str
     )
 
 
+@undisturbed()
 def evaluate(
     train: SyntheticSet | Pool,
     dataset: Source,
@@ -86,6 +88,7 @@ def evaluate(
     return measure(train, dataset, protocol, device, progress=progress)
 
 
+@undisturbed()
 def measure(
     train: SyntheticSet | Pool, dataset: Dataset, protocol: Protocol, device: torch.device, *, progress: bool = False
 ) -> Evaluation:
@@ -98,7 +101,8 @@ def measure(
     tests = LabelledImages.of(dataset.test, mean, std, device)
     names = list(dict.fromkeys(protocol.networks))
     jobs = [(name, number) for name in names for number in range(protocol.num_eval)]
-    bar = Progress("evaluate", len(jobs) * protocol.steps(len(examples))) if progress else None
+    steps = protocol.steps(len(examples))
+    bar = Progress("evaluate", len(jobs) * steps) if progress else None
     precision = protocol.precision or ("tf32" if device.type == "cuda" else "fp32")
 
     with bar or nullcontext(), precision_context(precision, device) as dtype:
@@ -107,12 +111,20 @@ def measure(
             name, number = job
             channels, height, width = dataset.image_shape
             network = build_network(
-                name, channels=channels, num_classes=dataset.num_classes, image_size=(height, width), device=device
+                name,
+                channels=channels,
+                num_classes=dataset.num_classes,
+                image_size=(height, width),
+                device=device,
+                drawn=False,
             )
             train_network(network, examples, protocol, number, dtype, after_step)
             return accuracy(network, tests, dtype)
 
-        results = iter(_side_by_side(run, jobs, device, bar))
+        def where(done: int, at_once: int) -> str:
+            return _position(done, len(jobs), at_once, steps, protocol.epochs + 1)
+
+        results = iter(_side_by_side(run, jobs, device, bar, where))
     return Evaluation({name: [*islice(results, protocol.num_eval)] for name in names})
 
 
@@ -121,6 +133,7 @@ def _side_by_side(
     jobs: list[tuple[str, int]],
     device: torch.device,
     bar: Progress | None,
+    where: Callable[[int, int], str],
 ) -> list[float]:
     """`run(job, after_step)` for all jobs: one after another on a GPU, on a CPU as many at once as it has threads.
 
@@ -136,7 +149,7 @@ def _side_by_side(
         if bar is not None:
             with lock:
                 done += 1
-                bar.update(done)
+                bar.update(done, where(done, workers))
 
     threads = torch.get_num_threads()
     workers = min(threads, len(jobs)) if device.type == "cpu" else 1
@@ -147,6 +160,15 @@ def _side_by_side(
         finally:
             stopping.set()
             torch.set_num_threads(threads)
+
+
+def _position(done: int, networks: int, at_once: int, steps: int, epochs: int) -> str:
+    """Where `done` updates are in the training of networks of `steps` updates, some of them side by side."""
+    group = (done - 1) // (at_once * steps)
+    first, last = group * at_once + 1, min((group + 1) * at_once, networks)
+    share = (done - group * at_once * steps) / ((last - first + 1) * steps)
+    which = f"network {first}" if first == last else f"networks {first} to {last}"
+    return f"{which} of {networks}, epoch {math.ceil(share * epochs)} of {epochs}"
 
 
 def _check_train(train: object) -> None:

@@ -77,5 +77,6 @@ class Protocol:
                 "(fastdm condense --num_eval 0)"
             )
         for name in self.networks:
-            channels, *size = dataset.image_shape
-            build_network(name, channels=channels, num_classes=dataset.num_classes, image_size=(size[0], size[1]))
+            channels, *_ = dataset.image_shape
+            size = dataset.image_shape[1:]
+            build_network(name, channels=channels, num_classes=dataset.num_classes, image_size=size, drawn=False)

@@ -42,7 +42,8 @@ class LabelledImages:
         if isinstance(images, SyntheticSet):
             return cls(images.images.detach().to(device), labels, None, None)
         pixels = images.to(device).images
-        return cls(pixels, labels, torch.tensor(mean, device=device), torch.tensor(std, device=device))
+        normalisation = (torch.tensor(values, dtype=torch.float32, device=device) for values in (mean, std))
+        return cls(pixels, labels, *normalisation)
 
     def __len__(self) -> int:
         return len(self.images)

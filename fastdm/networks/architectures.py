@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import cast
 
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 
 from fastdm.errors import FastDMError, unknown
-from fastdm.networks.model import ACTIVATIONS, Block, Network, Residual
+from fastdm.networks.model import ACTIVATIONS, Block, Network, NormedConv2d, Residual
 
 _NORMS = ("none", "batch", "layer", "instance", "group")
 _POOLS: dict[str, Callable[[], nn.Module]] = {
@@ -43,7 +44,8 @@ class _Stack:
         height, width = (size + 2 * padding - kernel + 1 for size in self.shape[1:])
         # The mean that these norms subtract contains the bias: a weight that is never trained needs none.
         bias = not (self.frozen and norm in ("instance", "batch"))
-        conv = nn.Conv2d(self.shape[0], channels, kernel, padding=padding, bias=bias)
+        kind = NormedConv2d if norm == "instance" else nn.Conv2d
+        conv = kind(self.shape[0], channels, kernel, padding=padding, bias=bias)
         self.resize(channels, height, width)
         if (kernel, norm, activation, pool) == (3, "instance", "relu", "avg"):
             self.layers.append(Block(conv, affine=not self.frozen))
@@ -256,6 +258,7 @@ def build_network(
     frozen: bool = False,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
+    drawn: bool = True,
 ) -> Network:
     """The architecture `name` (one of `network_names()`) with PyTorch's default initialisation.
 
@@ -265,14 +268,19 @@ def build_network(
     and there is no classifier. Its features are distributed as those of the unfrozen network. BatchNorm then always
     normalises with the statistics of the batch.
 
-    device, dtype: of the parameters, by default PyTorch's; their memory format is channels_last.
+    device, dtype: of the parameters, by default PyTorch's; their memory format is channels_last. drawn: False leaves
+    their memory as it is, for `initialise` to fill, and takes nothing from PyTorch's global generator.
 
     Raises FastDMError for an unknown name, and for images that are too small for the architecture.
     """
     _check_name(name)
-    stack = _Stack(name, channels, _pair(image_size), frozen)
-    _ARCHITECTURES[name](stack)
-    network = stack.build(num_classes)
+    with nullcontext() if drawn else torch.device("meta"):
+        stack = _Stack(name, channels, _pair(image_size), frozen)
+        _ARCHITECTURES[name](stack)
+        network = stack.build(num_classes)
+    if not drawn:
+        network = network.to_empty(device=device or torch.device("cpu"))
+        dtype = dtype or torch.float32
     return cast(Network, network.to(device, dtype, memory_format=torch.channels_last))  # type: ignore[call-overload]
 
 

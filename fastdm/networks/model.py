@@ -6,6 +6,7 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from fastdm.kernels import conv_norm_relu_pool, norm_relu_pool, norm_relu_pool_mean, uniform
 
@@ -67,6 +68,17 @@ class Network(nn.Module):
         for layer in body:
             x = layer(x)
         return norm_relu_pool_mean(last.conv(x), offsets, last.weight, last.bias)
+
+
+class NormedConv2d(nn.Conv2d):
+    """A convolution in front of an InstanceNorm, whose bias is kept but not added: the norm subtracts it again.
+
+    The bias is there because the public networks have it, in their state and in their random draws. Its gradient is 0,
+    and computing that takes more than half of a training step in bfloat16 on a CPU.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.conv2d(x, self.weight, None, self.stride, self.padding, self.dilation, self.groups)
 
 
 class Block(nn.Module):

@@ -12,6 +12,7 @@ from fastdm.data.sources import Source, open_dataset
 from fastdm.errors import FastDMError
 from fastdm.kernels import draw
 from fastdm.synthetic.synthetic_set import SyntheticSet
+from fastdm.system.device import undisturbed
 
 INIT_STEP = 2**32 - 1
 """The step number under which the initial images are drawn: no iteration has it."""
@@ -32,12 +33,13 @@ def initial_images(
     if init == "noise":
         generator = torch.Generator().manual_seed(seed)
         shape = (dataset.num_classes * ipc, *dataset.image_shape)
-        return torch.randn(shape, generator=generator).to(device)
+        return torch.randn(shape, generator=generator, dtype=torch.float32).to(device)
     key = torch.tensor([seed, INIT_STEP])
     images = dataset.train.read(draw(key, dataset.train.class_offsets, ipc).flatten())
     return augment(images, [], mean=dataset.mean, std=dataset.std).to(device)
 
 
+@undisturbed()
 def random_selection(dataset: Source, ipc: int, seed: int = 0, *, data_path: str | Path = "data") -> SyntheticSet:
     """`ipc` random real images per class: those that `condense` starts from with this seed and init="real".
 
@@ -61,6 +63,7 @@ def random_selection(dataset: Source, ipc: int, seed: int = 0, *, data_path: str
     )
 
 
+@undisturbed()
 def whole_set(dataset: Source, *, data_path: str | Path = "data") -> Pool:
     """All training images of a data set, as `evaluate` takes them.
 

@@ -15,9 +15,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from bench.baselines.public_step import random_dataset
 from fastdm.condensation.build import build_step
 from fastdm.condensation.settings import Settings
-from tests.oracles import random_dataset
 
 CPU, DEVICE = torch.device("cpu"), torch.device("meta")
 

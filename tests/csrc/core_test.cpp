@@ -1,5 +1,5 @@
-// The headers of csrc/ without Python: run plain by test_core.py, and under sanitizers by sanitize.sh.
-// Every check compares with an independent computation or between instruction sets and thread counts.
+// Tests of the headers of csrc/ without Python: test_core.py runs them as they are, sanitize.sh under sanitizers.
+// Every check compares with an independent computation, or between instruction sets and thread counts.
 #include <unistd.h>
 
 #include <atomic>
@@ -18,19 +18,19 @@
 #include "dsa.h"
 #include "gather.h"
 #include "norm_relu_pool.h"
-#include "read.h"
+#include "record_file.h"
 #include "resize.h"
 
 namespace {
 
 using namespace fastdm;
 
-#define CHECK(condition)                                                           \
-    do {                                                                           \
-        if (!(condition)) {                                                        \
-            std::fprintf(stderr, "%s:%d: not so: %s\n", __FILE__, __LINE__, #condition); \
-            std::exit(1);                                                          \
-        }                                                                          \
+#define CHECK(condition)                                                                 \
+    do {                                                                                 \
+        if (!(condition)) {                                                              \
+            std::fprintf(stderr, "%s:%d: failed: %s\n", __FILE__, __LINE__, #condition); \
+            std::exit(1);                                                                \
+        }                                                                                \
     } while (false)
 
 std::vector<uint8_t> random_bytes(int64_t count, unsigned seed) {
@@ -70,7 +70,7 @@ void test_every_block_runs_once() {
     }
 }
 
-void test_an_exception_reaches_the_caller_and_the_pool_goes_on() {
+void test_an_exception_reaches_the_caller_and_the_pool_still_works() {
     ThreadPool pool(4);
     for (int round = 0; round < 50; ++round) {
         std::string caught;
@@ -88,7 +88,7 @@ void test_an_exception_reaches_the_caller_and_the_pool_goes_on() {
     }
 }
 
-void test_callers_at_once_and_inside_one_another() {
+void test_concurrent_and_nested_calls() {
     ThreadPool pool(3);
     std::atomic<int64_t> sum{0};
     std::vector<std::thread> callers;
@@ -100,7 +100,7 @@ void test_callers_at_once_and_inside_one_another() {
         });
     }
     for (std::thread& caller : callers) caller.join();
-    // A caller that works alone gets all blocks in one call: at least one inner run, at most ten, of each outer one.
+    // A caller that works alone gets all blocks in one call, so an outer run makes between one and ten inner runs.
     CHECK(sum >= 4 * 100 * 5 && sum <= 4 * 100 * 50);
 }
 
@@ -133,7 +133,7 @@ std::vector<Cpu> cpus() {
     return known;
 }
 
-void test_streaming_copies_stay_inside() {
+void test_streaming_copies_write_nothing_outside() {
     const std::vector<uint8_t> from = random_bytes(1000, 1);
     for (const Cpu cpu : cpus()) {
         for (int64_t offset = 0; offset < 70; offset += 3) {
@@ -150,11 +150,11 @@ void test_streaming_copies_stay_inside() {
     }
 }
 
-constexpr int64_t kCaches[] = {0, INT64_MAX};  // every result is written past the caches, or none
+constexpr int64_t kCaches[] = {0, INT64_MAX};  // every result is written past the caches, or none is
 
 template <class Out>
 void compare_instruction_sets(ThreadPool& pool, const Records& records, Layout layout) {
-    const int64_t n = 50, stride = layout == Layout::rgbx ? 4 : records.channels;
+    const int64_t n = 50, stride = layout == Layout::RGBX ? 4 : records.channels;
     const Normalisation norm{{0.013f, 0.017f, 0.019f}, {-1.5f, 0.25f, 2.0f}};
     const std::vector<int64_t> index = random_index(n, records.count, 3);
     std::vector<Out> expected(static_cast<size_t>(n * records.pixels * stride));
@@ -172,7 +172,7 @@ void test_instruction_sets_give_the_same_bits() {
     ThreadPool pool(2);
     const std::vector<uint8_t> data = random_bytes(20 * 3 * 33 * 35, 2);
     const Records records{data.data(), 20, 3, 33 * 35};
-    for (const Layout layout : {Layout::planar, Layout::last, Layout::rgbx}) {
+    for (const Layout layout : {Layout::NCHW, Layout::NHWC, Layout::RGBX}) {
         compare_instruction_sets<uint8_t>(pool, records, layout);
         compare_instruction_sets<float>(pool, records, layout);
         compare_instruction_sets<bfloat16>(pool, records, layout);
@@ -192,13 +192,13 @@ void test_instruction_sets_give_the_same_bits() {
 }
 
 void test_bfloat16_rounds_to_nearest_even() {
-    CHECK(to_number<bfloat16>(1.0f).bits == 0x3F80);
-    CHECK(to_number<bfloat16>(1.0f + 0x1p-8f).bits == 0x3F80);              // half way: to even
-    CHECK(to_number<bfloat16>(1.0f + 0x1p-7f + 0x1p-8f).bits == 0x3F82);    // half way: to even
-    CHECK(to_number<bfloat16>(1.0f + 0x1p-8f + 0x1p-20f).bits == 0x3F81);  // above half way
+    CHECK(from_float<bfloat16>(1.0f).bits == 0x3F80);
+    CHECK(from_float<bfloat16>(1.0f + 0x1p-8f).bits == 0x3F80);             // half way: to even
+    CHECK(from_float<bfloat16>(1.0f + 0x1p-7f + 0x1p-8f).bits == 0x3F82);   // half way: to even
+    CHECK(from_float<bfloat16>(1.0f + 0x1p-8f + 0x1p-20f).bits == 0x3F81);  // above half way
 }
 
-void test_box_windows_share_out_every_pixel() {
+void test_box_windows_cover_every_pixel() {
     for (int64_t in = 1; in < 200; ++in) {
         for (const int64_t out : {int64_t{1}, int64_t{7}, int64_t{64}, in}) {
             const std::vector<BoxWindow> windows = box_windows(in, out);
@@ -214,7 +214,7 @@ void test_box_windows_share_out_every_pixel() {
 void test_resizing_reads_nothing_outside() {
     for (const int64_t width : {1, 2, 5, 64, 100}) {
         for (const int64_t height : {1, 3, 70}) {
-            // Exactly as large as needed, so that AddressSanitizer sees a byte too many.
+            // Exactly as large as needed, so that AddressSanitizer reports a byte too many.
             const std::vector<uint8_t> pixels(static_cast<size_t>(width * height * 3), 200);
             for (const bool shorten_first : {false, true}) {
                 std::vector<uint8_t> out(3 * 16 * 16);
@@ -233,7 +233,8 @@ void test_records_are_read_from_a_file() {
     CHECK(handle >= 0);
     close(handle);
     const std::vector<uint8_t> bytes = random_bytes(4096 + 100 * 189, 5);
-    std::ofstream(path, std::ios::binary).write(reinterpret_cast<const char*>(bytes.data()), static_cast<long>(bytes.size()));
+    std::ofstream(path, std::ios::binary)
+        .write(reinterpret_cast<const char*>(bytes.data()), static_cast<long>(bytes.size()));
     {
         RecordFile file(path);
         const std::vector<int64_t> index = random_index(1000, 100, 6);
@@ -254,38 +255,39 @@ void test_records_are_read_from_a_file() {
     unlink(path);
 }
 
-// --- the network's blocks: what they compute is the business of tests/kernels/test_native.py ----------------------------
+// --- the network's blocks; tests/kernels/test_native.py tests what they compute --------------------------------------
 
-// Exactly as large as needed, and what no result is: nothing is left of it, and a number too many is seen.
+// A buffer of NaN, exactly as large as needed: a result overwrites all of it, and a sanitizer reports an element too
+// many.
 template <class T>
-std::vector<T> unwritten(int64_t numbers) {
-    const T nan = to_number<T>(std::numeric_limits<float>::quiet_NaN());
-    return std::vector<T>(static_cast<size_t>(numbers), nan);
+std::vector<T> unwritten(int64_t elements) {
+    const T nan = from_float<T>(std::numeric_limits<float>::quiet_NaN());
+    return std::vector<T>(static_cast<size_t>(elements), nan);
 }
 
 template <class T>
-std::vector<T> random_numbers(int64_t count, unsigned seed) {
+std::vector<T> random_values(int64_t count, unsigned seed) {
     std::mt19937 random(seed);
-    std::vector<T> numbers(static_cast<size_t>(count));
-    for (T& number : numbers) number = to_number<T>(static_cast<float>(random() % 2001) / 1000.0f - 1.0f);
-    return numbers;
+    std::vector<T> values(static_cast<size_t>(count));
+    for (T& value : values) value = from_float<T>(static_cast<float>(random() % 2001) / 1000.0f - 1.0f);
+    return values;
 }
 
 template <class T>
-void append(const std::vector<T>& numbers, std::vector<uint8_t>& results) {
-    const auto* bytes = reinterpret_cast<const uint8_t*>(numbers.data());
-    results.insert(results.end(), bytes, bytes + numbers.size() * sizeof(T));
+void append(const std::vector<T>& values, std::vector<uint8_t>& results) {
+    const auto* bytes = reinterpret_cast<const uint8_t*>(values.data());
+    results.insert(results.end(), bytes, bytes + values.size() * sizeof(T));
 }
 
-// Adds a result to the others'; none of its numbers may have been left out.
+// Appends a result, none of whose elements may be left unwritten.
 template <class T>
-void add(const std::vector<T>& numbers, std::vector<uint8_t>& results) {
+void append_written(const std::vector<T>& values, std::vector<uint8_t>& results) {
     const std::vector<T> nan = unwritten<T>(1);
-    for (const T& number : numbers) CHECK(std::memcmp(&number, nan.data(), sizeof(T)) != 0);
-    append(numbers, results);
+    for (const T& value : values) CHECK(std::memcmp(&value, nan.data(), sizeof(T)) != 0);
+    append(values, results);
 }
 
-// The results of one thread and of four have the same bits.
+// Checks that one thread and four give the same bits.
 template <class Run>
 void compare_thread_counts(const Run& run) {
     ThreadPool one(1), many(4);
@@ -294,14 +296,14 @@ void compare_thread_counts(const Run& run) {
 
 template <class T>
 void compare_norms(const Maps& maps) {
-    const int64_t channels = maps.channels, statistics = maps.count * channels, numbers = maps.count * maps.numbers();
+    const int64_t channels = maps.channels, statistics = maps.count * channels, elements = maps.count * maps.elements();
     const int64_t pooled = statistics * maps.size.pooled().pixels();
-    const std::vector<T> x = random_numbers<T>(numbers, 1), grad = random_numbers<T>(pooled, 2);
-    const std::vector<float> weight = random_numbers<float>(channels, 3), bias = random_numbers<float>(channels, 4);
+    const std::vector<T> x = random_values<T>(elements, 1), grad = random_values<T>(pooled, 2);
+    const std::vector<float> weight = random_values<float>(channels, 3), bias = random_values<float>(channels, 4);
     const Affine affine{weight.data(), bias.data(), 1e-5f};
     const std::vector<int64_t> offsets{0, maps.count - 1, maps.count - 1, maps.count};
     compare_thread_counts([&](ThreadPool& pool, Cpu cpu) {
-        std::vector<T> out = unwritten<T>(pooled), grad_x = unwritten<T>(numbers);
+        std::vector<T> out = unwritten<T>(pooled), grad_x = unwritten<T>(elements);
         std::vector<float> mean = unwritten<float>(statistics), rstd = mean;
         std::vector<float> grad_weight = unwritten<float>(channels), grad_bias = grad_weight;
         std::vector<float> means = unwritten<float>(3 * pooled / maps.count);
@@ -310,9 +312,9 @@ void compare_norms(const Maps& maps) {
                                 grad_weight.data(), grad_bias.data(), cpu);
         norm_relu_pool_mean(pool, x.data(), maps, offsets.data(), 3, affine, means.data(), cpu);
         std::vector<uint8_t> results;
-        add(out, results);
-        add(grad_x, results);
-        for (const auto& floats : {mean, rstd, grad_weight, grad_bias, means}) add(floats, results);
+        append_written(out, results);
+        append_written(grad_x, results);
+        for (const auto& floats : {mean, rstd, grad_weight, grad_bias, means}) append_written(floats, results);
         return results;
     });
 }
@@ -327,25 +329,25 @@ void test_norms_do_not_depend_on_threads() {
 }
 
 void compare_convolutions(const ConvShape& s, int64_t count) {
-    const int64_t conv_numbers = count * s.out_size().pixels() * s.out;
+    const int64_t conv_elements = count * s.out_size().pixels() * s.out;
     const int64_t pooled = count * s.out_size().pooled().pixels() * s.out;
-    const std::vector<float> x = random_numbers<float>(count * s.in_size.pixels() * s.in, 1);
-    const std::vector<float> grad = random_numbers<float>(pooled, 2);
-    const std::vector<float> numbers = random_numbers<float>(9 * s.in * s.out, 3);
-    const Weights weights{numbers.data(), s.out, s.in, 9 * s.in, 9, 3, 1};
+    const std::vector<float> x = random_values<float>(count * s.in_size.pixels() * s.in, 1);
+    const std::vector<float> grad = random_values<float>(pooled, 2);
+    const std::vector<float> weight = random_values<float>(9 * s.in * s.out, 3);
+    const Weights weights{weight.data(), s.out, s.in, 9 * s.in, 9, 3, 1};
     compare_thread_counts([&](ThreadPool& pool, Cpu cpu) {
-        std::vector<float> out = unwritten<float>(pooled), without = out, conv = unwritten<float>(conv_numbers);
+        std::vector<float> out = unwritten<float>(pooled), without = out, conv = unwritten<float>(conv_elements);
         std::vector<float> mean = unwritten<float>(count * s.out), rstd = mean;
         std::vector<float> grad_x = unwritten<float>(static_cast<int64_t>(x.size()));
-        conv_norm_relu_pool(pool, x.data(), count, s, weights, 1e-5f, without.data(), nullptr, mean.data(),
-                            rstd.data(), cpu);
-        conv_norm_relu_pool(pool, x.data(), count, s, weights, 1e-5f, out.data(), conv.data(), mean.data(),
-                            rstd.data(), cpu);
+        conv_norm_relu_pool(pool, x.data(), count, s, weights, 1e-5f, without.data(), nullptr, mean.data(), rstd.data(),
+                            cpu);
+        conv_norm_relu_pool(pool, x.data(), count, s, weights, 1e-5f, out.data(), conv.data(), mean.data(), rstd.data(),
+                            cpu);
         CHECK(out == without);
         conv_norm_relu_pool_backward(pool, grad.data(), conv.data(), mean.data(), rstd.data(), count, s, weights,
                                      grad_x.data(), cpu);
         std::vector<uint8_t> results;
-        for (const auto& floats : {out, conv, mean, rstd, grad_x}) add(floats, results);
+        for (const auto& floats : {out, conv, mean, rstd, grad_x}) append_written(floats, results);
         return results;
     });
 }
@@ -353,13 +355,14 @@ void compare_convolutions(const ConvShape& s, int64_t count) {
 void test_convolutions_do_not_depend_on_threads() {
     for (const int64_t padding : {0, 1, 3}) {
         compare_convolutions({3, 32, {5, 9}, padding}, 3);   // few input channels
-        compare_convolutions({32, 96, {7, 6}, padding}, 9);  // Winograd: rounds of images, 1½ rounds of channels
+        compare_convolutions({32, 96, {7, 6}, padding}, 9);  // Winograd: several rounds of images, 1½ of channels
     }
 }
 
-// Rows that turn on every family, alone and together, and what no table should hold.
+// Rows that use every family, alone and together, and one with values that no table should contain.
 std::vector<float> augmentations() {
     const float nan = std::numeric_limits<float>::quiet_NaN(), huge = 1e30f;
+    // clang-format off: a table.
     return {
         // brightness, saturation, contrast, shifts, cutout, flip, scale, rotation
         0,    1,    1,    0,    0,     0,    -1,   0,    -1,   0,    1,    1,    1,    0,    0, 0,
@@ -370,6 +373,7 @@ std::vector<float> augmentations() {
         0.5f, 0.3f, 1.4f, 2,    -1,    1,    3,    0,    2,    1,    0.8f, 1.2f, 0.8f, 0.6f, 0, 0,
         0,    1,    1,    huge, -huge, -huge, huge, huge, nan, huge, huge, -huge, huge, nan, 0, 0,
     };
+    // clang-format on
 }
 
 template <class Pixel, class In, class Out>
@@ -378,9 +382,9 @@ void compare_augmentations(bool last) {
     const int64_t rows = static_cast<int64_t>(table.size()) / kDsaColumns, count = 40, records = 9;
     const Maps maps{count, kChannels<Pixel>, {5, 7}, last};
     const std::vector<int64_t> index = random_index(count, records, 1), group = random_index(count, rows, 2);
-    const std::vector<uint8_t> bytes = random_bytes(records * maps.numbers(), 3);
+    const std::vector<uint8_t> bytes = random_bytes(records * maps.elements(), 3);
     const std::vector<In> images(bytes.begin(), bytes.end());
-    const std::vector<Out> grad = random_numbers<Out>(count * maps.numbers(), 4);
+    const std::vector<Out> grad = random_values<Out>(count * maps.elements(), 4);
     const Normalisation norm{{0.01f, 0.02f, 0.03f}, {-1, 0, 1}};
     compare_thread_counts([&](ThreadPool& pool, Cpu) {
         std::vector<Out> out(grad.size());
@@ -409,13 +413,13 @@ void test_augmentations_do_not_depend_on_threads() {
 int main() {
     test_philox();
     test_every_block_runs_once();
-    test_an_exception_reaches_the_caller_and_the_pool_goes_on();
-    test_callers_at_once_and_inside_one_another();
+    test_an_exception_reaches_the_caller_and_the_pool_still_works();
+    test_concurrent_and_nested_calls();
     test_draws_are_distinct_ascending_and_independent_of_threads();
-    test_streaming_copies_stay_inside();
+    test_streaming_copies_write_nothing_outside();
     test_instruction_sets_give_the_same_bits();
     test_bfloat16_rounds_to_nearest_even();
-    test_box_windows_share_out_every_pixel();
+    test_box_windows_cover_every_pixel();
     test_resizing_reads_nothing_outside();
     test_records_are_read_from_a_file();
     test_norms_do_not_depend_on_threads();

@@ -1,4 +1,4 @@
-"""Build and run core_test.cpp, which tests the headers without Python."""
+"""Builds and runs core_test.cpp, which tests the headers without Python."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""Random numbers and draws of the C++ core against their definition in Python integers."""
+"""Random numbers and draws of the C++ core, compared with their definition in Python integers."""
 
 import itertools
 from collections.abc import Sequence
@@ -139,7 +139,7 @@ def test_from_an_empty_class_nothing_is_drawn() -> None:
         ([0, 2**32], [0], (1, 2), "2\\^32 images"),
     ],
 )
-def test_a_draw_that_cannot_be_is_refused(
+def test_an_impossible_draw_is_refused(
     offsets: list[int], classes: list[int], shape: tuple[int, int], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):

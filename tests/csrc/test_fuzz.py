@@ -1,4 +1,4 @@
-"""Whatever Python hands to the C++ core, the answer is a result or an exception; sanitize.sh looks at the memory.
+"""Whatever Python passes to the C++ core, it returns a result or raises an exception; sanitize.sh checks the memory.
 
 NumPy only: importing PyTorch under a sanitizer takes minutes.
 """
@@ -23,7 +23,7 @@ ODD: Any = st.none() | st.text(max_size=3) | st.binary(max_size=9) | st.floats()
 
 
 def arrays(dims: int, dtype: Any = None) -> st.SearchStrategy[Any]:
-    """Mostly arrays of the right kind, sometimes of another, read-only, or not contiguous."""
+    """Mostly valid arrays, sometimes of another dtype or shape, read-only or not contiguous."""
     right = st.just(dtype) if dtype else DTYPES
     shapes = hnp.array_shapes(min_dims=dims, max_dims=dims, min_side=0, max_side=5)
 
@@ -37,7 +37,7 @@ def arrays(dims: int, dtype: Any = None) -> st.SearchStrategy[Any]:
 
 
 def fuzz(*strategies: st.SearchStrategy[Any]) -> Any:
-    """Each argument as it should be, or rarely something else."""
+    """Each argument is usually valid and occasionally something else."""
     any_array = st.integers(1, 5).flatmap(arrays)
     return lambda test: settings(max_examples=100, deadline=None, derandomize=True)(
         given(st.tuples(*(s | s | s | s | s | s | ODD | any_array for s in strategies)))(test)
@@ -125,7 +125,7 @@ def test_dsa(arguments: tuple[Any, ...]) -> None:
 def test_dsa_with_shapes_that_fit(
     shape: tuple[int, ...], dtype: Any, table: np.ndarray, rows: list[int], last: bool
 ) -> None:
-    """Any numbers at all in the table; an index and a group that may point outside."""
+    """Arbitrary values in the table; an index and a group that may be out of range."""
     count, channels, height, width = shape
     index = group = np.array(rows, np.int64)
     size = (height, width, channels) if last else (channels, height, width)

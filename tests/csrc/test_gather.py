@@ -17,7 +17,7 @@ def pool(count: int, channels: int = 3, height: int = 5, width: int = 7) -> Tens
 
 
 def canaried(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """A contiguous tensor of the shape with 16 numbers before and after it, all of them a value no pixel has."""
+    """A contiguous tensor inside a larger one with 16 canaries on either side, filled with a value no pixel has."""
     count = int(np.prod(shape))
     whole = torch.full((count + 32,), 77 if dtype == torch.uint8 else -1e30, dtype=dtype)
     return whole[16 : 16 + count].view(shape), whole
@@ -59,14 +59,14 @@ def test_normalising_is_within_rounding_of_the_exact_value() -> None:
     out = torch.empty(1, 1, 16, 16)
     native.gather(images, torch.zeros(1, dtype=torch.int64), out, "planar", SCALE[:1], SHIFT[:1])
     exact = (images.double() / 255 - MEAN[0]) / STD[0]
-    # scale, shift and the product are each rounded once, then the sum: halves of an ulp of what each is.
+    # scale, shift, the product and the sum are rounded once each, by at most half an ulp.
     bound = 2.0**-24 * (2 * images.double() * SCALE[0] + abs(SHIFT[0]) + exact.abs())
     assert ((out - exact).abs() <= bound * (1 + 1e-6)).all()
 
 
 @pytest.mark.parametrize("layout", ["planar", "rgbx"])
 def test_any_number_of_threads_gives_the_same(layout: str) -> None:
-    """39 MB in many blocks, from an odd address; of most processors' caches, past them."""
+    """39 MB in many blocks, to an odd address: larger than most caches, so written past them."""
     images = pool(8, 3, 96, 91)
     index = torch.arange(1500) % 8
     want = expected(images, index, torch.uint8, layout)
@@ -87,7 +87,7 @@ def test_nothing_is_gathered_from_an_empty_index() -> None:
         ([-1], (1, 3, 5, 7), {}, "Image -1 at position 0"),
         ([0], (2, 3, 5, 7), {}, r"out has the shape \[2, 3, 5, 7\] and should have \[1, 3, 5, 7\]"),
         ([0], (1, 5, 7, 4), {"layout": "last"}, r"should have \[1, 5, 7, 3\]"),
-        ([0], (1, 3, 5, 7), {"layout": "nhwc"}, "layout 'nhwc' is none of planar, last, rgbx"),
+        ([0], (1, 3, 5, 7), {"layout": "nhwc"}, "layout 'nhwc' is not one of planar, last, rgbx"),
     ],
 )
 def test_what_cannot_be_gathered_is_refused(

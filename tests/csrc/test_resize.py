@@ -1,4 +1,4 @@
-"""The C++ core's box filter against Pillow's."""
+"""The C++ core's box filter, compared with Pillow's."""
 
 import numpy as np
 import PIL

@@ -1,4 +1,4 @@
-"""The C++ core called from many threads of Python at once: the results of one; sanitize.sh looks for races.
+"""Concurrent calls of the C++ core from many Python threads give the results of serial calls; sanitize.sh finds races.
 
 NumPy only: importing PyTorch under a sanitizer takes minutes.
 """
@@ -16,7 +16,7 @@ OFFSETS = np.arange(0, 401, 100)
 
 
 def every_function(step: int, file: object) -> list[np.ndarray]:
-    """What the core makes for one step, in more blocks of work than there are threads."""
+    """The results of the core's functions for one step, each computed in more blocks of work than there are threads."""
     index = np.empty((4, 90), np.int64)
     native.draw(7, step, OFFSETS, np.arange(4), index)
     rows = index.ravel()
@@ -26,10 +26,10 @@ def every_function(step: int, file: object) -> list[np.ndarray]:
     floats = np.empty((360, 3, 16, 16), np.float32)
     native.gather(RECORDS, rows, floats, "planar", [0.1] * 3, [0.5] * 3)
     table = np.tile(np.float32([0.1, 0.5, 1.2, 1, -1, 0, 3, 0, 3, 1, 0.9, 1.1, 0.8, 0.6, 0, 0]), (4, 1))
-    augmented, spread = np.empty((360, 16, 16, 3), np.float32), np.empty((360, 3, 16, 16), np.float32)
+    augmented, grad_images = np.empty((360, 16, 16, 3), np.float32), np.empty((360, 3, 16, 16), np.float32)
     group = np.repeat(np.arange(4), 90)
     native.dsa(RECORDS, table, group, rows, [0.1] * 3, [0.5] * 3, True, augmented)
-    native.dsa_backward(augmented, table, group, True, spread)
+    native.dsa_backward(augmented, table, group, True, grad_images)
     x = floats[:40].transpose(0, 2, 3, 1).copy()
     weight = np.linspace(-1, 1, 32 * 27, dtype=np.float32).reshape(32, 3, 3, 3)
     out, conv = np.empty((40, 8, 8, 32), np.float32), np.empty((40, 16, 16, 32), np.float32)
@@ -39,10 +39,10 @@ def every_function(step: int, file: object) -> list[np.ndarray]:
     native.conv_norm_relu_pool_backward(out, conv, mean, rstd, weight, 1, grad_x)
     means = np.empty((2, 3 * 64), np.float32)
     native.norm_relu_pool_mean(floats, np.array([0, 100, 360]), None, None, 1e-5, False, means)
-    return [index, images, read, floats, augmented, spread, out, conv, mean, rstd, grad_x, means]
+    return [index, images, read, floats, augmented, grad_images, out, conv, mean, rstd, grad_x, means]
 
 
-def test_callers_at_once_get_what_each_gets_alone(tmp_path: Path) -> None:
+def test_concurrent_callers_get_what_each_gets_alone(tmp_path: Path) -> None:
     (tmp_path / "records").write_bytes(RECORDS.tobytes())
     file = native.RecordFile(str(tmp_path / "records"))
     alone = [every_function(step, file) for step in range(12)]

@@ -1,3 +1,4 @@
+import copy
 import math
 
 import pytest
@@ -7,7 +8,7 @@ from torch import Tensor, nn
 
 from fastdm.errors import FastDMError
 from fastdm.networks.architectures import build_convnet, build_network, evaluation_pool, network_names
-from fastdm.networks.model import initialise
+from fastdm.networks.model import NormedConv2d, initialise
 
 KEY = torch.tensor([3, 5])
 
@@ -228,3 +229,18 @@ def test_unknown_variants_and_modes() -> None:
         build_convnet(channels=3, num_classes=2, image_size=32, norm="group", width=30)
     with pytest.raises(FastDMError, match="unknown evaluation mode 'X'"):
         evaluation_pool("X", "ConvNet")
+
+
+@pytest.mark.parametrize("name", ["ConvNet", "ConvNetMP", "VGG11"])
+def test_a_bias_in_front_of_an_instance_norm_is_kept_and_changes_nothing(name: str) -> None:
+    network = build_network(name, channels=3, num_classes=2, image_size=32).double()
+    with_bias = copy.deepcopy(network)
+    convolutions = [module for module in with_bias.modules() if isinstance(module, NormedConv2d)]
+    for module in convolutions:
+        assert module.bias is not None
+        module.__class__ = nn.Conv2d
+    assert convolutions
+    assert network.state_dict().keys() == with_bias.state_dict().keys()
+    x = torch.randn(4, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    # The norm subtracts the bias again: float64 rounding is left, of some thousand additions.
+    torch.testing.assert_close(network(x), with_bias(x), rtol=0, atol=1e-11)
