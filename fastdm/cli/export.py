@@ -1,15 +1,15 @@
 """`fastdm export`."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from fastdm.cli.options import SOURCE, BatchTrain, DataPath, Device, Epochs, ImageSize, LrNet, Seed
-from fastdm.cli.output import print_evaluation
+from fastdm.cli.output import print_evaluation, print_json
 from fastdm.errors import FastDMError
+from fastdm.system.streams import on_terminal
+from fastdm.system.text import printable
 
 if TYPE_CHECKING:
     from fastdm.data.pool import Dataset as OpenDataset
@@ -56,10 +56,10 @@ def export(
         data = open_dataset(dataset or dataset_name(file), data_path=data_path, image_size=image_size)
     synthetic = _load(file, experiment, data)
     exported = export_set(synthetic, out)
-    if Console().is_terminal:
-        typer.echo(f"saved {out}: {exported}")
+    if on_terminal():
+        typer.echo(f"saved {printable(out)}: {exported}")
     else:
-        print(json.dumps({"saved": str(out), "values": exported.values, "clipped": exported.clipped}))
+        print_json({"saved": str(out), "values": exported.values, "clipped": exported.clipped})
     if data is None or not measure:
         return
     network, strategy = recorded_settings(synthetic, data)

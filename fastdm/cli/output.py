@@ -56,13 +56,14 @@ def shown(value: Any) -> str:
 
 def print_outcome(page: Path, folders: Sequence[Path], *, evaluated: bool) -> None:
     """Where the page, the sets and the accuracies of a condensation are."""
-    if not Console().is_terminal:
-        print(json.dumps({"report": str(page), "runs": [str(folder) for folder in folders]}))
+    if not on_terminal():
+        print_json({"report": str(page), "runs": [str(folder) for folder in folders]})
         return
     several = f" to {folders[-1].name}" if len(folders) > 1 else ""
     accuracies = " and what was measured of it (evaluation.json)" if evaluated else ""
-    typer.echo(f"Open {page} in a browser to see the result.")
-    typer.echo(f"Each run folder, {folders[0]}{several}, holds its set (synthetic.safetensors){accuracies}.")
+    typer.echo(f"Open {printable(page)} in a browser to see the result.")
+    where = printable(f"{folders[0]}{several}")
+    typer.echo(f"Each run folder, {where}, holds its set (synthetic.safetensors){accuracies}.")
 
 
 def print_evaluation(title: str, evaluation: "Evaluation", **about: str) -> None:

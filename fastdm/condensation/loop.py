@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fastdm.condensation.build import build_step, op_by_op, prepare
+from fastdm.condensation.plan import MemoryPlan
 from fastdm.condensation.settings import Settings
 from fastdm.data.pool import Dataset
 from fastdm.data.sources import open_dataset
@@ -185,14 +186,16 @@ def condense_resolved(
             config=config,
         )
         with closing(step), run:
-            notes = [_summary(dataset, settings, device), *_small_classes(dataset, settings)]
-            if verbose:
-                notes.append(str(plan))
-            with stderr_to(run.messages() if compile else None):
-                notes += prepare(step, device, compile)
-            for note in notes:
+            notes = [*_small_classes(dataset, settings)]
+            for note in (_summary(dataset, settings, device), *notes):
                 run.say(note)
-            about = About(_about(dataset), machine(device), dataclasses.asdict(plan), notes)
+            if verbose:
+                run.say(str(plan))
+            with stderr_to(run.messages() if compile else None):
+                prepared = [*prepare(step, device, compile)]
+            for note in prepared:
+                run.say(note)
+            about = _about(dataset, device, plan, [*run.notes, *notes, *prepared])
             if folder is not None:
                 about.write(folder)
             iterations: Iterable[int] = run.iterations()
@@ -217,9 +220,9 @@ def condense_resolved(
             return result
 
 
-def _about(dataset: Dataset) -> dict[str, Any]:
-    """What a run folder keeps of its data set."""
-    return {
+def _about(dataset: Dataset, device: torch.device, plan: MemoryPlan, notes: list[str]) -> About:
+    """What the run folder keeps besides settings and results."""
+    kept = {
         "name": dataset.name,
         "class_names": dataset.class_names,
         "image_shape": dataset.image_shape,
@@ -227,6 +230,7 @@ def _about(dataset: Dataset) -> dict[str, Any]:
         "std": dataset.std,
         "train_images": len(dataset.train),
     }
+    return About(kept, machine(device), dataclasses.asdict(plan), notes)
 
 
 def _summary(dataset: Dataset, settings: Settings, device: torch.device) -> str:

@@ -130,6 +130,11 @@ class Run:
                 )
             tensor.copy_(saved)
 
+    @property
+    def notes(self) -> list[str]:
+        """What was found amiss in the folder when the run began."""
+        return self._notes
+
     def __enter__(self) -> "Run":
         if self._progress is not None:
             self._progress.__enter__()

@@ -15,7 +15,7 @@ def machine(device: torch.device) -> dict[str, str]:
     """Device, processor, memory and versions, each as a short text."""
     found = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
-        "processor": f"{_processor()}, {os.cpu_count()} cores",
+        "processor": processor(),
         "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB",
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
@@ -28,11 +28,11 @@ def machine(device: torch.device) -> dict[str, str]:
     return found
 
 
-def _processor() -> str:
-    """The model's name on Linux, elsewhere what Python knows."""
+def processor() -> str:
+    """The processor's name, where the system shows it, and its threads."""
     try:
         lines = CPUINFO.read_text().splitlines()
     except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, "") or platform.processor() or platform.machine()
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()}, {len(names) or os.cpu_count()} threads"

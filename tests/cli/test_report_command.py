@@ -10,8 +10,7 @@ import torch
 from typer.testing import CliRunner
 
 from bench.baselines.public_step import random_dataset
-from fastdm.cli import app
-from fastdm.cli.output import print_outcome
+from fastdm.cli import app, output
 from fastdm.runs.about import About
 
 
@@ -25,7 +24,20 @@ def test_condense_ends_with_a_page_and_report_makes_others(tmp_path: Path) -> No
     data = random_dataset([6, 6], shape=(3, 8, 8))
     images = data.train.images.movedim(1, -1).numpy()
     np.savez(tmp_path / "toy.npz", x_train=images, y_train=data.train.labels.numpy())
-    flags = ["--num_eval", "0", "--num_exp", "2", "--model", "ConvNetD1", "--batch_real", "4", "--device", "cpu"]
+    flags = [
+        "--ipc",
+        "1",
+        "--num_eval",
+        "0",
+        "--num_exp",
+        "2",
+        "--model",
+        "ConvNetD1",
+        "--batch_real",
+        "4",
+        "--device",
+        "cpu",
+    ]
     where = ["--save_path", tmp_path / "result"]
     outcome = printed("condense", "--dataset", tmp_path / "toy.npz", "--iterations", "2", *flags, *where)[-2]
     runs = [tmp_path / "result" / f"DM_toy_ConvNetD1_1ipc_exp{number}" for number in range(2)]
@@ -46,10 +58,10 @@ def test_condense_ends_with_a_page_and_report_makes_others(tmp_path: Path) -> No
 
 
 def test_on_a_terminal_condense_ends_with_sentences(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("FORCE_COLOR", "1")  # what rich takes for a terminal
-    print_outcome(Path("r.html"), [Path("a/run_exp0"), Path("a/run_exp1")], evaluated=True)
+    monkeypatch.setattr(output, "on_terminal", lambda: True)
+    output.print_outcome(Path("r.html"), [Path("a/run_exp0"), Path("a/run_exp1")], evaluated=True)
     assert capsys.readouterr().out.splitlines() == [
         "Open r.html in a browser to see the result.",
         "Each run folder, a/run_exp0 to run_exp1, holds its set (synthetic.safetensors) and what was measured of it "

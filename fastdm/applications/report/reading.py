@@ -8,15 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from fastdm.applications.experiments import FILE as EVALUATION
+from fastdm.applications.watch import FILE as DURING
 from fastdm.errors import FastDMError
 from fastdm.evaluation.protocol import Evaluation
 from fastdm.runs.about import About
 from fastdm.runs.log import FILE as LOG
 from fastdm.runs.run import SET, SETTINGS
 from fastdm.synthetic.synthetic_set import SyntheticSet
-
-DURING = "evaluations.jsonl"
-"""In a run folder: evaluations during the run, a line of JSON for each with its iteration and accuracies."""
 
 BASELINES = "baselines.json"
 """In a run folder: accuracies of random real images and of the whole set, by the protocol of its evaluation."""
@@ -70,8 +68,8 @@ class RunRecord:
 
     @property
     def warnings(self) -> list[str]:
-        """What a reader should know before trusting the run; the plan of the memory is shown elsewhere."""
-        notes = [note for note in self.about.notes if not note.startswith("plan:")]
+        """What a reader should know before trusting the run."""
+        notes = [*self.about.notes]
         wanted = int(self.settings.get("iterations", 0))
         if self.synthetic is None:
             notes.append(f"the run has not ended: {self.iterations} of {wanted} iterations are logged")
