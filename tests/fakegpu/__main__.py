@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 CARDS = [("kinds", 24, 2), ("runs", 4, 2), *(("sets", gib, 1) for gib in (140, 80, 40, 24))]
 """What runs, on cards of how many GiB, and how many of them; the last one is used."""
 
-AT_A_TIME, SECONDS = 2, 300
+AT_A_TIME, SECONDS = 2, 400
 COLUMNS = ["card", "data", "residence", "chunk_classes", "planned_mib", "peak_mib", "reserved_mib"]
 COLUMNS += ["nodes", "launches", "waits"]
 

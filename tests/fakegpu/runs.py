@@ -88,6 +88,7 @@ def a_second_condensation_has_the_same_plan(device: torch.device) -> None:
         assert not reason, reason
         step.close()
         plans.append((plan.residence, plan.chunk_classes, plan.micro_batch))
+        del step
     assert plans[0] == plans[1] == plans[2], plans
 
 
