@@ -41,13 +41,15 @@ class MemoryPlan:
 class _Needs:
     """What the passes of one chunk take.
 
+    decoded: synthetic images per class as the network takes them; passes: networks that each goes through.
     micro_batch: the most real images that go through the network at once, None without a limit.
     """
 
     per_image: Activations
     image_bytes: int
     batch_real: int
-    ipc: int
+    decoded: int
+    passes: int
     micro_batch: int | None
 
     def real(self, classes: int) -> int:
@@ -57,7 +59,7 @@ class _Needs:
 
     def synthetic(self, classes: int) -> int:
         """Bytes of the pass of synthetic images and its backward pass."""
-        return classes * self.ipc * 2 * self.per_image.total
+        return classes * self.decoded * 2 * self.passes * self.per_image.total
 
     def total(self, classes: int) -> int:
         return self.real(classes) + self.synthetic(classes)
@@ -69,6 +71,8 @@ def make_plan(
     image_shape: tuple[int, int, int],
     num_classes: int,
     ipc: int,
+    partition: int = 1,
+    passes: int = 1,
     batch_real: int,
     pool_bytes: int,
     dtype: torch.dtype,
@@ -77,7 +81,8 @@ def make_plan(
 ) -> MemoryPlan:
     """Choose the chunk: as many classes as the budget holds, and on a CPU no more than its cache.
 
-    batch_real: real images per class; chunk_memory: bytes that one chunk may take, by default what is free.
+    partition: every synthetic image is partition² images for the network; passes: networks that they go through, with
+    the cross-entropy 2; batch_real: real images per class; chunk_memory: bytes that one chunk may take, by default what is free.
     A network with BatchNorm takes its statistics over all classes together, so its only chunk holds all of them.
     Raises FastDMError if the budget does not hold one class, and says how many real images would fit.
     """
@@ -85,8 +90,8 @@ def make_plan(
     if device.type == "cpu" and not network.uses_batch_statistics:
         in_cache = images_in_cache(network, image_shape, dtype)
         micro_batch = 4 * in_cache if _stores_only_pooled(network, dtype, device) else in_cache
-    image = math.prod(image_shape)
-    needs = _Needs(activations(network, image_shape, dtype), image * dtype.itemsize, batch_real, ipc, micro_batch)
+    image, decoded = math.prod(image_shape), ipc * partition**2
+    needs = _Needs(activations(network, image_shape, dtype), image * dtype.itemsize, batch_real, decoded, passes, micro_batch)
     images_bytes = 3 * num_classes * ipc * image * 4
     budget = chunk_memory if chunk_memory is not None else int(FREE_SHARE * free_memory(device)) - images_bytes
 
@@ -95,7 +100,7 @@ def make_plan(
         raise _too_small(needs, fewest, budget, network.uses_batch_statistics)
     chunk = _most_classes(needs, num_classes, fewest, budget)
     if in_cache is not None:
-        chunk = min(chunk, max(1, in_cache // ipc))
+        chunk = min(chunk, max(1, in_cache // decoded))
     real, synthetic = needs.real(chunk), needs.synthetic(chunk)
     return MemoryPlan(chunk, micro_batch or chunk * batch_real, pool_bytes, images_bytes, real, synthetic, budget)
 
@@ -121,7 +126,7 @@ def _too_small(needs: _Needs, classes: int, budget: int, uses_batch_statistics: 
     what = "all classes together (the network has BatchNorm)" if uses_batch_statistics else "one class"
     batches = range(needs.batch_real)
     fits = bisect_right(batches, budget, key=lambda batch: replace(needs, batch_real=batch).total(classes)) - 1
-    remedy = f"batch_real of at most {fits} would fit" if fits > 0 else f"{needs.ipc} images per class do not fit"
+    remedy = f"batch_real of at most {fits} would fit" if fits > 0 else f"{needs.decoded} images per class do not fit"
     return FastDMError(
         f"{what} needs {_size(needs.total(classes))}, but a chunk may take {_size(max(budget, 0))}: {remedy}"
     )

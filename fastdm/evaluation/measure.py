@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
+from typing import Literal, TypeVar
 
 import torch
 
@@ -14,17 +15,23 @@ from fastdm.data.pool import Dataset, Pool
 from fastdm.data.sources import Source, open_dataset
 from fastdm.errors import FastDMError
 from fastdm.evaluation.protocol import Evaluation, Protocol
-from fastdm.evaluation.training import LabelledImages, accuracy, train_network
+from fastdm.evaluation.training import LabelledImages, Momentum, accuracy, train_network
 from fastdm.networks.architectures import build_network, default_network
 from fastdm.synthetic.synthetic_set import SyntheticSet, check_compatible
 from fastdm.system.device import Precision, default_device, precision_context
 from fastdm.system.progress import Progress
 
+Job, Result = TypeVar("Job"), TypeVar("Result")
+
 
 def recorded_settings(train: SyntheticSet | Pool, dataset: Dataset) -> tuple[str, str]:
-    """Network and strategy that a set was condensed with; where it does not say, the defaults for the data set."""
+    """Network and strategy that a set was condensed with; where it does not say, the defaults for the data set.
+
+    The strategy of a set in whose condensation all families acted together (mode "M") is not one to train with.
+    """
     recorded = train.settings if isinstance(train, SyntheticSet) else {}
-    network, strategy = recorded.get("network"), recorded.get("strategy")
+    network = recorded.get("network")
+    strategy = None if recorded.get("aug_mode") == "M" else recorded.get("strategy")
     return (
         default_network(dataset.image_shape) if network is None else network,
         default_strategy(dataset.name) if strategy is None else strategy,
@@ -39,8 +46,10 @@ def evaluate(
     num_eval: int = 20,
     epochs: int = 1000,
     lr_net: float = 0.01,
-    batch_train: int = 256,
+    batch_train: int | None = None,
     strategy: str | None = None,
+    protocol: Literal["dm", "idc"] = "dm",
+    checks: int = 1,
     seed: int = 0,
     device: str | torch.device | None = None,
     precision: Precision | None = None,
@@ -49,14 +58,18 @@ def evaluate(
 ) -> Evaluation:
     """Train `num_eval` fresh networks of each architecture on `train`; test them on the test part of `dataset`.
 
-    The public code's protocol: SGD (momentum 0.9, weight decay 5e-4), epochs + 1 epochs in batches of `batch_train`,
-    the learning rate times 0.1 and the momentum reset after epoch epochs // 2 + 1 (counted from 0); every batch is
-    augmented by one family of `strategy`, with parameters of its own for every image. Test images are not augmented.
+    The public code's protocol, "dm": SGD (momentum 0.9, weight decay 5e-4), epochs + 1 epochs in batches of 256, the
+    learning rate times 0.1 and the momentum reset after epoch epochs // 2 + 1 (counted from 0); every batch is augmented
+    by one family of `strategy`, with parameters of its own for every image. The other protocol is "idc", in which IDC
+    and its relatives report: `fastdm.evaluation.protocol.Protocol` says how they differ. Accuracies under the two cannot
+    be compared. Test images are not augmented.
 
-    train: a condensed set, `random_selection(…)` or `whole_set(…)`. dataset: anything that `open_dataset` takes,
+    train: a condensed set, `random_selection(…)` or `whole_set(…)`; a set with a partition is decoded. dataset: anything that `open_dataset` takes,
     looked up under data_path. Its test images are normalised as the training images are.
     networks, strategy: by default those that the set was condensed with; where it does not say, ConvNet of the depth
     that suits the image size, and the data set's strategy (digits are not flipped). "none": no augmentation.
+    checks: how many times the accuracy is measured during a training; the last, at its end, is the result, the highest
+    is kept beside it as `Evaluation.best`. batch_train: None takes the protocol's.
     device: default: the GPU if there is one. precision: "fp32", "tf32" (the default on a GPU) or "bf16".
     progress: show a bar on a terminal, JSON lines elsewhere.
 
@@ -73,7 +86,7 @@ def evaluate(
     device = default_device(device)
     _check_train(train)
     network, recorded_strategy = recorded_settings(train, dataset)
-    protocol = Protocol(
+    how = Protocol(
         (network,) if networks is None else networks,
         recorded_strategy if strategy is None else strategy,
         num_eval,
@@ -82,8 +95,10 @@ def evaluate(
         batch_train,
         seed,
         precision,
+        name=protocol,
+        checks=checks,
     )
-    return measure(train, dataset, protocol, device, progress=progress)
+    return measure(train, dataset, how, device, progress=progress)
 
 
 def measure(
@@ -96,6 +111,7 @@ def measure(
     mean, std = (train.mean, train.std) if isinstance(train, SyntheticSet) else (dataset.mean, dataset.std)
     examples = LabelledImages.of(train, mean, std, device)
     tests = LabelledImages.of(dataset.test, mean, std, device)
+    measured = protocol.measured_after(len(examples))
     names = list(dict.fromkeys(protocol.networks))
     jobs = [(name, number) for name in names for number in range(protocol.num_eval)]
     bar = Progress("evaluate", len(jobs) * protocol.steps(len(examples))) if progress else None
@@ -103,25 +119,34 @@ def measure(
 
     with bar or nullcontext(), precision_context(precision, device) as dtype:
 
-        def run(job: tuple[str, int], after_step: Callable[[], None]) -> float:
+        def run(job: tuple[str, int], after_step: Callable[[], None]) -> list[float]:
             name, number = job
+            found = []
             channels, height, width = dataset.image_shape
             network = build_network(
                 name, channels=channels, num_classes=dataset.num_classes, image_size=(height, width), device=device
             )
-            train_network(network, examples, protocol, number, dtype, after_step)
-            return accuracy(network, tests, dtype)
 
-        results = iter(_side_by_side(run, jobs, device, bar))
-    return Evaluation({name: [*islice(results, protocol.num_eval)] for name in names})
+            def after(done: int, momentum: Momentum) -> None:
+                if done in measured[:-1]:
+                    found.append(accuracy(network, tests, dtype))
+                    network.train()
+                after_step()
+
+            train_network(network, examples, protocol, number, dtype, after)
+            return [*found, accuracy(network, tests, dtype)]
+
+        results = iter(side_by_side(run, jobs, device, bar))
+    by_name = {name: [*islice(results, protocol.num_eval)] for name in names}
+    return Evaluation(
+        {name: [values[-1] for values in each] for name, each in by_name.items()},
+        {name: [max(values) for values in each] for name, each in by_name.items()} if protocol.checks > 1 else {},
+    )
 
 
-def _side_by_side(
-    run: Callable[[tuple[str, int], Callable[[], None]], float],
-    jobs: list[tuple[str, int]],
-    device: torch.device,
-    bar: Progress | None,
-) -> list[float]:
+def side_by_side(
+    run: Callable[[Job, Callable[[], None]], Result], jobs: Sequence[Job], device: torch.device, bar: Progress | None
+) -> list[Result]:
     """`run(job, after_step)` for all jobs: one after another on a GPU, on a CPU as many at once as it has threads.
 
     Small networks leave threads waiting for each other when they share the work of one layer; a thread that has a

@@ -56,6 +56,7 @@ class Run:
         self._save_every = save_every
         self._picture_every = picture_every
         self._unread: list[Tensor] = []
+        self._names: list[str] = []
         self._total = total
         if folder is not None:
             # Two checkpoints, one being written, and the set with its pictures.
@@ -116,10 +117,11 @@ class Run:
             self._progress.start_clock()
         return range(self.first_iteration, self._total)
 
-    def after(self, iteration: int, loss: Tensor) -> None:
-        """Iteration number `iteration` is complete, with this loss (float32 scalar on the device)."""
+    def after(self, iteration: int, loss: Tensor, parts: Mapping[str, Tensor] | None = None) -> None:
+        """Iteration number `iteration` is complete, with this loss, and what it consists of: scalars on the device."""
         self._done = iteration + 1
-        self._unread.append(loss)
+        self._names = ["loss", *(parts or {})]
+        self._unread.append(torch.stack([loss, *(parts or {}).values()]))
         save = self._done % self._save_every == 0
         picture = self._done % self._picture_every == 0
         if save or picture or self._done == self._total or time.monotonic() - self._read_at >= SECONDS_BETWEEN_READS:
@@ -141,16 +143,17 @@ class Run:
         first = self._done - len(losses)
         self._unread.clear()
         self._read_at = time.monotonic()
-        for iteration, loss in enumerate(losses, first):
+        for iteration, (loss, *_) in enumerate(losses, first):
             if not math.isfinite(loss):
                 raise FastDMError(f"the loss is {loss} at iteration {iteration}: a smaller lr_img keeps it finite")
         if self._folder is not None and losses:
             seconds = round(self._read_at - self._began, 3)
             with _written(self._folder), (self._folder / LOG).open("a") as log:
-                for iteration, loss in enumerate(losses, first):
-                    log.write(json.dumps({"iteration": iteration, "loss": loss, "seconds": seconds}) + "\n")
+                for iteration, values in enumerate(losses, first):
+                    named = dict(zip(self._names, values, strict=True))
+                    log.write(json.dumps({"iteration": iteration, **named, "seconds": seconds}) + "\n")
         if self._progress is not None and losses:
-            self._progress.update(self._done, loss=losses[-1])
+            self._progress.update(self._done, **dict(zip(self._names, losses[-1], strict=True)))
 
     def _save(self) -> None:
         if self._folder is not None:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from torch.utils.data import TensorDataset
 
 from fastdm.data.normalisation import standard_normalisation
 from fastdm.data.pool import Dataset
-from fastdm.errors import FastDMError
+from fastdm.errors import FastDMError, whole_number
+from fastdm.synthetic.partition import check_partition, expand
 from fastdm.synthetic.picture import picture
 from fastdm.synthetic.public_file import parse_file_name, read_public, write_public
 from fastdm.system.files import crc32, is_zip, writing
@@ -32,6 +33,7 @@ class SyntheticSet:
 
     images: float32 [classes * ipc, C, H, W], normalised: pixel = (x − mean) / std with x in [0, 1] (where it was never
     clipped: also beyond). Class-sorted: image j of class c is row `c * ipc + j`.
+    partition: f; above 1 the images are canvases, each of f × f training images, which `expand` decodes.
     class_names, mean, std, dataset: as in the `Dataset` that was condensed (`dataset` is its name); settings: what the
     set was made with; version: the fastdm that made it.
 
@@ -48,6 +50,7 @@ class SyntheticSet:
     dataset: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     version: str = __version__
+    partition: int = 1
 
     def __post_init__(self) -> None:
         shape = list(self.images.shape)
@@ -60,6 +63,8 @@ class SyntheticSet:
             isinstance(value, int | float) for value in values
         ):
             raise FastDMError(f"mean and std must have {shape[1]} values, one per channel")
+        object.__setattr__(self, "partition", whole_number("partition", self.partition, 1))
+        check_partition(self.partition, (shape[2], shape[3]))
 
     def __len__(self) -> int:
         return len(self.images)
@@ -70,7 +75,7 @@ class SyntheticSet:
 
     @property
     def ipc(self) -> int:
-        """Images per class."""
+        """Images per class: canvases, if there is a partition."""
         return len(self.images) // self.num_classes
 
     @property
@@ -78,9 +83,19 @@ class SyntheticSet:
         """int64 [classes * ipc]."""
         return torch.arange(self.num_classes).repeat_interleave(self.ipc)
 
+    def expand(self) -> "SyntheticSet":
+        """The set of the training images that the canvases hold, decoded: ipc · partition² per class.
+
+        The set itself where there is no partition.
+        """
+        if self.partition == 1:
+            return self
+        return replace(self, images=expand(self.images.detach(), self.partition), partition=1)
+
     def as_dataset(self) -> TensorDataset:
-        """(normalised image, label) pairs for a torch `DataLoader`."""
-        return TensorDataset(self.images, self.labels.to(self.images.device))
+        """(normalised image, label) pairs for a torch `DataLoader`, decoded if there is a partition."""
+        decoded = self.expand()
+        return TensorDataset(decoded.images, decoded.labels.to(self.images.device))
 
     def crc32(self) -> str:
         """Checksum of the images' bytes."""
@@ -92,6 +107,7 @@ class SyntheticSet:
             "dataset": self.dataset,
             "classes": self.num_classes,
             "ipc": self.ipc,
+            "partition": self.partition,
             "image_shape": tuple(self.images.shape[1:]),
             "mean": self.mean,
             "std": self.std,
@@ -100,15 +116,16 @@ class SyntheticSet:
             "fastdm": self.version,
         }
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, *, canvases: bool = False) -> None:
         """Write the set to a file, atomically; its suffix says in which format.
 
         `.safetensors` keeps everything. `.pt` is the public code's format, `{"data": [[images, labels]],
-        "accs_all_exps": {}}`, without class names, normalisation and settings.
+        "accs_all_exps": {}}`, without class names, normalisation and settings; of a set with a partition it holds the
+        decoded images, as the public code's evaluation takes them, or with `canvases` the canvases.
         """
         suffix = Path(path).suffix
         if suffix == ".pt":
-            save_public([self], path)
+            save_public([self], path, canvases=canvases)
         elif suffix == ".safetensors":
             self._save_safetensors(path)
         else:
@@ -123,6 +140,7 @@ class SyntheticSet:
             "dataset": self.dataset,
             "settings": dict(self.settings),
             "version": self.version,
+            **({"partition": self.partition} if self.partition > 1 else {}),
         }
         metadata = {"format": _FORMAT, "about": json.dumps(about), "crc32": self.crc32()}
         with writing(path) as temporary:
@@ -180,10 +198,18 @@ class SyntheticSet:
 
 
 def save_public(
-    sets: Sequence[SyntheticSet], path: str | Path, accuracies: Mapping[str, Sequence[float]] | None = None
+    sets: Sequence[SyntheticSet],
+    path: str | Path,
+    accuracies: Mapping[str, Sequence[float]] | None = None,
+    *,
+    canvases: bool = False,
 ) -> None:
-    """Write one set per experiment, with accuracies in [0, 1] by network, as the public code's `res_DM_….pt`."""
-    write_public(path, [(synthetic.images, synthetic.labels) for synthetic in sets], accuracies)
+    """Write one set per experiment, with accuracies in [0, 1] by network, as the public code's `res_DM_….pt`.
+
+    Sets with a partition are decoded, unless their `canvases` are wanted.
+    """
+    written = [synthetic if canvases else synthetic.expand() for synthetic in sets]
+    write_public(path, [(synthetic.images, synthetic.labels) for synthetic in written], accuracies)
 
 
 def dataset_name(path: str | Path) -> str:
@@ -215,8 +241,8 @@ def _load_safetensors(path: Path) -> SyntheticSet:
         if metadata.get("crc32") != str(crc32(images)):
             raise FastDMError("its checksum does not match")
         about = json.loads(metadata.get("about", "{}"))
-        known = {entry.name for entry in fields(SyntheticSet)} - {"images"}
-        if about.keys() != known:
+        known = {entry.name for entry in fields(SyntheticSet)} - {"images", "partition"}
+        if about.keys() - {"partition"} != known:
             raise FastDMError(
                 f"it must state {', '.join(sorted(known))}, but states {', '.join(sorted(about)) or 'nothing'}"
             )
