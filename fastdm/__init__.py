@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from fastdm.version import __version__
 
 if TYPE_CHECKING:
+    from fastdm.applications.pool import train_pool
     from fastdm.compat import DiffAugment, ParamDiffAug
     from fastdm.condensation.loop import condense
     from fastdm.condensation.settings import Settings
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from fastdm.data.sources import open_dataset
     from fastdm.errors import FastDMError
     from fastdm.evaluation.measure import evaluate
+    from fastdm.networks.trained import NetworkPool
     from fastdm.synthetic.initial import random_selection, whole_set
     from fastdm.synthetic.synthetic_set import SyntheticSet
 
@@ -29,6 +31,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 __all__ = [
     "DiffAugment",
     "FastDMError",
+    "NetworkPool",
     "ParamDiffAug",
     "Settings",
     "SyntheticSet",
@@ -38,12 +41,14 @@ __all__ = [
     "open_dataset",
     "pack",
     "random_selection",
+    "train_pool",
     "whole_set",
 ]
 
 _HOMES = {
     "DiffAugment": "compat",
     "FastDMError": "errors",
+    "NetworkPool": "networks.trained",
     "ParamDiffAug": "compat",
     "Settings": "condensation.settings",
     "SyntheticSet": "synthetic.synthetic_set",
@@ -52,6 +57,7 @@ _HOMES = {
     "open_dataset": "data.sources",
     "pack": "data.packing",
     "random_selection": "synthetic.initial",
+    "train_pool": "applications.pool",
     "whole_set": "synthetic.initial",
 }
 

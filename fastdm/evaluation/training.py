@@ -73,6 +73,18 @@ class Start:
     momentum: Sequence[Tensor]
 
 
+def draw_weights(network: Network, examples: LabelledImages, protocol: Protocol, number: int) -> None:
+    """The weights from which `train_network` starts."""
+    initialise(network, _key(examples, protocol, number))
+
+
+def _key(examples: LabelledImages, protocol: Protocol, number: int) -> Tensor:
+    """(seed, step) of the first update of a training: those of other numbers have steps of their own."""
+    return torch.tensor(
+        [protocol.seed ^ _SEED_BIT, number * protocol.steps(len(examples))], device=examples.images.device
+    )
+
+
 def train_network(
     network: Network,
     examples: LabelledImages,
@@ -89,13 +101,13 @@ def train_network(
     there, with the weights that the network has: what follows is what an uninterrupted training does.
     """
     steps, per_epoch = protocol.steps(len(examples)), -(-len(examples) // protocol.batch)
-    key = torch.tensor([protocol.seed ^ _SEED_BIT, number * steps], device=examples.images.device)
+    key = _key(examples, protocol, number)
     rows = torch.arange(min(protocol.batch, len(examples)), device=examples.images.device)
     at_once = _images_at_once(network, examples, protocol.batch)
     optimizer = _sgd(network, protocol.lr_net)
     first = 0
     if start is None:
-        initialise(network, key)
+        draw_weights(network, examples, protocol, number)
     else:
         first = start.done
         for parameter, momentum in zip(network.parameters(), start.momentum, strict=True):
