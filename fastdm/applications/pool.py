@@ -61,8 +61,8 @@ def train_pool(
 
     data, data_path, image_size: as in `open_dataset`. networks: how many are trained, each from weights of its own.
     states: snapshots of each, spread evenly over its updates, start and end included; by default one per epoch and the
-    start, and at least 13. network: architecture, by default the ConvNet that suits the image size. cutmix: False leaves
-    that out. precision: of the forward passes, by default the fastest of equal accuracy.
+    start, and at least 13. network: architecture, by default the ConvNet that suits the image size. cutmix: False
+    leaves that out. precision: of the forward passes, by default the fastest of equal accuracy.
     save_path: the file of the pool, .safetensors. Until it is complete, a file next to it keeps each network with its
     snapshots, and resume continues from there: the result is that of an uninterrupted training. overwrite: start over.
     progress: show a bar on a terminal, JSON lines elsewhere.
@@ -259,7 +259,9 @@ class _Files:
             if settings.get(name) != now
         ]
         if changes:
-            raise FastDMError(f"{path} was begun with different settings ({'; '.join(changes)}); use the same, or overwrite")
+            raise FastDMError(
+                f"{path} was begun with different settings ({'; '.join(changes)}); use the same, or overwrite"
+            )
 
     def _part(self, number: int) -> Path:
         assert self.path is not None

@@ -23,7 +23,9 @@ def build_step(
     chunk_memory: int | None = None,
     pool: NetworkPool | None = None,
 ) -> tuple[Step, MemoryPlan]:
-    """The step for resolved settings, at its initial images, and the plan that it follows; pool: of networks='trained'.
+    """The step for resolved settings, at its initial images, and the plan that it follows.
+
+    pool: the networks of networks="trained", which `matching_pool` has checked.
     """
     networks = _networks(dataset, settings, device, dtype, pool)
     plan = make_plan(

@@ -197,9 +197,7 @@ def fingerprint(dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def _settings(
-    settings: Settings | None, recipe: str | None, dataset: Dataset, options: dict[str, Any]
-) -> Settings:
+def _settings(settings: Settings | None, recipe: str | None, dataset: Dataset, options: dict[str, Any]) -> Settings:
     if recipe is not None:
         if settings is not None:
             raise FastDMError("a recipe is a set of settings: give settings or a recipe, and single settings by name")

@@ -91,7 +91,9 @@ def make_plan(
         in_cache = images_in_cache(network, image_shape, dtype)
         micro_batch = 4 * in_cache if _stores_only_pooled(network, dtype, device) else in_cache
     image, decoded = math.prod(image_shape), ipc * partition**2
-    needs = _Needs(activations(network, image_shape, dtype), image * dtype.itemsize, batch_real, decoded, passes, micro_batch)
+    needs = _Needs(
+        activations(network, image_shape, dtype), image * dtype.itemsize, batch_real, decoded, passes, micro_batch
+    )
     images_bytes = 3 * num_classes * ipc * image * 4
     budget = chunk_memory if chunk_memory is not None else int(FREE_SHARE * free_memory(device)) - images_bytes
 

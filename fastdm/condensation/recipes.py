@@ -34,4 +34,3 @@ def recipe_settings(recipe: str, dataset: Dataset, ipc: int) -> Settings:
         networks="trained",
         ce_weight=2.5 if ipc < 50 else 0.5,
     )
-

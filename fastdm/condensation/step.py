@@ -25,8 +25,8 @@ from fastdm.system.cuda_graph import captured, unchanged
 class Step:
     """The synthetic images, and the iteration that changes them.
 
-    images: float32 [classes * ipc, C, H, W], normalised, class-sorted, updated in place: canvases, if settings.partition
-    is above 1; velocity: SGD's momentum buffer, same shape. losses: of the last iteration, divided by the number of
+    images: float32 [classes * ipc, C, H, W], normalised, class-sorted, updated in place: canvases, if the partition is
+    above 1; velocity: SGD's momentum buffer, same shape. losses: those of the last iteration, divided by the number of
     classes, float32 [2]: the objective's, and the cross-entropy before it is weighted (0 without). Everything random is
     a function of (seed, iteration, class); nothing waits for the host.
     """
@@ -158,8 +158,8 @@ class Step:
 class _Chunk:
     """The classes of one forward and backward pass, and their rows of the real and of the synthetic images.
 
-    images: rows of the synthetic images or, with a partition, of the canvases that they are decoded from; labels: int64,
-    the class of each decoded one.
+    images: rows of the synthetic images or, with a partition, of the canvases that they are decoded from; labels:
+    int64, the class of each decoded one.
     """
 
     classes: slice

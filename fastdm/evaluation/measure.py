@@ -21,7 +21,8 @@ from fastdm.synthetic.synthetic_set import SyntheticSet, check_compatible
 from fastdm.system.device import Precision, default_device, precision_context
 from fastdm.system.progress import Progress
 
-Job, Result = TypeVar("Job"), TypeVar("Result")
+Job = TypeVar("Job")
+Result = TypeVar("Result")
 
 
 def recorded_settings(train: SyntheticSet | Pool, dataset: Dataset) -> tuple[str, str]:
@@ -59,13 +60,13 @@ def evaluate(
     """Train `num_eval` fresh networks of each architecture on `train`; test them on the test part of `dataset`.
 
     The public code's protocol, "dm": SGD (momentum 0.9, weight decay 5e-4), epochs + 1 epochs in batches of 256, the
-    learning rate times 0.1 and the momentum reset after epoch epochs // 2 + 1 (counted from 0); every batch is augmented
-    by one family of `strategy`, with parameters of its own for every image. The other protocol is "idc", in which IDC
-    and its relatives report: `fastdm.evaluation.protocol.Protocol` says how they differ. Accuracies under the two cannot
-    be compared. Test images are not augmented.
+    learning rate times 0.1 and the momentum reset after epoch epochs // 2 + 1 (counted from 0); every batch is
+    augmented by one family of `strategy`, with parameters of its own for every image. The other protocol is "idc", in
+    which IDC and its relatives report: `fastdm.evaluation.protocol.Protocol` says how they differ. Accuracies under the
+    two cannot be compared. Test images are not augmented.
 
-    train: a condensed set, `random_selection(…)` or `whole_set(…)`; a set with a partition is decoded. dataset: anything that `open_dataset` takes,
-    looked up under data_path. Its test images are normalised as the training images are.
+    train: a condensed set, `random_selection(…)` or `whole_set(…)`; a set with a partition is decoded. dataset:
+    anything that `open_dataset` takes, looked up under data_path. Its test images are normalised as the training images are.
     networks, strategy: by default those that the set was condensed with; where it does not say, ConvNet of the depth
     that suits the image size, and the data set's strategy (digits are not flipped). "none": no augmentation.
     checks: how many times the accuracy is measured during a training; the last, at its end, is the result, the highest

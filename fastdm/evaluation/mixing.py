@@ -37,8 +37,8 @@ def draw_tables(protocol: Protocol, key: Tensor, rows: Tensor, size: tuple[int, 
 class Mixture:
     """Cutmix of a batch (Yun et al., ICCV 2019): a box of every image is that of its partner.
 
-    partner: int64 [N], the other image of each; rows, columns: (first, end) of the box, which all images share, int64
-    [1] each; share: of the image that is its own, float32 [1]. All on the device.
+    partner: int64 [N], the other image of each; rows, columns: (first, end) of the box, which all images share,
+    int64 [1] each; share: of the image that is its own, float32 [1]. All on the device.
     """
 
     partner: Tensor
@@ -57,9 +57,9 @@ class Mixture:
 def draw_mixture(key: Tensor, rows: Tensor, size: tuple[int, int]) -> Mixture:
     """Draw a mixture for the images `rows` of size (height, width), as IDC does.
 
-    Half of the batches are left as they are: their box is empty. λ ~ U(0, 1) is the share that the box leaves; its centre
-    is uniform over the pixels; its half sides are ⌊side · √(1 − λ)⌋ // 2. What lies beyond the image is cut off, and the
-    shares follow from what is left.
+    Half of the batches are left as they are: their box is empty. λ ~ U(0, 1) is the share that the box leaves; its
+    centre is uniform over the pixels; its half sides are ⌊side · √(1 − λ)⌋ // 2. What lies beyond the image is cut off,
+    and the shares follow from what is left.
     """
     u = uniform(key, rows[:1], 4 + len(rows), CUTMIX_STREAM)[0]
     is_mixed = (u[:1] < 0.5).long()

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -129,7 +130,11 @@ def train_network(
                 logits = network(part.images)
             (part.loss(logits.float()) / len(index)).backward()
         optimizer.step()
-        after_step(step + 1, lambda: [optimizer.state[each]["momentum_buffer"] for each in network.parameters()])
+        after_step(step + 1, partial(_momentum, network, optimizer))
+
+
+def _momentum(network: Network, optimizer: torch.optim.SGD) -> list[Tensor]:
+    return [optimizer.state[parameter]["momentum_buffer"] for parameter in network.parameters()]
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """What is matched between real and synthetic images."""
 
+from collections.abc import Callable
 from typing import Literal
 
 from fastdm.objectives.class_means import ClassMeans
@@ -10,4 +11,5 @@ from fastdm.objectives.objective import Objective
 
 def build_objective(name: Literal["mean", "mmd", "cov"]) -> Objective:
     """The objective of a setting."""
-    return {"mean": ClassMeans, "mmd": GaussianMMD, "cov": Covariances}[name]()
+    known: dict[str, Callable[[], Objective]] = {"mean": ClassMeans, "mmd": GaussianMMD, "cov": Covariances}
+    return known[name]()

@@ -18,8 +18,8 @@ class GaussianMMD:
     """Σ_c m_c / SLOPE · (mean k(s, s') − 2 mean k(s, r) + mean k(r, r')), k(x, y) = Σ_b exp(−‖x − y‖² / (b · m_c)).
 
     s, r: synthetic and real images' embeddings of class c, each pair counted both ways and each image with itself too;
-    m_c: the mean squared distance of all distinct ones of them together, not differentiated; b ∈ {¼, ½, 1, 2, 4}. Scaled
-    so that one learning rate suits it and the class means. A class without real images adds nothing.
+    m_c: the mean squared distance of all distinct ones of them together, not differentiated; b ∈ {¼, ½, 1, 2, 4}.
+    Scaled so that one learning rate suits it and the class means. A class without real images adds nothing.
     """
 
     real = staticmethod(embed_real)

@@ -46,7 +46,8 @@ def random_selection(
 ) -> SyntheticSet:
     """`ipc` random real images per class: those that `condense` starts from with this seed and init="real".
 
-    partition: f, for canvases of f × f shrunk real images. dataset, data_path: as in `open_dataset`. Raises FastDMError where a class has fewer images.
+    partition: f, for canvases of f × f shrunk real images. dataset, data_path: as in `open_dataset`. Raises FastDMError
+    where a class has fewer images.
 
     >>> import fastdm
     >>> fastdm.random_selection("digits", ipc=1).images.shape

@@ -78,7 +78,7 @@ def test_an_interrupted_training_resumes_bit_for_bit(
     monkeypatch.setattr(pool_room._Training, "after", after)
     with pytest.raises(FastDMError, match="was interrupted: resume it"):
         train(dataset, save_path=path)
-    with pytest.raises(FastDMError, match="lr_net was 0.01 and is 0.02"):
+    with pytest.raises(FastDMError, match=r"lr_net was 0\.01 and is 0\.02"):
         train(dataset, save_path=path, resume=True, lr_net=0.02)
     resumed = train(dataset, save_path=path, resume=True)
     assert torch.equal(resumed.weights, whole.weights)
