@@ -8,6 +8,8 @@ from safetensors import SafetensorError, safe_open
 from fastdm.data.packed.format import FORMAT as PACKED_FORMAT
 from fastdm.data.packed.format import PackedFile
 from fastdm.errors import FastDMError
+from fastdm.networks.trained import FORMAT as NETWORKS_FORMAT
+from fastdm.networks.trained import NetworkPool
 from fastdm.runs.checkpoint import FORMAT as CHECKPOINT_FORMAT
 from fastdm.synthetic.public_file import read_public
 from fastdm.synthetic.synthetic_set import SyntheticSet
@@ -43,4 +45,6 @@ def inspect(path: str | Path, *, verify: bool = False) -> dict[str, Any]:
         return {"kind": "packed data set", **packed.summary()}
     if metadata.get("format") == CHECKPOINT_FORMAT:
         return {"kind": "checkpoint", "iteration": int(metadata["iteration"]), "settings": metadata["settings"]}
+    if metadata.get("format") == NETWORKS_FORMAT:
+        return {"kind": "pool of trained networks", **NetworkPool.load(path).summary()}
     return {"kind": "condensed set", **SyntheticSet.load(path).summary()}

@@ -10,6 +10,7 @@ from fastdm.cli.condense import condense
 from fastdm.cli.evaluate import evaluate
 from fastdm.cli.inspect import inspect
 from fastdm.cli.pack import pack
+from fastdm.cli.pool import pool
 from fastdm.cli.profile import profile
 from fastdm.errors import FastDMError
 from fastdm.version import __version__
@@ -23,7 +24,7 @@ app = typer.Typer(
     context_settings={"token_normalize_func": lambda token: token.replace("-", "_").lower()},
     help="Condense image data sets into a few synthetic images per class by distribution matching.",
 )
-for command in (condense, evaluate, inspect, pack, profile):
+for command in (condense, evaluate, inspect, pack, pool, profile):
     app.command()(command)
 
 

@@ -1,11 +1,24 @@
 """`fastdm evaluate`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from fastdm.cli.options import NETWORKS, SOURCE, BatchTrain, DataPath, Device, Epochs, EvalMode, ImageSize, LrNet, Seed
+from fastdm.cli.options import (
+    NETWORKS,
+    SOURCE,
+    BatchTrain,
+    Checks,
+    DataPath,
+    Device,
+    Epochs,
+    EvalMode,
+    ImageSize,
+    LrNet,
+    ProtocolName,
+    Seed,
+)
 from fastdm.cli.output import print_evaluation
 from fastdm.errors import FastDMError
 
@@ -29,7 +42,9 @@ def evaluate(
     num_eval: Annotated[int, typer.Option("--num_eval", min=1, help="Networks trained on each set.")] = 20,
     epoch_eval_train: Epochs = 1000,
     lr_net: LrNet = 0.01,
-    batch_train: BatchTrain = 256,
+    batch_train: BatchTrain = None,
+    protocol_name: ProtocolName = "dm",
+    checks: Checks = 1,
     dsa_strategy: Annotated[
         str | None,
         typer.Option(
@@ -87,6 +102,8 @@ def evaluate(
         lr_net=lr_net,
         batch_train=batch_train,
         seed=seed,
+        name=cast(Any, protocol_name),
+        checks=checks,
     )
 
     several = len(sets) > 1 or experiment is not None

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 import typer
@@ -26,9 +27,11 @@ def print_evaluation(title: str, evaluation: "Evaluation", **about: str) -> None
     for name, accuracies in evaluation.accuracies.items():
         mean, std = evaluation.mean[name], evaluation.std[name]
         if console.is_terminal:
-            table.add_row(name, f"{100 * mean:.2f} ± {100 * std:.2f}", str(len(accuracies)))
+            best = f", best {100 * fmean(evaluation.best[name]):.2f}" if evaluation.best else ""
+            table.add_row(name, f"{100 * mean:.2f} ± {100 * std:.2f}{best}", str(len(accuracies)))
         else:
             line = {"evaluation": title, **about, "network": name, "mean": mean, "std": std, "accuracies": accuracies}
+            line |= {"best": evaluation.best[name]} if evaluation.best else {}
             print(json.dumps(line), flush=True)
     if console.is_terminal:
         console.print(table)

@@ -82,8 +82,9 @@ def make_plan(
     """Choose the chunk: as many classes as the budget holds, and on a CPU no more than its cache.
 
     partition: every synthetic image is partition² images for the network; passes: networks that they go through, with
-    the cross-entropy 2; batch_real: real images per class; chunk_memory: bytes that one chunk may take, by default what is free.
-    A network with BatchNorm takes its statistics over all classes together, so its only chunk holds all of them.
+    the cross-entropy 2; batch_real: real images per class; chunk_memory: bytes that one chunk may take, by default what
+    is free. A network with BatchNorm takes its statistics over all classes together, so its only chunk holds all of
+    them.
     Raises FastDMError if the budget does not hold one class, and says how many real images would fit.
     """
     in_cache = micro_batch = None

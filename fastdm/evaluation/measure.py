@@ -1,12 +1,12 @@
 """`evaluate`: networks are trained on a set, side by side, and tested on real images."""
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 
@@ -32,11 +32,13 @@ def recorded_settings(train: SyntheticSet | Pool, dataset: Dataset) -> tuple[str
     """
     recorded = train.settings if isinstance(train, SyntheticSet) else {}
     network = recorded.get("network")
-    strategy = None if recorded.get("aug_mode") == "M" else recorded.get("strategy")
-    return (
-        default_network(dataset.image_shape) if network is None else network,
-        default_strategy(dataset.name) if strategy is None else strategy,
-    )
+    return default_network(dataset.image_shape) if network is None else network, training_strategy(recorded, dataset)
+
+
+def training_strategy(settings: Mapping[str, Any], dataset: Dataset) -> str:
+    """The strategy to train with on a set that was condensed with `settings`, by default the data set's."""
+    strategy = None if settings.get("aug_mode") == "M" else settings.get("strategy")
+    return default_strategy(dataset.name) if strategy is None else strategy
 
 
 def evaluate(
@@ -66,7 +68,8 @@ def evaluate(
     two cannot be compared. Test images are not augmented.
 
     train: a condensed set, `random_selection(…)` or `whole_set(…)`; a set with a partition is decoded. dataset:
-    anything that `open_dataset` takes, looked up under data_path. Its test images are normalised as the training images are.
+    anything that `open_dataset` takes, looked up under data_path. Its test images are normalised as the training images
+    are.
     networks, strategy: by default those that the set was condensed with; where it does not say, ConvNet of the depth
     that suits the image size, and the data set's strategy (digits are not flipped). "none": no augmentation.
     checks: how many times the accuracy is measured during a training; the last, at its end, is the result, the highest

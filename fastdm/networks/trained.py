@@ -16,7 +16,7 @@ from fastdm.networks.architectures import build_network
 from fastdm.networks.model import Network
 from fastdm.system.files import crc32, writing
 
-_FORMAT = "fastdm-networks-1"
+FORMAT = "fastdm-networks-1"
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +97,7 @@ class NetworkPool:
         if Path(path).suffix != ".safetensors":
             raise FastDMError(f"{path} must end in .safetensors")
         about = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "weights"}
-        metadata = {"format": _FORMAT, "about": json.dumps({**about, "settings": dict(self.settings)})}
+        metadata = {"format": FORMAT, "about": json.dumps({**about, "settings": dict(self.settings)})}
         weights = self.weights.contiguous()
         with writing(path) as temporary:
             save_file({"weights": weights}, temporary, {**metadata, "crc32": self.crc32()})
@@ -108,8 +108,8 @@ class NetworkPool:
         try:
             with safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}
-                if metadata.get("format") != _FORMAT:
-                    raise FastDMError(f"it is not of this version of fastdm ({_FORMAT})")
+                if metadata.get("format") != FORMAT:
+                    raise FastDMError(f"it is not of this version of fastdm ({FORMAT})")
                 weights = file.get_tensor("weights")
             if metadata.get("crc32") != str(crc32(weights)):
                 raise FastDMError("its checksum does not match")
