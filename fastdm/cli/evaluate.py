@@ -20,7 +20,7 @@ from fastdm.cli.options import (
     Seed,
 )
 from fastdm.cli.output import print_evaluation
-from fastdm.errors import FastDMError
+from fastdm.errors import FastDMError, one_of
 
 if TYPE_CHECKING:
     from fastdm.data.pool import Dataset as OpenDataset
@@ -45,6 +45,13 @@ def evaluate(
     batch_train: BatchTrain = None,
     protocol_name: ProtocolName = "dm",
     checks: Checks = 1,
+    labels: Annotated[
+        str,
+        typer.Option("--labels", help="hard; or soft, of the networks of --pool, then of random images too."),
+    ] = "hard",
+    pool: Annotated[
+        Path | None, typer.Option("--pool", help="Trained networks, a file that `fastdm pool` wrote.")
+    ] = None,
     dsa_strategy: Annotated[
         str | None,
         typer.Option(
@@ -79,9 +86,10 @@ def evaluate(
     """
     from dataclasses import replace
 
-    from fastdm.evaluation.measure import measure, recorded_settings
+    from fastdm.evaluation.measure import measure, measure_soft, recorded_settings
     from fastdm.evaluation.protocol import Evaluation, Protocol
     from fastdm.networks.architectures import evaluation_pool
+    from fastdm.networks.trained import NetworkPool
     from fastdm.synthetic.initial import random_selection, whole_set
     from fastdm.synthetic.synthetic_set import SyntheticSet
     from fastdm.system.device import default_device
@@ -106,6 +114,8 @@ def evaluate(
         checks=checks,
     )
 
+    one_of("labels", labels, ("hard", "soft"))
+    soft, teachers = labels == "soft", None if pool is None else NetworkPool.load(pool)
     several = len(sets) > 1 or experiment is not None
     candidates: list[tuple[str, Any, Protocol]] = [
         (f"{file}, set {number}" if several else str(file), synthetic, replace(protocol, seed=seed + number))
@@ -117,8 +127,13 @@ def evaluate(
         candidates.append(("whole set", whole_set(data), few_epochs))
     evaluations = []
     for title, candidate, how in candidates:
-        evaluations.append(measure(candidate, data, how, chosen_device, progress=True))
+        if soft and isinstance(candidate, SyntheticSet):
+            evaluations.append(measure_soft(candidate, data, how, chosen_device, teachers, progress=True))
+        else:
+            evaluations.append(measure(candidate, data, how, chosen_device, progress=True))
         print_evaluation(title, evaluations[-1], dataset=data.name)
+        if (random := evaluations[-1].random) is not None:
+            print_evaluation(f"{title}: random real images, labels of the same networks", random, dataset=data.name)
         if len(evaluations) == len(sets) > 1:
             print_evaluation(f"{file}, all {len(sets)} sets", Evaluation.pooled(evaluations), dataset=data.name)
 

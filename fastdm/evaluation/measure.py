@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -13,10 +14,13 @@ import torch
 from fastdm.augmentation import default_strategy
 from fastdm.data.pool import Dataset, Pool
 from fastdm.data.sources import Source, open_dataset
-from fastdm.errors import FastDMError
+from fastdm.errors import FastDMError, one_of
 from fastdm.evaluation.protocol import Evaluation, Protocol
+from fastdm.evaluation.soft_labels import relabel
 from fastdm.evaluation.training import LabelledImages, Momentum, accuracy, train_network
 from fastdm.networks.architectures import build_network, default_network
+from fastdm.networks.trained import NetworkPool
+from fastdm.synthetic.initial import random_selection
 from fastdm.synthetic.synthetic_set import SyntheticSet, check_compatible
 from fastdm.system.device import Precision, default_device, precision_context
 from fastdm.system.progress import Progress
@@ -53,6 +57,8 @@ def evaluate(
     strategy: str | None = None,
     protocol: Literal["dm", "idc"] = "dm",
     checks: int = 1,
+    labels: Literal["hard", "soft"] = "hard",
+    pool: NetworkPool | None = None,
     seed: int = 0,
     device: str | torch.device | None = None,
     precision: Precision | None = None,
@@ -73,7 +79,9 @@ def evaluate(
     networks, strategy: by default those that the set was condensed with; where it does not say, ConvNet of the depth
     that suits the image size, and the data set's strategy (digits are not flipped). "none": no augmentation.
     checks: how many times the accuracy is measured during a training; the last, at its end, is the result, the highest
-    is kept beside it as `Evaluation.best`. batch_train: None takes the protocol's.
+    is kept beside it as `Evaluation.best`. labels: "soft" trains for the probabilities that the set has, or else that
+    the networks of `pool` give its images. Since a teacher's labels help any images, as many random real images are
+    then evaluated with labels from the same pool: `Evaluation.random`. batch_train: None takes the protocol's.
     device: default: the GPU if there is one. precision: "fp32", "tf32" (the default on a GPU) or "bf16".
     progress: show a bar on a terminal, JSON lines elsewhere.
 
@@ -102,18 +110,51 @@ def evaluate(
         name=protocol,
         checks=checks,
     )
-    return measure(train, dataset, how, device, progress=progress)
+    one_of("labels", labels, ("hard", "soft"))
+    if labels == "hard":
+        return measure(train, dataset, how, device, progress=progress)
+    return measure_soft(train, dataset, how, device, pool, progress=progress)
+
+
+def measure_soft(
+    train: SyntheticSet | Pool,
+    dataset: Dataset,
+    protocol: Protocol,
+    device: torch.device,
+    pool: NetworkPool | None,
+    *,
+    progress: bool,
+) -> Evaluation:
+    """With soft labels the accuracy of a set, and of as many random real images that the pool labels."""
+    if not isinstance(train, SyntheticSet):
+        raise FastDMError("labels is 'soft', which is for condensed sets and random selections; use 'hard'")
+    if pool is None:
+        raise FastDMError(
+            "labels is 'soft', but there is no pool of trained networks that gives them; train one, give it"
+        )
+    labelled = train if train.soft_labels is not None else relabel(train, pool, device)
+    random = relabel(random_selection(dataset, train.ipc, protocol.seed), pool, device)
+    of_set, of_random = (
+        measure(each, dataset, protocol, device, soft=True, progress=progress) for each in (labelled, random)
+    )
+    return replace(of_set, random=of_random)
 
 
 def measure(
-    train: SyntheticSet | Pool, dataset: Dataset, protocol: Protocol, device: torch.device, *, progress: bool = False
+    train: SyntheticSet | Pool,
+    dataset: Dataset,
+    protocol: Protocol,
+    device: torch.device,
+    *,
+    soft: bool = False,
+    progress: bool = False,
 ) -> Evaluation:
-    """`evaluate` by a protocol."""
+    """`evaluate` by a protocol; soft: for the soft labels that the set has."""
     protocol.check(dataset)
     _check_fit(train, dataset)
     assert dataset.test is not None
     mean, std = (train.mean, train.std) if isinstance(train, SyntheticSet) else (dataset.mean, dataset.std)
-    examples = LabelledImages.of(train, mean, std, device)
+    examples = LabelledImages.of(train, mean, std, device, soft=soft)
     tests = LabelledImages.of(dataset.test, mean, std, device)
     measured = protocol.measured_after(len(examples))
     names = list(dict.fromkeys(protocol.networks))

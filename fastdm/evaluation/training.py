@@ -45,12 +45,19 @@ class LabelledImages:
 
     @classmethod
     def of(
-        cls, images: SyntheticSet | Pool, mean: Sequence[float], std: Sequence[float], device: torch.device
+        cls,
+        images: SyntheticSet | Pool,
+        mean: Sequence[float],
+        std: Sequence[float],
+        device: torch.device,
+        *,
+        soft: bool = False,
     ) -> "LabelledImages":
-        """Of a set those that its images are, or are decoded to."""
+        """Of a set those that its images are, or are decoded to; soft: with its soft labels."""
         if isinstance(images, SyntheticSet):
             decoded = images.expand()
-            return cls(decoded.images.detach().to(device), decoded.labels.to(device), None, None)
+            probabilities = decoded.soft_labels.float().to(device) if soft and decoded.soft_labels is not None else None
+            return cls(decoded.images.detach().to(device), decoded.labels.to(device), None, None, probabilities)
         labels = images.labels.to(device)
         pixels = images.to(device).images
         return cls(pixels, labels, torch.tensor(mean, device=device), torch.tensor(std, device=device))

@@ -34,6 +34,7 @@ class SyntheticSet:
     images: float32 [classes * ipc, C, H, W], normalised: pixel = (x − mean) / std with x in [0, 1] (where it was never
     clipped: also beyond). Class-sorted: image j of class c is row `c * ipc + j`.
     partition: f; above 1 the images are canvases, each of f × f training images, which `expand` decodes.
+    soft_labels: float16 [N * f², classes], probabilities for every decoded image, or None.
     class_names, mean, std, dataset: as in the `Dataset` that was condensed (`dataset` is its name); settings: what the
     set was made with; version: the fastdm that made it.
 
@@ -51,6 +52,7 @@ class SyntheticSet:
     settings: Mapping[str, Any] = field(default_factory=dict)
     version: str = __version__
     partition: int = 1
+    soft_labels: Tensor | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         shape = list(self.images.shape)
@@ -65,6 +67,9 @@ class SyntheticSet:
             raise FastDMError(f"mean and std must have {shape[1]} values, one per channel")
         object.__setattr__(self, "partition", whole_number("partition", self.partition, 1))
         check_partition(self.partition, (shape[2], shape[3]))
+        soft, wanted = self.soft_labels, [shape[0] * self.partition**2, self.num_classes]
+        if soft is not None and (soft.dtype != torch.float16 or list(soft.shape) != wanted):
+            raise FastDMError(f"soft labels must be float16 {wanted}, not {soft.dtype} {list(soft.shape)}")
 
     def __len__(self) -> int:
         return len(self.images)
@@ -108,6 +113,7 @@ class SyntheticSet:
             "classes": self.num_classes,
             "ipc": self.ipc,
             "partition": self.partition,
+            "soft_labels": self.soft_labels is not None,
             "image_shape": tuple(self.images.shape[1:]),
             "mean": self.mean,
             "std": self.std,
@@ -143,8 +149,12 @@ class SyntheticSet:
             **({"partition": self.partition} if self.partition > 1 else {}),
         }
         metadata = {"format": _FORMAT, "about": json.dumps(about), "crc32": self.crc32()}
+        tensors = {"images": images}
+        if self.soft_labels is not None:
+            tensors["soft_labels"] = self.soft_labels.detach().cpu().contiguous()
+            metadata["soft_labels_crc32"] = str(crc32(tensors["soft_labels"]))
         with writing(path) as temporary:
-            save_file({"images": images}, temporary, metadata)
+            save_file(tensors, temporary, metadata)
 
     @classmethod
     def load(cls, path: str | Path, *, experiment: int = 0, dataset: Dataset | None = None) -> "SyntheticSet":
@@ -236,12 +246,14 @@ def _load_safetensors(path: Path) -> SyntheticSet:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             images = file.get_tensor("images") if metadata.get("format") == _FORMAT else None
+            soft_labels = file.get_tensor("soft_labels") if "soft_labels_crc32" in metadata else None
         if images is None:
             raise FastDMError(f"it is not of this version of fastdm ({_FORMAT})")
-        if metadata.get("crc32") != str(crc32(images)):
+        checksums = [(metadata.get("crc32"), images), (metadata.get("soft_labels_crc32"), soft_labels)]
+        if any(tensor is not None and stated != str(crc32(tensor)) for stated, tensor in checksums):
             raise FastDMError("its checksum does not match")
         about = json.loads(metadata.get("about", "{}"))
-        known = {entry.name for entry in fields(SyntheticSet)} - {"images", "partition"}
+        known = {entry.name for entry in fields(SyntheticSet)} - {"images", "partition", "soft_labels"}
         if about.keys() - {"partition"} != known:
             raise FastDMError(
                 f"it must state {', '.join(sorted(known))}, but states {', '.join(sorted(about)) or 'nothing'}"
@@ -250,7 +262,7 @@ def _load_safetensors(path: Path) -> SyntheticSet:
             raise FastDMError("its dataset must be a name, and its settings values by name")
         for name in ("class_names", "mean", "std"):
             about[name] = tuple(about[name])
-        return SyntheticSet(images=images, **about)
+        return SyntheticSet(images=images, soft_labels=soft_labels, **about)
     except (SafetensorError, OSError, ValueError, TypeError, AttributeError) as error:
         raise FastDMError(f"{path} is not a condensed set, or is damaged: {error}") from error
 
