@@ -75,7 +75,7 @@ def test_cutmix_mixes_half_of_the_batches_by_boxes_of_the_drawn_area() -> None:
     # A drawn box is empty where ⌊12 · √(1 − λ)⌋ // 2 is 0, that is √(1 − λ) < 1 / 6: one in 36.
     expected = 0.5 * (1 - 1 / 36)
     assert abs(mixed / DRAWS - expected) < 4 * (0.25 / DRAWS) ** 0.5
-    assert min(shares) < 0.2
+    assert min(shares) < 0.4
     assert max(shares) > 0.95
     assert abs(sum(tops) / len(tops) - height / 2) < 4 * height / (12 * len(tops)) ** 0.5 + 0.5
 
