@@ -1,36 +1,49 @@
 # make demo           condense real images and see how good they are
-# make test           run the whole test suite
+# make test           run the whole test suite, then the ops' tests in their other lanes
+# make test-lanes     the latter only: Triton's interpreter, and PyTorch and the C++ core held down to fewer instructions
 # make lint types     style and types, as continuous integration checks them
 # make compile-check  compile every Triton kernel for the GPUs it is meant for, without one; registers and spills
 # make sanitize       the C++ core under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer
 # make test-oldest    the tests of the ops with the oldest torch, triton and numpy that are supported
 # make bench          every benchmark that a CPU can run, at most 15 minutes; DATA=folder of data sets
 # make gpu-test       the tests that need a CUDA device
-# make gpu-report     every benchmark that needs one, at most 8 minutes; OUT=folder, DATA=folder of data sets
+# make gpu-report     every benchmark that needs one, at most 8 minutes; OUT=folder, DATA=folder of data sets; leaves
+#                     results.tar.gz in OUT; FASTDM_COMMIT=… names the commit where there is no git
 #                     (both in PYTHON's own environment: torch, triton and pytest are there, nothing is downloaded)
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 
-.PHONY: demo test test-oldest gpu-test lint types compile-check sanitize bench gpu-report clean
+.PHONY: demo test test-lanes test-oldest gpu-test lint types compile-check sanitize bench gpu-report clean
 
 demo: $(VENV)/installed
 	$(PY) -m examples.digits
 
 test: $(VENV)/installed
 	$(PY) -m pytest
+	$(MAKE) test-lanes
+
+# test_core.py builds a program that goes through the instruction sets by itself.
+OPS := $(dir $(wildcard tests/kernels/*/__init__.py))
+ON_CPU := $(OPS) tests/csrc tests/test_compat.py --ignore tests/csrc/test_core.py
+test-lanes: $(VENV)/installed
+	TRITON_INTERPRET=1 $(PY) -m pytest $(OPS)
+	FASTDM_CPU=avx2 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PY) -m pytest $(ON_CPU)
+	FASTDM_CPU=plain ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 $(PY) -m pytest $(ON_CPU)
 
 # An environment of its own: triton 3.6's interpreter needs a numpy before 2.4.
 test-oldest:
 	test -d .venv-oldest || $(PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/python -m pip install $(if $(wildcard .venv-oldest),--quiet) \
 		'torch==2.11.*' 'triton==3.6.*' 'numpy<2.4' --editable '.[dev]'
-	.venv-oldest/bin/python -m pytest tests/kernels tests/test_step.py tests/test_augmentation.py
+	.venv-oldest/bin/python -m pytest tests/kernels tests/condensation/test_step.py tests/test_augmentation.py
+	TRITON_INTERPRET=1 .venv-oldest/bin/python -m pytest $(OPS)
 
 # torch and triton are those that are there: a machine with a GPU may have no network.
 gpu-test:
 	$(PYTHON) -m pip install --quiet --no-build-isolation --no-deps --editable .
 	$(PYTHON) -m pytest tests/gpu
+	FASTDM_TEST_DEVICE=cuda $(PYTHON) -m pytest $(OPS)
 
 lint: $(VENV)/installed
 	$(PY) -m ruff check .
@@ -52,10 +65,10 @@ sanitize: $(VENV)/installed
 	tests/csrc/sanitize.sh $(PY)
 
 bench: $(VENV)/installed
-	$(PY) -m bench.cpu_report $(if $(DATA),--data $(DATA))
+	$(PY) -m bench.run cpu $(if $(DATA),--data $(DATA))
 
 gpu-report:
-	$(PYTHON) -m bench.gpu_report $(if $(OUT),--out $(OUT)) $(if $(DATA),--data $(DATA))
+	$(PYTHON) -m bench.run gpu $(if $(OUT),--out $(OUT)) $(if $(DATA),--data $(DATA))
 
 # Checked before pip starts: it would download gigabytes first and fail to build the C++ core afterwards.
 needs = { echo "fastdm needs $(1) (Debian, Ubuntu: apt-get install $(2))"; exit 1; }

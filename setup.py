@@ -57,8 +57,9 @@ def native_extension() -> Extension:
 
 
 pure = os.environ.get("FASTDM_PURE", "0") not in ("", "0")
+kernels = ["fastdm.kernels", *(f"fastdm.kernels.{name}" for name in find_packages("kernels"))]
 setup(
-    packages=[*find_packages(include=["fastdm", "fastdm.*"]), "fastdm.kernels"],
+    packages=[*find_packages(include=["fastdm", "fastdm.*"]), *kernels],
     package_dir={"fastdm.kernels": "kernels"},
     ext_modules=[] if pure else [native_extension()],
     cmdclass={"build_ext": BuildNative},

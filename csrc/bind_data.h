@@ -120,6 +120,12 @@ inline void register_data(nb::module_& module) {
                "out[i] = images[index[i]]: uint8 unchanged, float32 and bfloat16 as x * scale + shift per channel.\n"
                "layout: planar = [C, H, W], last = [H, W, C], rgbx = [H, W, 4] with x = 0.");
     module.def("threads", [] { return shared_pool().threads(); }, "The number of threads that the core works with.");
+    module.def(
+        "instructions",
+        [] { return this_cpu() == Cpu::avx512 ? "avx512"
+                    : this_cpu() == Cpu::avx2 ? "avx2"
+                                              : "plain"; },
+        "The widest instructions that the core uses: avx512, avx2 or plain.");
     module.def("resize_box", bind_resize_box, "pixels"_a.noconvert(), "top"_a, "left"_a, "height"_a, "width"_a,
                "shorten_first"_a, "out"_a.noconvert(),
                "Resize a window of an image [H, W, C] to out [C, size, size] exactly as Pillow's Image.BOX.");

@@ -13,7 +13,7 @@ from fastdm.version import __version__
 
 if TYPE_CHECKING:
     from fastdm.applications.pool import train_pool
-    from fastdm.compat import DiffAugment, ParamDiffAug
+    from fastdm.compat import DiffAugment, ParamDiffAug, dm_loss
     from fastdm.condensation.loop import condense
     from fastdm.condensation.settings import Settings
     from fastdm.data.packing import pack
@@ -37,6 +37,7 @@ __all__ = [
     "SyntheticSet",
     "__version__",
     "condense",
+    "dm_loss",
     "evaluate",
     "open_dataset",
     "pack",
@@ -53,6 +54,7 @@ _HOMES = {
     "Settings": "condensation.settings",
     "SyntheticSet": "synthetic.synthetic_set",
     "condense": "condensation.loop",
+    "dm_loss": "compat",
     "evaluate": "evaluation.measure",
     "open_dataset": "data.sources",
     "pack": "data.packing",

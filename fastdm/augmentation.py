@@ -115,7 +115,7 @@ class Strategy:
         cutout integers within `crop_range` and `cutout_range`.
         """
         columns = _columns(self, size, device)
-        numbers = torch.zeros(len(draws[self.families[0]][0]), table.COLUMNS, device=device)
+        numbers = torch.zeros(len(draws[self.families[0]][0]), table.COLUMNS, dtype=torch.float32, device=device)
         for family in self.families:
             for drawn, its_columns in zip(draws[family], DRAWS[family], strict=True):
                 numbers[:, its_columns] = drawn[:, None].to(numbers)
@@ -228,7 +228,10 @@ def _columns(strategy: Strategy, size: tuple[int, int], device: torch.device) ->
                 parameter = (*affine.get(column, (0.0, 1.0, 0.0)), *limits.get(column, (-math.inf, math.inf)))
                 columns[column] = (*numbers, *parameter, run)
             source += 1
-    constants = [torch.tensor(values, device=device) for values in zip(*columns, strict=True)]
+    constants = [
+        torch.tensor(values, device=device, dtype=torch.float32 if isinstance(values[0], float) else None)
+        for values in zip(*columns, strict=True)
+    ]
     return _Columns(*constants, *table.identity(1, device))
 
 

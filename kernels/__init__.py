@@ -1,15 +1,11 @@
-"""Ops of distribution matching: plain PyTorch references and fused Triton kernels (installed as ``fastdm.kernels``)."""
+"""Ops of distribution matching, each in plain PyTorch, C++ and Triton (installed as `fastdm.kernels`)."""
 
-from .ops import (
-    class_mean_difference,
-    conv_norm_relu_pool,
-    draw,
-    dsa,
-    norm_relu_pool,
-    norm_relu_pool_mean,
-    uniform,
-    use_backend,
-)
+from . import table
+from .augmentation.op import dsa
+from .blocks.op import conv_norm_relu_pool, norm_relu_pool, norm_relu_pool_mean, stores_only_pooled
+from .class_means.op import class_mean_difference
+from .dispatch import use_backend
+from .random.op import draw, uniform
 
 __all__ = [
     "class_mean_difference",
@@ -18,6 +14,8 @@ __all__ = [
     "dsa",
     "norm_relu_pool",
     "norm_relu_pool_mean",
+    "stores_only_pooled",
+    "table",
     "uniform",
     "use_backend",
 ]

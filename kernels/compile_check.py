@@ -1,8 +1,8 @@
-"""Compile every kernel for GPUs that need not be there, and judge the machine code.
+"""Compile every kernel for several GPUs, without the GPU present, and check the machine code.
 
-``python -m fastdm.kernels.compile_check`` runs the launchers on tensors without memory (device "meta") for the shapes
+`python -m fastdm.kernels.compile_check` runs the launchers on tensors without memory (device "meta") for the shapes
 and dtypes of the presets, compiles what they would have started, and reads registers, spills, shared memory and the
-widths of memory accesses from the result. ``--json FILE`` writes the reports, ``--budget FILE`` fails on more registers
+widths of memory accesses from the result. `--json FILE` writes the reports, `--budget FILE` fails on more registers
 than recorded there. Any spill fails, and so do narrower accesses than the layout allows.
 """
 
@@ -29,7 +29,11 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from . import class_mean_triton, dsa_triton, launch, norm_relu_pool_triton, random_triton
+from . import launch, row_means
+from .augmentation import triton as augmentation
+from .blocks import triton as blocks
+from .class_means import triton as class_means
+from .random import triton as random
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -69,7 +73,7 @@ class Report:
 
     @classmethod
     def of(cls, record: dict[str, Any]) -> "Report":
-        """Return the report that ``asdict`` made a record of, which may hold more."""
+        """Return the report that `asdict` made a record of, which may hold more."""
         return cls(**{field.name: record[field.name] for field in fields(cls)})
 
 
@@ -89,11 +93,9 @@ def _name(dtype: torch.dtype) -> str:
     return {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.uint8: "u8"}[dtype]
 
 
-def cases() -> Iterator[Case]:
-    """Yield the uses that the presets make of every op."""
+def _augmentation_cases() -> Iterator[Case]:
     bf16, fp16, fp32, u8 = torch.bfloat16, torch.float16, torch.float32, torch.uint8
-
-    # The real branch: a gather out of the pool. CIFAR and TinyImageNet, a grey one and a large one.
+    # Real images: a gather out of the pool. CIFAR and TinyImageNet, a grey one and a large one.
     for c, size, dtype, last in (
         (3, 32, bf16, True),
         (3, 32, fp32, False),
@@ -105,16 +107,19 @@ def cases() -> Iterator[Case]:
         images, table, mean = _meta(50_000, c, size, size, dtype=u8), _meta(10, 16), _meta(c)
         name = f"dsa u8->{_name(dtype)} {c}x{size}² {'nhwc' if last else 'nchw'}"
         args: tuple[Any, ...] = (images, table, _index(2560), _index(2560), mean, mean, dtype, last)
-        yield Case(name, partial(dsa_triton.dsa, *args))
-    # The synthetic branch, forward and backward.
+        yield Case(name, partial(augmentation.dsa, *args))
+    # Synthetic images, forward and backward.
     for c, size, dtype, last in ((3, 32, bf16, True), (3, 32, fp32, False), (3, 64, bf16, True), (1, 28, fp32, False)):
         images, table = _meta(100, c, size, size), _meta(10, 16)
         name = f"{c}x{size}² {'nhwc' if last else 'nchw'}"
         args = (images, table, _index(100), None, None, None, dtype, last)
         grad = (_meta(100, c, size, size, dtype=dtype, last=last), table, _index(100), fp32)
-        yield Case(f"dsa fp32->{_name(dtype)} {name}", partial(dsa_triton.dsa, *args))
-        yield Case(f"dsa {_name(dtype)}->fp32 {name}", partial(dsa_triton.dsa_backward, *grad))
+        yield Case(f"dsa fp32->{_name(dtype)} {name}", partial(augmentation.dsa, *args))
+        yield Case(f"dsa {_name(dtype)}->fp32 {name}", partial(augmentation.dsa_backward, *grad))
 
+
+def _block_cases() -> Iterator[Case]:
+    bf16, fp32 = torch.bfloat16, torch.float32
     # Blocks of ConvNet-3 at 32² and ConvNet-4 at 64².
     for size, dtype, last in (
         (64, bf16, True),
@@ -134,50 +139,55 @@ def cases() -> Iterator[Case]:
         name = f"norm_relu_pool {_name(dtype)} 128x{size}² {'nhwc' if last else 'nchw'}"
         plain = (None, None, 1e-5, "relu", "avg")
         back = (grad_out, x, statistics, statistics, None, None, "relu", "avg")
-        yield Case(name, partial(norm_relu_pool_triton.norm_relu_pool, x, *plain), 16)
-        yield Case(name, partial(norm_relu_pool_triton.norm_relu_pool_backward, *back), 16)
+        yield Case(name, partial(blocks.norm_relu_pool, x, *plain), 16)
+        yield Case(name, partial(blocks.norm_relu_pool_backward, *back), 16)
         if size == 8:
-            mean_args = (x, _index(11), *plain)
-            yield Case(name, partial(norm_relu_pool_triton.norm_relu_pool_mean, *mean_args), 16)
+            yield Case(name, partial(blocks.norm_relu_pool_mean, x, _index(11), *plain), 16)
     # The other activations and poolings, and the affine part, once.
     x = _meta(100, 128, 16, 16, dtype=bf16, last=True)
     weight, grad_out = _meta(128), _meta(100, 128, 8, 8, dtype=bf16, last=True)
     for activation, pool in (("leakyrelu", "max"), ("swish", "none"), ("sigmoid", "avg")):
         name = f"norm_relu_pool bf16 128x16² nhwc {activation} {pool} affine"
-        forward = (x, weight, weight, 1e-5, activation, pool)
         backward = (x if pool == "none" else grad_out, x, _meta(100, 128), _meta(100, 128), weight, weight)
-        yield Case(name, partial(norm_relu_pool_triton.norm_relu_pool, *forward), 16)
-        yield Case(
-            name,
-            partial(norm_relu_pool_triton.norm_relu_pool_backward, *backward, activation, pool),
-            16,
-        )
+        yield Case(name, partial(blocks.norm_relu_pool, x, weight, weight, 1e-5, activation, pool), 16)
+        yield Case(name, partial(blocks.norm_relu_pool_backward, *backward, activation, pool), 16)
 
-    for dtype in (bf16, fp32):
+
+def _class_mean_cases() -> Iterator[Case]:
+    for dtype in (torch.bfloat16, torch.float32):
         features, offsets = _meta(2560, 2048, dtype=dtype), _index(11)
         name = f"class_mean_difference {_name(dtype)} 2048"
         a = (features, features, offsets, offsets, "zero")
-        yield Case(name, partial(class_mean_triton.class_mean_difference, *a), 16)
-        yield Case(f"class_means {_name(dtype)} 2048", partial(class_mean_triton.class_means, features, offsets), 16)
+        yield Case(name, partial(class_means.class_mean_difference, *a), 16)
+        yield Case(f"class_means {_name(dtype)} 2048", partial(row_means.class_means, features, offsets), 16)
         b = (_meta(), _meta(10, 2048), offsets, 100, dtype)
-        yield Case(name, partial(class_mean_triton.class_mean_difference_backward, *b), 16)
+        yield Case(name, partial(class_means.class_mean_difference_backward, *b), 16)
 
-    yield Case("uniform 10x16", partial(random_triton.uniform, _index(2), _index(10), 16, 2))
-    yield Case("uniform 10x36928", partial(random_triton.uniform, _index(2), _index(10), 36_928, 3))
+
+def _random_cases() -> Iterator[Case]:
+    yield Case("uniform 10x16", partial(random.uniform, _index(2), _index(10), 16, 2))
+    yield Case("uniform 10x36928", partial(random.uniform, _index(2), _index(10), 36_928, 3))
     # DM's batch, and twice to the most that can be drawn: as many images per thread as fit, of the widest comparison.
     for n in (256, 2048, 8192):
-        yield Case(f"draw 10x{n}", partial(random_triton.draw, _index(2), _index(11), n, _index(10)))
-    repeated = partial(random_triton.draw, _index(2), _index(11), 256, _index(10), replace=True)
+        yield Case(f"draw 10x{n}", partial(random.draw, _index(2), _index(11), n, _index(10)))
+    repeated = partial(random.draw, _index(2), _index(11), 256, _index(10), replace=True)
     yield Case("draw with repeats 10x256", repeated)
+
+
+def cases() -> Iterator[Case]:
+    """Yield the uses that the presets make of every op."""
+    yield from _augmentation_cases()
+    yield from _block_cases()
+    yield from _class_mean_cases()
+    yield from _random_cases()
 
 
 def launches(case: Case) -> list[tuple[Any, dict[str, Any], dict[str, Any]]]:
     """Return kernel, arguments by name, and options of every kernel that a case would start."""
     found = []
 
-    def record(kernel: Any, grid: tuple[int, ...], *args: Any, num_warps: int, **constants: Any) -> None:
-        named = dict(zip(kernel.arg_names, args, strict=False)) | constants
-        found.append((kernel, named, {"num_warps": num_warps, "enable_fp_fusion": True}))
+    def record(kernel: Any, grid: tuple[int, ...], *, num_warps: int, **arguments: Any) -> None:
+        found.append((kernel, arguments, {"num_warps": num_warps, "enable_fp_fusion": True}))
 
     with mock.patch.object(launch, "start", record):
         case.run()
@@ -214,7 +224,7 @@ def _source(kernel: Any, arguments: dict[str, Any]) -> ASTSource:
     return ASTSource(kernel, signature, constants, attributes)
 
 
-# --- what became of it -----------------------------------------------------------------------------------------------
+# --- machine code ----------------------------------------------------------------------------------------------------
 
 _SASS_ACCESS = re.compile(r"\b(LDG|STG|LDL|STL)\.([A-Z0-9.]+)")
 _AMD_ACCESS = re.compile(r"\b(?:global|buffer|flat)_(load|store)_(\w+)")
@@ -288,14 +298,14 @@ def compile_case(number: int, target: str) -> list[Report]:
 
 
 def compile_all(targets: list[str], name: str, workers: int) -> list[Report]:
-    """Compile the cases whose name holds ``name`` for every target; triton's cache keeps what was compiled before."""
+    """Compile the cases whose name contains `name` for every target; triton caches what was compiled before."""
     numbers = [number for number, case in enumerate(cases()) if name in case.name]
     jobs = [(number, target) for number in numbers for target in targets]
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as executor:
         return [report for reports in executor.map(compile_case, *zip(*jobs, strict=True)) for report in reports]
 
 
-# --- judgement -------------------------------------------------------------------------------------------------------
+# --- checks ----------------------------------------------------------------------------------------------------------
 
 
 def faults(report: Report, budget: dict[str, int]) -> list[str]:
@@ -320,8 +330,8 @@ def faults(report: Report, budget: dict[str, int]) -> list[str]:
 def table(reports: list[Report]) -> str:
     """Return the reports as a Markdown table with a line for every use of a kernel.
 
-    What differs stands in the order of the targets, or, where one is unlike the others, behind them with its name. An
-    access is count · bits.
+    Values that differ are listed in the order of the targets or, where only one differs, in parentheses with its name.
+    An access is count · bits.
     """
     targets = " / ".join(dict.fromkeys(report.target for report in reports))
     columns: dict[str, Callable[[Report], str]] = {
@@ -365,7 +375,7 @@ def _accesses(counts: dict[str, int]) -> str:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m fastdm.kernels.compile_check", description=__doc__)
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
-    parser.add_argument("--cases", default="", help="only the uses whose name holds this")
+    parser.add_argument("--cases", default="", help="only the uses whose name contains this")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--budget", type=Path, help="JSON of registers per kernel; without it any number passes")
     parser.add_argument("--json", type=Path, help="where to write the reports")

@@ -70,7 +70,8 @@ def test_sdist_wheel_and_pure_wheel(sdist: Path, tmp_path: Path) -> None:
         (wheel,) = (folder / "wheel").glob("fastdm-*.whl")
         names = zipfile.ZipFile(wheel).namelist()
         assert any(name.startswith("fastdm/_native") for name in names) == (kind == "native")
-        assert {"fastdm/py.typed", "fastdm/kernels/reference.py", "fastdm/data/pool.py"} <= set(names)
+        kernels = {f"fastdm/{file.relative_to(REPOSITORY)}" for file in (REPOSITORY / "kernels").rglob("*.py")}
+        assert {"fastdm/py.typed", "fastdm/data/pool.py", *kernels} <= set(names)
         assert all(name.startswith(("fastdm/", "fastdm-")) for name in names)
         images.append(condense_with(wheel, folder))
     # The same draws; the arithmetic differs by rounding only.

@@ -140,6 +140,7 @@ def _train(
             num_classes=dataset.num_classes,
             image_size=(height, width),
             affine=False,
+            drawn=False,
             device=device,
         )
         training = _Training(network, kept, files, number)

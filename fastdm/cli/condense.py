@@ -1,17 +1,21 @@
 """`fastdm condense`."""
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
 
+from fastdm.cli.arguments import config_text
 from fastdm.cli.options import (
+    DEFAULT_IPC,
     Backend,
     BatchReal,
     BatchTrain,
     Checks,
     ChunkMemory,
+    Config,
     DataPath,
     Dataset,
     Device,
@@ -20,21 +24,27 @@ from fastdm.cli.options import (
     ImageSize,
     Ipc,
     LrNet,
+    Method,
     Model,
     PrecisionOption,
     ProtocolName,
     Seed,
+    a_path,
     iteration_range,
     mebibytes,
 )
-from fastdm.cli.output import print_evaluation, print_saved
+from fastdm.cli.output import print_evaluation, print_saved, print_total
+from fastdm.errors import FastDMError
+
+NOT_SETTINGS = ("config", "overwrite", "resume", "verbose")
+"""Flags that say how a command goes, not what it makes."""
 
 
 def condense(
-    context: typer.Context,
+    ctx: typer.Context,
     dataset: Dataset = "CIFAR10",
     model: Model = None,
-    ipc: Ipc = 1,
+    ipc: Ipc = DEFAULT_IPC,
     eval_mode: EvalMode = "SS",
     num_exp: Annotated[
         int, typer.Option("--num_exp", min=1, help="Sets to condense, with the seeds seed, seed + 1, …")
@@ -56,12 +66,14 @@ def condense(
         str | None,
         typer.Option(
             "--dsa_strategy",
+            "--strategy",
             help="Augmentations joined by _, or none.  [default: all six; digits are not flipped]",
         ),
     ] = None,
     data_path: DataPath = Path("data"),
     image_size: ImageSize = None,
-    save_path: Annotated[Path, typer.Option("--save_path", help="Folder for results.")] = Path("result"),
+    save_path: Annotated[Path, a_path("--save_path", "Folder for results.")] = Path("result"),
+    method: Method = "DM",
     dis_metric: Annotated[
         str, typer.Option("--dis_metric", help="Accepted and ignored, as in the public DM.")
     ] = "ours",
@@ -123,11 +135,21 @@ def condense(
     ] = False,
     save_every: Annotated[int, typer.Option("--save_every", min=1, help="Iterations between checkpoints.")] = 1000,
     picture_every: Annotated[int, typer.Option("--picture_every", min=1, help="Iterations between pictures.")] = 1000,
+    eval_every: Annotated[
+        int | None,
+        typer.Option("--eval_every", min=1, help="Also evaluate the set every so many iterations.  [default: never]"),
+    ] = None,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write losses, accuracies and pictures for TensorBoard.")
+    ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Say what memory is used for.")] = False,
+    config: Config = None,
 ) -> None:
     """Condense a data set and evaluate the result; takes the public main_DM.py's flags.
 
     Writes under SAVE_PATH: res_DM_{dataset}_{model}_{ipc}ipc.pt (the public code's format), vis_DM_….png, and a run
-    folder per experiment with settings, log, checkpoint and the set as safetensors.
+    folder per experiment with settings, flags (config.yaml), log, checkpoint and the set as safetensors. What is there
+    already is refused: --resume goes on with it, --overwrite starts over.
     """
     from fastdm.applications.experiments import run_experiments
     from fastdm.condensation.loop import matching_pool
@@ -139,6 +161,8 @@ def condense(
     from fastdm.networks.trained import NetworkPool
     from fastdm.system.device import default_device
 
+    if resume and overwrite:
+        raise FastDMError("--resume goes on with a run, and --overwrite starts over: give one of them")
     data = open_dataset(dataset, data_path=data_path, image_size=image_size)
     chosen_device = default_device(device)
     options: dict[str, Any] = {
@@ -163,7 +187,7 @@ def condense(
     }
     trained = None if pool is None else NetworkPool.load(pool)
     # What the command line does not name is the recipe's.
-    given = {name: value for flag, (name, value) in options.items() if _is_given(context, flag)}
+    given = {name: value for flag, (name, value) in options.items() if _is_given(ctx, flag)}
     settings = dataclasses.replace(recipe_settings(recipe, data, ipc), **given)
     settings = matching_pool(settings, trained, data).resolve(data, chosen_device)
     assert settings.network is not None
@@ -181,6 +205,13 @@ def condense(
             name=cast(Any, protocol_name),
             checks=checks,
         )
+    flags = {name: value for name, value in ctx.params.items() if name not in NOT_SETTINGS}
+    chosen = {
+        "model": settings.network,
+        "lr_img": settings.lr_img,
+        "dsa_strategy": settings.strategy,
+        "precision": settings.precision,
+    }
     path = run_experiments(
         data,
         settings,
@@ -191,6 +222,9 @@ def condense(
         resume=resume,
         report=print_evaluation,
         pool=trained,
+        report_total=partial(print_total, experiments=num_exp, model=settings.network, dataset=data.name),
+        name=name_in_files(dataset, data.name),
+        eval_every=eval_every,
         backend=backend,
         chunk_memory=mebibytes(chunk_memory),
         compile=compile,
@@ -199,11 +233,19 @@ def condense(
         save_every=save_every,
         picture_every=picture_every,
         progress=True,
+        verbose=verbose,
+        tensorboard=tensorboard,
+        config=config_text({**flags, **chosen}),
     )
     print_saved(path)
 
 
 def _is_given(context: typer.Context, flag: str) -> bool:
-    """Whether the command line names the flag, as opposed to its default."""
+    """Whether the command line or a configuration names the flag, as opposed to its default."""
     source = context.get_parameter_source(flag)
     return source is not None and source.name != "DEFAULT"
+
+
+def name_in_files(given: str, name: str) -> str:
+    """What file names call a data set: as it was given where that is a name, as in the public code."""
+    return given if given.lower() == name.lower() else name

@@ -10,6 +10,7 @@ from fastdm.cli.options import (
     SOURCE,
     BatchTrain,
     Checks,
+    Config,
     DataPath,
     Device,
     Epochs,
@@ -21,6 +22,7 @@ from fastdm.cli.options import (
 )
 from fastdm.cli.output import print_evaluation
 from fastdm.errors import FastDMError, one_of
+from fastdm.system.files import user_path
 
 if TYPE_CHECKING:
     from fastdm.data.pool import Dataset as OpenDataset
@@ -29,14 +31,19 @@ WHOLE_SET_EPOCHS = 200
 
 
 def evaluate(
-    file: Annotated[Path, typer.Argument(help="A condensed set: .safetensors, or the public code's .pt.")],
+    file: Annotated[
+        Path,
+        typer.Argument(parser=user_path, metavar="FILE", help="A condensed set: .safetensors, or a public .pt."),
+    ],
     dataset: Annotated[
         str | None,
         typer.Option("--dataset", help=f"Whose test images to use: {SOURCE}  [default: the one that FILE names]"),
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option("--model", help=f"Network to train: {NETWORKS}  [default: what the set was condensed with]"),
+        typer.Option(
+            "--model", "--network", help=f"Network to train: {NETWORKS}  [default: what the set was condensed with]"
+        ),
     ] = None,
     eval_mode: EvalMode = "SS",
     num_eval: Annotated[int, typer.Option("--num_eval", min=1, help="Networks trained on each set.")] = 20,
@@ -56,6 +63,7 @@ def evaluate(
         str | None,
         typer.Option(
             "--dsa_strategy",
+            "--strategy",
             help="Augmentations joined by _, or none.  [default: what the set was condensed with]",
         ),
     ] = None,
@@ -79,6 +87,7 @@ def evaluate(
     ] = None,
     seed: Seed = 0,
     device: Device = None,
+    config: Config = None,
 ) -> None:
     """Train networks on a condensed set; print their accuracy on the data set's test images.
 

@@ -61,6 +61,7 @@ def _networks(
         num_classes=dataset.num_classes,
         image_size=dataset.image_shape[1:],
         frozen=True,
+        drawn=False,
         device=device,
         dtype=dtype,
     )

@@ -5,7 +5,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -17,15 +17,32 @@ from fastdm.data.pool import Dataset
 from fastdm.data.sources import open_dataset
 from fastdm.errors import FastDMError, unknown, whole_number
 from fastdm.networks.trained import NetworkPool
+from fastdm.runs.events import check_installed
 from fastdm.runs.recording import check_chosen, recorded
 from fastdm.runs.run import Run
 from fastdm.synthetic.synthetic_set import SyntheticSet, check_compatible
-from fastdm.system.device import chosen_backend, default_device, precision_context
+from fastdm.system.device import chosen_backend, default_device, precision_context, undisturbed
+from fastdm.system.files import user_path
+from fastdm.system.signals import deferred
+from fastdm.system.streams import stderr_to
 
 FINGERPRINT_IMAGES = 64
 """Images whose pixels identify a data set: few, since those of a packed file come from the disk."""
 
 
+class Observer(Protocol):
+    """Looks at the set during a run; it changes nothing."""
+
+    def wants(self, iteration: int) -> bool:
+        """Whether to look after so many iterations."""
+        ...
+
+    def look(self, iteration: int, synthetic: SyntheticSet) -> None:
+        """Called with the set as it is after so many iterations."""
+        ...
+
+
+@undisturbed()
 def condense(
     data: Any,
     ipc: int | None = None,
@@ -47,6 +64,8 @@ def condense(
     profile: range | None = None,
     callback: Callable[[int, float, Tensor], None] | None = None,
     progress: bool = False,
+    verbose: bool = False,
+    tensorboard: bool = False,
     **options: Any,
 ) -> SyntheticSet:
     """Condense a data set into `ipc` synthetic images per class by distribution matching (Zhao & Bilen, WACV 2023).
@@ -73,7 +92,11 @@ def condense(
     GPU a memory snapshot are written; the ten costliest ops are reported with the progress.
     callback: called as (iteration, loss / classes, images) after every iteration; the images are the live tensor,
     float32 [classes * ipc, C, H, W], on the device.
-    progress: show a bar on a terminal, JSON lines elsewhere.
+    progress: show a bar on a terminal, JSON lines elsewhere; verbose: with the plan of what is held in memory.
+    tensorboard: also write losses and pictures for TensorBoard, under `save_path`.
+
+    Ctrl-C takes effect between two iterations. With `save_path` the run is left with a checkpoint, and no other process
+    can use the folder meanwhile.
 
     Returns the condensed set. Raises FastDMError, before the first iteration, for whatever cannot be used.
 
@@ -105,9 +128,12 @@ def condense(
         profile=profile,
         callback=callback,
         progress=progress,
+        verbose=verbose,
+        tensorboard=tensorboard,
     )
 
 
+@undisturbed()
 def condense_resolved(
     dataset: Dataset,
     settings: Settings,
@@ -124,16 +150,27 @@ def condense_resolved(
     picture_every: int = 1000,
     profile: range | None = None,
     callback: Callable[[int, float, Tensor], None] | None = None,
+    observer: Observer | None = None,
     progress: bool = False,
+    verbose: bool = False,
+    tensorboard: bool = False,
+    config: str | None = None,
 ) -> SyntheticSet:
-    """`condense` with a data set that is open, settings that are resolved for it, and a device that is there."""
+    """`condense` with a data set that is open, settings that are resolved for it, and a device that is there.
+
+    observer: looks at the set during the run. config: kept in the run folder, as config.yaml.
+    """
     for name, every in (("save_every", save_every), ("picture_every", picture_every)):
         if every < 1:
             raise FastDMError(f"{name} is {every}; it must be at least 1")
+    if resume and overwrite:
+        raise FastDMError("resume goes on with a run, and overwrite starts over: ask for one of them")
     _check_classes(dataset, settings)
     if profile is not None:
         check_chosen(profile, settings.iterations, save_path)
-    folder = None if save_path is None else Path(save_path)
+    if tensorboard:
+        _check_tensorboard(save_path)
+    folder = None if save_path is None else user_path(save_path)
 
     with (
         chosen_backend(backend),
@@ -146,24 +183,56 @@ def condense_resolved(
             lambda: _synthetic_set(dataset, settings, step.images),
             settings.iterations,
             {**settings.resume_key(), **fingerprint(dataset), **({"pool_crc32": pool.crc32()} if pool else {})},
+            resume_defaults=Settings().resume_key(),
             resume=resume,
             overwrite=overwrite,
             save_every=save_every,
             picture_every=picture_every,
             progress=progress,
+            tensorboard=tensorboard,
+            config=config,
         )
         with closing(step), run:
-            for note in (str(plan), *_small_classes(dataset, settings), *prepare(step, device, compile)):
+            for note in (_summary(dataset, settings, device), *_small_classes(dataset, settings)):
+                run.say(note)
+            if verbose:
+                run.say(str(plan))
+            with stderr_to(run.messages() if compile else None):
+                notes = [*prepare(step, device, compile)]
+            for note in notes:
                 run.say(note)
             iterations: Iterable[int] = run.iterations()
             if profile is not None and folder is not None:
-                iterations = recorded(run.iterations(), profile, step.uncaptured, device, folder / "profile", run.say)
+                iterations = recorded(
+                    run.iterations(), profile, step.uncaptured, device, folder / "profile", run.say, run.messages()
+                )
+            if observer is not None and run.first_iteration == 0 and observer.wants(0):
+                observer.look(0, _synthetic_set(dataset, settings, step.images))
             for iteration in iterations:
-                loss = step(iteration)
-                run.after(iteration, loss, step.parts())
+                with deferred():  # an iteration that is half done could not be resumed
+                    loss = step(iteration)
+                    run.after(iteration, loss, step.parts())
                 if callback is not None:
                     callback(iteration, loss.item(), step.images)
-        return run.finish()
+                if observer is not None and observer.wants(iteration + 1):
+                    observer.look(iteration + 1, _synthetic_set(dataset, settings, step.images))
+            return run.finish()
+
+
+def _summary(dataset: Dataset, settings: Settings, device: torch.device) -> str:
+    """What is about to be done, in a line."""
+    where = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
+    return (
+        f"{dataset.name}: {dataset.num_classes} classes x {settings.ipc} images, from {len(dataset.train):,} real ones "
+        f"of {'x'.join(map(str, dataset.image_shape))}; {settings.iterations:,} iterations, {settings.network}, "
+        f"{settings.precision} on {device}{where}, seed {settings.seed}"
+    )
+
+
+def _check_tensorboard(save_path: str | Path | None) -> None:
+    if save_path is None:
+        raise FastDMError("tensorboard needs a save_path, under which it writes")
+    check_installed()
 
 
 def _synthetic_set(dataset: Dataset, settings: Settings, images: Tensor) -> SyntheticSet:

@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 import torch
 
 from fastdm.errors import FastDMError
-from fastdm.kernels import native
+from fastdm.kernels import stores_only_pooled
 from fastdm.networks.footprint import Activations, activations, images_in_cache
 from fastdm.networks.model import Block, Network
 from fastdm.system.device import free_memory
+from fastdm.system.text import size_text
 
 FREE_SHARE = 0.8
 """Share of the free memory that a plan may take when no budget is given."""
@@ -31,9 +32,10 @@ class MemoryPlan:
 
     def __str__(self) -> str:
         return (
-            f"plan: pool {_size(self.pool_bytes)}, synthetic images with momentum and gradient "
-            f"{_size(self.images_bytes)}; {self.chunk_classes} classes at a time: real {_size(self.real_bytes)}, "
-            f"synthetic {_size(self.synthetic_bytes)} of a budget of {_size(self.budget_bytes)}"
+            f"plan: pool {size_text(self.pool_bytes)}, synthetic images with momentum and gradient "
+            f"{size_text(self.images_bytes)}; {self.chunk_classes} classes at a time: "
+            f"real {size_text(self.real_bytes)}, synthetic {size_text(self.synthetic_bytes)} of a budget of "
+            f"{size_text(self.budget_bytes)}"
         )
 
 
@@ -112,7 +114,7 @@ def _stores_only_pooled(network: Network, dtype: torch.dtype, device: torch.devi
     """Whether every layer is a block that, without gradient, writes nothing but what it has pooled."""
     example = torch.empty(0, dtype=dtype, device=device)
     return all(
-        isinstance(layer, Block) and native.can_convolve(example, layer.conv.weight) for layer in network.features
+        isinstance(layer, Block) and stores_only_pooled(example, layer.conv.weight) for layer in network.features
     )
 
 
@@ -131,15 +133,5 @@ def _too_small(needs: _Needs, classes: int, budget: int, uses_batch_statistics: 
     fits = bisect_right(batches, budget, key=lambda batch: replace(needs, batch_real=batch).total(classes)) - 1
     remedy = f"batch_real of at most {fits} would fit" if fits > 0 else f"{needs.decoded} images per class do not fit"
     return FastDMError(
-        f"{what} needs {_size(needs.total(classes))}, but a chunk may take {_size(max(budget, 0))}: {remedy}"
+        f"{what} needs {size_text(needs.total(classes))}, but a chunk may take {size_text(max(budget, 0))}: {remedy}"
     )
-
-
-def _size(count: int) -> str:
-    """Bytes as people read them."""
-    size = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024 or unit == "GiB":
-            break
-        size /= 1024
-    return f"{size:.0f} {unit}" if unit in ("B", "KiB") else f"{size:.1f} {unit}"

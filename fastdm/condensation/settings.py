@@ -110,8 +110,9 @@ class Settings:
 
         lr_img: 1; 10 for CIFAR-10 at an ipc of 100 and more (the public code's commands); with `clamp` 0.02 for each
         image of a class, at least 0.05 (twice to five times what DANCE takes for 10,000 iterations, which suits the
-        hundreds to thousands of a CPU). The others are those of `default_strategy`, `default_network` and
-        `fastest_precision`. Raises FastDMError for images that the partition cannot divide.
+        hundreds to thousands of a CPU). deterministic: False on a CPU, which repeats anyway. The others: see
+        `default_strategy`, `default_network` and `fastest_precision`. Raises FastDMError for images that the partition
+        cannot divide.
         """
         check_partition(self.partition, dataset.image_shape[1:])
         clamp = self.clamp if self.clamp is not None else self.partition > 1 or self.networks == "trained"
@@ -125,6 +126,7 @@ class Settings:
             network=self.network or default_network(dataset.image_shape),
             precision=self.precision or fastest_precision(device),
             clamp=clamp,
+            deterministic=self.deterministic and device.type != "cpu",  # a CPU always repeats
         )
 
     def resume_key(self) -> dict[str, Any]:

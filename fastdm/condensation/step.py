@@ -44,15 +44,15 @@ class Step:
         self.images = images
         self.velocity = torch.zeros_like(images)
         self._gradient = torch.zeros_like(images)
-        self.losses = torch.zeros(2, device=device)
+        self.losses = torch.zeros(2, dtype=torch.float32, device=device)
         self._networks = networks
         self._objective = build_objective(settings.objective)
         self._ce_weight = settings.ce_weight
         self._partition = settings.partition
         self._momentum = settings.momentum
         self._strategy = Strategy.parse(settings.strategy, settings.aug_mode)
-        self._mean = torch.tensor(dataset.mean, device=device)
-        self._std = torch.tensor(dataset.std, device=device)
+        self._mean = torch.tensor(dataset.mean, dtype=torch.float32, device=device)
+        self._std = torch.tensor(dataset.std, dtype=torch.float32, device=device)
         self._lr, self._black, self._white = _units(settings, self._mean, self._std)
         self._augment = partial(augment, dtype=dtype, channels_last=True)
         self._size = (images.shape[2], images.shape[3])

@@ -48,7 +48,7 @@ class Pool:
     @property
     def labels(self) -> Tensor:
         """int64 [N]: the class of each image."""
-        return torch.repeat_interleave(torch.arange(self.num_classes), self.class_sizes)
+        return torch.repeat_interleave(torch.arange(self.num_classes, device="cpu"), self.class_sizes)
 
     def __len__(self) -> int:
         return len(self.images)

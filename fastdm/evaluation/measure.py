@@ -1,5 +1,6 @@
 """`evaluate`: networks are trained on a set, side by side, and tested on real images."""
 
+import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +23,7 @@ from fastdm.networks.architectures import build_network, default_network
 from fastdm.networks.trained import NetworkPool
 from fastdm.synthetic.initial import random_selection
 from fastdm.synthetic.synthetic_set import SyntheticSet, check_compatible
-from fastdm.system.device import Precision, default_device, precision_context
+from fastdm.system.device import Precision, default_device, precision_context, undisturbed
 from fastdm.system.progress import Progress
 
 Job = TypeVar("Job")
@@ -45,6 +46,7 @@ def training_strategy(settings: Mapping[str, Any], dataset: Dataset) -> str:
     return default_strategy(dataset.name) if strategy is None else strategy
 
 
+@undisturbed()
 def evaluate(
     train: SyntheticSet | Pool,
     dataset: Source,
@@ -140,6 +142,7 @@ def measure_soft(
     return replace(of_set, random=of_random)
 
 
+@undisturbed()
 def measure(
     train: SyntheticSet | Pool,
     dataset: Dataset,
@@ -159,7 +162,8 @@ def measure(
     measured = protocol.measured_after(len(examples))
     names = list(dict.fromkeys(protocol.networks))
     jobs = [(name, number) for name in names for number in range(protocol.num_eval)]
-    bar = Progress("evaluate", len(jobs) * protocol.steps(len(examples))) if progress else None
+    steps = protocol.steps(len(examples))
+    bar = Progress("evaluate", len(jobs) * steps) if progress else None
     precision = protocol.precision or ("tf32" if device.type == "cuda" else "fp32")
 
     with bar or nullcontext(), precision_context(precision, device) as dtype:
@@ -169,7 +173,12 @@ def measure(
             found = []
             channels, height, width = dataset.image_shape
             network = build_network(
-                name, channels=channels, num_classes=dataset.num_classes, image_size=(height, width), device=device
+                name,
+                channels=channels,
+                num_classes=dataset.num_classes,
+                image_size=(height, width),
+                device=device,
+                drawn=False,
             )
 
             def after(done: int, momentum: Momentum) -> None:
@@ -181,7 +190,10 @@ def measure(
             train_network(network, examples, protocol, number, dtype, after)
             return [*found, accuracy(network, tests, dtype)]
 
-        results = iter(side_by_side(run, jobs, device, bar))
+        def where(done: int, at_once: int) -> str:
+            return _position(done, len(jobs), at_once, steps, protocol.all_epochs)
+
+        results = iter(side_by_side(run, jobs, device, bar, where))
     by_name = {name: [*islice(results, protocol.num_eval)] for name in names}
     return Evaluation(
         {name: [values[-1] for values in each] for name, each in by_name.items()},
@@ -190,7 +202,11 @@ def measure(
 
 
 def side_by_side(
-    run: Callable[[Job, Callable[[], None]], Result], jobs: Sequence[Job], device: torch.device, bar: Progress | None
+    run: Callable[[Job, Callable[[], None]], Result],
+    jobs: Sequence[Job],
+    device: torch.device,
+    bar: Progress | None,
+    where: Callable[[int, int], str] | None = None,
 ) -> list[Result]:
     """`run(job, after_step)` for all jobs: one after another on a GPU, on a CPU as many at once as it has threads.
 
@@ -206,7 +222,7 @@ def side_by_side(
         if bar is not None:
             with lock:
                 done += 1
-                bar.update(done)
+                bar.update(done, where(done, workers) if where is not None else "")
 
     threads = torch.get_num_threads()
     workers = min(threads, len(jobs)) if device.type == "cpu" else 1
@@ -217,6 +233,15 @@ def side_by_side(
         finally:
             stopping.set()
             torch.set_num_threads(threads)
+
+
+def _position(done: int, networks: int, at_once: int, steps: int, epochs: int) -> str:
+    """Where `done` updates are in the training of networks of `steps` updates, some of them side by side."""
+    group = (done - 1) // (at_once * steps)
+    first, last = group * at_once + 1, min((group + 1) * at_once, networks)
+    share = (done - group * at_once * steps) / ((last - first + 1) * steps)
+    which = f"network {first}" if first == last else f"networks {first} to {last}"
+    return f"{which} of {networks}, epoch {math.ceil(share * epochs)} of {epochs}"
 
 
 def _check_train(train: object) -> None:

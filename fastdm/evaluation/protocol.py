@@ -99,9 +99,14 @@ class Protocol:
         assert self.batch_train is not None
         return self.batch_train
 
+    @property
+    def all_epochs(self) -> int:
+        """The epochs of a training; the public DM's loop has one more than it is asked for."""
+        return self.epochs + (self.name == "dm")
+
     def steps(self, images: int) -> int:
         """Updates in one training on so many images."""
-        return (self.epochs + (self.name == "dm")) * -(-images // self.batch)
+        return self.all_epochs * -(-images // self.batch)
 
     def measured_after(self, images: int) -> list[int]:
         """The numbers of updates after which the accuracy is measured, in a training on so many images."""
@@ -116,5 +121,6 @@ class Protocol:
                 "(fastdm condense --num_eval 0)"
             )
         for name in self.networks:
-            channels, *size = dataset.image_shape
-            build_network(name, channels=channels, num_classes=dataset.num_classes, image_size=(size[0], size[1]))
+            channels, *_ = dataset.image_shape
+            size = dataset.image_shape[1:]
+            build_network(name, channels=channels, num_classes=dataset.num_classes, image_size=size, drawn=False)

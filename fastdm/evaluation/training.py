@@ -60,7 +60,8 @@ class LabelledImages:
             return cls(decoded.images.detach().to(device), decoded.labels.to(device), None, None, probabilities)
         labels = images.labels.to(device)
         pixels = images.to(device).images
-        return cls(pixels, labels, torch.tensor(mean, device=device), torch.tensor(std, device=device))
+        normalisation = (torch.tensor(values, dtype=torch.float32, device=device) for values in (mean, std))
+        return cls(pixels, labels, *normalisation)
 
     def __len__(self) -> int:
         return len(self.images)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import cast
 
@@ -258,6 +259,7 @@ def build_network(
     affine: bool = True,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
+    drawn: bool = True,
 ) -> Network:
     """The architecture `name` (one of `network_names()`) with PyTorch's default initialisation.
 
@@ -270,14 +272,19 @@ def build_network(
     affine: False leaves out the norms' scale and shift and the biases that they cancel from a network that is trained,
     so that its layers are those of a frozen one.
 
-    device, dtype: of the parameters, by default PyTorch's; their memory format is channels_last.
+    device, dtype: of the parameters, by default PyTorch's; their memory format is channels_last. drawn: False leaves
+    their memory as it is, for `initialise` to fill, and takes nothing from PyTorch's global generator.
 
     Raises FastDMError for an unknown name, and for images that are too small for the architecture.
     """
     _check_name(name)
-    stack = _Stack(name, channels, _pair(image_size), affine and not frozen)
-    _ARCHITECTURES[name](stack)
-    network = stack.build(num_classes, frozen)
+    with nullcontext() if drawn else torch.device("meta"):
+        stack = _Stack(name, channels, _pair(image_size), affine and not frozen)
+        _ARCHITECTURES[name](stack)
+        network = stack.build(num_classes, frozen)
+    if not drawn:
+        network = network.to_empty(device=device or torch.device("cpu"))
+        dtype = dtype or torch.float32
     return cast(Network, network.to(device, dtype, memory_format=torch.channels_last))  # type: ignore[call-overload]
 
 

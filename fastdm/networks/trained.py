@@ -70,6 +70,7 @@ class NetworkPool:
             num_classes=self.num_classes,
             image_size=self.image_shape[1:],
             affine=False,
+            drawn=False,
             device=device,
             dtype=dtype,
         )

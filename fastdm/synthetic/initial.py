@@ -13,6 +13,7 @@ from fastdm.errors import FastDMError
 from fastdm.kernels import draw
 from fastdm.synthetic.partition import check_partition, shrink
 from fastdm.synthetic.synthetic_set import SyntheticSet
+from fastdm.system.device import undisturbed
 
 INIT_STEP = 2**32 - 1
 """The step number under which the initial images are drawn: no iteration has it."""
@@ -35,12 +36,13 @@ def initial_images(
     if init == "noise":
         generator = torch.Generator().manual_seed(seed)
         shape = (dataset.num_classes * ipc, *dataset.image_shape)
-        return torch.randn(shape, generator=generator).to(device)
+        return torch.randn(shape, generator=generator, dtype=torch.float32).to(device)
     key = torch.tensor([seed, INIT_STEP])
     images = dataset.train.read(draw(key, dataset.train.class_offsets, ipc * partition**2).flatten())
     return shrink(augment(images, [], mean=dataset.mean, std=dataset.std), partition).to(device)
 
 
+@undisturbed()
 def random_selection(
     dataset: Source, ipc: int, seed: int = 0, *, partition: int = 1, data_path: str | Path = "data"
 ) -> SyntheticSet:
@@ -70,6 +72,7 @@ def random_selection(
     )
 
 
+@undisturbed()
 def whole_set(dataset: Source, *, data_path: str | Path = "data") -> Pool:
     """All training images of a data set, as `evaluate` takes them.
 

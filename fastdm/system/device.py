@@ -43,6 +43,23 @@ def chosen_backend(backend: str) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Within the block, gradients are computed as usual, whatever modes the calling thread has set.
+
+    These are grad mode, inference mode, autocast and the default device, which belong to the thread alone.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        yield
+
+
 def fastest_precision(device: torch.device) -> Precision:
     """The fastest precision that reaches the accuracy of float32 within noise on this device."""
     if device.type == "cuda":

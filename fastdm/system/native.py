@@ -1,9 +1,10 @@
 """The C++ core if it is installed; its callers have a slower PyTorch form."""
 
 import functools
-import importlib
 import logging
 from types import ModuleType
+
+from fastdm.kernels import extension
 
 logger = logging.getLogger("fastdm")
 
@@ -11,8 +12,7 @@ logger = logging.getLogger("fastdm")
 @functools.cache
 def native() -> ModuleType | None:
     """`fastdm._native`, or None if it is not installed (`FASTDM_PURE=1`), which is logged once."""
-    try:
-        return importlib.import_module("fastdm._native")
-    except ModuleNotFoundError:
+    module: ModuleType | None = extension.load()
+    if module is None:
         logger.warning("fastdm is installed without its C++ core: data is loaded through PyTorch, slower.")
-        return None
+    return module

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from bench.baselines.public_step import random_dataset
 from fastdm.applications.profiling import Profile, profile
 from fastdm.condensation.loop import condense
 from fastdm.condensation.settings import Settings
 from fastdm.errors import FastDMError
-from tests.oracles import random_dataset
 
 CPU = torch.device("cpu")
 SETTINGS = Settings(ipc=1, batch_real=8, network="ConvNetW32", precision="fp32")

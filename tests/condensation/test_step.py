@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from bench.baselines.public_step import CPU, public_run, random_dataset
 from fastdm.condensation.plan import MemoryPlan
 from fastdm.condensation.settings import Settings
 from fastdm.condensation.step import Step
@@ -18,7 +19,7 @@ from fastdm.kernels import use_backend
 from fastdm.networks.architectures import build_network
 from fastdm.networks.drawn import RandomNetworks
 from fastdm.synthetic.initial import initial_images
-from tests.oracles import BF16_BOUND, CPU, clear_classes, public_run, random_dataset
+from tests.oracles import BF16_BOUND, clear_classes
 
 STEPS = 4
 

@@ -25,9 +25,8 @@ from PIL import Image
 from safetensors import safe_open
 
 from fastdm.data import open_dataset, packing
-from fastdm.data.packed import writing
 from fastdm.data.packed.format import PackedFile, header_bytes
-from fastdm.data.packed.reading import open_packed
+from fastdm.data.packed.reading import open_packed, writing
 from fastdm.data.packing import pack
 from fastdm.errors import FastDMError
 from fastdm.synthetic.initial import INIT_STEP, random_selection
@@ -331,7 +330,7 @@ def test_a_full_disk_is_told_before_anything_is_decoded(folder: Path, tmp_path: 
     ("options", "message"),
     [
         ({"size": 0}, "size is 0"),
-        ({"workers": 0}, "workers is 0; it must be at least 1"),
+        ({"workers": 0}, "workers is 0; it must be a whole number of at least 1"),
         ({"workers": -1}, "workers is -1"),
         ({"filter": "cubic"}, "filter 'cubic' is not one of box, bilinear"),
         ({"fit": "crop"}, "fit 'crop' is not one of squash, center_crop"),
@@ -374,7 +373,7 @@ def test_every_residency_gathers_the_same(packed: Path, io: Any) -> None:
 
 
 def test_a_set_larger_than_memory_is_read_directly(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fastdm.data.packed import reading as module
+    from fastdm.data.packed.reading import reading as module
 
     assert type(open_packed(packed).train.backing) is module._Mapped
     monkeypatch.setattr(module, "free_memory", lambda: 1000)
@@ -483,7 +482,7 @@ def test_foreign_files_are_refused_by_name(tmp_path: Path, data: bytes) -> None:
 
 
 def test_what_is_not_there_and_unknown_io_are_refused(packed: Path) -> None:
-    with pytest.raises(FastDMError, match="cannot be opened: No such file"):
+    with pytest.raises(FastDMError, match="absent cannot be read: No such file"):
         open_packed(packed.with_name("absent"))
     with pytest.raises(FastDMError, match="io 'disk' is not one of auto, mmap"):
         open_packed(packed, "disk")  # type: ignore[arg-type]

@@ -141,7 +141,8 @@ def test_gathering_goes_on_in_a_fork() -> None:
 
 def test_ctrl_c_leaves_no_thread(tmp_path: Path) -> None:
     program = """
-import threading, time, torch
+import signal, threading, time, torch
+signal.signal(signal.SIGINT, signal.default_int_handler)  # also where a background job has inherited it ignored
 from fastdm.data.pool import Pool
 pool = Pool(torch.zeros(8, 3, 4, 4, dtype=torch.uint8), torch.tensor([0, 8]))
 def plan():

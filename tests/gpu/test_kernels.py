@@ -1,4 +1,7 @@
-"""The compiled kernels: the tests of the ops, rounding, graphs, repetition, bad values, and the sanitizer."""
+"""The compiled kernels: rounding, graphs, repetition, bad values, and the sanitizer.
+
+That the ops hold is what tests/kernels shows, in its lane with `FASTDM_TEST_DEVICE=cuda`.
+"""
 
 import os
 import shutil
@@ -19,7 +22,7 @@ from fastdm.kernels import (
     uniform,
     use_backend,
 )
-from tests.kernels.ops.test_dsa import FAMILIES, draw_table
+from tests.kernels.augmentation.tables import FAMILIES, apart, draw_table
 
 ROOT = Path(__file__).parents[2]
 CUDA = torch.device("cuda")
@@ -42,13 +45,6 @@ def cifar_batch(generator):
 @pytest.fixture
 def batch(generator):
     return cifar_batch(generator)
-
-
-def test_the_ops_hold_with_compiled_kernels():
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(ROOT / "tests" / "kernels" / "ops")]
-    environment = os.environ | {"FASTDM_TEST_DEVICE": "cuda"}
-    lane = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
-    assert lane.returncode == 0, lane.stdout[-10_000:] + lane.stderr[-2_000:]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
@@ -141,7 +137,7 @@ def test_the_reference_runs_on_request_and_agrees(batch):
     images = pool[:10] / 255
     with use_backend("reference"):
         expected = dsa(images, rows)
-    assert (dsa(images, rows) - expected).abs().max() <= 2.5e-5
+    assert (dsa(images, rows) - expected).abs().max() <= apart(FAMILIES, (32, 32), 1)
 
 
 SANITIZER = shutil.which("compute-sanitizer", path=os.pathsep.join([os.environ["PATH"], "/usr/local/cuda/bin"]))

@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from bench.baselines.public_step import public_run, random_dataset
 from fastdm.condensation.build import build_step
 from fastdm.condensation.settings import Settings
 from fastdm.data.pool import Dataset
 from fastdm.system.device import Precision, precision_context
-from tests.oracles import BF16_BOUND, clear_classes, public_run, random_dataset
+from tests.oracles import BF16_BOUND, clear_classes
 
 CUDA = torch.device("cuda")
 SETTINGS = Settings(ipc=1, batch_real=16, network="ConvNetW32", seed=3, deterministic=True)

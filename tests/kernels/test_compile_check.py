@@ -15,7 +15,7 @@ import torch
 pytest.importorskip("triton")
 
 from bench import results
-from fastdm.kernels import norm_relu_pool_triton
+from fastdm.kernels.blocks import tiles
 from fastdm.kernels.compile_check import TARGETS, Report, cases, faults, launches
 
 ROOT = Path(__file__).parents[2]
@@ -41,13 +41,13 @@ def narrow_kernel(x_ptr, y_ptr, n, BLOCK: tl.constexpr):
     offset = tl.arange(0, BLOCK)
     tl.store(y_ptr + offset * n, tl.load(x_ptr + offset * n))
 
-def start(kernel, length, *args):
+def start(kernel, length, **arguments):
     x = torch.empty(length, dtype=torch.bfloat16, device="meta")
-    launch.start(kernel, (1,), x, x, *args, BLOCK=length, num_warps=1)
+    launch.start(kernel, (1,), x_ptr=x, y_ptr=x, **arguments, BLOCK=length, num_warps=1)
 
 cases = [
     compile_check.Case("spill", lambda: start(spill_kernel, 32768), 16),
-    compile_check.Case("narrow", lambda: start(narrow_kernel, 1024, 7), 16),
+    compile_check.Case("narrow", lambda: start(narrow_kernel, 1024, n=7), 16),
 ]
 compile_check.cases = lambda: cases
 if __name__ == "__main__":  # The workers import this file too.
@@ -55,7 +55,7 @@ if __name__ == "__main__":  # The workers import this file too.
 '''
 
 
-def test_the_gate_fails_on_bad_kernels(tmp_path):
+def test_the_gate_fails_on_bad_kernels(tmp_path: Path) -> None:
     program, budget = tmp_path / "bad.py", tmp_path / "budget.json"
     program.write_text(BAD_KERNELS)  # Triton reads the source of a kernel from its file.
     budget.write_text('{"spill_kernel": 255, "narrow_kernel": 8}')
@@ -68,7 +68,7 @@ def test_the_gate_fails_on_bad_kernels(tmp_path):
     )
 
 
-def test_the_augmentation_passes_on_one_target(tmp_path):
+def test_the_augmentation_passes_on_one_target(tmp_path: Path) -> None:
     gate = ["-m", "fastdm.kernels.compile_check", "--targets", "sm_90", "--cases", "3x32² nhwc", "--workers", "2"]
     output = tmp_path / "kernels.json"
     command = [sys.executable, *gate, "--budget", BUDGET, "--json", output]
@@ -79,12 +79,12 @@ def test_the_augmentation_passes_on_one_target(tmp_path):
     assert all(report["kernel"].removesuffix("_kernel") in process.stdout for report in reports)
 
 
-def recorded():
+def recorded() -> list[Report]:
     (result,) = results.load("compile")
     return [Report.of(row) for row in result["rows"]]
 
 
-def test_the_recorded_reports_are_within_the_budget():
+def test_the_recorded_reports_are_within_the_budget() -> None:
     reports, budget = recorded(), json.loads(BUDGET.read_text())
     assert {report.target for report in reports} == set(TARGETS)
     assert {report.case for report in reports} == {case.name for case in cases()}
@@ -93,13 +93,13 @@ def test_the_recorded_reports_are_within_the_budget():
     assert [fault for report in reports for fault in faults(report, budget)] == []
 
 
-def test_the_augmentation_is_one_launch():
+def test_the_augmentation_is_one_launch() -> None:
     found = [[kernel.__name__ for kernel, _, _ in launches(case)] for case in cases() if case.name.startswith("dsa")]
     assert len(found) == 14
     assert all(kernels in (["dsa_fwd_kernel"], ["dsa_bwd_kernel"]) for kernels in found)
 
 
-def test_an_image_of_one_tile_is_read_once():
+def test_an_image_of_one_tile_is_read_once() -> None:
     """The kernel reads its image three times in the source; the loads of the machine code must be one tile's bytes."""
     seen = set()
     for report in recorded():
@@ -109,9 +109,9 @@ def test_an_image_of_one_tile_is_read_once():
         dtype, size, layout = {"bf16": torch.bfloat16, "fp32": torch.float32}[sizes[1]], int(sizes[2]), sizes[3]
         x = torch.empty(1, 128, size, size, dtype=dtype, device="meta")
         x = x.contiguous(memory_format=torch.channels_last) if layout == "nhwc" else x
-        tile = norm_relu_pool_triton._tile(x, 2 * norm_relu_pool_triton._ROOM)
-        assert tile.TOTAL <= tile.WINDOWS
+        tile = tiles.choose_tile(x, 2 * tiles.ROOM)
+        assert tile.total <= tile.windows
         loaded = report.loads["128"] * 16 * 32 * report.warps
-        assert loaded == tile.CHANNELS * size * size * dtype.itemsize, report.case
+        assert loaded == tile.channels * size * size * dtype.itemsize, report.case
         seen.add((size, dtype, layout))
     assert len(seen) == 10

@@ -8,6 +8,7 @@ import torch
 from safetensors import safe_open
 
 import fastdm
+from bench.baselines.public_step import random_dataset
 from fastdm.applications.inspection import inspect
 from fastdm.data.pool import Dataset
 from fastdm.errors import FastDMError
@@ -15,7 +16,6 @@ from fastdm.evaluation.training import LabelledImages
 from fastdm.synthetic.partition import expand
 from fastdm.synthetic.public_file import read_public
 from fastdm.synthetic.synthetic_set import SyntheticSet
-from tests.oracles import random_dataset
 
 
 @pytest.fixture
@@ -46,9 +46,15 @@ def test_both_formats_keep_what_they_say(dataset: Dataset, tmp_path: Path) -> No
     canvases.save(tmp_path / "decoded.pt")
     canvases.save(tmp_path / "canvases.pt", canvases=True)
     for name, images in (("decoded.pt", canvases.expand().images), ("canvases.pt", canvases.images)):
-        ((found, labels),) = read_public(tmp_path / name)[0]
+        ((found, labels),) = read_public(tmp_path / name).sets
         assert torch.equal(found, images)
+        assert labels is not None
         assert len(labels) == len(images)
+        assert SyntheticSet.load(tmp_path / name).partition == (2 if name == "canvases.pt" else 1)
+    canvases.save(tmp_path / "data.pt", format="idc")
+    ((pixels, _),) = read_public(tmp_path / "data.pt").sets
+    mean, std = dataset.mean[0], dataset.std[0]
+    torch.testing.assert_close(pixels, (canvases.images * std + mean).clamp(0, 1), rtol=0, atol=0)
 
 
 def test_a_set_without_partition_is_written_as_before(dataset: Dataset, tmp_path: Path) -> None:

@@ -1,0 +1,38 @@
+"""Checks of arguments that several ops share: of shapes, dtypes and devices, and of values, which wait for a device."""
+
+import torch
+from torch import Tensor
+
+
+def check_tensor(
+    name: str, tensor: Tensor, dim: int, dtype: torch.dtype | None = None, device: torch.device | None = None
+) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} is a {type(tensor).__name__}; it must be a tensor")
+    if tensor.dim() != dim:
+        raise ValueError(f"{name} has the shape {tuple(tensor.shape)}; it must have {dim} dimensions")
+    if dtype is not None and tensor.dtype != dtype:
+        raise TypeError(f"{name} is {tensor.dtype}; it must be {dtype}")
+    if device is not None and tensor.device != device:
+        raise ValueError(f"{name} is on {tensor.device}; it must be on {device}, like the other tensors")
+
+
+def check_floating_point(name: str, tensor: Tensor) -> None:
+    if not tensor.dtype.is_floating_point:
+        raise TypeError(f"{name} is {tensor.dtype}; it must be floating point")
+
+
+def check_offsets(name: str, offsets: Tensor, device: torch.device) -> None:
+    check_tensor(name, offsets, 1, torch.int64, device)
+    if offsets.shape[0] < 2:
+        raise ValueError(f"{name} has {offsets.shape[0]} entries; it must have one more than there are classes")
+
+
+def check_offset_values(name: str, offsets: Tensor, rows: int) -> None:
+    if int(offsets[0]) != 0 or int(offsets[-1]) != rows or bool((offsets.diff() < 0).any()):
+        raise ValueError(f"{name} must rise from 0 to the number of rows, {rows}; it is {offsets.tolist()[:8]}…")
+
+
+def check_index_values(name: str, index: Tensor | None, limit: int) -> None:
+    if index is not None and len(index) and (int(index.min()) < 0 or int(index.max()) >= limit):
+        raise ValueError(f"{name} holds {int(index.min())} to {int(index.max())}; it must stay within 0 to {limit - 1}")

@@ -1,0 +1,1 @@
+"""The loss of distribution matching: `class_mean_difference`."""

@@ -1,0 +1,104 @@
+"""`class_mean_difference`: checks, schema, gradient."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ..checks import check_floating_point, check_offset_values, check_offsets, check_tensor
+from ..dispatch import define, remember_backend, with_its_backend
+from ..numerics import working_dtype
+
+
+def class_mean_difference(
+    real: Tensor, synthetic: Tensor, real_offsets: Tensor, synthetic_offsets: Tensor, *, empty: str = "zero"
+) -> Tensor:
+    """Return Σ_c ‖mean_i real[c, i] − mean_j synthetic[c, j]‖², the loss of distribution matching.
+
+    real, synthetic: floating point [N, D] and [M, D], their rows sorted by class.
+    real_offsets, synthetic_offsets: int64 [classes + 1], rising from 0 to N and M.
+    empty: "zero": a class that has no rows on one side adds nothing. "error": ValueError (known on the CPU only).
+
+    Returns a float32 scalar (float64 for float64), summed in a fixed order. The gradient flows to synthetic only.
+    Raises TypeError for a wrong dtype, ValueError for wrong shapes, devices and (on the CPU) offsets.
+
+    >>> from fastdm.kernels import class_mean_difference
+    >>> real, synthetic = torch.tensor([[1.0], [3.0]]), torch.tensor([[5.0]])
+    >>> class_mean_difference(real, synthetic, torch.tensor([0, 2]), torch.tensor([0, 1]))
+    tensor(9.)
+    """
+    for name, features in (("real", real), ("synthetic", synthetic)):
+        check_tensor(name, features, 2, None, real.device)
+        check_floating_point(name, features)
+    if real.shape[1] != synthetic.shape[1]:
+        raise ValueError(f"real has {real.shape[1]} features and synthetic {synthetic.shape[1]}; they must agree")
+    check_offsets("real_offsets", real_offsets, real.device)
+    check_offsets("synthetic_offsets", synthetic_offsets, real.device)
+    if real_offsets.shape != synthetic_offsets.shape:
+        raise ValueError(f"there are {len(real_offsets)} real_offsets and {len(synthetic_offsets)} synthetic_offsets")
+    if empty not in ("zero", "error"):
+        raise ValueError(f"empty is {empty!r}; it must be 'zero' or 'error'")
+    loss: Tensor
+    args = (real, synthetic, real_offsets, synthetic_offsets, empty)
+    if synthetic.requires_grad and torch.is_grad_enabled():
+        # Dynamo cannot trace an autograd function that gets one tensor twice: the sides may share theirs.
+        args = (real.detach(), synthetic, real_offsets.detach(), synthetic_offsets, empty)
+        loss = _ClassMeanDifference.apply(*args)
+    else:
+        with torch.no_grad():
+            loss, _ = torch.ops.fastdm.class_mean_difference(*args)
+    return loss
+
+
+class _ClassMeanDifference(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, real: Tensor, synthetic: Tensor, real_offsets: Tensor, synthetic_offsets: Tensor, empty: str
+    ) -> Tensor:
+        loss: Tensor
+        loss, difference = torch.ops.fastdm.class_mean_difference(
+            real, synthetic, real_offsets, synthetic_offsets, empty
+        )
+        remember_backend(ctx)
+        ctx.save_for_backward(difference, synthetic_offsets)
+        ctx.rows, ctx.dtype = synthetic.shape[0], synthetic.dtype
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        difference, offsets = ctx.saved_tensors
+        backward = torch.ops.fastdm.class_mean_difference_backward
+        grad_synthetic = with_its_backend(ctx, backward, grad, difference, offsets, ctx.rows, ctx.dtype)
+        return None, grad_synthetic, None, None, None
+
+
+def _check_values(real: Tensor, synthetic: Tensor, real_offsets: Tensor, synthetic_offsets: Tensor, empty: str) -> None:
+    check_offset_values("real_offsets", real_offsets, len(real))
+    check_offset_values("synthetic_offsets", synthetic_offsets, len(synthetic))
+    if empty == "error":
+        absent = (real_offsets.diff() == 0) | (synthetic_offsets.diff() == 0)
+        if absent.any():
+            raise ValueError(f"class {int(absent.nonzero()[0])} is empty; give it images, or choose empty='zero'")
+
+
+@define(
+    "class_mean_difference",
+    "(Tensor real, Tensor synthetic, Tensor real_offsets, Tensor synthetic_offsets, str empty) -> (Tensor, Tensor)",
+    _check_values,
+)
+def _(
+    real: Tensor, synthetic: Tensor, real_offsets: Tensor, synthetic_offsets: Tensor, empty: str
+) -> tuple[Tensor, Tensor]:
+    work = working_dtype(real.dtype)
+    shape = (real_offsets.shape[0] - 1, real.shape[1])
+    return real.new_empty((), dtype=work), real.new_empty(shape, dtype=work)
+
+
+@define(
+    "class_mean_difference_backward",
+    "(Tensor grad, Tensor difference, Tensor synthetic_offsets, SymInt rows, ScalarType dtype) -> Tensor",
+)
+def _(grad: Tensor, difference: Tensor, synthetic_offsets: Tensor, rows: int, dtype: torch.dtype) -> Tensor:
+    return difference.new_empty((rows, difference.shape[1]), dtype=dtype)

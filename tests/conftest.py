@@ -1,0 +1,43 @@
+"""What every run of the tests says about itself: which instructions and which forms of the ops it tests."""
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    import torch
+
+    from fastdm.kernels import extension
+
+    core = extension.load()
+    held = [f"{name}={os.environ[name]}" for name in _LIMITS if name in os.environ]
+    return [
+        f"processor: {_processor()}",
+        f"fastdm's C++ core: {core.instructions() if core else 'not installed'}; "
+        f"PyTorch: {torch.backends.cpu.get_cpu_capability()}; Triton: {_triton()}",
+        f"held down by: {', '.join(held) or 'nothing'}",
+    ]
+
+
+_LIMITS = ("FASTDM_CPU", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "TRITON_INTERPRET", "FASTDM_TEST_DEVICE")
+
+
+def _processor() -> str:
+    """The processor's name and those of its flags that decide about arithmetic."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return "unknown"
+    name = re.search(r"^model name\s*: (.*)$", text, re.MULTILINE)
+    flags = re.search(r"^flags\s*: (.*)$", text, re.MULTILINE)
+    wide = [flag for flag in flags[1].split() if re.match(r"avx|fma$|amx", flag)] if flags else []
+    return f"{name[1] if name else 'unknown'} ({' '.join(wide)})"
+
+
+def _triton() -> str:
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        return "interpreted"
+    return "compiled" if os.environ.get("FASTDM_TEST_DEVICE") == "cuda" else "not run"

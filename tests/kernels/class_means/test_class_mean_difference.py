@@ -1,0 +1,124 @@
+"""The loss of distribution matching against its formula in float64."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastdm.kernels import class_mean_difference
+
+FLOAT32_EPS = 2.0**-23
+# Ragged, a class of one row, a class longer than a block of rows, classes empty on one side.
+REAL = [0, 3, 4, 44, 44, 46]
+SYNTHETIC = [0, 2, 3, 5, 7, 7]
+
+
+def exact(real: Tensor, synthetic: Tensor, real_offsets: list[int], synthetic_offsets: list[int]) -> Tensor:
+    total = torch.zeros((), dtype=torch.float64)
+    for c in range(len(real_offsets) - 1):
+        rows = real[real_offsets[c] : real_offsets[c + 1]]
+        others = synthetic[synthetic_offsets[c] : synthetic_offsets[c + 1]]
+        if len(rows) and len(others):
+            total = total + (rows.mean(0) - others.mean(0)).square().sum()
+    return total
+
+
+@pytest.mark.parametrize("features", [1, 64, 130], ids=lambda d: f"D{d}")  # less than, exactly, more than one block
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"])
+def test_loss_and_gradient_are_those_of_float64(
+    features: int, dtype: torch.dtype, device: torch.device, generator: torch.Generator
+) -> None:
+    real = torch.randn(REAL[-1], features, generator=generator).to(dtype)
+    synthetic = torch.randn(SYNTHETIC[-1], features, generator=generator).to(dtype)
+    wide = synthetic.double().requires_grad_()
+    expected = exact(real.double(), wide, REAL, SYNTHETIC)
+    expected.backward()
+
+    leaf = synthetic.to(device, copy=True).requires_grad_()
+    offsets = [torch.tensor(o, device=device) for o in (REAL, SYNTHETIC)]
+    loss = class_mean_difference(real.to(device), leaf, *offsets)
+    (3 * loss).backward()
+    assert loss.dtype == torch.float32
+    # A mean of 40 rows is off by less than 40 ε of its terms, a sum of 5 D squares by less than 5 D ε: all positive.
+    assert (loss.cpu() - expected).abs() <= (40 + 5 * features) * FLOAT32_EPS * expected
+    ulp = {torch.float32: 0.0, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}[dtype]
+    error = (leaf.grad.cpu().double() - 3 * wide.grad).abs()
+    assert (error <= 6 * 40 * FLOAT32_EPS * 4 + ulp * (3 * wide.grad).abs()).all()
+    assert leaf.grad.cpu()[5:7].eq(0).all()
+
+
+def test_one_class_of_any_size(device: torch.device, generator: torch.Generator) -> None:
+    real, synthetic = torch.randn(257, 3, generator=generator), torch.randn(1, 3, generator=generator)
+    offsets = [torch.tensor([0, n], device=device) for n in (257, 1)]
+    loss = class_mean_difference(real.to(device), synthetic.to(device), *offsets).cpu()
+    expected = exact(real.double(), synthetic.double(), [0, 257], [0, 1])
+    # A sum of 257 rows is off by less than 257 ε of the largest, and so is their mean; its square counts it twice.
+    largest = float(torch.cat([real, synthetic]).abs().max())
+    assert abs(float(loss - expected)) <= 3 * 2 * (2 * largest) * 257 * FLOAT32_EPS * largest
+
+
+def test_the_loss_repeats_bit_for_bit(device: torch.device, generator: torch.Generator) -> None:
+    real = torch.randn(REAL[-1], 200, generator=generator).to(device)
+    offsets = torch.tensor(REAL, device=device)
+    first, second = (class_mean_difference(real, real.flip(0), offsets, offsets) for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_gradcheck(device: torch.device, generator: torch.Generator) -> None:
+    real, synthetic = torch.randn(2, 5, 3, generator=generator, dtype=torch.float64).to(device)
+    offsets = torch.tensor([0, 2, 5], device=device)
+    assert torch.autograd.gradcheck(
+        lambda s: class_mean_difference(real, s, offsets, offsets), synthetic.requires_grad_(), fast_mode=True
+    )
+
+
+def test_opcheck(device: torch.device, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()  # It compares storage offsets, which canaries shift.
+    features = torch.randn(5, 3, generator=generator).to(device)
+    offsets = torch.tensor([0, 2, 5], device=device)
+    ops = torch.ops.fastdm
+    torch.library.opcheck(ops.class_mean_difference.default, (features, features, offsets, offsets, "zero"))
+    torch.library.opcheck(
+        ops.class_mean_difference_backward.default,
+        (torch.tensor(1.0, device=device), features[:2], offsets, 5, torch.float16),
+    )
+
+
+def test_compiles_without_a_graph_break(device: torch.device, generator: torch.Generator) -> None:
+    features = torch.randn(5, 3, generator=generator).to(device)
+    offsets = torch.tensor([0, 2, 5], device=device)
+
+    def loss(synthetic: Tensor) -> Tensor:
+        return class_mean_difference(features, synthetic * 2, offsets, offsets)
+
+    grads = []
+    for function in (loss, torch.compile(loss, fullgraph=True, backend="aot_eager")):
+        leaf = features.flip(0).clone().requires_grad_()
+        function(leaf).backward()
+        grads.append(leaf.grad)
+    assert torch.equal(*grads)
+
+
+def test_both_sides_may_be_one_tensor(device: torch.device, generator: torch.Generator) -> None:
+    features = torch.randn(5, 3, generator=generator).to(device).requires_grad_()
+    offsets = torch.tensor([0, 2, 5], device=device)
+    for function in (class_mean_difference, torch.compile(class_mean_difference, fullgraph=True, backend="aot_eager")):
+        loss = function(features, features, offsets, offsets)
+        (gradient,) = torch.autograd.grad(loss, features)
+        assert loss == 0
+        assert gradient.eq(0).all()
+
+
+def test_bad_arguments_are_refused() -> None:
+    features, offsets = torch.zeros(4, 3), torch.tensor([0, 2, 4])
+    with pytest.raises(ValueError, match="real has 2 features and synthetic 3"):
+        class_mean_difference(features[:, :2], features, offsets, offsets)
+    with pytest.raises(ValueError, match="3 real_offsets and 2 synthetic_offsets"):
+        class_mean_difference(features, features, offsets, offsets[[0, 2]])
+    with pytest.raises(ValueError, match="synthetic_offsets must rise from 0 to the number of rows, 4"):
+        class_mean_difference(features, features, offsets, torch.tensor([0, 2, 5]))
+    with pytest.raises(ValueError, match="class 0 is empty"):
+        class_mean_difference(features, features, offsets, torch.tensor([0, 0, 4]), empty="error")
+    with pytest.raises(ValueError, match="empty is 'skip'"):
+        class_mean_difference(features, features, offsets, offsets, empty="skip")
+    with pytest.raises(TypeError, match="synthetic is torch"):
+        class_mean_difference(features, features.long(), offsets, offsets)
