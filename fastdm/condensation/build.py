@@ -11,18 +11,49 @@ from fastdm.condensation.step import Step
 from fastdm.data.pool import Dataset
 from fastdm.errors import FastDMError
 from fastdm.networks.architectures import build_network
+from fastdm.networks.drawn import DrawnNetworks, RandomNetworks, TrainedNetworks
+from fastdm.networks.trained import NetworkPool
 from fastdm.synthetic.initial import initial_images
 
 
 def build_step(
-    dataset: Dataset, settings: Settings, device: torch.device, dtype: torch.dtype, chunk_memory: int | None = None
+    dataset: Dataset,
+    settings: Settings,
+    device: torch.device,
+    dtype: torch.dtype,
+    chunk_memory: int | None = None,
+    pool: NetworkPool | None = None,
 ) -> tuple[Step, MemoryPlan]:
-    """The step for resolved settings, at its initial images, and the plan that it follows."""
+    """The step for resolved settings, at its initial images, and the plan that it follows.
+
+    pool: the networks of networks="trained", which `matching_pool` has checked.
+    """
+    networks = _networks(dataset, settings, device, dtype, pool)
+    plan = make_plan(
+        networks.network,
+        dataset.train,
+        ipc=settings.ipc,
+        partition=settings.partition,
+        passes=1 if networks.expert is networks.network or not settings.ce_weight else 2,
+        batch_real=settings.batch_real,
+        dtype=dtype,
+        device=device,
+        chunk_memory=chunk_memory,
+    )
+    images = initial_images(
+        dataset, settings.ipc, settings.seed, init=settings.init, partition=settings.partition, device=device
+    )
+    return Step(dataset, images, networks, settings, plan, dtype), plan
+
+
+def _networks(
+    dataset: Dataset, settings: Settings, device: torch.device, dtype: torch.dtype, pool: NetworkPool | None
+) -> DrawnNetworks:
+    """The networks that the settings ask for; `pool` has been checked against them."""
+    if settings.networks == "trained":
+        assert pool is not None
+        return TrainedNetworks(pool, settings.ce_ahead if settings.ce_weight else 0, device, dtype)
     assert settings.network is not None
-    if device.type == "cuda":
-        # Memory that PyTorch keeps from earlier work would be split by tensors that stay, and be lost for a graph,
-        # whose memory is its own.
-        torch.cuda.empty_cache()
     network = build_network(
         settings.network,
         channels=dataset.image_shape[0],
@@ -33,17 +64,7 @@ def build_step(
         device=device,
         dtype=dtype,
     )
-    plan = make_plan(
-        network,
-        dataset.train,
-        ipc=settings.ipc,
-        batch_real=settings.batch_real,
-        dtype=dtype,
-        device=device,
-        chunk_memory=chunk_memory,
-    )
-    images = initial_images(dataset, settings.ipc, settings.seed, init=settings.init, device=device)
-    return Step(dataset, images, network, settings, plan, dtype), plan
+    return RandomNetworks(network)
 
 
 def prepare(step: Step, device: torch.device, compile: bool) -> Iterator[str]:

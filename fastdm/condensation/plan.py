@@ -53,6 +53,7 @@ class MemoryPlan:
 class _Needs:
     """What the passes of one chunk take.
 
+    decoded: synthetic images per class as the network takes them; passes: networks that each goes through.
     micro_batch: the most real images that go through the network at once, None without a limit. pixels: bytes of an
     image as it is stored, image_bytes: as the network takes it. ahead: batches that are in memory at a time when real
     images are read ahead, else 0.
@@ -63,7 +64,8 @@ class _Needs:
     image_bytes: int
     ahead: int
     batch_real: int
-    ipc: int
+    decoded: int
+    passes: int
     micro_batch: int | None
 
     def real(self, classes: int) -> int:
@@ -74,7 +76,7 @@ class _Needs:
 
     def synthetic(self, classes: int) -> int:
         """Bytes of the pass of synthetic images and its backward pass."""
-        return classes * self.ipc * 2 * self.per_image.total
+        return classes * self.decoded * 2 * self.passes * self.per_image.total
 
     def total(self, classes: int) -> int:
         return self.real(classes) + self.synthetic(classes)
@@ -85,6 +87,8 @@ def make_plan(
     pool: Pool,
     *,
     ipc: int,
+    partition: int = 1,
+    passes: int = 1,
     batch_real: int,
     dtype: torch.dtype,
     device: torch.device,
@@ -92,13 +96,14 @@ def make_plan(
 ) -> MemoryPlan:
     """Choose how the real images come to the device, and the chunk: as many classes as the budget holds.
 
-    batch_real: real images per class; chunk_memory: bytes that one chunk may take, by default what is free. A chunk is
-    no larger than suits the device (see `_Limits`). A network with BatchNorm takes its statistics over all classes
-    together, so its only chunk holds all of them.
+    partition: every synthetic image is partition² images for the network; passes: networks that they go through, with
+    the cross-entropy 2; batch_real: real images per class; chunk_memory: bytes that one chunk may take, by default what
+    is free. A chunk is no larger than suits the device (see `_Limits`). A network with BatchNorm takes its statistics
+    over all classes together, so its only chunk holds all of them.
     Raises FastDMError if the budget does not hold one class, and says how many real images would fit.
     """
     channels, height, width = pool.images.shape[1:]
-    pixels = channels * height * width
+    pixels, decoded = channels * height * width, ipc * partition**2
     per_image = activations(network, (channels, height, width), dtype)
     limits = _limits(network, per_image, dtype, device)
     images_bytes = 2 * pool.num_classes * ipc * pixels * 4
@@ -106,14 +111,16 @@ def make_plan(
     fewest = pool.num_classes if network.uses_batch_statistics else 1
     for residence in possible_residences(pool, device, free):
         ahead = DEPTH if residence == "streamed" else 0
-        needs = _Needs(per_image, pixels, pixels * dtype.itemsize, ahead, batch_real, ipc, limits.micro_batch)
+        needs = _Needs(
+            per_image, pixels, pixels * dtype.itemsize, ahead, batch_real, decoded, passes, limits.micro_batch
+        )
         copied = pool.images.numel() if residence == "copied" else 0
         budget = int(FREE_SHARE * (free - copied - later)) - images_bytes if chunk_memory is None else chunk_memory
         if needs.total(fewest) <= budget:
             break
     else:
         raise _too_small(needs, fewest, budget, network.uses_batch_statistics)
-    chunk = _most_classes(needs, max(fewest, limits.classes(ipc, batch_real, pool.num_classes)), fewest, budget)
+    chunk = _most_classes(needs, max(fewest, limits.classes(decoded, batch_real, pool.num_classes)), fewest, budget)
     return MemoryPlan(
         chunk_classes=chunk,
         micro_batch=min(limits.micro_batch or chunk * batch_real, chunk * batch_real),
@@ -140,9 +147,9 @@ class _Limits:
     real: int | None = None
     micro_batch: int | None = None
 
-    def classes(self, ipc: int, batch_real: int, num_classes: int) -> int:
+    def classes(self, decoded: int, batch_real: int, num_classes: int) -> int:
         """The most classes of a chunk, at least 1."""
-        pairs = ((self.synthetic, ipc), (self.real, batch_real))
+        pairs = ((self.synthetic, decoded), (self.real, batch_real))
         return min([num_classes, *(max(1, limit // each) for limit, each in pairs if limit is not None)])
 
 
@@ -186,7 +193,7 @@ def _too_small(needs: _Needs, classes: int, budget: int, uses_batch_statistics: 
     what = "all classes together (the network has BatchNorm)" if uses_batch_statistics else "one class"
     batches = range(needs.batch_real)
     fits = bisect_right(batches, budget, key=lambda batch: replace(needs, batch_real=batch).total(classes)) - 1
-    remedy = f"batch_real of at most {fits} would fit" if fits > 0 else f"{needs.ipc} images per class do not fit"
+    remedy = f"batch_real of at most {fits} would fit" if fits > 0 else f"{needs.decoded} images per class do not fit"
     return FastDMError(
         f"{what} needs {size_text(needs.total(classes))}, but a chunk may take {size_text(max(budget, 0))}: {remedy}"
     )

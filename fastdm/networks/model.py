@@ -84,7 +84,8 @@ class NormedConv2d(nn.Conv2d):
 class Block(nn.Module):
     """3×3 convolution, InstanceNorm (eps 1e-5), ReLU and 2×2 average pooling, the last three in one op.
 
-    weight, bias: the norm's scale and shift, None in a frozen network; then all four are one op.
+    weight, bias: the norm's scale and shift, None where the network was built without. If it is not trained either, all
+    four are one op.
     """
 
     def __init__(self, conv: nn.Conv2d, affine: bool) -> None:
@@ -101,8 +102,9 @@ class Block(nn.Module):
             nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.weight is None and self.conv.bias is None:
-            return conv_norm_relu_pool(x, self.conv.weight, padding=int(self.conv.padding[0]))
+        weight = self.conv.weight
+        if self.weight is None and self.conv.bias is None and not weight.requires_grad:
+            return conv_norm_relu_pool(x, weight, padding=int(self.conv.padding[0]))
         return norm_relu_pool(self.conv(x), self.weight, self.bias)
 
 

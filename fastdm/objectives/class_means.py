@@ -30,10 +30,10 @@ class ClassMeans:
         assert total is not None
         return total / offsets.diff().clamp(min=1)[:, None]
 
-    def loss(self, network: Network, target: Tensor, synthetic: Tensor, segments: Segments) -> Tensor:
+    def loss(self, target: Tensor, features: Tensor, real: Segments, synthetic: Segments) -> Tensor:
         """Squared distance of the class means: float32 scalar; target: float32 [classes, D], as `real` gives it."""
         one_each = torch.arange(len(target) + 1, device=target.device)
-        return class_mean_difference(target, network.embed(synthetic), one_each, segments.offsets)
+        return class_mean_difference(target, features, one_each, synthetic.offsets)
 
 
 def _sums(features: Tensor, offsets: Tensor, first: int) -> Tensor:

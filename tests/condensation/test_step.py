@@ -20,6 +20,7 @@ from fastdm.data.packing import pack
 from fastdm.data.pool import Dataset
 from fastdm.kernels import use_backend
 from fastdm.networks.architectures import build_network
+from fastdm.networks.drawn import RandomNetworks
 from fastdm.synthetic.initial import initial_images
 from tests.oracles import BF16_BOUND, clear_classes
 
@@ -45,10 +46,11 @@ def run_step(
         image_size=dataset.image_shape[1:],
         frozen=True,
     ).to(dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    networks = RandomNetworks(network)
     plan = MemoryPlan(
         chunk_classes, micro_batch, "in place" if dataset.train.backing is None else "streamed", 0, 0, 0, 0, 0
     )
-    step = Step(dataset, initial_images(dataset, settings.ipc, settings.seed), network, settings, plan, dtype)
+    step = Step(dataset, initial_images(dataset, settings.ipc, settings.seed), networks, settings, plan, dtype)
     with closing(step):
         if compile:
             step.compile()
