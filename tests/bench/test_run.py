@@ -48,7 +48,7 @@ def test_the_gpu_run_on_a_cpu(tmp_path: Path) -> None:
 
 
 def test_the_gpu_run_begins_with_what_is_wanted_most() -> None:
-    names = [stage.name for stage in run.gpu_stages("cuda", Path("data"), smoke=False)]
+    names = [stage.name for stage in run.stages("gpu", "cuda", Path("data"), smoke=False)]
     assert names[:5] == ["headline", "peaks", "waterfall", "kernels", "chunk"]
     assert names[-4:] == ["step", "evaluation", "accuracy", "report"]
 
