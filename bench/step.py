@@ -194,7 +194,7 @@ def measure(work: Workload, device: torch.device, precision: str, limit: float) 
         for kind, suffix in (("public", ""), ("raised", " raised"))
         if f"public{suffix}" in seconds
     }
-    return row | work.work(precision, seconds["fastdm"]["median"], machine.describe(str(device)))
+    return row | work.work(precision, seconds["fastdm"]["median"], machine.describe(device))
 
 
 # --- what --compile is worth -----------------------------------------------------------------------------------------
