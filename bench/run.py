@@ -48,7 +48,7 @@ step         600  -m bench.step {device} {few} --seconds 240
 report        30  -m bench.report --to {to}
 """
 GPU_STAGES = """
-headline      90  -m bench.waterfall headline {device} {plain} --seconds 20
+headline     120  -m bench.waterfall headline {device} {plain} --seconds 20
 peaks         40  -m bench.peaks {device}
 waterfall    100  -m bench.waterfall {device} {plain} --seconds 25
 kernels      110  -m bench.kernels {device} {plain} --seconds 90
