@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from fastdm.version import __version__
 
 if TYPE_CHECKING:
+    from fastdm.applications.export import export
     from fastdm.applications.pool import train_pool
     from fastdm.compat import DiffAugment, ParamDiffAug, dm_loss
     from fastdm.condensation.loop import condense
@@ -39,6 +40,7 @@ __all__ = [
     "condense",
     "dm_loss",
     "evaluate",
+    "export",
     "open_dataset",
     "pack",
     "random_selection",
@@ -56,6 +58,7 @@ _HOMES = {
     "condense": "condensation.loop",
     "dm_loss": "compat",
     "evaluate": "evaluation.measure",
+    "export": "applications.export",
     "open_dataset": "data.sources",
     "pack": "data.packing",
     "random_selection": "synthetic.initial",

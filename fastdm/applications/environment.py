@@ -5,12 +5,12 @@ import importlib.util
 import os
 import platform
 import sys
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from fastdm.system.device import default_device, fastest_precision, free_memory
+from fastdm.system.machine import processor
 from fastdm.system.native import native
 from fastdm.system.text import size_text
 from fastdm.version import __version__
@@ -29,7 +29,7 @@ def summary() -> dict[str, Any]:
         "python": f"{platform.python_version()} ({sys.executable})",
         "system": f"{platform.platform()}, {' '.join(platform.libc_ver())}",
         "packages": {name: _version(name) for name in PACKAGES},
-        "cpu": _processor(),
+        "cpu": processor(),
         "cpu_features": torch.backends.cpu.get_cpu_capability(),
         "amx": torch.cpu._is_amx_tile_supported(),
         "threads": f"{torch.get_num_threads()} of {len(os.sched_getaffinity(0))} usable processors",
@@ -49,15 +49,6 @@ def _version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, {len(names) or os.cpu_count()} threads"
 
 
 def _gpu(number: int) -> str:

@@ -10,10 +10,12 @@ from fastdm.cli.catalogue import catalogue
 from fastdm.cli.condense import condense
 from fastdm.cli.environment import environment
 from fastdm.cli.evaluate import evaluate
+from fastdm.cli.export import export
 from fastdm.cli.inspect import inspect
 from fastdm.cli.pack import pack
 from fastdm.cli.pool import pool
 from fastdm.cli.profile import profile
+from fastdm.cli.report import report
 from fastdm.version import __version__
 
 HELP = "Condense image data sets into a few synthetic images per class by distribution matching."
@@ -32,10 +34,12 @@ app = typer.Typer(
 COMMANDS: dict[str, Callable[..., None]] = {
     "condense": condense,
     "evaluate": evaluate,
+    "export": export,
     "inspect": inspect,
     "pack": pack,
     "pool": pool,
     "profile": profile,
+    "report": report,
     "list": catalogue,
     "env": environment,
 }

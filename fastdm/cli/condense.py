@@ -33,7 +33,7 @@ from fastdm.cli.options import (
     iteration_range,
     mebibytes,
 )
-from fastdm.cli.output import print_evaluation, print_saved, print_total
+from fastdm.cli.output import print_evaluation, print_outcome, print_saved, print_total
 from fastdm.errors import FastDMError
 
 NOT_SETTINGS = ("config", "overwrite", "resume", "verbose")
@@ -147,11 +147,12 @@ def condense(
 ) -> None:
     """Condense a data set and evaluate the result; takes the public main_DM.py's flags.
 
-    Writes under SAVE_PATH: res_DM_{dataset}_{model}_{ipc}ipc.pt (the public code's format), vis_DM_….png, and a run
-    folder per experiment with settings, flags (config.yaml), log, checkpoint and the set as safetensors. What is there
-    already is refused: --resume goes on with it, --overwrite starts over.
+    Writes under SAVE_PATH: res_DM_{dataset}_{model}_{ipc}ipc.pt (the public code's format), vis_DM_….png, a run folder
+    per experiment with settings, flags (config.yaml), log, checkpoint and the set as safetensors, and report_DM_….html,
+    a page that shows them. What is there already is refused: --resume continues it, --overwrite starts over.
     """
     from fastdm.applications.experiments import run_experiments
+    from fastdm.applications.report.page import report_of
     from fastdm.condensation.loop import matching_pool
     from fastdm.condensation.recipes import recipe_settings
     from fastdm.data.sources import open_dataset
@@ -237,6 +238,8 @@ def condense(
         tensorboard=tensorboard,
         config=config_text({**flags, **chosen}),
     )
+    folders = [save_path / f"{path.stem.removeprefix('res_')}_exp{number}" for number in range(num_exp)]
+    print_outcome(report_of(path, folders, data), folders, evaluated=protocol is not None)
     print_saved(path)
 
 

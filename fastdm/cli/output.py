@@ -55,6 +55,18 @@ def shown(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else printable(value)
 
 
+def print_outcome(page: Path, folders: Sequence[Path], *, evaluated: bool) -> None:
+    """Where the page, the sets and the accuracies of a condensation are."""
+    if not on_terminal():
+        print_json({"report": str(page), "runs": [str(folder) for folder in folders]})
+        return
+    several = f" to {folders[-1].name}" if len(folders) > 1 else ""
+    accuracies = " and what was measured of it (evaluation.json)" if evaluated else ""
+    typer.echo(f"Open {printable(page)} in a browser to see the result.")
+    where = printable(f"{folders[0]}{several}")
+    typer.echo(f"Each run folder, {where}, holds its set (synthetic.safetensors){accuracies}.")
+
+
 def print_evaluation(title: str, evaluation: "Evaluation", **about: str) -> None:
     """A table on a terminal, with accuracies in percent; JSON lines elsewhere, with what they are `about`."""
     rows = [(name, evaluation.mean[name], evaluation.std[name]) for name in evaluation.accuracies]

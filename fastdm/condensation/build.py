@@ -1,6 +1,7 @@
 """From settings to the step that they describe."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -30,13 +31,11 @@ def build_step(
     networks = _networks(dataset, settings, device, dtype, pool)
     plan = make_plan(
         networks.network,
-        image_shape=dataset.image_shape,
-        num_classes=dataset.num_classes,
+        dataset.train,
         ipc=settings.ipc,
         partition=settings.partition,
         passes=1 if networks.expert is networks.network or not settings.ce_weight else 2,
         batch_real=settings.batch_real,
-        pool_bytes=dataset.train.images.numel(),
         dtype=dtype,
         device=device,
         chunk_memory=chunk_memory,
@@ -86,3 +85,15 @@ def prepare(step: Step, device: torch.device, compile: bool) -> Iterator[str]:
         )
     if device.type == "cuda" and (reason := step.capture()):
         yield f"running without a CUDA graph: {reason}"
+
+
+@contextmanager
+def op_by_op(step: Step, say: Callable[[str], None]) -> Iterator[None]:
+    """Run the step without its graph within the block, so that a profiler sees the ops.
+
+    The graph is dropped and recorded afresh afterwards, since the device need not hold the memory of both.
+    """
+    recorded = step.release()
+    yield
+    if recorded and (reason := step.capture()):
+        say(f"running without a CUDA graph from here on: {reason}")

@@ -4,25 +4,29 @@ import dataclasses
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from fastdm.condensation.build import build_step, prepare
+from fastdm.condensation.build import build_step, op_by_op, prepare
+from fastdm.condensation.plan import MemoryPlan
 from fastdm.condensation.recipes import recipe_settings
 from fastdm.condensation.settings import Settings
 from fastdm.data.pool import Dataset
 from fastdm.data.sources import open_dataset
 from fastdm.errors import FastDMError, unknown, whole_number
 from fastdm.networks.trained import NetworkPool
+from fastdm.runs.about import About
 from fastdm.runs.events import check_installed
-from fastdm.runs.recording import check_chosen, recorded
+from fastdm.runs.recording import check_chosen, peak_memory, recorded
 from fastdm.runs.run import Run
 from fastdm.synthetic.synthetic_set import SyntheticSet, check_compatible
 from fastdm.system.device import chosen_backend, default_device, precision_context, undisturbed
 from fastdm.system.files import user_path
+from fastdm.system.machine import machine
 from fastdm.system.signals import deferred
 from fastdm.system.streams import stderr_to
 
@@ -173,7 +177,7 @@ def condense_resolved(
     folder = None if save_path is None else user_path(save_path)
 
     with (
-        chosen_backend(backend),
+        chosen_backend(backend, device),
         precision_context(settings.precision, device, deterministic=settings.deterministic) as dtype,
     ):
         step, plan = build_step(dataset, settings, device, dtype, chunk_memory, pool)
@@ -193,18 +197,23 @@ def condense_resolved(
             config=config,
         )
         with closing(step), run:
-            for note in (_summary(dataset, settings, device), *_small_classes(dataset, settings)):
+            notes = [*_small_classes(dataset, settings)]
+            for note in (_summary(dataset, settings, device), *notes):
                 run.say(note)
             if verbose:
                 run.say(str(plan))
             with stderr_to(run.messages() if compile else None):
-                notes = [*prepare(step, device, compile)]
-            for note in notes:
+                prepared = [*prepare(step, device, compile)]
+            for note in prepared:
                 run.say(note)
+            about = _about(dataset, device, plan, [*run.notes, *notes, *prepared])
+            if folder is not None:
+                about.write(folder)
             iterations: Iterable[int] = run.iterations()
             if profile is not None and folder is not None:
+                within = partial(op_by_op, step, run.say)
                 iterations = recorded(
-                    run.iterations(), profile, step.uncaptured, device, folder / "profile", run.say, run.messages()
+                    run.iterations(), profile, within, device, folder / "profile", run.say, run.messages()
                 )
             if observer is not None and run.first_iteration == 0 and observer.wants(0):
                 observer.look(0, _synthetic_set(dataset, settings, step.images))
@@ -216,7 +225,23 @@ def condense_resolved(
                     callback(iteration, loss.item(), step.images)
                 if observer is not None and observer.wants(iteration + 1):
                     observer.look(iteration + 1, _synthetic_set(dataset, settings, step.images))
-            return run.finish()
+            result = run.finish()
+            if folder is not None:
+                dataclasses.replace(about, peak_bytes=peak_memory(device)).write(folder)
+            return result
+
+
+def _about(dataset: Dataset, device: torch.device, plan: MemoryPlan, notes: list[str]) -> About:
+    """What the run folder keeps besides settings and results."""
+    kept = {
+        "name": dataset.name,
+        "class_names": dataset.class_names,
+        "image_shape": dataset.image_shape,
+        "mean": dataset.mean,
+        "std": dataset.std,
+        "train_images": len(dataset.train),
+    }
+    return About(kept, machine(device), dataclasses.asdict(plan), notes)
 
 
 def _summary(dataset: Dataset, settings: Settings, device: torch.device) -> str:

@@ -1,8 +1,7 @@
 """One iteration of distribution matching: the paper's Algorithm 1, over chunks of classes."""
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -43,7 +42,6 @@ class Step:
         device = images.device
         self.images = images
         self.velocity = torch.zeros_like(images)
-        self._gradient = torch.zeros_like(images)
         self.losses = torch.zeros(2, dtype=torch.float32, device=device)
         self._networks = networks
         self._objective = build_objective(settings.objective)
@@ -56,18 +54,19 @@ class Step:
         self._lr, self._black, self._white = _units(settings, self._mean, self._std)
         self._augment = partial(augment, dtype=dtype, channels_last=True)
         self._size = (images.shape[2], images.shape[3])
+        self._one = torch.ones((), dtype=torch.float32, device=device)  # the gradient of a loss to itself
         self._key = torch.tensor([settings.seed, 0], device=device)
         self._classes = torch.arange(dataset.num_classes, device=device)
-        self._real = real_images(dataset.train, settings.batch_real, settings.seed, self._key)
+        self._real = real_images(dataset.train, plan.residence, settings.batch_real, settings.seed, self._key)
         self._chunks = _chunks(self._real.counts, settings.ipc, settings.partition, plan.chunk_classes, device)
         self._micro_batch = plan.micro_batch
-        self._run: Callable[[], Tensor] = self._iterate
+        self._replay: Callable[[], Tensor] | None = None  # in place of _iterate, once it is recorded
 
     def __call__(self, iteration: int) -> Tensor:
         """Change the images once; returns the loss divided by the number of classes, float32, on their device."""
         self._key[1:].fill_(iteration)  # fill_: an assignment would wait for the device
         self._real.begin(iteration)
-        self.losses = self._run()
+        self.losses = self._iterate() if self._replay is None else self._replay()
         return self.losses[0] + self._ce_weight * self.losses[1] if self._ce_weight else self.losses[0]
 
     def _iterate(self) -> Tensor:
@@ -75,6 +74,7 @@ class Step:
         self._networks.draw(self._key)  # ψ ~ P: a network with random weights, or a trained one
         omega = self._strategy.draw(self._key, self._classes, self._size)  # ω_c ~ Ω, for every class
         network, losses = self._networks.network, torch.zeros_like(self.losses)
+        self.velocity.mul_(self._momentum)
         batches = self._real.batches([chunk.real.rows for chunk in self._chunks])  # B_c ~ T, for every class
         for chunk, batch in zip(self._chunks, batches, strict=True):
             tables = [table[chunk.classes] for table in omega]
@@ -91,9 +91,9 @@ class Step:
                 classification = self._cross_entropy(augmented, features, chunk)
                 losses[1] += classification.detach()
                 loss = matching + self._ce_weight * classification
-            (self._gradient[chunk.images],) = torch.autograd.grad(loss, images)
+            (gradient,) = torch.autograd.grad(loss, images, self._one.to(loss))
+            self.velocity[chunk.images] += gradient
 
-        self.velocity.mul_(self._momentum).add_(self._gradient)
         self.images.addcmul_(self.velocity, self._lr, value=-1)  # S ← S − η ∇_S L
         self.images.clamp_(self._black, self._white)
         return losses / len(self._classes)
@@ -111,15 +111,6 @@ class Step:
     def parts(self) -> dict[str, Tensor]:
         """What the last loss consists of, by name, if of more than the objective: scalars on the device."""
         return {"matching": self.losses[0], "cross_entropy": self.losses[1]} if self._ce_weight else {}
-
-    @contextmanager
-    def uncaptured(self) -> Iterator[None]:
-        """Run op by op within the block even if a graph is recorded, so that a profiler sees the ops."""
-        run, self._run = self._run, self._iterate
-        try:
-            yield
-        finally:
-            self._run = run
 
     def compile(self) -> float:
         """Let torch.compile fuse the network's layers; returns the seconds it took, RuntimeError where it fails.
@@ -144,10 +135,15 @@ class Step:
         if isinstance(self._real, StreamedImages):
             return "the real images do not fit on the device and are streamed"
         try:
-            self._run = captured(self._iterate, [self.images, self.velocity])
+            self._replay = captured(self._iterate, [self.images, self.velocity])
         except RuntimeError as error:
             return str(error)
         return ""
+
+    def release(self) -> bool:
+        """Run op by op from now on, and give back the memory of the graph; returns whether there was one."""
+        recorded, self._replay = self._replay is not None, None
+        return recorded
 
     def close(self) -> None:
         """Stop reading ahead."""

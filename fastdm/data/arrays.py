@@ -195,7 +195,7 @@ def open_npz(path: Path, name: str) -> Dataset:
 def open_pt(path: Path, name: str) -> Dataset:
     """The tensors of a `.pt` file: a dict like the public code's tinyimagenet.pt, or those of `from_arrays`."""
     check_regular(path)
-    keys = ("classes", "images_train", "labels_train", "images_val", "labels_val")
+    keys = ("classes", "images_train", "labels_train")
     try:
         # Before version 1.6 torch wrote files that cannot be mapped.
         data = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip(path))
@@ -204,8 +204,11 @@ def open_pt(path: Path, name: str) -> Dataset:
     if isinstance(data, tuple | list) and len(data) in (2, 4):
         return from_arrays(data, name)
     if not isinstance(data, dict) or not data.keys() >= set(keys) or not isinstance(data["classes"], tuple | list):
-        raise FastDMError(f"{path} is not a data set: a .pt file must hold a dict of {', '.join(keys)}")
-    train, test = (
-        (as_images(name, data[f"images_{part}"]), as_labels(name, data[f"labels_{part}"])) for part in ("train", "val")
-    )
-    return make_dataset(name, train, test, [str(label) for label in data["classes"]])
+        raise FastDMError(
+            f"{path} is not a data set: a .pt file must hold a dict of {', '.join(keys)} and, for a test part, "
+            "images_val and labels_val"
+        )
+    parts = [part for part in ("train", "val") if f"images_{part}" in data and f"labels_{part}" in data]
+    splits = [(as_images(name, data[f"images_{part}"]), as_labels(name, data[f"labels_{part}"])) for part in parts]
+    test = splits[1] if len(splits) == 2 else None
+    return make_dataset(name, splits[0], test, [str(label) for label in data["classes"]])

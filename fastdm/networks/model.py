@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor, nn
@@ -141,10 +141,16 @@ def initialise(network: nn.Module, key: Tensor) -> None:
         elif isinstance(module, Block):
             module.reset_norm()
 
-    rows = torch.arange(-(-sum(parameter.numel() for parameter, _ in drawn) // _ROW), device=key.device)
-    values = uniform(key, rows, _ROW, INIT_STREAM).flatten().mul_(2).sub_(1)
+    rows = _rows(-(-sum(parameter.numel() for parameter, _ in drawn) // _ROW), key.device)
+    values = uniform(key, rows, _ROW, INIT_STREAM).flatten().sub_(0.5)
     start = 0
     for parameter, bound in drawn:
         stop = start + parameter.numel()
-        torch.mul(values[start:stop].view_as(parameter), bound, out=parameter)
+        torch.mul(values[start:stop].view_as(parameter), 2 * bound, out=parameter)
         start = stop
+
+
+@lru_cache(maxsize=64)
+def _rows(count: int, device: torch.device) -> Tensor:
+    """0 to count − 1, kept because on a GPU every operation costs a launch."""
+    return torch.arange(count, device=device)

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from fastdm.errors import FastDMError
+from fastdm.runs.about import FILE as ABOUT
 from fastdm.runs.checkpoint import FILE, PREVIOUS, Checkpoint, load_checkpoint, save_checkpoint
 from fastdm.runs.events import FOLDER as EVENTS
 from fastdm.runs.events import Events
@@ -129,6 +130,11 @@ class Run:
                     "start without it"
                 )
             tensor.copy_(saved)
+
+    @property
+    def notes(self) -> list[str]:
+        """What was found amiss in the folder when the run began."""
+        return self._notes
 
     def __enter__(self) -> "Run":
         if self._progress is not None:
@@ -261,7 +267,7 @@ def _prepare(folder: Path, needed: int) -> None:
 
 def _remove_run(folder: Path) -> None:
     """Remove the files of a run before, and nothing else."""
-    names = (FILE, PREVIOUS, LOG, SET, PICTURE, MESSAGES, CONFIG)
+    names = (FILE, PREVIOUS, LOG, ABOUT, SET, PICTURE, MESSAGES, CONFIG)
     for path in (*(folder / name for name in names), *folder.glob("iteration_*.png")):
         path.unlink(missing_ok=True)
     for path in (folder / EVENTS).glob("events.out.tfevents.*"):

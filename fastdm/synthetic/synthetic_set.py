@@ -29,7 +29,7 @@ from fastdm.version import __version__
 
 Format = Literal["safetensors", "public", "mtt", "idc"]
 
-_GAP = 2  # black pixels between the pictures of a grid
+GRID_GAP = 2  # black pixels between the images of a grid
 _GRID_FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     ".png": ("PNG", {}),
     ".jpg": ("JPEG", {"quality": 95, "subsampling": 0}),
@@ -280,9 +280,9 @@ class SyntheticSet:
         if Path(path).suffix.lower() not in _GRID_FORMATS:
             raise FastDMError(f"{path} must end in {', '.join(_GRID_FORMATS)}; a grid is written as PNG or JPEG")
         kind, options = _GRID_FORMATS[Path(path).suffix.lower()]
-        spaced = functional.pad(self.pixels(), (0, _GAP, 0, _GAP))
+        spaced = functional.pad(self.pixels(), (0, GRID_GAP, 0, GRID_GAP))
         rows = spaced.reshape(self.num_classes, self.ipc, *spaced.shape[1:])
-        grid = functional.pad(rows.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1), (0, 0, _GAP, 0, _GAP, 0))
+        grid = functional.pad(rows.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1), (0, 0, GRID_GAP, 0, GRID_GAP, 0))
         with writing(path) as temporary:
             pixels = grid.repeat_interleave(zoom, 0).repeat_interleave(zoom, 1).squeeze(2).numpy()
             Image.fromarray(pixels).save(temporary, format=kind, **options)
@@ -362,11 +362,13 @@ def _load_public(path: Path, dataset: Dataset | None, normalised: bool | None) -
 
 
 def _described(path: Path, file: PublicFile, dataset: Dataset | None) -> list[SyntheticSet]:
-    """The sets of a `.pt` that fastdm wrote, which says all about them."""
+    """The sets of a `.pt` that fastdm wrote, which says all about them; the network at least in the file's name."""
     sets, tally = [], Tally()
+    _, network = parse_file_name(path)
+    named = {"network": network} if network else {}
     for (images, labels), settings in zip(file.sets, file.about["settings"], strict=True):
         try:
-            about = check_about(file.about | {"settings": settings})
+            about = check_about(file.about | {"settings": named | settings})
             pixels, present = class_sorted(str(path), images, labels, len(about["class_names"]), tally)
             if len(present) != len(about["class_names"]):
                 raise FastDMError("images of some classes are missing")
