@@ -51,8 +51,8 @@ def read_set(path: Path) -> tuple[Tensor, dict[str, Any], Tensor | None]:
             raise FastDMError(f"it is not of this version of fastdm ({FORMAT})")
         if sorted(file.keys()) not in (["images"], ["images", "soft_labels"]) or not metadata.keys() <= _KEYS:
             raise FastDMError(
-                "it must hold the tensors images and, at most, soft_labels, and the metadata "
-                f"{', '.join(sorted(_KEYS))}, only"
+                f"it must hold the tensor images and the metadata {', '.join(sorted(_KEYS))}, and besides at most "
+                "soft_labels"
             )
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     images = tensors["images"]

@@ -17,7 +17,8 @@ from fastdm.evaluation.measure import _position, evaluate, recorded_settings
 from fastdm.evaluation.protocol import Evaluation, Protocol
 from fastdm.evaluation.training import LabelledImages, accuracy, train_network
 from fastdm.kernels import table
-from fastdm.networks.architectures import build_network, footprint
+from fastdm.networks import footprint
+from fastdm.networks.architectures import build_network
 from fastdm.networks.model import Network, NormedConv2d, initialise
 from fastdm.synthetic.initial import random_selection, whole_set
 
