@@ -144,7 +144,8 @@ def data_url(picture: Image.Image, quality: int | None) -> str:
 
 def _webp(picture: Image.Image, quality: int | None) -> bytes:
     content = io.BytesIO()
-    picture.save(content, "WEBP", lossless=quality is None, quality=80 if quality is None else quality, method=3)
+    # The fastest method: slower ones make noisy pictures 3 % smaller and take three times as long.
+    picture.save(content, "WEBP", lossless=quality is None, quality=80 if quality is None else quality, method=0)
     return content.getvalue()
 
 
