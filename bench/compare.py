@@ -26,7 +26,8 @@ import torch
 from PIL import Image
 
 from bench.harness import arguments, records
-from bench.harness.machine import REPOSITORY, synchronise
+from bench.harness.machine import REPOSITORY
+from bench.harness.timer import synchronise
 
 SAMPLE = 0.05  # seconds of one sample at least
 
@@ -166,8 +167,7 @@ def worker(name: str, device: str, build: Path) -> Iterator[Callable[..., dict[s
             line = answers.readline()
             return cast(dict[str, Any], json.loads(line)) if line else {"failure": "it ended"}
 
-        yield answer
-        requests.close()
+        yield answer  # Afterwards, the end of its requests ends the process.
 
 
 def build(tree: Path, into: Path) -> None:

@@ -47,7 +47,7 @@ def measure(case: Case, device: torch.device, copy_peak: float | None, smoke: bo
         except Exception as error:  # The baseline's own trouble must not cost the row.
             row["note"] = f"torch.compile failed: {records.failure(error).splitlines()[0]}"
     if device.type == "cuda":
-        row["peak_bytes"] = {name: _peak(function, values) for name, function in functions.items()}
+        row["peak_bytes"] = {name: _peak(function, values, device) for name, function in functions.items()}
     inputs = [case.make(seed) for seed in range(2 if smoke else rotation(case.bytes, device))]
     times = device_times(functions, inputs, device, seconds=0 if smoke else 0.5 * len(functions))
     row["rotation"] = len(inputs)
@@ -72,39 +72,34 @@ def check(case: Case, values: Arguments) -> Row:
     wide = [v.detach().double().requires_grad_(v.requires_grad) if v.is_floating_point() else v for v in values]
     found: Row = {"error": 0.0, "tolerance": 0.0, "correct": True}
     for number, (a, b, c) in enumerate(zip(ours, eager, _tensors(case.eager(*wide)), strict=True)):
-        own, others = (_error(x, c) for x in (a, b))
-        allowed = max(2 * others, case.rounding, torch.finfo(a.dtype).eps)
+        (own, own_median), (others, median_of_others) = (_errors(x, c) for x in (a, b))
+        least = max(case.rounding, torch.finfo(a.dtype).eps)
+        allowed = max(2 * others, least)
         if case.relu and number:
-            own_median, other_median = (_median_error(x, c) for x in (a, b))
-            found |= {"median_error": own_median, "median_tolerance": max(2 * other_median, allowed)}
+            found |= {"median_error": own_median, "median_tolerance": max(2 * median_of_others, least)}
             allowed = max(allowed, 2 * math.sqrt(2 * case.relu * _DENSITY))
-            found["correct"] = found["correct"] and own_median <= found["median_tolerance"]
-        found["correct"] = found["correct"] and own <= allowed  # False for NaN as well.
+            found["correct"] &= own_median <= found["median_tolerance"]
+        found["correct"] &= own <= allowed  # False for NaN as well.
         found |= {"error": max(found["error"], own), "tolerance": max(found["tolerance"], allowed)}
     return found
 
 
-def _error(found: Tensor, exact: Tensor) -> float:
-    return float((found.double() - exact).norm() / exact.norm())
-
-
-def _median_error(found: Tensor, exact: Tensor) -> float:
-    difference = (found.double() - exact).flatten(1).norm(dim=1)
-    return float((difference / exact.flatten(1).norm(dim=1)).median())
+def _errors(found: Tensor, exact: Tensor) -> tuple[float, float]:
+    """‖difference‖ / ‖exact‖ of the whole, and the median of that of each image."""
+    difference = found.double() - exact
+    parts = difference.flatten(1).norm(dim=1) / exact.flatten(1).norm(dim=1) if exact.ndim > 1 else exact.new_zeros(1)
+    return float(difference.norm() / exact.norm()), float(parts.median())
 
 
 def _tensors(result: Any) -> Sequence[Tensor]:
     return [tensor.detach() for tensor in (result if isinstance(result, tuple) else (result,))]
 
 
-def _peak(function: Callable[..., object], values: Arguments) -> int:
+def _peak(function: Callable[..., object], values: Arguments, device: torch.device) -> int:
     """Bytes that a call takes on the device besides its arguments, at most."""
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
+    before = machine.restart_peak(device)
     function(*values)
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before
+    return machine.peak(device) - before
 
 
 def _implementation(op: str, device: torch.device) -> str:
@@ -188,7 +183,7 @@ def main() -> None:
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out, whose compilation is slow")
     options = parser.parse_args()
     device = arguments.device_of(options)
-    copy_peak = records.peaks(machine.describe(str(device))).get("copy")
+    copy_peak = records.peaks(machine.describe(device)).get("copy")
     recorder = Recorder(SUITE, {"smoke": options.smoke, "compile": not options.no_compile}, options.device)
     chosen = (case for case in cases(device, options.smoke) if case.op in (options.only or [case.op]))
     for case in within(chosen, options.seconds):

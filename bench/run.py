@@ -16,6 +16,7 @@ anywhere. --data: where data sets are, as `fastdm condense --data_path`.
 
 import dataclasses
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -24,13 +25,40 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from bench.harness import arguments, cells, machine, records
 from bench.harness.machine import REPOSITORY
 from bench.harness.records import Recorder, Row, Suite
 
 MINUTES = {"cpu": 15.0, "gpu": 8.0}
+
+# Name, seconds at most, command. On a CPU, torch.compile's C++ takes a quarter of a minute for every kernel, and half a
+# minute for a network: one that gains and one that does not. The step takes what time is left for as many sizes as fit.
+CPU_STAGES = """
+peaks         75  -m bench.peaks {device}
+launches      90  -m bench.launches {smoke}
+traffic       60  -m bench.traffic {smoke}
+calls         60  -m bench.calls {smoke}
+waterfall    240  -m bench.waterfall {device} {plain} --batch_real 64 --seconds 30
+kernels       90  -m bench.kernels {device} --no-compile --seconds 60
+evaluation    90  -m bench.evaluation {device}
+step_compile 120  -m bench.step compile {smoke} --network {networks}
+loading      240  -m bench.loading {smoke} {data}
+step         600  -m bench.step {device} {few} --seconds 240
+report        30  -m bench.report --to {to}
+"""
+GPU_STAGES = """
+headline     120  -m bench.waterfall headline {device} {plain} --seconds 20
+peaks         40  -m bench.peaks {device}
+waterfall    100  -m bench.waterfall {device} {plain} --seconds 25
+kernels      110  -m bench.kernels {device} {plain} --seconds 90
+chunk         75  -m bench.waterfall chunk {device} {plain} --seconds 10
+gpu_tests    110  -m pytest -v --maxfail=20 -p no:cacheprovider tests/gpu
+step          90  -m bench.step {device} {few} --seconds 60
+evaluation    45  -m bench.evaluation {device}
+accuracy      60  -m bench.accuracy {device} {data} --only CIFAR10-1
+report        30  -m bench.report --to {to}
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,56 +76,25 @@ class Stage:
     ok_codes: tuple[int, ...] = (0,)
 
 
-def _suite(name: str, seconds: float, options: str = "", **more: Any) -> Stage:
-    """A module of bench/ with options."""
-    return Stage(name, ("-m", *f"bench.{name} {options}".split()), seconds, **more)
-
-
-def cpu_stages(data: Path | None, smoke: bool) -> Iterator[Stage]:
-    tiny = "--smoke" if smoke else ""
-    device = f"--device cpu {tiny}"
-    yield _suite("peaks", 75, device)
-    yield _suite("launches", 90, tiny)
-    yield _suite("traffic", 60, tiny)
-    yield _suite("calls", 60, tiny)
-    yield _suite("waterfall", 240, f"{device} --batch_real 64 --seconds 30 {'--no-compile' if smoke else ''}")
-    # torch.compile's C++ takes a quarter of a minute for every case.
-    yield _suite("kernels", 90, f"{device} --no-compile --seconds 60")
-    yield _suite("evaluation", 90, device)
-    # Half a minute each: one that gains and one that does not.
-    networks = "LeNet" if smoke else "ConvNetBN AlexNet"
-    yield Stage("step_compile", ("-m", *f"bench.step compile {tiny} --network {networks}".split()), 120)
-    where = ("--data_path", str(data)) if data is not None else ()
-    yield Stage("loading", ("-m", "bench.loading", *where, *tiny.split()), 240)
-    # With what time is left, as many sizes as fit; the last takes four minutes.
-    yield _suite("step", 600, f"{device} --seconds 240 {'--only scaling' if smoke else ''}")
-    yield _report_stage()
-
-
-def gpu_stages(device: str, data: Path | None, smoke: bool) -> Iterator[Stage]:
-    common = f"--device {device}" + " --smoke" * smoke
-    # A smoke run need not wait for the host's compiler.
-    plain = f"{common} --no-compile --seconds 1" if smoke else common
-    yield Stage("headline", ("-m", "bench.waterfall", "headline", *f"{plain} --seconds 20".split()), 90)
-    yield _suite("peaks", 40, common)
-    yield _suite("waterfall", 100, f"--seconds 25 {plain}")
-    yield _suite("kernels", 110, f"--seconds 90 {plain}")
-    yield Stage("chunk", ("-m", "bench.waterfall", "chunk", *f"--seconds 10 {plain}".split()), 75)
-    tests = f"-m pytest -v {'-x' if smoke else '--maxfail=20'} -p no:cacheprovider tests/gpu"
-    # Without a GPU, nothing is collected there.
-    yield Stage("gpu_tests", tuple(tests.split()), 110, ok_codes=(0,) if device != "cpu" else (5,))
-    yield _suite("step", 90, f"--seconds 60 {common}")
-    yield _suite("evaluation", 45, common)
-    if data is not None:
-        case = ("-m", "bench.accuracy", "--only", "CIFAR10-1", *common.split(), "--data_path", str(data))
-        yield Stage("accuracy", case, 60)
-    yield _report_stage()
-
-
-def _report_stage() -> Stage:
-    """The page of all records: next to the committed ones, or among others."""
+def stages(kind: str, device: str, data: Path | None, smoke: bool) -> Iterator[Stage]:
     out = records.folder()
-    return Stage("report", ("-m", "bench.report", "--to", str(out.parent if out == records.FOLDER else out)), 30)
+    words = {
+        "smoke": "--smoke" if smoke else "",
+        "device": f"--device {device} {'--smoke' if smoke else ''}",
+        "data": f"--data_path {shlex.quote(str(data))}" if data else "",
+        # A smoke run need not wait for the host's compiler, and sees one size of a kind.
+        "plain": "--no-compile" if smoke else "",
+        "networks": "LeNet" if smoke else "ConvNetBN AlexNet",
+        "few": "--only Fashion CIFAR-100" if smoke else "",
+        # The page of all records: next to the committed ones, or among others.
+        "to": shlex.quote(str(out.parent if out == records.FOLDER else out)),
+    }
+    for line in (CPU_STAGES if kind == "cpu" else GPU_STAGES).strip().splitlines():
+        name, seconds, *command = shlex.split(line.format(**words))
+        if name != "accuracy" or data is not None:
+            # On however busy a machine, a smoke run says whether it runs. Without a GPU, pytest collects nothing.
+            codes = (0, 5) if device == "cpu" else (0,)
+            yield Stage(name, tuple(command), float(seconds) * (5 if smoke else 1), ok_codes=codes)
 
 
 # --- running ---------------------------------------------------------------------------------------------------------
@@ -148,8 +145,9 @@ def _run(stage: Stage, seconds: float, log: Path, environment: Mapping[str, str]
                 # With its compiler's workers, which share its process group.
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-    said = [line for line in log.read_text(errors="replace").splitlines() if line.strip()][-1:]
-    return {"end": end, "took_seconds": round(time.monotonic() - start, 1), "said": " ".join(said)[:200]}
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()] or [""]
+    said = " ".join(map(machine.relative, lines[-1].split()))[:200]
+    return {"end": end, "took_seconds": round(time.monotonic() - start, 1), "said": said}
 
 
 def _pack(folder: Path) -> None:
@@ -221,16 +219,15 @@ def main() -> int:
     os.environ["FASTDM_RESULTS"] = str(options.out.resolve())
     minutes = options.minutes or MINUTES[options.kind]
     data = options.data and options.data.resolve()
-    on_gpu = options.kind == "gpu"
+    device = options.device if options.kind == "gpu" else "cpu"
     with tempfile.TemporaryDirectory() as build:
         where, environment, how = prepare(Path(build))
         if options.smoke:
             environment["OMP_NUM_THREADS"] = "1"  # Threads that wait for one another cost more than they do.
-        every = gpu_stages(options.device, data, options.smoke) if on_gpu else cpu_stages(data, options.smoke)
-        stages = [stage for stage in every if stage.name in (options.only or [stage.name])]
-        settings = {"smoke": options.smoke, "minutes": minutes, "package": how}
-        recorder = Recorder(SUITE, settings, options.device if on_gpu else "cpu")
-        return run_all(stages, 60 * minutes - (time.monotonic() - start), recorder, environment, where)
+        every = stages(options.kind, device, data, options.smoke)
+        chosen = [stage for stage in every if stage.name in (options.only or [stage.name])]
+        recorder = Recorder(SUITE, {"smoke": options.smoke, "minutes": minutes, "package": how}, device)
+        return run_all(chosen, 60 * minutes - (time.monotonic() - start), recorder, environment, where)
 
 
 if __name__ == "__main__":

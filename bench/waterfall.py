@@ -89,7 +89,7 @@ def waterfall(
 ) -> None:
     """Build, check and time stage after stage, then time all that are right, interleaved."""
     dataset, settings = work.dataset(device), work.settings()
-    about = machine.describe(str(device))
+    about = machine.describe(device)
     on_cpu = dataclasses.replace(dataset, train=dataset.train.to(CPU))
     exact = public_run(on_cpu, settings, ITERATIONS_CHECKED, torch.float32)[1]
     running: dict[str, Callable[[], object]] = {}

@@ -119,6 +119,9 @@ inline void register_data(nb::module_& module) {
                "threads"_a = 0,
                "out[i] = images[index[i]]: uint8 unchanged, float32 and bfloat16 as x * scale + shift per channel.\n"
                "layout: planar = [C, H, W], last = [H, W, C], rgbx = [H, W, 4] with x = 0.");
+    module.def(
+        "use_threads", [](int most) { ThreadPool::allowed() = std::max(most, 1); }, "most"_a,
+        "Let at most so many threads work on the calls of this thread, the calling one included.");
     module.def("threads", [] { return shared_pool().threads(); }, "The number of threads that the core works with.");
     module.def(
         "instructions",

@@ -314,19 +314,25 @@ struct DsaWorkspace {
 // Calls body(image, row of the table, workspace with the samplings of that row).
 template <class Pixel, class Body>
 void for_each_image(ThreadPool& pool, const Maps& out, const DsaTable& table, const Body& body) {
-    // Several blocks per thread, each of many images, which share the samplings of their row.
+    // Several blocks per thread, each of many images, which share the samplings of their row. To wake a thread takes as
+    // long as a few thousand pixels, so a small batch is the caller's alone.
+    constexpr int64_t kPixelsPerThread = 1 << 14;
     const int64_t block = std::clamp<int64_t>(out.count / (4 * pool.threads()), 1, 64);
-    pool.run(out.count, block, [&](int64_t begin, int64_t end) {
-        auto& workspace = DsaWorkspace<Pixel>::of_this_thread();
-        workspace.resize(out.size.pixels());
-        int64_t current = -1;
-        for (int64_t n = begin; n < end; ++n) {
-            const int64_t row = table.row_of(n);
-            if (row != current) compute_samplings(table[row], out.size, workspace.moved, workspace.rotated);
-            current = row;
-            body(n, table[row], workspace);
-        }
-    });
+    const int64_t limit = std::clamp<int64_t>(out.count * out.size.pixels() / kPixelsPerThread, 1, pool.threads());
+    pool.run(
+        out.count, block,
+        [&](int64_t begin, int64_t end) {
+            auto& workspace = DsaWorkspace<Pixel>::of_this_thread();
+            workspace.resize(out.size.pixels());
+            int64_t current = -1;
+            for (int64_t n = begin; n < end; ++n) {
+                const int64_t row = table.row_of(n);
+                if (row != current) compute_samplings(table[row], out.size, workspace.moved, workspace.rotated);
+                current = row;
+                body(n, table[row], workspace);
+            }
+        },
+        static_cast<int>(limit));
 }
 
 // images: [M, C, H, W]; index: the input image of each output image, or nullptr for all in order.

@@ -13,10 +13,14 @@
 #include <exception>
 #include <functional>
 #include <mutex>
+#include <stdexcept>
+#include <string>
 #include <thread>
 #include <vector>
 
 namespace fastdm {
+
+constexpr int kMostThreads = 1024;
 
 class ThreadPool {
 public:
@@ -41,14 +45,21 @@ public:
 
     int threads() const { return static_cast<int>(sleepers_.size()) + 1; }
 
-    // Calls body on blocks of [0, count), on at most `limit` threads (0: all). The caller is one of them, and returns
-    // when every block is done. The first exception thrown by a body stops the rest and is rethrown here. A caller
-    // works alone if the pool is busy, or in a fork of the process that owns the threads.
+    // How many threads work on what the calling thread runs, itself included.
+    static int& allowed() {
+        thread_local int allowed = kMostThreads;
+        return allowed;
+    }
+
+    // Calls body on blocks of [0, count), on at most `limit` threads (0: all) and as many as the calling thread may
+    // use. The caller is one of them, and returns when every block is done. The first exception thrown by a body stops
+    // the rest and is rethrown here. A caller works alone if the pool is busy, or in a fork of the process that owns
+    // the threads.
     void run(int64_t count, int64_t block, const Body& body, int limit = 0) {
         if (count <= 0) return;
         const int64_t blocks = (count + block - 1) / block;
-        const int64_t workers = std::min<int64_t>(limit > 0 ? std::min(limit, threads()) : threads(), blocks);
-        if (workers == 1 || getpid() != owner_ || busy_.exchange(true)) return body(0, count);
+        const int64_t workers = std::min<int64_t>({limit > 0 ? limit : threads(), threads(), allowed(), blocks});
+        if (workers <= 1 || getpid() != owner_ || busy_.exchange(true)) return body(0, count);
 
         Job job{count, block, body};
         {
@@ -117,7 +128,15 @@ private:
 
 // FASTDM_THREADS, or the number of cores that this process may use.
 inline int default_threads() {
-    if (const char* wanted = std::getenv("FASTDM_THREADS")) return std::clamp(std::atoi(wanted), 1, 1024);
+    if (const char* wanted = std::getenv("FASTDM_THREADS")) {
+        char* end = nullptr;
+        const long number = std::strtol(wanted, &end, 10);
+        if (end == wanted || *end != '\0' || number < 1 || number > kMostThreads) {
+            throw std::invalid_argument(std::string("FASTDM_THREADS is '") + wanted +
+                                        "'; it must be a whole number from 1 to " + std::to_string(kMostThreads));
+        }
+        return static_cast<int>(number);
+    }
     cpu_set_t cores;
     if (sched_getaffinity(0, sizeof cores, &cores) == 0) return std::max(1, CPU_COUNT(&cores));
     return std::max(1u, std::thread::hardware_concurrency());

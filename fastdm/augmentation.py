@@ -6,10 +6,12 @@ class makes it Siamese: real and synthetic images of a class share the row. One 
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
-from typing import Literal
+from types import ModuleType
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -114,14 +116,19 @@ class Strategy:
         draws: for each of the families, the numbers that `DRAWS` lists, [G] each: uniform in [0, 1), for crop and
         cutout integers within `crop_range` and `cutout_range`.
         """
-        columns = _columns(self, size, device)
-        numbers = torch.zeros(len(draws[self.families[0]][0]), table.COLUMNS, dtype=torch.float32, device=device)
+        on_cpu = device.type == "cpu"
+        columns = _numpy_columns(self, size) if on_cpu else _columns(self, size, device)
+        shape = len(draws[self.families[0]][0]), table.COLUMNS
+        numbers: Any = np.zeros(shape, np.float32) if on_cpu else torch.zeros(shape, dtype=torch.float32, device=device)
         for family in self.families:
             for drawn, its_columns in zip(draws[family], DRAWS[family], strict=True):
-                numbers[:, its_columns] = drawn[:, None].to(numbers)
-        return self._of_runs(columns, columns.values(numbers))
+                values = drawn.numpy() if on_cpu else drawn
+                for column in its_columns:
+                    numbers[:, column] = values
+        tables = self._of_runs(columns, columns.values(numbers))
+        return [torch.from_numpy(rows) for rows in tables] if on_cpu else tables
 
-    def _of_runs(self, columns: "_Columns", values: Tensor) -> list[Tensor]:
+    def _of_runs(self, columns: "_Columns", values: Any) -> list[Any]:
         return [columns.pick(values, run) for run in range(len(self.runs()))]
 
     def runs(self) -> list[list[str]]:
@@ -156,38 +163,43 @@ class _Columns:
     """How the columns of the table come from uniform numbers, float32 [16] each: all columns in one operation, since on
     a GPU every operation on so small a table costs a launch.
 
-    source: which uniform number. is_integer, span, start: it becomes start + floor(span · u), below start + span.
+    source: which uniform number. is_integer, span, most, start: it becomes start + floor(span · u), the floor at most
+    `most`, which is span − 1.
     centre, scale, shift, low, high: the parameter is scale · (number - centre) + shift, kept within low and high.
     run: which of the strategy's runs the column belongs to. identity: its value where that one is not applied.
+    All are tensors, or all are NumPy arrays, whose operations cost a fraction on the CPU.
     """
 
-    source: Tensor
-    is_integer: Tensor
-    span: Tensor
-    start: Tensor
-    centre: Tensor
-    scale: Tensor
-    shift: Tensor
-    low: Tensor
-    high: Tensor
-    run: Tensor
-    identity: Tensor
+    library: ModuleType
+    source: Any
+    is_integer: Any
+    span: Any
+    most: Any
+    start: Any
+    centre: Any
+    scale: Any
+    shift: Any
+    low: Any
+    high: Any
+    run: Any
+    identity: Any
 
     def numbers(self, u: Tensor) -> Tensor:
         """What the families draw, as `DRAWS` names it, from uniform numbers [G, _NUM_UNIFORM]: [G, 16]."""
         u = u[:, self.source] * self.span
-        return torch.where(self.is_integer, u.floor().minimum(self.span - 1) + self.start, u)
+        return torch.where(self.is_integer, u.floor().minimum(self.most) + self.start, u)
 
-    def values(self, numbers: Tensor) -> Tensor:
+    def values(self, numbers: Any) -> Any:
         """The parameters of all families: [G, 16]."""
-        values = ((numbers - self.centre) * self.scale + self.shift).clamp(self.low, self.high)
-        values[:, table.ROTATE_COS].cos_()
-        values[:, table.ROTATE_SIN].sin_()
+        values = ((numbers - self.centre) * self.scale + self.shift).clip(self.low, self.high)
+        cos, sin = values[:, table.ROTATE_COS], values[:, table.ROTATE_SIN]
+        self.library.cos(cos, out=cos)
+        self.library.sin(sin, out=sin)
         return values
 
-    def pick(self, values: Tensor, run: Tensor | int) -> Tensor:
+    def pick(self, values: Any, run: Any) -> Any:
         """The table that applies one run: the same in all rows, or each row its own, [G, 1]."""
-        return torch.where(self.run == run, values, self.identity)
+        return self.library.where(self.run == run, values, self.identity)
 
 
 @lru_cache(maxsize=256)
@@ -216,15 +228,15 @@ def _columns(strategy: Strategy, size: tuple[int, int], device: torch.device) ->
             # Every index of the hole is clamped, so the hole is never empty.
             limits[column] = (0.0, size[axis] - 1.0)
 
-    # source, is_integer, span, start, centre, scale, shift, low, high, run of a column that nothing is drawn for.
-    columns = [(0, False, 1.0, 0.0, 0.0, 1.0, 0.0, -math.inf, math.inf, -1)] * table.COLUMNS
+    # source, is_integer, span, most, start, centre, scale, shift, low, high, run of a column that nothing is drawn for.
+    columns = [(0, False, 1.0, 0.0, 0.0, 0.0, 1.0, 0.0, -math.inf, math.inf, -1)] * table.COLUMNS
     source = 1
     for family, draws in DRAWS.items():
         run = next((number for number, families in enumerate(strategy.runs()) if family in families), -1)
         for axis, its_columns in enumerate(draws):
             first, end = ranges[family](size[axis]) if family in ranges else (0, 1)
             for column in its_columns:
-                numbers = (source, family in ranges, float(end - first), float(first))
+                numbers = (source, family in ranges, float(end - first), float(end - first - 1), float(first))
                 parameter = (*affine.get(column, (0.0, 1.0, 0.0)), *limits.get(column, (-math.inf, math.inf)))
                 columns[column] = (*numbers, *parameter, run)
             source += 1
@@ -232,7 +244,14 @@ def _columns(strategy: Strategy, size: tuple[int, int], device: torch.device) ->
         torch.tensor(values, device=device, dtype=torch.float32 if isinstance(values[0], float) else None)
         for values in zip(*columns, strict=True)
     ]
-    return _Columns(*constants, *table.identity(1, device))
+    return _Columns(torch, *constants, *table.identity(1, device))
+
+
+@lru_cache(maxsize=256)
+def _numpy_columns(strategy: Strategy, size: tuple[int, int]) -> _Columns:
+    columns = _columns(strategy, size, torch.device("cpu"))
+    constants = (getattr(columns, field.name) for field in fields(columns)[1:])
+    return _Columns(np, *(constant.numpy() for constant in constants))
 
 
 def augment(

@@ -44,6 +44,12 @@ def use_backend(backend: Backend) -> Iterator[None]:
     C++ extension or plain PyTorch. "triton" or "reference": this one and no other.
 
     Raises RuntimeError if "triton" is not available here, ValueError for another name.
+
+    >>> import torch
+    >>> from fastdm.kernels import norm_relu_pool, use_backend
+    >>> with use_backend("reference"):
+    ...     norm_relu_pool(torch.zeros(1, 1, 2, 2))
+    tensor([[[[0.]]]])
     """
     if backend not in ("auto", "triton", "reference"):
         raise ValueError(f"backend is {backend!r}; it must be 'auto', 'triton' or 'reference'")
@@ -103,6 +109,27 @@ def define(name: str, schema: str, check: Callable[..., None] | None = None) -> 
     return register
 
 
+def run_unchecked(name: str, *args: Any) -> Any:
+    """Run an op whose arguments are known to be right, so without its check of values.
+
+    It goes around PyTorch's dispatcher, which costs more than a small batch, where nothing there would see the call:
+    derivatives belong to the caller.
+    """
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or not all(map(_is_plain, args)):
+        return getattr(torch.ops.fastdm, name)(*args)
+    return implementation(name, *args)(*args)
+
+
+def _is_plain(argument: object) -> bool:
+    """Whether an argument is not a tensor with a dispatch of its own, such as one of `is_grads_batched`."""
+    if not isinstance(argument, Tensor):
+        return True
+    return type(argument) in (Tensor, torch.nn.Parameter) and not _is_batched(argument)
+
+
+_is_batched = torch._C._functorch.is_legacy_batchedtensor
+
+
 def implementation(name: str, *args: Any) -> Callable[..., Any]:
     """Return the form that computes an op with these arguments."""
     device = _device(args)
@@ -111,6 +138,8 @@ def implementation(name: str, *args: Any) -> Callable[..., Any]:
     form = first_form(name, device)
     if form == "native" and not runs_native(name, *args):
         form = "reference"
+    if form == "native":
+        extension.load().use_threads(torch.get_num_threads())
     function = _function(name, form)
     if function is None:
         raise NotImplementedError(f"the op {name} has no form in {form}.py")

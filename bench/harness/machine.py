@@ -15,9 +15,9 @@ import torch
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-def describe(device: str = "cpu") -> dict[str, Any]:
+def describe(device: torch.device | str = "cpu") -> dict[str, Any]:
     """The device, the processor, its memory and load, the system and the versions, as a record holds them."""
-    on_gpu = device.startswith("cuda")
+    on_gpu = str(device).startswith("cuda")
     about: dict[str, Any] = {
         "device": os.environ.get("FASTDM_DEVICE_NAME") or torch.cuda.get_device_name(device) if on_gpu else "cpu",
         "cpu": _cpu(),
@@ -26,10 +26,7 @@ def describe(device: str = "cpu") -> dict[str, Any]:
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "load": load(),
         "system": f"{platform.system()} {platform.machine()}",
-        "versions": {
-            "python": platform.python_version(),
-            **{name: _version(name) for name in ("torch", "triton", "numpy", "fastdm")},
-        },
+        "versions": {name: _version(name) for name in ("python", "torch", "triton", "numpy", "fastdm")},
     }
     if on_gpu:
         about["cuda"] = torch.version.cuda
@@ -43,10 +40,7 @@ def load() -> float:
 
 
 def commit() -> str:
-    """The commit that is measured, "-dirty" if the measured code differs from it.
-
-    Where there is no git, what the environment variable FASTDM_COMMIT says.
-    """
+    """The commit that is measured, "-dirty" if the code differs; without git, what FASTDM_COMMIT says."""
     head = _output("git", "-C", str(REPOSITORY), "rev-parse", "--short=12", "HEAD")
     if not head:
         return os.environ.get("FASTDM_COMMIT", "0000000")
@@ -72,7 +66,6 @@ def slug(text: str) -> str:
 
 def restart_peak(device: torch.device) -> int:
     """Start to record the peak of memory; returns the bytes in use, of tensors on a GPU and of the process on a CPU."""
-    synchronise(device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)
@@ -82,13 +75,7 @@ def restart_peak(device: torch.device) -> int:
 
 def peak(device: torch.device) -> int:
     """Bytes in use at most, since the process began or `restart_peak`."""
-    synchronise(device)
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _process_bytes("VmHWM")
-
-
-def synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _process_bytes(name: str) -> int:
@@ -97,17 +84,14 @@ def _process_bytes(name: str) -> int:
 
 
 def _cpu() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return platform.processor() or platform.machine()
+    text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     found = re.search(r"model name\s*:\s*(.*)", text)
     return " ".join(re.sub(r"\((R|TM)\)|CPU|Processor", " ", found[1]).split()) if found else platform.machine()
 
 
 def _version(name: str) -> str:
     try:
-        return version(name)
+        return platform.python_version() if name == "python" else version(name)
     except PackageNotFoundError:
         return "absent"
 

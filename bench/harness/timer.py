@@ -9,24 +9,20 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from itertools import count
 from multiprocessing import get_context
 from typing import Any, TypeVar
 
 import torch
 
-from bench.harness.machine import synchronise
-
 T = TypeVar("T")
 Flags = Callable[[], AbstractContextManager[Any]]
 
-ROUNDS = 20
-"""Samples that a spread is made of, if time allows."""
-
+ROUNDS = 20  # samples that a spread is made of, if time allows
 _ROTATION = 64  # inputs at most
 _CACHES = 3  # times the last cache that a rotation is long
 _CPU_CACHE = 48 << 20
-_SAMPLE = 0.02  # seconds at least
 _HEAD_START = 200_000  # cycles of the device, some 100 µs: longer than the host takes to launch a graph
 
 
@@ -45,12 +41,10 @@ def device_times(
     seconds: float = 1.0,
 ) -> dict[str, list[float]]:
     """Seconds per call of each function over the rotation of inputs, one sample per round; at least two rounds, else at
-    most about `seconds`.
-
-    On a CPU the rotation is timed by the clock.
-    """
+    most about `seconds`. On a CPU the rotation is timed by the clock."""
     runs = {name: _rotating(function, inputs, device) for name, function in functions.items()}
-    return _interleaved({name: lambda run=run: run() / len(inputs) for name, run in runs.items()}, rounds, seconds)  # type: ignore[misc]
+    samples = _interleaved(runs, rounds, seconds)
+    return {name: [sample / len(inputs) for sample in found] for name, found in samples.items()}
 
 
 def host_times(
@@ -60,21 +54,22 @@ def host_times(
     rounds: int = ROUNDS,
     seconds: float = 10.0,
     warm_up: int = 2,
-    sample: float = _SAMPLE,
+    sample: float = 0.02,
 ) -> dict[str, list[float]]:
-    """Seconds per call of each function by the clock, the device's work included; at least two rounds,
-    else at most about `seconds` in all.
+    """Seconds per call of each function by the clock, the device's work included; at least two rounds, else at most
+    about `seconds` in all.
 
     A sample is the mean over so many calls in a row that it takes `sample` seconds. Before the samples, every function
     is called `warm_up` times and once more to find that number.
     """
-    runs = {}
+    runs, numbers = {}, {}
     for name, function in functions.items():
         for _ in range(warm_up):
             function()
-        number = max(1, int(sample / timed(function, 1, device)))
-        runs[name] = lambda function=function, number=number: timed(function, number, device) / number
-    return _interleaved(runs, rounds, seconds)
+        numbers[name] = max(1, int(sample / timed(function, 1, device)))
+        runs[name] = partial(timed, function, numbers[name], device)
+    samples = _interleaved(runs, rounds, seconds)
+    return {name: [sample / numbers[name] for sample in found] for name, found in samples.items()}
 
 
 def timed(function: Callable[[], object], number: int, device: torch.device) -> float:
@@ -85,6 +80,67 @@ def timed(function: Callable[[], object], number: int, device: torch.device) -> 
         function()
     synchronise(device)
     return time.perf_counter() - start
+
+
+def synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _interleaved(runs: Mapping[str, Callable[[], float]], rounds: int, seconds: float) -> dict[str, list[float]]:
+    """What each run returns, one after the other in every round, so that all see the same machine load."""
+    samples: dict[str, list[float]] = {name: [] for name in runs}
+    start = time.perf_counter()
+    for number in range(rounds):
+        for name, run in runs.items():
+            samples[name].append(run())
+        if number >= 1 and time.perf_counter() - start > seconds:
+            break
+    return samples
+
+
+def _rotating(
+    function: Callable[..., object], inputs: Sequence[tuple[Any, ...]], device: torch.device
+) -> Callable[[], float]:
+    """A call that runs the function over all inputs and returns the seconds that took."""
+
+    def everything() -> list[object]:
+        # The results stay alive until the end, so that no call writes over cached lines of the one before it.
+        return [function(*arguments) for arguments in inputs]
+
+    if device.type != "cuda":
+        everything()
+        return partial(timed, everything, 1, device)
+
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+
+    def elapsed(run: Callable[[], object], wait_cycles: int) -> float:
+        torch.cuda.synchronize(device)
+        # The device waits while the host launches: on an idle device the launch itself would be timed.
+        torch.cuda._sleep(wait_cycles)
+        begin.record()
+        run()
+        end.record()
+        torch.cuda.synchronize(device)
+        return float(begin.elapsed_time(end)) / 1000
+
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        for _ in range(2):
+            everything()
+    torch.cuda.current_stream(device).wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            everything()
+    except RuntimeError:  # Something in it waits for the device.
+        return partial(elapsed, everything, int(2e9 * timed(everything, 1, device)))
+    graph.replay()
+    return partial(elapsed, graph.replay, _HEAD_START)
+
+
+# --- helpers of what is timed ----------------------------------------------------------------------------------------
 
 
 def numbered(call: Callable[[int], object], flags: Flags, first: int) -> Callable[[], None]:
@@ -123,57 +179,3 @@ def threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _interleaved(runs: Mapping[str, Callable[[], float]], rounds: int, seconds: float) -> dict[str, list[float]]:
-    """What each run returns, one after the other in every round, so that all see the same machine load."""
-    samples: dict[str, list[float]] = {name: [] for name in runs}
-    start = time.perf_counter()
-    for number in range(rounds):
-        for name, run in runs.items():
-            samples[name].append(run())
-        if number >= 1 and time.perf_counter() - start > seconds:
-            break
-    return samples
-
-
-def _rotating(
-    function: Callable[..., object], inputs: Sequence[tuple[Any, ...]], device: torch.device
-) -> Callable[[], float]:
-    """A call that runs the function over all inputs and returns the seconds that took."""
-
-    def everything() -> list[object]:
-        # The results stay alive until the end, so that no call writes over cached lines of the one before it.
-        return [function(*arguments) for arguments in inputs]
-
-    if device.type != "cuda":
-        everything()
-        return lambda: timed(everything, 1, device)
-
-    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-
-    def elapsed(run: Callable[[], object], wait_cycles: int) -> float:
-        torch.cuda.synchronize(device)
-        # The device waits while the host launches: on an idle device the launch itself would be timed.
-        torch.cuda._sleep(wait_cycles)
-        begin.record()
-        run()
-        end.record()
-        torch.cuda.synchronize(device)
-        return float(begin.elapsed_time(end)) / 1000
-
-    stream = torch.cuda.Stream(device)
-    stream.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(stream):
-        for _ in range(2):
-            everything()
-    torch.cuda.current_stream(device).wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    try:
-        with torch.cuda.graph(graph):
-            everything()
-    except RuntimeError:  # Something in it waits for the device.
-        host = timed(everything, 1, device)
-        return lambda: elapsed(everything, int(2e9 * host))
-    graph.replay()
-    return lambda: elapsed(graph.replay, _HEAD_START)

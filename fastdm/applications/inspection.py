@@ -8,6 +8,8 @@ from safetensors import SafetensorError, safe_open
 from fastdm.data.packed.format import FORMAT as PACKED_FORMAT
 from fastdm.data.packed.format import PackedFile
 from fastdm.errors import FastDMError
+from fastdm.networks.trained import FORMAT as NETWORKS_FORMAT
+from fastdm.networks.trained import NetworkPool
 from fastdm.runs.checkpoint import FORMATS as CHECKPOINT_FORMATS
 from fastdm.runs.checkpoint import read_checkpoint
 from fastdm.synthetic.public_file import PublicFile, read_public
@@ -40,6 +42,8 @@ def inspect(path: str | Path, *, verify: bool = False) -> dict[str, Any]:
         return {"kind": "packed data set", **packed.summary()}
     if metadata.get("format") in CHECKPOINT_FORMATS:
         return _checkpoint_facts(path, metadata, verify)
+    if metadata.get("format") == NETWORKS_FORMAT:
+        return {"kind": "pool of trained networks", **NetworkPool.load(path).summary()}
     return {"kind": "condensed set", **SyntheticSet.load(path).summary()}
 
 

@@ -13,6 +13,7 @@ from fastdm.cli.evaluate import evaluate
 from fastdm.cli.export import export
 from fastdm.cli.inspect import inspect
 from fastdm.cli.pack import pack
+from fastdm.cli.pool import pool
 from fastdm.cli.profile import profile
 from fastdm.cli.report import report
 from fastdm.version import __version__
@@ -33,11 +34,12 @@ app = typer.Typer(
 COMMANDS: dict[str, Callable[..., None]] = {
     "condense": condense,
     "evaluate": evaluate,
+    "export": export,
     "inspect": inspect,
     "pack": pack,
+    "pool": pool,
     "profile": profile,
     "report": report,
-    "export": export,
     "list": catalogue,
     "env": environment,
 }

@@ -1,5 +1,6 @@
 """`fastdm condense`."""
 
+import dataclasses
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -12,6 +13,7 @@ from fastdm.cli.options import (
     Backend,
     BatchReal,
     BatchTrain,
+    Checks,
     ChunkMemory,
     Config,
     DataPath,
@@ -25,6 +27,7 @@ from fastdm.cli.options import (
     Method,
     Model,
     PrecisionOption,
+    ProtocolName,
     Seed,
     a_path,
     iteration_range,
@@ -57,7 +60,7 @@ def condense(
     ] = None,
     lr_net: LrNet = 0.01,
     batch_real: BatchReal = 256,
-    batch_train: BatchTrain = 256,
+    batch_train: BatchTrain = None,
     init: Annotated[str, typer.Option("--init", help="Start from 'real' images or from 'noise'.")] = "real",
     dsa_strategy: Annotated[
         str | None,
@@ -93,6 +96,33 @@ def condense(
     small_classes: Annotated[
         str, typer.Option("--small_classes", help="A class smaller than batch_real: 'use_all' of it, or 'error'.")
     ] = "use_all",
+    recipe: Annotated[
+        str,
+        typer.Option("--recipe", help="Settings to start from: dm, the paper's; trained, which needs a pool."),
+    ] = "dm",
+    partition: Annotated[
+        int, typer.Option("--partition", "--factor", help="f: every image holds f by f training images.")
+    ] = 1,
+    objective: Annotated[str, typer.Option("--objective", help="What is matched: mean, cov or mmd.")] = "mean",
+    networks: Annotated[str, typer.Option("--networks", help="Match in random or in trained networks.")] = "random",
+    pool: Annotated[
+        Path | None, typer.Option("--pool", help="Trained networks, a file that `fastdm pool` wrote.")
+    ] = None,
+    ce_weight: Annotated[
+        float, typer.Option("--ce_weight", help="Weight of the cross-entropy in trained networks.")
+    ] = 0.0,
+    ce_ahead: Annotated[
+        int, typer.Option("--ce_ahead", help="Snapshots that it may be later than the one that is matched in.")
+    ] = 6,
+    clamp: Annotated[
+        bool | None,
+        typer.Option(
+            "--clamp/--no_clamp",
+            help="Keep pixels, and take lr_img, in [0, 1].  [default: with a partition or trained networks]",
+        ),
+    ] = None,
+    protocol_name: ProtocolName = "dm",
+    checks: Checks = 1,
     profile: Annotated[
         str | None,
         typer.Option("--profile", help="Iterations to profile, such as 100-102: a trace, and the ten costliest ops."),
@@ -118,43 +148,64 @@ def condense(
     """Condense a data set and evaluate the result; takes the public main_DM.py's flags.
 
     Writes under SAVE_PATH: res_DM_{dataset}_{model}_{ipc}ipc.pt (the public code's format), vis_DM_….png, a run folder
-    per experiment with settings, flags (config.yaml), log, checkpoint and the set as safetensors, and
-    report_DM_….html, a page that shows them. What is there already is refused: --resume goes on with it, --overwrite
-    starts over.
+    per experiment with settings, flags (config.yaml), log, checkpoint and the set as safetensors, and report_DM_….html,
+    a page that shows them. What is there already is refused: --resume continues it, --overwrite starts over.
     """
     from fastdm.applications.experiments import run_experiments
     from fastdm.applications.report.page import report_of
-    from fastdm.condensation.settings import Settings
+    from fastdm.condensation.loop import matching_pool
+    from fastdm.condensation.recipes import recipe_settings
     from fastdm.data.sources import open_dataset
+    from fastdm.evaluation.measure import training_strategy
     from fastdm.evaluation.protocol import Protocol
     from fastdm.networks.architectures import evaluation_pool
+    from fastdm.networks.trained import NetworkPool
     from fastdm.system.device import default_device
 
     if resume and overwrite:
         raise FastDMError("--resume goes on with a run, and --overwrite starts over: give one of them")
     data = open_dataset(dataset, data_path=data_path, image_size=image_size)
     chosen_device = default_device(device)
-    settings = Settings(
-        ipc=ipc,
-        iterations=iteration,
-        batch_real=batch_real,
-        lr_img=lr_img,
-        momentum=momentum,
-        init=cast(Any, init),
-        strategy=dsa_strategy,
-        aug_mode=cast(Any, aug_mode.upper()),
-        network=model,
-        seed=seed,
-        precision=cast(Any, precision),
-        deterministic=deterministic,
-        small_classes=cast(Any, small_classes),
-    ).resolve(data, chosen_device)
+    options: dict[str, Any] = {
+        "iteration": ("iterations", iteration),
+        "batch_real": ("batch_real", batch_real),
+        "lr_img": ("lr_img", lr_img),
+        "momentum": ("momentum", momentum),
+        "init": ("init", init),
+        "dsa_strategy": ("strategy", dsa_strategy),
+        "aug_mode": ("aug_mode", aug_mode.upper()),
+        "model": ("network", model),
+        "seed": ("seed", seed),
+        "precision": ("precision", precision),
+        "deterministic": ("deterministic", deterministic),
+        "small_classes": ("small_classes", small_classes),
+        "partition": ("partition", partition),
+        "objective": ("objective", objective),
+        "networks": ("networks", networks),
+        "ce_weight": ("ce_weight", ce_weight),
+        "ce_ahead": ("ce_ahead", ce_ahead),
+        "clamp": ("clamp", clamp),
+    }
+    trained = None if pool is None else NetworkPool.load(pool)
+    # What the command line does not name is the recipe's.
+    given = {name: value for flag, (name, value) in options.items() if _is_given(ctx, flag)}
+    settings = dataclasses.replace(recipe_settings(recipe, data, ipc), **given)
+    settings = matching_pool(settings, trained, data).resolve(data, chosen_device)
     assert settings.network is not None
-    assert settings.strategy is not None
-    networks = evaluation_pool(eval_mode, settings.network)
+    evaluated = evaluation_pool(eval_mode, settings.network)
     protocol = None
     if num_eval:
-        protocol = Protocol(networks, settings.strategy, num_eval, epoch_eval_train, lr_net, batch_train, seed)
+        protocol = Protocol(
+            evaluated,
+            training_strategy(dataclasses.asdict(settings), data),
+            num_eval,
+            epoch_eval_train,
+            lr_net,
+            batch_train,
+            seed,
+            name=cast(Any, protocol_name),
+            checks=checks,
+        )
     flags = {name: value for name, value in ctx.params.items() if name not in NOT_SETTINGS}
     chosen = {
         "model": settings.network,
@@ -171,6 +222,7 @@ def condense(
         save_path=save_path,
         resume=resume,
         report=print_evaluation,
+        pool=trained,
         report_total=partial(print_total, experiments=num_exp, model=settings.network, dataset=data.name),
         name=name_in_files(dataset, data.name),
         eval_every=eval_every,
@@ -188,6 +240,12 @@ def condense(
     )
     folders = [save_path / f"{path.stem.removeprefix('res_')}_exp{number}" for number in range(num_exp)]
     print_outcome(path, report_of(path, folders, data), folders, evaluated=protocol is not None)
+
+
+def _is_given(context: typer.Context, flag: str) -> bool:
+    """Whether the command line or a configuration names the flag, as opposed to its default."""
+    source = context.get_parameter_source(flag)
+    return source is not None and source.name != "DEFAULT"
 
 
 def name_in_files(given: str, name: str) -> str:

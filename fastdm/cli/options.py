@@ -58,7 +58,24 @@ Epochs = Annotated[int, typer.Option("--epoch_eval_train", help="Epochs of each 
 
 LrNet = Annotated[float, typer.Option("--lr_net", help="Learning rate of the evaluation's networks.")]
 
-BatchTrain = Annotated[int, typer.Option("--batch_train", help="Batch size of the evaluation's training.")]
+BatchTrain = Annotated[
+    int | None,
+    typer.Option("--batch_train", help="Batch size of the evaluation's training.  [default: dm 256, idc 64]"),
+]
+
+ProtocolName = Annotated[
+    str,
+    typer.Option("--protocol", help="How networks are trained to evaluate: dm, as in DM's paper; idc, as in IDC's."),
+]
+
+Checks = Annotated[
+    int,
+    typer.Option(
+        "--checks", min=1, help="Tests during each evaluation's training; the best is printed beside the last."
+    ),
+]
+
+Cutmix = Annotated[bool, typer.Option("--cutmix/--no_cutmix", help="Mix boxes of two images in half of the batches.")]
 
 Seed = Annotated[int, typer.Option("--seed", help="Every random draw follows from it.")]
 

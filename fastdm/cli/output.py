@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -75,13 +76,15 @@ def print_evaluation(title: str, evaluation: "Evaluation", **about: str) -> None
             print_json({
                 "evaluation": title, **about, "network": name, "mean": mean, "std": std,
                 "accuracies": evaluation.accuracies[name],
+                **({"best": evaluation.best[name]} if evaluation.best else {}),
             })  # fmt: skip
         return
     table = Table("network", "accuracy %", "networks", title=Text(printable(title)))
     sign = "±" if _can_write("±") else "+-"
     for name, mean, std in rows:
         count = len(evaluation.accuracies[name])
-        table.add_row(name, f"{100 * mean:.2f} {sign} {100 * std:.2f}", str(count))
+        best = f", best {100 * fmean(evaluation.best[name]):.2f}" if evaluation.best else ""
+        table.add_row(name, f"{100 * mean:.2f} {sign} {100 * std:.2f}{best}", str(count))
     Console().print(table)
 
 

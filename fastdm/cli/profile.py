@@ -52,11 +52,12 @@ def profile(
 
     data = open_dataset(dataset, data_path=data_path)
     settings = Settings(ipc=ipc, batch_real=batch_real, network=model, seed=seed, precision=cast(Any, precision))
-    with chosen_backend(backend):
+    where = default_device(device)
+    with chosen_backend(backend, where):
         result = profile_run(
             data,
             settings,
-            default_device(device),
+            where,
             save_path,
             iterations=iterations,
             chunk_memory=mebibytes(chunk_memory),

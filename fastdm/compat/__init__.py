@@ -2,7 +2,8 @@
 
 from fastdm.compat.diff_augment import DiffAugment, ParamDiffAug
 from fastdm.compat.evaluation import evaluate_synset
+from fastdm.compat.idc import DiffAug
 from fastdm.compat.images import RealImages
 from fastdm.compat.matching import dm_loss
 
-__all__ = ["DiffAugment", "ParamDiffAug", "RealImages", "dm_loss", "evaluate_synset"]
+__all__ = ["DiffAug", "DiffAugment", "ParamDiffAug", "RealImages", "dm_loss", "evaluate_synset"]

@@ -53,8 +53,8 @@ def open_dataset(
       folders, Tiny-ImageNet, ImageNet); they are decoded to RGB. A large set is better packed once (`fastdm.pack`);
     - the path of an `.npz` file with x_train, y_train and, for a test part, x_test, y_test; or MedMNIST's train_images,
       train_labels, test_images, test_labels;
-    - the path of a `.pt` file like tinyimagenet.pt: a dict of classes, images_train, labels_train and, for a test
-      part, images_val, labels_val; or `(images, labels)` with or without those of a test part;
+    - the path of a `.pt` file like tinyimagenet.pt: a dict of classes, images_train, labels_train and, for a test part,
+      images_val, labels_val; or `(images, labels)` with or without those of a test part;
     - the path of a packed file (`fastdm.pack`);
     - `(images, labels)` or `(images, labels, test_images, test_labels)`, arrays or tensors;
     - a map-style dataset of PyTorch, whose items are (PIL image or tensor, label), or a pair (train, test) of them:

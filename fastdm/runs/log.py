@@ -1,7 +1,7 @@
 """The log of a run: a line of JSON for every iteration, with its loss and the seconds since the start."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from fastdm.system.files import atomic_write, put_aside
@@ -9,11 +9,11 @@ from fastdm.system.files import atomic_write, put_aside
 FILE = "log.jsonl"
 
 
-def append_losses(folder: Path, first: int, losses: Sequence[float], seconds: float) -> None:
-    """Log the losses of the iterations from `first` on."""
+def append_losses(folder: Path, first: int, losses: Sequence[Mapping[str, float]], seconds: float) -> None:
+    """Log the losses of the iterations from `first` on, and what they consist of, by name."""
     lines = [
-        json.dumps({"iteration": iteration, "loss": loss, "seconds": seconds}) + "\n"
-        for iteration, loss in enumerate(losses, first)
+        json.dumps({"iteration": iteration, **values, "seconds": seconds}) + "\n"
+        for iteration, values in enumerate(losses, first)
     ]
     with (folder / FILE).open("a") as log:
         log.writelines(lines)

@@ -31,13 +31,13 @@ def check_chosen(chosen: range, total: int, save_path: str | Path | None) -> Non
 def recorded(
     iterations: range,
     chosen: range,
-    uncaptured: Callable[[], AbstractContextManager[None]],
+    within: Callable[[], AbstractContextManager[None]],
     device: torch.device,
     folder: Path,
     say: Callable[[str], None],
     messages: Path | None = None,
 ) -> Iterator[int]:
-    """The iterations, of which the chosen ones run under torch.profiler, within `uncaptured()`: op by op.
+    """The iterations, of which the chosen ones run under torch.profiler, within `within()`.
 
     After them the trace is written to `folder`, and the costliest ops are reported. A resumed run may be past them.
     messages: a file for what the profiler prints, if that is not to go to the terminal.
@@ -45,7 +45,7 @@ def recorded(
     first, last = (min(max(end, iterations.start), iterations.stop) for end in (chosen.start, chosen.stop))
     yield from range(iterations.start, first)
     if first < last:
-        with Recording(device, messages) as recording, uncaptured():
+        with within(), Recording(device, messages) as recording:
             yield from range(first, last)
         say(f"wrote {', '.join(map(str, recording.write(folder)))}; the costliest ops of an iteration:")
         for name, seconds, calls in recording.ops(last - first)[:COSTLIEST]:

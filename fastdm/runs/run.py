@@ -73,6 +73,7 @@ class Run:
         self._save_every = save_every
         self._picture_every = picture_every
         self._unread: list[Tensor] = []
+        self._names: list[str] = []
         self._total = total
         self._saved: int | None = None  # the iteration of the newest checkpoint
         self._notes: list[str] = []
@@ -170,10 +171,11 @@ class Run:
             self._progress.start_clock()
         return range(self.first_iteration, self._total)
 
-    def after(self, iteration: int, loss: Tensor) -> None:
-        """Iteration number `iteration` is complete, with this loss (float32 scalar on the device)."""
+    def after(self, iteration: int, loss: Tensor, parts: Mapping[str, Tensor] | None = None) -> None:
+        """Iteration number `iteration` is complete, with this loss, and what it consists of: scalars on the device."""
         self._done = iteration + 1
-        self._unread.append(loss)
+        self._names = ["loss", *(parts or {})]
+        self._unread.append(torch.stack([loss, *(parts or {}).values()]))
         save = self._done % self._save_every == 0
         picture = self._done % self._picture_every == 0
         if save or picture or self._done == self._total or time.monotonic() - self._read_at >= SECONDS_BETWEEN_READS:
@@ -198,12 +200,13 @@ class Run:
 
     def _read_losses(self) -> None:
         """Bring the unread losses to the host: log, progress, and the check that they are finite."""
-        losses = torch.stack(self._unread).tolist() if self._unread else []
+        rows = torch.stack(self._unread).tolist() if self._unread else []
+        losses = [dict(zip(self._names, row, strict=True)) for row in rows]
         first = self._done - len(losses)
         self._unread.clear()
         self._read_at = time.monotonic()
-        for iteration, loss in enumerate(losses, first):
-            if not math.isfinite(loss):
+        for iteration, values in enumerate(losses, first):
+            if not math.isfinite(loss := values["loss"]):
                 raise FastDMError(
                     f"the loss is {loss} at iteration {iteration}: a smaller lr_img keeps it finite{self._kept()}"
                 )
@@ -211,9 +214,9 @@ class Run:
             with self._written():
                 append_losses(self._folder, first, losses, round(self._read_at - self._began, 3))
                 if self._events is not None:
-                    self._events.losses(first, losses)
+                    self._events.losses(first, [values["loss"] for values in losses])
         if self._progress is not None and losses:
-            self._progress.update(self._done, loss=losses[-1])
+            self._progress.update(self._done, **losses[-1])
 
     def _save(self) -> None:
         if self._folder is not None and self._saved != self._done:

@@ -67,7 +67,7 @@ def write_public(
     found = {network: [*map(float, values)] for network, values in (accuracies or {}).items()}
     content: dict[str, Any] = {"data": data, "accs_all_exps": found}
     if about is not None:
-        known = json.loads(json.dumps({name: about[name] for name in _ABOUT}))
+        known = json.loads(json.dumps({name: about[name] for name in (*_ABOUT, "partition") if name in about}))
         content |= known | {"crc32": _checksum(data, found, known)}
     with writing(path) as temporary:
         torch.save(content, temporary)
@@ -142,9 +142,9 @@ def _read_dict(path: Path, content: Any) -> PublicFile:
     if not sets:
         raise FastDMError(f"{path} holds no experiment")
     labelled = [_labelled(path, images, labels) for images, labels in sets]
-    about = {name: content[name] for name in _ABOUT if name in content}
+    about = {name: content[name] for name in (*_ABOUT, "partition") if name in content}
     unused = sorted(str(name) for name in content.keys() - {"data", "accs_all_exps"})
-    if len(about) + ("crc32" in content) < len(_ABOUT):  # one of them may have been spoilt
+    if len(about.keys() - {"partition"}) + ("crc32" in content) < len(_ABOUT):  # one of them may have been spoilt
         about = {}
     else:
         _check_about(path, about, len(sets))

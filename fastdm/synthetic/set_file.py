@@ -30,15 +30,17 @@ def is_safetensors(path: Path) -> bool:
     return len(start) == 9 and start[8:] == b"{" and int.from_bytes(start[:8], "little") <= path.stat().st_size - 8
 
 
-def write_set(path: str | Path, images: Tensor, about: Mapping[str, Any]) -> None:
-    """Write images, and `about`, which has the keys `ABOUT`."""
+def write_set(path: str | Path, images: Tensor, about: Mapping[str, Any], soft_labels: Tensor | None = None) -> None:
+    """Write images, `about`, which has the keys `ABOUT` and may have `partition`, and soft labels if there are any."""
     text = json.dumps(dict(about))
-    metadata = {"format": FORMAT, "about": text, "crc32": str(crc32(images)), "checksum": _checksum(images, text)}
+    tensors = {"images": images} | ({} if soft_labels is None else {"soft_labels": soft_labels})
+    checksum = _checksum(tensors, text)
+    metadata = {"format": FORMAT, "about": text, "crc32": str(crc32(images)), "checksum": checksum}
     with writing(path) as temporary:
-        save_file({"images": images}, temporary, metadata)
+        save_file(tensors, temporary, metadata)
 
 
-def read_set(path: Path) -> tuple[Tensor, dict[str, Any]]:
+def read_set(path: Path) -> tuple[Tensor, dict[str, Any], Tensor | None]:
     """What `write_set` wrote, each value of the type that it should have.
 
     Files of version 0.1 have a checksum of the images alone. Raises one of many errors for what is not such a file.
@@ -47,22 +49,26 @@ def read_set(path: Path) -> tuple[Tensor, dict[str, Any]]:
         metadata = file.metadata() or {}
         if metadata.get("format") != FORMAT:
             raise FastDMError(f"it is not of this version of fastdm ({FORMAT})")
-        if list(file.keys()) != ["images"] or not metadata.keys() <= _KEYS:
-            raise FastDMError(f"it must hold the tensor images and the metadata {', '.join(sorted(_KEYS))}, only")
-        images = file.get_tensor("images")
+        if sorted(file.keys()) not in (["images"], ["images", "soft_labels"]) or not metadata.keys() <= _KEYS:
+            raise FastDMError(
+                "it must hold the tensors images and, at most, soft_labels, and the metadata "
+                f"{', '.join(sorted(_KEYS))}, only"
+            )
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    images = tensors["images"]
     text, expected = metadata.get("about", "{}"), {"crc32": str(crc32(images))}
     if "checksum" in metadata:
-        expected["checksum"] = _checksum(images, text)
+        expected["checksum"] = _checksum(tensors, text)
     if any(metadata.get(name) != value for name, value in expected.items()):
         raise FastDMError("its checksum does not match")
-    return images, check_about(parse_json(text))
+    return images, check_about(parse_json(text)), tensors.get("soft_labels")
 
 
 def check_about(about: Any) -> dict[str, Any]:
     """What a file says of its images; FastDMError for values of wrong types."""
     if not isinstance(about, dict):
         raise FastDMError("its description is not a JSON object")
-    if about.keys() != set(ABOUT):
+    if about.keys() - {"partition"} != set(ABOUT):
         raise FastDMError(
             f"it must state {', '.join(sorted(ABOUT))}, but states {', '.join(sorted(about)) or 'nothing'}"
         )
@@ -79,6 +85,8 @@ def check_about(about: Any) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in about.items()}
 
 
-def _checksum(images: Tensor, about: str) -> str:
-    """CRC-32 of the images' bytes, their dtype and shape, and the description."""
-    return str(crc32(images, text=json.dumps([FORMAT, str(images.dtype), list(images.shape), about])))
+def _checksum(tensors: Mapping[str, Tensor], about: str) -> str:
+    """CRC-32 of the tensors' bytes, their dtypes and shapes, and the description."""
+    ordered = [tensors[name] for name in sorted(tensors)]
+    facts = [fact for tensor in ordered for fact in (str(tensor.dtype), list(tensor.shape))]
+    return str(crc32(*ordered, text=json.dumps([FORMAT, *facts, about])))

@@ -1,7 +1,7 @@
 """The condensed set: its images, what is needed to use them, and its files."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,8 +16,9 @@ from torch.utils.data import TensorDataset
 from fastdm.data.arrays import as_tensor
 from fastdm.data.normalisation import standard_normalisation
 from fastdm.data.pool import Dataset
-from fastdm.errors import FastDMError, one_of
+from fastdm.errors import FastDMError, one_of, whole_number
 from fastdm.synthetic.labelled import class_sorted, normalised_pixels
+from fastdm.synthetic.partition import check_partition, expand
 from fastdm.synthetic.picture import picture
 from fastdm.synthetic.public_file import PublicFile, parse_file_name, read_public, write_idc, write_mtt, write_public
 from fastdm.synthetic.set_file import ABOUT, check_about, is_safetensors, read_set, write_set
@@ -42,6 +43,8 @@ class SyntheticSet:
 
     images: float32 [classes * ipc, C, H, W], normalised: pixel = (x − mean) / std with x in [0, 1] (where it was never
     clipped: also beyond). Class-sorted: image j of class c is row `c * ipc + j`.
+    partition: f; above 1 the images are canvases, each of f × f training images, which `expand` decodes.
+    soft_labels: float16 [N * f², classes], probabilities for every decoded image, or None.
     class_names, mean, std, dataset: as in the `Dataset` that was condensed (`dataset` is its name); settings: what the
     set was made with; version: the fastdm that made it.
 
@@ -58,6 +61,8 @@ class SyntheticSet:
     dataset: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     version: str = __version__
+    partition: int = 1
+    soft_labels: Tensor | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         shape = list(self.images.shape)
@@ -73,6 +78,11 @@ class SyntheticSet:
             raise FastDMError("the class names of a synthetic set must be texts")
         for name, value in (("mean", mean), ("std", std), ("class_names", tuple(self.class_names))):
             object.__setattr__(self, name, value)
+        object.__setattr__(self, "partition", whole_number("partition", self.partition, 1))
+        check_partition(self.partition, (shape[2], shape[3]))
+        soft, wanted = self.soft_labels, [shape[0] * self.partition**2, self.num_classes]
+        if soft is not None and (soft.dtype != torch.float16 or list(soft.shape) != wanted):
+            raise FastDMError(f"soft labels must be float16 {wanted}, not {soft.dtype} {list(soft.shape)}")
 
     def __len__(self) -> int:
         return len(self.images)
@@ -83,7 +93,7 @@ class SyntheticSet:
 
     @property
     def ipc(self) -> int:
-        """Images per class."""
+        """Images per class: canvases, if there is a partition."""
         return len(self.images) // self.num_classes
 
     @property
@@ -91,9 +101,19 @@ class SyntheticSet:
         """int64 [classes * ipc]."""
         return torch.arange(self.num_classes, device="cpu").repeat_interleave(self.ipc)
 
+    def expand(self) -> "SyntheticSet":
+        """The set of the training images that the canvases hold, decoded: ipc · partition² per class.
+
+        The set itself where there is no partition.
+        """
+        if self.partition == 1:
+            return self
+        return replace(self, images=expand(self.images.detach(), self.partition), partition=1)
+
     def as_dataset(self) -> TensorDataset:
-        """(normalised image, label) pairs for a torch `DataLoader`."""
-        return TensorDataset(self.images, self.labels.to(self.images.device))
+        """(normalised image, label) pairs for a torch `DataLoader`, decoded if there is a partition."""
+        decoded = self.expand()
+        return TensorDataset(decoded.images, decoded.labels.to(self.images.device))
 
     def crc32(self) -> str:
         """Checksum of the images' bytes."""
@@ -105,6 +125,8 @@ class SyntheticSet:
             "dataset": self.dataset,
             "classes": self.num_classes,
             "ipc": self.ipc,
+            "partition": self.partition,
+            "soft_labels": self.soft_labels is not None,
             "image_shape": tuple(self.images.shape[1:]),
             "mean": self.mean,
             "std": self.std,
@@ -114,9 +136,12 @@ class SyntheticSet:
         }
 
     def _about(self) -> dict[str, Any]:
-        return {name: dict(value) if name == "settings" else value for name in ABOUT for value in [getattr(self, name)]}
+        about = {
+            name: dict(value) if name == "settings" else value for name in ABOUT for value in [getattr(self, name)]
+        }
+        return about | ({"partition": self.partition} if self.partition > 1 else {})
 
-    def save(self, path: str | Path, *, format: Format | None = None) -> None:
+    def save(self, path: str | Path, *, format: Format | None = None, canvases: bool = False) -> None:
         """Write the set to a file, atomically.
 
         format, by default that of the suffix:
@@ -127,6 +152,9 @@ class SyntheticSet:
         - "mtt": MTT's pair of files, normalised images in `path` and their labels next to it; `path` must have "images"
           in its name (`images_best.pt`, `labels_best.pt`);
         - "idc": IDC's `[images, labels]`, images in [0, 1]; pixels outside are clipped, which a warning counts.
+
+        Of a set with a partition, "safetensors" and "idc" hold the canvases, which IDC's relatives decode themselves
+        (`-f 2`); "public" and "mtt" hold the decoded images, or with `canvases` the canvases.
         """
         path = user_path(path)
         one_of("format", format, (None, "safetensors", "public", "mtt", "idc"))
@@ -134,11 +162,13 @@ class SyntheticSet:
         if chosen is None:
             raise FastDMError(f"{path} must end in .safetensors, or in .pt for the public code's format")
         if chosen == "public":
-            save_public([self], path)
+            save_public([self], path, canvases=canvases)
         elif chosen == "safetensors":
-            write_set(path, self.images.detach().cpu().contiguous(), self._about())
+            soft = None if self.soft_labels is None else self.soft_labels.detach().cpu().contiguous()
+            write_set(path, self.images.detach().cpu().contiguous(), self._about(), soft)
         elif chosen == "mtt":
-            write_mtt(path, self.images, self.labels)
+            written = self if canvases else self.expand()
+            write_mtt(path, written.images, written.labels)
         else:
             images = self._denormalised()
             outside = int(((images < 0) | (images > 1)).sum())
@@ -259,21 +289,27 @@ class SyntheticSet:
 
 
 def save_public(
-    sets: Sequence[SyntheticSet], path: str | Path, accuracies: Mapping[str, Sequence[float]] | None = None
+    sets: Sequence[SyntheticSet],
+    path: str | Path,
+    accuracies: Mapping[str, Sequence[float]] | None = None,
+    *,
+    canvases: bool = False,
 ) -> None:
     """Write one set per experiment, with accuracies in [0, 1] by network, as the public code's `res_DM_….pt`.
 
-    Mean, std, class names, data set and settings are further keys, so that `SyntheticSet.load` needs nothing else.
+    Mean, std, class names, data set and settings are further keys, so that `SyntheticSet.load` needs nothing else. Sets
+    with a partition are decoded, unless their `canvases` are wanted.
     """
-    abouts = [synthetic._about() for synthetic in sets]
-    common = {name: [about[name] for about in abouts] for name in ("mean", "std", "class_names", "dataset")}
+    written = [synthetic if canvases else synthetic.expand() for synthetic in sets]
+    abouts = [synthetic._about() for synthetic in written]
+    common = {name: [about.get(name) for about in abouts] for name in (*ABOUT[:4], "partition")}
     for name, values in common.items():
         if any(value != values[0] for value in values):
             raise FastDMError(f"the sets of one file must have one {name}; write a file for each data set")
     about = None
     if abouts:
         about = abouts[0] | {"settings": [each["settings"] for each in abouts]}
-    write_public(path, [(synthetic.images, synthetic.labels) for synthetic in sets], accuracies, about)
+    write_public(path, [(synthetic.images, synthetic.labels) for synthetic in written], accuracies, about)
 
 
 def dataset_name(path: str | Path) -> str:
@@ -300,8 +336,8 @@ def check_compatible(what: str, num_classes: int, image_shape: Sequence[int], da
 
 def _load_safetensors(path: Path) -> SyntheticSet:
     try:
-        images, about = read_set(path)
-        return SyntheticSet(images=images, **about)
+        images, about, soft_labels = read_set(path)
+        return SyntheticSet(images=images, soft_labels=soft_labels, **about)
     except (SafetensorError, OSError, ValueError, TypeError, AttributeError) as error:
         raise FastDMError(f"{path} is not a condensed set, or is damaged: {error}") from error
 
@@ -326,11 +362,13 @@ def _load_public(path: Path, dataset: Dataset | None, normalised: bool | None) -
 
 
 def _described(path: Path, file: PublicFile, dataset: Dataset | None) -> list[SyntheticSet]:
-    """The sets of a `.pt` that fastdm wrote, which says all about them."""
+    """The sets of a `.pt` that fastdm wrote, which says all about them; the network at least in the file's name."""
     sets, tally = [], Tally()
+    _, network = parse_file_name(path)
+    named = {"network": network} if network else {}
     for (images, labels), settings in zip(file.sets, file.about["settings"], strict=True):
         try:
-            about = check_about(file.about | {"settings": settings})
+            about = check_about(file.about | {"settings": named | settings})
             pixels, present = class_sorted(str(path), images, labels, len(about["class_names"]), tally)
             if len(present) != len(about["class_names"]):
                 raise FastDMError("images of some classes are missing")

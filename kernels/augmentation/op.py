@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.autograd import forward_ad
 
 from .. import table as columns
 from ..checks import check_index_values, check_tensor
-from ..dispatch import define, remember_backend, with_its_backend
+from ..dispatch import define, remember_backend, run_unchecked, with_its_backend
 from ..numerics import memory_format
 
 
@@ -44,6 +44,7 @@ def dsa(
     Returns [N, C, H, W]. Gradients flow to floating-point images, without index. Raises TypeError for a wrong dtype,
     ValueError for wrong shapes, devices and values.
 
+    >>> import torch
     >>> from fastdm.kernels import dsa, table
     >>> rows = table.identity(1)
     >>> rows[0, table.FLIP] = 1
@@ -58,31 +59,188 @@ def dsa(
         dtype = torch.float32 if images.dtype == torch.uint8 else images.dtype
     if not dtype.is_floating_point:
         raise TypeError(f"dtype is {dtype}; it must be floating point")
+    if index is None and images.is_floating_point():
+        return _affine(images, table, group, dtype, channels_last, False)
+    out: Tensor = torch.ops.fastdm.dsa(images, table, group, index, mean, std, dtype, channels_last)
+    return out
+
+
+def apply_rows(images: Tensor, table: Tensor) -> Tensor:
+    """`dsa` of images and a table that its maker knows to be right: only the values are not looked at again.
+
+    images: float16, bfloat16 or float32 [N, 1 or 3, H, W]; table: float32 [1 or N, 16], contiguous, like those of
+    `Strategy.tables`. What a wrong value does is undefined, but it never reaches memory outside the images.
+    """
+    return _affine(images, table, None, images.dtype, False, True)
+
+
+# --- derivatives: for fixed parameters the result is an affine function of the images --------------------------------
+
+
+def _affine(
+    images: Tensor, table: Tensor, group: Tensor | None, dtype: torch.dtype, channels_last: bool, is_sound: bool
+) -> Tensor:
+    """`dsa` of float images. is_sound: whether the values of table and group are known to be right."""
+    args = images, table, group, dtype, channels_last, is_sound
     out: Tensor
-    if images.requires_grad and torch.is_grad_enabled():
-        out = _Dsa.apply(images, table, group, dtype, channels_last)
+    if not torch.compiler.is_compiling() and _is_transformed():
+        out = _TransformableDsa.apply(*args)
+    elif images.requires_grad and torch.is_grad_enabled():
+        out = _Dsa.apply(*args)
     else:
-        out = torch.ops.fastdm.dsa(images, table, group, index, mean, std, dtype, channels_last)
+        out = _run(*args)
+    return out
+
+
+def _is_transformed() -> bool:
+    """Whether `torch.func` or forward mode is at work."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def _run(
+    images: Tensor, table: Tensor, group: Tensor | None, dtype: torch.dtype, channels_last: bool, is_sound: bool
+) -> Tensor:
+    args = images, table, group, None, None, None, dtype, channels_last
+    out: Tensor = run_unchecked("dsa", *args) if is_sound else torch.ops.fastdm.dsa(*args)
+    return out
+
+
+def _transposed(grad: Tensor, table: Tensor, group: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Return the gradient of `dsa` with respect to images of a dtype, a linear function of the gradient that comes in.
+
+    The table has passed through `dsa` and is sound.
+    """
+    if not torch.compiler.is_compiling() and (torch.is_grad_enabled() or _is_transformed()):
+        out: Tensor = _Transposed.apply(grad, table, group, dtype)
+        return out
+    out = run_unchecked("dsa_backward", grad, table, group, dtype)
     return out
 
 
 class _Dsa(torch.autograd.Function):
+    """What most calls need: PyTorch takes three times as long to call a function with rules for `torch.func`, and
+    torch.compile takes none with rules for forward mode."""
+
     @staticmethod
-    def forward(
-        ctx: Any, images: Tensor, table: Tensor, group: Tensor | None, dtype: torch.dtype, channels_last: bool
-    ) -> Tensor:
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        images, table, group, *_ = inputs
+        ctx.dtype = images.dtype
         remember_backend(ctx)
         ctx.save_for_backward(table, group)
+        return _run(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        grad_images = with_its_backend(ctx, _transposed, grad, *ctx.saved_tensors, ctx.dtype)
+        return grad_images, None, None, None, None, None
+
+
+class _TransformableDsa(torch.autograd.Function):
+    """The same with forward mode and `torch.func`."""
+
+    @staticmethod
+    def forward(*inputs: Any) -> Tensor:
+        return _run(*inputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        images, table, group, ctx.out_dtype, ctx.channels_last, _ = inputs
         ctx.dtype = images.dtype
-        out: Tensor = torch.ops.fastdm.dsa(images, table, group, None, None, None, dtype, channels_last)
+        remember_backend(ctx)
+        ctx.set_materialize_grads(False)  # So that `jvp` sees which input is differentiated.
+        ctx.save_for_backward(table, group)
+        ctx.save_for_forward(table, group)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad is not None:
+            grad = with_its_backend(ctx, _transposed, grad, *ctx.saved_tensors, ctx.dtype)
+        return grad, None, None, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, images: Tensor | None, table: Tensor | None, *_: None) -> Tensor:
+        if images is None or table is not None:
+            raise NotImplementedError("dsa is differentiable with respect to its images only; detach the table")
+        rows, group = ctx.saved_tensors
+        return _affine(images, _linear(rows), group, ctx.out_dtype, ctx.channels_last, True)
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int | None, ...], images: Tensor, table: Tensor, group: Tensor | None, *others: Any
+    ) -> tuple[Tensor, int]:
+        out: Tensor = _TransformableDsa.apply(*_one_batch(info.batch_size, in_dims, images, table, group), *others)
+        return out.unflatten(0, (info.batch_size, -1)), 0
+
+
+class _Transposed(torch.autograd.Function):
+    """`_transposed` where it is differentiated in turn."""
+
+    @staticmethod
+    def forward(grad: Tensor, table: Tensor, group: Tensor | None, dtype: torch.dtype) -> Tensor:
+        out: Tensor = run_unchecked("dsa_backward", grad, table, group, dtype)
         return out
 
     @staticmethod
-    @once_differentiable
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        grad, table, group, ctx.dtype = inputs
+        ctx.grad_dtype = grad.dtype
+        ctx.save_for_backward(table, group)
+        ctx.save_for_forward(table, group)
+
+    @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         table, group = ctx.saved_tensors
-        grad_images = with_its_backend(ctx, torch.ops.fastdm.dsa_backward, grad, table, group, ctx.dtype)
-        return grad_images, None, None, None, None
+        return _affine(grad, _linear(table), group, ctx.grad_dtype, False, True), None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, grad: Tensor, *_: None) -> Tensor:
+        out: Tensor = _Transposed.apply(grad, *ctx.saved_tensors, ctx.dtype)
+        return out
+
+    @staticmethod
+    def vmap(
+        info: Any,
+        in_dims: tuple[int | None, ...],
+        grad: Tensor,
+        table: Tensor,
+        group: Tensor | None,
+        dtype: torch.dtype,
+    ) -> tuple[Tensor, int]:
+        out: Tensor = _Transposed.apply(*_one_batch(info.batch_size, in_dims, grad, table, group), dtype)
+        return out.unflatten(0, (info.batch_size, -1)), 0
+
+
+def _linear(table: Tensor) -> Tensor:
+    """Return the table of the linear part: brightness alone adds a constant."""
+    table = table.clone()
+    table[:, columns.BRIGHTNESS] = 0
+    return table
+
+
+def _one_batch(
+    size: int, in_dims: tuple[int | None, ...], images: Tensor, table: Tensor, group: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return `size` batches, of which each argument has its own along its dimension of `in_dims` or all share one,
+    as a single batch."""
+
+    def stacked(tensor: Tensor, dim: int | None) -> Tensor:
+        return tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+
+    images = stacked(images, in_dims[0])
+    tables = stacked(table, in_dims[1])
+    rows, n = tables.shape[1], images.shape[1]
+    if in_dims[1] is None and group is None and rows == 1:
+        return images.flatten(0, 1), table, None
+    if group is None:
+        row_of = torch.arange(n, device=table.device).clamp(max=rows - 1).expand(size, n)
+    else:
+        row_of = stacked(group, in_dims[2])
+    if in_dims[1] is not None:
+        shift = rows * torch.arange(size, device=table.device)[:, None]
+        # A row that does not exist must not become one of the next batch.
+        row_of = torch.where((row_of >= 0) & (row_of < rows), row_of + shift, -1)
+        table = tables.flatten(0, 1)
+    return images.flatten(0, 1), table, row_of.flatten()
 
 
 # --- checks ----------------------------------------------------------------------------------------------------------

@@ -37,6 +37,7 @@ def norm_relu_pool(
     is float32 (float64 for float64). Gradients flow to x, weight and bias. Raises TypeError for a wrong dtype,
     ValueError for wrong shapes, devices and names.
 
+    >>> import torch
     >>> from fastdm.kernels import norm_relu_pool
     >>> x = torch.tensor([[[[0.0, 0.0, 2.0, 2.0], [0.0, 0.0, 2.0, 2.0]]]])
     >>> norm_relu_pool(x).round(decimals=3)
@@ -71,6 +72,7 @@ def norm_relu_pool_mean(
     without rows. No gradient. Raises as `norm_relu_pool` does, and ValueError for offsets that do not rise from 0 to N
     (on the CPU only).
 
+    >>> import torch
     >>> from fastdm.kernels import norm_relu_pool_mean
     >>> x = torch.tensor([[0.0, 0.0, 2.0, 2.0], [2.0, 2.0, 0.0, 0.0]]).view(2, 1, 1, 4).repeat(1, 1, 2, 1)
     >>> norm_relu_pool_mean(x, torch.tensor([0, 1, 2])).round(decimals=3)
@@ -96,6 +98,7 @@ def conv_norm_relu_pool(x: Tensor, weight: Tensor, *, padding: int = 1, eps: flo
     Returns [N, K, H' // 2, W' // 2] with H' = H + 2 · padding − 2. Gradients flow to x and weight; a weight that needs
     none is what makes the block fast. Raises TypeError for a wrong dtype, ValueError for wrong shapes and devices.
 
+    >>> import torch
     >>> from fastdm.kernels import conv_norm_relu_pool
     >>> conv_norm_relu_pool(torch.zeros(2, 3, 32, 32), torch.zeros(128, 3, 3, 3)).shape
     torch.Size([2, 128, 16, 16])
@@ -119,7 +122,12 @@ def conv_norm_relu_pool(x: Tensor, weight: Tensor, *, padding: int = 1, eps: flo
 def stores_only_pooled(x: Tensor, weight: Tensor) -> bool:
     """Whether `conv_norm_relu_pool` is one pass here, which stores nothing but its pooled result without gradient.
 
-    x, weight: as for `conv_norm_relu_pool`; of x only dtype and device matter, of weight dtype and shape.
+    x, weight: as for `conv_norm_relu_pool`; of x only dtype and device matter, of weight only the shape.
+
+    >>> import torch
+    >>> from fastdm.kernels import stores_only_pooled
+    >>> stores_only_pooled(torch.empty(0, dtype=torch.float64), torch.empty(128, 3, 3, 3))
+    False
     """
     return runs_native("conv_norm_relu_pool", x, weight)
 

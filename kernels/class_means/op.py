@@ -23,6 +23,7 @@ def class_mean_difference(
     Returns a float32 scalar (float64 for float64), summed in a fixed order. The gradient flows to synthetic only.
     Raises TypeError for a wrong dtype, ValueError for wrong shapes, devices and (on the CPU) offsets.
 
+    >>> import torch
     >>> from fastdm.kernels import class_mean_difference
     >>> real, synthetic = torch.tensor([[1.0], [3.0]]), torch.tensor([[5.0]])
     >>> class_mean_difference(real, synthetic, torch.tensor([0, 2]), torch.tensor([0, 1]))

@@ -15,7 +15,6 @@ from fastdm.condensation.settings import Settings
 from fastdm.data import Dataset
 from fastdm.errors import FastDMError
 from fastdm.evaluation.measure import measure
-from fastdm.evaluation.measure import measure as measuring
 from fastdm.evaluation.protocol import Evaluation, Protocol
 from fastdm.synthetic.initial import random_selection
 from fastdm.synthetic.public_file import read_public
@@ -106,7 +105,7 @@ def test_the_sets_are_saved_before_they_are_evaluated(
     def fail(*args: object, **options: object) -> float:
         raise MemoryError("no memory")
 
-    monkeypatch.setattr(measuring, "accuracy", fail)
+    monkeypatch.setattr("fastdm.evaluation.measure.accuracy", fail)
     with pytest.raises(MemoryError):
         run(dataset, tmp_path, PROTOCOL)
     file = read_public(tmp_path / RESULT)

