@@ -23,15 +23,17 @@ ABOUT = "about.json"
 @dataclass(frozen=True)
 class Exported:
     """path: what was written; values: pixel values of the set; clipped: those beyond [0, 1], which 8 bits cannot hold
-    (the public code's file keeps them as well)."""
+    (the public code's file keeps them as well); soft_labels: whether the set has some, which stay behind."""
 
     path: Path
     values: int
     clipped: int
+    soft_labels: bool
 
     def __str__(self) -> str:
         share = 100 * self.clipped / self.values
-        return f"{self.clipped:,} of {self.values:,} pixel values ({share:.2g} %) lie beyond black or white"
+        soft = "; soft labels are left out" if self.soft_labels else ""
+        return f"{self.clipped:,} of {self.values:,} pixel values ({share:.2g} %) lie beyond black or white{soft}"
 
 
 def export(synthetic: SyntheticSet | str | Path, out: str | Path) -> Exported:
@@ -46,8 +48,8 @@ def export(synthetic: SyntheticSet | str | Path, out: str | Path) -> Exported:
     - `.pt`: the public code's `{"data": [[images, labels]], "accs_all_exps": {}}`, normalised float32, and with them
       `classes`, `images_train` (uint8 [N, C, H, W]) and `labels_train`, as its data set files have them.
 
-    8-bit pixels are de-normalised, clipped to [0, 1] and rounded. Raises FastDMError for another suffix, a folder that
-    is not empty, and what cannot be read or written.
+    Images with a partition are decoded, and labels are hard. 8-bit pixels are de-normalised, clipped to [0, 1] and
+    rounded. Raises FastDMError for another suffix, a folder that is not empty, and what cannot be read or written.
 
     >>> import fastdm, tempfile
     >>> synthetic = fastdm.random_selection("digits", ipc=2)
@@ -57,12 +59,13 @@ def export(synthetic: SyntheticSet | str | Path, out: str | Path) -> Exported:
     """
     if not isinstance(synthetic, SyntheticSet):
         synthetic = SyntheticSet.load(synthetic)
+    synthetic = synthetic.expand()
     out = Path(out)
     writers = {"": _write_folder, ".npz": _write_npz, ".pt": _write_pt}
     if out.suffix.lower() not in writers:
         raise FastDMError(f"{out} ends in {out.suffix}; it must be a folder, or end in .npz or .pt")
     writers[out.suffix.lower()](synthetic, out)
-    return Exported(out, synthetic.images.numel(), count_clipped(synthetic))
+    return Exported(out, synthetic.images.numel(), count_clipped(synthetic), synthetic.soft_labels is not None)
 
 
 def count_clipped(synthetic: SyntheticSet) -> int:

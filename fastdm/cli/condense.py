@@ -33,7 +33,7 @@ from fastdm.cli.options import (
     iteration_range,
     mebibytes,
 )
-from fastdm.cli.output import print_evaluation, print_outcome, print_saved, print_total
+from fastdm.cli.output import print_evaluation, print_outcome, print_total
 from fastdm.errors import FastDMError
 
 NOT_SETTINGS = ("config", "overwrite", "resume", "verbose")
@@ -239,8 +239,7 @@ def condense(
         config=config_text({**flags, **chosen}),
     )
     folders = [save_path / f"{path.stem.removeprefix('res_')}_exp{number}" for number in range(num_exp)]
-    print_outcome(report_of(path, folders, data), folders, evaluated=protocol is not None)
-    print_saved(path)
+    print_outcome(path, report_of(path, folders, data), folders, evaluated=protocol is not None)
 
 
 def _is_given(context: typer.Context, flag: str) -> bool:

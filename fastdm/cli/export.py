@@ -64,7 +64,7 @@ def export(
         return
     network, strategy = recorded_settings(synthetic, data)
     protocol = Protocol([network], strategy, num_eval, epoch_eval_train, lr_net, batch_train, seed)
-    for title, images in (("the set as it is", synthetic), ("with 8-bit pixels", rounded(synthetic))):
+    for title, images in (("the set as it is", synthetic), ("with 8-bit pixels", rounded(synthetic.expand()))):
         evaluation = evaluate(images, data, protocol, default_device(device), progress=True)
         print_evaluation(title, evaluation, dataset=data.name)
 

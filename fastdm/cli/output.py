@@ -55,11 +55,12 @@ def shown(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else printable(value)
 
 
-def print_outcome(page: Path, folders: Sequence[Path], *, evaluated: bool) -> None:
-    """Where the page, the sets and the accuracies of a condensation are."""
+def print_outcome(result: Path, page: Path, folders: Sequence[Path], *, evaluated: bool) -> None:
+    """Where the sets, the page and the accuracies of a condensation are."""
     if not on_terminal():
-        print_json({"report": str(page), "runs": [str(folder) for folder in folders]})
+        print_json({"saved": str(result), "report": str(page), "runs": [str(folder) for folder in folders]})
         return
+    print_saved(result)
     several = f" to {folders[-1].name}" if len(folders) > 1 else ""
     accuracies = " and what was measured of it (evaluation.json)" if evaluated else ""
     typer.echo(f"Open {printable(page)} in a browser to see the result.")

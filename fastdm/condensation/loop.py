@@ -207,8 +207,7 @@ def condense_resolved(
             for note in prepared:
                 run.say(note)
             about = _about(dataset, device, plan, [*run.notes, *notes, *prepared])
-            if folder is not None:
-                about.write(folder)
+            run.describe(about)
             iterations: Iterable[int] = run.iterations()
             if profile is not None and folder is not None:
                 within = partial(op_by_op, step, run.say)
@@ -226,8 +225,7 @@ def condense_resolved(
                 if observer is not None and observer.wants(iteration + 1):
                     observer.look(iteration + 1, _synthetic_set(dataset, settings, step.images))
             result = run.finish()
-            if folder is not None:
-                dataclasses.replace(about, peak_bytes=peak_memory(device)).write(folder)
+            run.describe(dataclasses.replace(about, peak_bytes=peak_memory(device)))
             return result
 
 

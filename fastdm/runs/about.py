@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fastdm.errors import FastDMError
-from fastdm.system.files import writing
+from fastdm.system.files import atomic_write
 
 FILE = "about.json"
 
@@ -27,7 +27,7 @@ class About:
     peak_bytes: int | None = None
 
     def write(self, folder: Path) -> None:
-        with writing(folder / FILE) as temporary:
+        with atomic_write(folder / FILE) as temporary:
             temporary.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
 
     @classmethod

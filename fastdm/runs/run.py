@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fastdm.errors import FastDMError
 from fastdm.runs.about import FILE as ABOUT
+from fastdm.runs.about import About
 from fastdm.runs.checkpoint import FILE, PREVIOUS, Checkpoint, load_checkpoint, save_checkpoint
 from fastdm.runs.events import FOLDER as EVENTS
 from fastdm.runs.events import Events
@@ -135,6 +136,12 @@ class Run:
     def notes(self) -> list[str]:
         """What was found amiss in the folder when the run began."""
         return self._notes
+
+    def describe(self, about: About) -> None:
+        """Keep in the folder what the run is made of, and later what it took."""
+        if self._folder is not None:
+            with self._written():
+                about.write(self._folder)
 
     def __enter__(self) -> "Run":
         if self._progress is not None:

@@ -1,6 +1,7 @@
 """Every exported form is read back as the 8-bit pixels of the set, class by class."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,20 @@ def test_the_public_form_keeps_the_pixels_as_they_are(tmp_path: Path) -> None:
     assert torch.equal(labels, synthetic.labels)
     data = random_dataset([3, 3, 3], shape=(3, 5, 7))
     assert torch.equal(fastdm.SyntheticSet.load(tmp_path / "set.pt", dataset=data).images, synthetic.images)
+
+
+def test_a_partition_is_decoded(tmp_path: Path) -> None:
+    synthetic = fastdm.random_selection("digits", ipc=1, partition=2)
+    exported = fastdm.export(synthetic, tmp_path / "set.npz")
+    data = fastdm.open_dataset(exported.path)
+    assert torch.equal(data.train.images, synthetic.expand().pixels())
+    assert len(data.train) == 4 * len(synthetic)
+
+
+def test_soft_labels_that_are_left_out_are_named(tmp_path: Path) -> None:
+    soft = torch.full((6, 3), 1 / 3, dtype=torch.float16)
+    exported = fastdm.export(replace(a_set(), soft_labels=soft), tmp_path / "set.npz")
+    assert str(exported).endswith("soft labels are left out")
 
 
 def test_clipped_values_are_counted() -> None:

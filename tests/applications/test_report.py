@@ -257,6 +257,18 @@ def test_the_command_repeats_the_run(run: Path, data: Dataset, tmp_path: Path) -
     assert len(list((tmp_path / "result").glob("report_DM_random_ConvNetD1_2ipc.html"))) == 1
 
 
+def test_the_command_names_what_is_not_the_default(run: Path) -> None:
+    record = read_run(run)
+    settings = {**record.settings, "networks": "trained", "clamp": False, "partition": 2}
+    protocol = {**record.protocol, "name": "idc", "cutmix": False, "networks": ["ConvNetW32", "ConvNetW64"]}
+    words = repeating_command(dataclasses.replace(record, settings=settings, protocol=protocol))
+    for part in ("--pool path/to/pool", "--no_clamp", "--partition 2", "--protocol idc", "--no_cutmix"):
+        assert part in words
+    pool = ["ConvNetW32", "ConvNetW64", "ConvNetW128", "ConvNetW256"]
+    words = repeating_command(dataclasses.replace(record, protocol={**protocol, "networks": pool}))
+    assert words.endswith("--eval_mode W")
+
+
 def test_the_loss_curve_is_the_mean_of_its_bins(run: Path) -> None:
     losses = [(number, float(number % 2)) for number in range(1000)]
     record = dataclasses.replace(read_run(run), losses=losses)

@@ -39,10 +39,11 @@ def test_condense_ends_with_a_page_and_report_makes_others(tmp_path: Path) -> No
         "cpu",
     ]
     where = ["--save_path", tmp_path / "result"]
-    outcome = printed("condense", "--dataset", tmp_path / "toy.npz", "--iterations", "2", *flags, *where)[-2]
+    outcome = printed("condense", "--dataset", tmp_path / "toy.npz", "--iterations", "2", *flags, *where)[-1]
     runs = [tmp_path / "result" / f"DM_toy_ConvNetD1_1ipc_exp{number}" for number in range(2)]
     page = tmp_path / "result" / "report_DM_toy_ConvNetD1_1ipc.html"
-    assert outcome == {"report": str(page), "runs": [*map(str, runs)]}
+    saved = tmp_path / "result" / "res_DM_toy_ConvNetD1_1ipc.pt"
+    assert outcome == {"saved": str(saved), "report": str(page), "runs": [*map(str, runs)]}
     assert page.read_text().startswith("<!doctype html>")
 
     about = About.read(runs[0])
@@ -61,8 +62,9 @@ def test_on_a_terminal_condense_ends_with_sentences(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(output, "on_terminal", lambda: True)
-    output.print_outcome(Path("r.html"), [Path("a/run_exp0"), Path("a/run_exp1")], evaluated=True)
+    output.print_outcome(Path("res.pt"), Path("r.html"), [Path("a/run_exp0"), Path("a/run_exp1")], evaluated=True)
     assert capsys.readouterr().out.splitlines() == [
+        "saved res.pt",
         "Open r.html in a browser to see the result.",
         "Each run folder, a/run_exp0 to run_exp1, holds its set (synthetic.safetensors) and what was measured of it "
         "(evaluation.json).",

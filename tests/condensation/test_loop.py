@@ -42,6 +42,7 @@ def test_run_folder(dataset: Dataset, tmp_path: Path) -> None:
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert names == {
         "settings.json",
+        "about.json",
         "log.jsonl",
         FILE,
         PREVIOUS,
@@ -232,7 +233,15 @@ def test_overwriting_removes_the_run_before_and_nothing_else(dataset: Dataset, t
     (tmp_path / "notes.txt").write_text("mine")
     fastdm.condense(dataset, **{**SMALL, "iterations": 2}, save_path=tmp_path, overwrite=True)
     names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"settings.json", "log.jsonl", FILE, "synthetic.png", "synthetic.safetensors", "notes.txt"}
+    assert names == {
+        "settings.json",
+        "about.json",
+        "log.jsonl",
+        FILE,
+        "synthetic.png",
+        "synthetic.safetensors",
+        "notes.txt",
+    }
 
 
 def test_a_finished_set_is_a_run(dataset: Dataset, tmp_path: Path) -> None:

@@ -36,7 +36,12 @@ def measure_baselines(
     except TypeError as error:
         raise FastDMError(f"the protocol in {record.folder} is damaged ({error})") from error
     candidates: Mapping[str, tuple[SyntheticSet | Pool, Protocol]] = {
-        "random real images": (random_selection(dataset, record.ipc, int(record.settings["seed"])), protocol),
+        "random real images": (
+            random_selection(
+                dataset, record.ipc, int(record.settings["seed"]), partition=int(record.settings.get("partition", 1))
+            ),
+            protocol,
+        ),
         "whole set": (
             whole_set(dataset),
             dataclasses.replace(protocol, epochs=epochs or min(WHOLE_SET_EPOCHS, protocol.epochs)),

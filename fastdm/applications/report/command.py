@@ -11,7 +11,18 @@ from fastdm.networks.architectures import evaluation_pool, network_names
 _FLAGS = {"iterations": "Iteration", "network": "model", "strategy": "dsa_strategy"}
 """Settings whose flags are the public code's."""
 
-_PROTOCOL = {"num_eval": "num_eval", "epochs": "epoch_eval_train", "lr_net": "lr_net", "batch_train": "batch_train"}
+_PROTOCOL = {
+    "name": "protocol",
+    "num_eval": "num_eval",
+    "epochs": "epoch_eval_train",
+    "lr_net": "lr_net",
+    "batch_train": "batch_train",
+    "checks": "checks",
+    "cutmix": "cutmix",
+}
+
+_SWITCHES = ("clamp", "cutmix")
+"""What a flag turns off as well."""
 
 _EVAL_MODES = ("S", "M", "B", "W", "D", "A", "P", "N")
 
@@ -22,6 +33,8 @@ def repeating_command(record: RunRecord) -> str:
     parts = ["fastdm", "condense", "--dataset", dataset, "--num_exp", "1"]
     for name, value in record.settings.items():
         parts += _flag(_FLAGS.get(name, name), value)
+    if record.settings.get("networks") == "trained":
+        parts += ["--pool", "path/to/pool"]
     protocol: Mapping[str, Any] = record.protocol or {"num_eval": 0}
     for name, flag in _PROTOCOL.items():
         if name in protocol:
@@ -34,6 +47,8 @@ def repeating_command(record: RunRecord) -> str:
 
 
 def _flag(name: str, value: object) -> list[str]:
+    if value is False and name in _SWITCHES:
+        return [f"--no_{name}"]
     if value is None or value is False:
         return []
     return [f"--{name}"] if value is True else [f"--{name}", str(value)]
