@@ -59,7 +59,12 @@ def summarise_set(path: str | Path) -> dict[str, Any] | None:
     if not (isinstance(shape, list) and len(shape) == 4 and isinstance(names, list) and names):
         return None
     facts = {"kind": "condensed set", "dataset": about.get("dataset"), "classes": len(names)}
-    facts |= {"ipc": shape[0] // len(names), "image_shape": shape[1:]}
+    facts |= {
+        "ipc": shape[0] // len(names),
+        "partition": about.get("partition", 1),
+        "soft_labels": "soft_labels" in header,
+    }
+    facts |= {"image_shape": shape[1:]}
     facts |= {name: about.get(name) for name in ("mean", "std", "class_names", "settings")}
     return {**facts, "fastdm": about.get("version")}
 

@@ -121,7 +121,7 @@ def condense(
             help="Keep pixels, and take lr_img, in [0, 1].  [default: with a partition or trained networks]",
         ),
     ] = None,
-    protocol_name: ProtocolName = "dm",
+    protocol: ProtocolName = "dm",
     checks: Checks = 1,
     profile: Annotated[
         str | None,
@@ -193,9 +193,9 @@ def condense(
     settings = matching_pool(settings, trained, data).resolve(data, chosen_device)
     assert settings.network is not None
     evaluated = evaluation_pool(eval_mode, settings.network)
-    protocol = None
+    measured_by = None
     if num_eval:
-        protocol = Protocol(
+        measured_by = Protocol(
             evaluated,
             training_strategy(dataclasses.asdict(settings), data),
             num_eval,
@@ -203,7 +203,7 @@ def condense(
             lr_net,
             batch_train,
             seed,
-            name=cast(Any, protocol_name),
+            name=cast(Any, protocol),
             checks=checks,
         )
     flags = {name: value for name, value in ctx.params.items() if name not in NOT_SETTINGS}
@@ -216,7 +216,7 @@ def condense(
     path = run_experiments(
         data,
         settings,
-        protocol,
+        measured_by,
         chosen_device,
         num_exp=num_exp,
         save_path=save_path,
@@ -239,7 +239,7 @@ def condense(
         config=config_text({**flags, **chosen}),
     )
     folders = [save_path / f"{path.stem.removeprefix('res_')}_exp{number}" for number in range(num_exp)]
-    print_outcome(path, report_of(path, folders, data), folders, evaluated=protocol is not None)
+    print_outcome(path, report_of(path, folders, data), folders, evaluated=measured_by is not None)
 
 
 def _is_given(context: typer.Context, flag: str) -> bool:

@@ -391,7 +391,7 @@ def test_a_pool_then_the_recipe_then_the_other_protocol(tmp_path: Path) -> None:
     assert (saved["networks"], saved["states"]) == (1, 3)
     recipe = ["--recipe", "trained", "--pool", str(pool), "--iterations", "2", "--batch_real", "16"]
     sets = ["--num_exp", "1", "--num_eval", "0", "--save_path", str(tmp_path / "run"), "--dataset", "digits"]
-    ok("condense", *recipe, *sets, *common)
+    ok("condense", "--ipc", "1", *recipe, *sets, *common)
     folder = tmp_path / "run" / "DM_digits_ConvNetD1_1ipc_exp0"
     settings = json.loads((folder / "settings.json").read_text())
     assert (settings["partition"], settings["iterations"], settings["ce_weight"]) == (2, 2, 2.5)
