@@ -136,7 +136,7 @@ def public_run(
     ours, theirs = ([part for part in whole.modules() if isinstance(part, nn.Conv2d)] for whole in (network, oracle))
     joint = any(isinstance(module, nn.BatchNorm2d) for module in oracle.modules())
 
-    images = initial_images(dataset, settings.ipc, settings.seed).to(image_dtype).requires_grad_()
+    images = initial_images(dataset, settings.ipc, settings.seed, init=settings.init).to(image_dtype).requires_grad_()
     optimiser = torch.optim.SGD([images], lr=1.0, momentum=0.5)
     mean, std = (torch.tensor(values, dtype=image_dtype).view(1, -1, 1, 1) for values in (dataset.mean, dataset.std))
     strategy = Strategy.parse(settings.strategy, settings.aug_mode)
