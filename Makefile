@@ -6,14 +6,17 @@
 # make sanitize       the C++ core under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer
 # make test-oldest    the tests of the ops with the oldest torch, triton and numpy that are supported
 # make bench          every benchmark that a CPU can run, at most 15 minutes; DATA=folder of data sets
+# make fake-gpu       graphs, launches and memory of the GPU path, on CUDA devices that are not there (2 minutes)
+# make browser-test   the tests of the report in headless Chromium (Debian: apt-get install chromium chromium-driver)
 # make gpu-test       the tests that need a CUDA device
-# make gpu-report     every benchmark that needs one, at most 8 minutes; OUT=folder, DATA=folder of data sets
+# make gpu-report     every benchmark that needs one, at most 8 minutes; OUT=folder, DATA=folder of data sets; leaves
+#                     results.tar.gz in OUT; FASTDM_COMMIT=… names the commit where there is no git
 #                     (both in PYTHON's own environment: torch, triton and pytest are there, nothing is downloaded)
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 
-.PHONY: demo test test-lanes test-oldest gpu-test lint types compile-check sanitize bench gpu-report clean
+.PHONY: demo test browser-test test-lanes test-oldest fake-gpu gpu-test lint types compile-check sanitize bench gpu-report clean
 
 demo: $(VENV)/installed
 	$(PY) -m examples.digits
@@ -30,6 +33,9 @@ test-lanes: $(VENV)/installed
 	FASTDM_CPU=avx2 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PY) -m pytest $(ON_CPU)
 	FASTDM_CPU=plain ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 $(PY) -m pytest $(ON_CPU)
 
+browser-test: $(VENV)/installed
+	$(PY) -m pytest -m browser tests/applications
+
 # An environment of its own: triton 3.6's interpreter needs a numpy before 2.4.
 test-oldest:
 	test -d .venv-oldest || $(PYTHON) -m venv .venv-oldest
@@ -38,16 +44,23 @@ test-oldest:
 	.venv-oldest/bin/python -m pytest tests/kernels tests/condensation/test_step.py tests/test_augmentation.py
 	TRITON_INTERPRET=1 .venv-oldest/bin/python -m pytest $(OPS)
 
-# torch and triton are those that are there: a machine with a GPU may have no network.
+# What a graph, an allocator and a launch do without a GPU; with another environment's torch: make fake-gpu PY=….
+fake-gpu: $(VENV)/installed
+	$(PY) -m tests.fakegpu
+
+# torch and triton are those that are there: a machine with a GPU may have no network. First what the product needs, then
+# the ops, whose kernels are compiled by several processes where pytest-xdist is there.
+gpu-test: PARALLEL = $(shell $(PYTHON) -c 'import xdist' 2> /dev/null && echo -n 8)
 gpu-test:
 	$(PYTHON) -m pip install --quiet --no-build-isolation --no-deps --editable .
-	$(PYTHON) -m pytest tests/gpu
-	FASTDM_TEST_DEVICE=cuda $(PYTHON) -m pytest $(OPS)
+	$(PYTHON) -m pytest -v tests/gpu --ignore tests/gpu/test_sanitizer.py; first=$$?; \
+	FASTDM_TEST_DEVICE=cuda $(PYTHON) -m pytest -v $(PARALLEL) $(OPS); second=$$?; \
+	$(PYTHON) -m pytest -v tests/gpu/test_sanitizer.py && test $$first$$second = 00
 
 lint: $(VENV)/installed
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(VENV)/bin/clang-format --dry-run --Werror $(wildcard csrc/*.h csrc/*.cpp tests/csrc/*.cpp)
+	$(VENV)/bin/clang-format --dry-run --Werror $(wildcard csrc/*.h csrc/*.cpp tests/csrc/*.cpp tests/fakegpu/*.c)
 
 # mypy follows folders, not setup.py: show it kernels/ where the package has it.
 types: $(VENV)/installed
@@ -64,10 +77,10 @@ sanitize: $(VENV)/installed
 	tests/csrc/sanitize.sh $(PY)
 
 bench: $(VENV)/installed
-	$(PY) -m bench.cpu_report $(if $(DATA),--data $(DATA))
+	$(PY) -m bench.run cpu $(if $(DATA),--data $(DATA))
 
 gpu-report:
-	$(PYTHON) -m bench.gpu_report $(if $(OUT),--out $(OUT)) $(if $(DATA),--data $(DATA))
+	$(PYTHON) -m bench.run gpu $(if $(OUT),--out $(OUT)) $(if $(DATA),--data $(DATA))
 
 # Checked before pip starts: it would download gigabytes first and fail to build the C++ core afterwards.
 needs = { echo "fastdm needs $(1) (Debian, Ubuntu: apt-get install $(2))"; exit 1; }

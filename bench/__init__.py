@@ -1,1 +1,1 @@
-"""Benchmarks, one file per subject, and the oracles that are also their baselines."""
+"""Benchmarks: one file measures a subject, and makes its table and its plots."""

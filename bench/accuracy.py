@@ -1,21 +1,23 @@
-"""Accuracy at small budgets: the condensed set beside the same initial images and the public code's figures.
+"""Accuracy at small budgets, next to the initial images and the public code; and precisions, seed by seed.
 
-    python -m bench.accuracy --data_path data [--only CIFAR10-1 …]
+    python -m bench.accuracy --data_path data [--only CIFAR10-1 …] [--seeds 0]
+    python -m bench.accuracy --data_path data --precisions fp32 bf16 [--seeds 0 1 2 …]
 
-Every row carries the command that condenses and evaluates the same.
+The seed decides initial images, networks, draws and augmentation, so that only rounding distinguishes the precisions of
+one seed. Every row carries the command that condenses and evaluates the same.
 """
 
-import argparse
 import dataclasses
+import itertools
 import statistics
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import fastdm
-from bench import results
+from bench.harness import arguments, cells, plots
+from bench.harness.records import STEP, Recorder, Result, Row, Suite
 
 BATCH_REAL = 64
 NUM_EVAL = 3
@@ -32,10 +34,6 @@ class Case:
     public: float
 
     @property
-    def name(self) -> str:
-        return f"{self.dataset} ipc {self.ipc}, {self.iterations} iterations"
-
-    @property
     def command(self) -> str:
         return (
             f"fastdm condense --dataset {self.dataset} --ipc {self.ipc} --Iteration {self.iterations} "
@@ -50,53 +48,140 @@ CASES = [
 ]
 
 
-def measure(case: Case, data_path: Path, seed: int, epochs: int, device: str) -> dict[str, Any]:
+def measure(case: Case, data_path: Path, seed: int, precision: Any, epochs: int, device: str, initial: bool) -> Row:
+    """Condense, and evaluate the result and, if asked for, the images it started from."""
     dataset = fastdm.open_dataset(case.dataset, data_path=data_path)
     losses: list[float] = []
-    settings: dict[str, Any] = {"ipc": case.ipc, "batch_real": BATCH_REAL, "seed": seed, "device": device}
-    initial = fastdm.condense(dataset, iterations=0, **settings)
-    start = time.perf_counter()
-    condensed = fastdm.condense(
-        dataset, iterations=case.iterations, callback=lambda _, loss, __: losses.append(loss), **settings
-    )
-    seconds = time.perf_counter() - start
-    row: dict[str, Any] = {
-        "name": case.name,
-        "command": case.command,
-        "seed": seed,
+    moments: list[float] = []
+
+    def after(iteration: int, loss: float, images: object) -> None:
+        losses.append(loss)
+        moments.append(time.perf_counter())
+
+    settings: dict[str, Any] = {"ipc": case.ipc, "batch_real": BATCH_REAL, "precision": precision}
+    condense = partial(fastdm.condense, dataset, **settings, seed=seed, device=device)
+    condensed = condense(iterations=case.iterations, callback=after)
+    row: Row = {
         "precision": condensed.settings["precision"],
-        "seconds_per_iteration": round(seconds / case.iterations, 4),
+        # The first iteration ends after the step was built, compiled or recorded.
+        "seconds_per_iteration": round((moments[-1] - moments[0]) / max(1, len(moments) - 1), 4),
         "loss_first_25": round(statistics.fmean(losses[:25]), 3),
         "loss_last_25": round(statistics.fmean(losses[-25:]), 3),
-        "public_accuracy": case.public,
+        "losses": [round(loss, 4) for loss in losses],
     }
-    for what, images in (("initial", initial), ("condensed", condensed)):
+    sets = {"condensed": condensed} | ({"initial": condense(iterations=0)} if initial else {})
+    for what, images in sets.items():
         evaluation = fastdm.evaluate(images, dataset, num_eval=NUM_EVAL, epochs=epochs, seed=seed, device=device)
         row[f"{what}_accuracy"] = round(100 * evaluation.mean["ConvNet"], 2)
         row[f"{what}_std"] = round(100 * evaluation.std["ConvNet"], 2)
     return row
 
 
+# --- tables and plots ------------------------------------------------------------------------------------------------
+
+
+def _bars(result: Result) -> Any:
+    rows = [row for row in result["rows"] if "condensed_accuracy" in row]
+    if not rows:
+        return None
+    kinds = (
+        ("random real images", "initial", plots.THEIRS),
+        ("public code", "public", plots.OTHER),
+        ("fastdm", "condensed", plots.OURS),
+    )
+    series = [
+        plots.Series(
+            key, [row[f"{key}_accuracy"] for row in rows], color, (), [row.get(f"{key}_std", 0) for row in rows]
+        )
+        for label, key, color in kinds
+    ]
+    return plots.bars(result, [row["name"] for row in rows], series, "test accuracy, %", row_inches=0.75)[0]
+
+
+def _seeds(result: Result) -> Any:
+    """Loss against iteration of every seed, and accuracy seed by seed."""
+    done = [row for row in result["rows"] if "condensed_accuracy" in row]
+    if not done:
+        return None
+    figure, (losses, accuracies) = plots.figure(result, 2, (8, 3))
+    colors = {"fp32": plots.OURS, "bf16": plots.OTHER, "tf32": plots.LINE}
+    for shift, name in enumerate(dict.fromkeys(row["precision"] for row in done)):
+        rows = [row for row in done if row["precision"] == name]
+        for row in rows:
+            losses.plot(row["losses"], color=colors[name], lw=0.7, alpha=0.7)
+        places = [row["seed"] + 0.15 * shift for row in rows]
+        means, deviations = ([row[key] for row in rows] for key in ("condensed_accuracy", "condensed_std"))
+        accuracies.errorbar(places, means, deviations, fmt="o", ms=4, color=colors[name], label=name)
+    losses.set(xlabel="iteration", ylabel="loss / classes")
+    plots.label(accuracies, "seed", "test accuracy, %", "linear")
+    return figure
+
+
+def _last_quarter(row: Row) -> str:
+    losses = row.get("losses", [])
+    return f"{statistics.fmean(losses[-max(1, len(losses) // 4) :]):.2f}" if losses else ""
+
+
+_COLUMNS = [
+    ("set", cells.text("name")),
+    ("precision", cells.text("precision")),
+    ("seed", cells.text("seed")),
+    ("start", cells.plus_minus("initial_accuracy", "initial_std")),
+    ("condensed", cells.plus_minus("condensed_accuracy", "condensed_std")),
+    ("difference", cells.number("difference", "{:+.2f}")),
+    ("public code", cells.number("public_accuracy", "{:.1f}")),
+    ("mean loss, last quarter", _last_quarter),
+    ("s per iteration", cells.number("seconds_per_iteration")),
+    ("command", lambda row: f"`{row['command']}`" if "command" in row else ""),
+]
+_QUOTED = ("set", "start", "condensed", "public code", "s per iteration", "command")
+_ROOMS = (*STEP, "evaluation")
+BUDGETS = Suite(
+    "accuracy",
+    "Accuracy",
+    "Test accuracy in % (mean and standard deviation over networks) of the condensed set, of the random real images "
+    "that it started from, and of what the public code reached with the same budget.",
+    _ROOMS,
+    _COLUMNS,
+    quote=lambda rows: cells.table([column for column in _COLUMNS if column[0] in _QUOTED], rows),
+    plots={"bars": _bars},
+)
+PRECISIONS = Suite(
+    "precision",
+    "Precision",
+    "The same condensation in several precisions, seed by seed: test accuracy in % (mean and standard deviation over "
+    "networks), and its difference from that of the first precision.",
+    _ROOMS,
+    _COLUMNS,
+    plots={"seeds": _seeds},
+)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data_path", type=Path, default=Path("data"))
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", nargs="*", help="such as CIFAR10-1: data set and ipc")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--iterations", type=int, help="in place of the cases' own: whether it runs, not how well")
-    parser.add_argument("--epochs", type=int, default=EPOCHS)
-    arguments = parser.parse_args()
-    rows = []
-    for case in CASES:
-        if arguments.iterations is not None:
-            case = dataclasses.replace(case, iterations=arguments.iterations)
-        if arguments.only and f"{case.dataset}-{case.ipc}" not in arguments.only:
-            continue
-        rows.append(measure(case, arguments.data_path, arguments.seed, arguments.epochs, arguments.device))
-        print(rows[-1], flush=True)
-        settings = {"batch_real": BATCH_REAL, "num_eval": NUM_EVAL, "epochs": arguments.epochs}
-        path = results.save("accuracy", rows, settings, arguments.device)
-    print(f"saved {path}")
+    parser = arguments.parser(__doc__, device=True, data=True)
+    parser.add_argument("--only", nargs="+", help="such as CIFAR10-1: data set and ipc")
+    parser.add_argument("--precisions", nargs="+", help="compare them: the first case, twelve seeds if none are given")
+    parser.add_argument("--seeds", nargs="+", type=int)
+    options = parser.parse_args()
+    comparing = bool(options.precisions)
+    seeds = options.seeds or (range(12) if comparing else [0])
+    cases = [case for case in CASES if f"{case.dataset}-{case.ipc}" in (options.only or [f"{case.dataset}-{case.ipc}"])]
+    epochs = 1 if options.smoke else EPOCHS
+    settings = {"smoke": options.smoke, "batch_real": BATCH_REAL, "num_eval": NUM_EVAL, "epochs": epochs}
+    recorder = Recorder(PRECISIONS if comparing else BUDGETS, settings, options.device)
+    for case, seed in itertools.product(cases[:1] if comparing else cases, seeds):
+        case = dataclasses.replace(case, iterations=2) if options.smoke else case
+        first: Row = {}
+        for precision in options.precisions or [None]:
+            name = f"{case.dataset} ipc {case.ipc}, {case.iterations} iterations"
+            row: Row = {"name": name, "seed": seed}
+            row |= {} if comparing else {"command": case.command, "public_accuracy": case.public}
+            how = partial(measure, case, options.data_path, seed, precision, epochs, options.device, not comparing)
+            recorder.add(row, how)
+            first = first or row
+            if row is not first and "condensed_accuracy" in row and "condensed_accuracy" in first:
+                row["difference"] = round(row["condensed_accuracy"] - first["condensed_accuracy"], 2)
+                recorder.save()
 
 
 if __name__ == "__main__":

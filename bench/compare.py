@@ -1,171 +1,179 @@
-"""Is it faster than it was? Chosen benchmarks at another commit and here, in turns, as ratios with their spread.
+"""Is it faster than it was? The step, the ops, and loading at another commit and here, interleaved, as ratios.
 
-python -m bench.compare REV [--only step dsa …] [--device cuda] [--rounds 20]
+python -m bench.compare REV [--only step dsa …] [--device cuda] [--rounds 20] [--smoke]
 
-REV is checked out beside the working tree and built into a folder of its own, as the working tree is; two processes,
-one for each, then run the same benchmark one after the other, round by round. A ratio above 1 means faster here.
+REV is built into a folder of its own, as the working tree is; two processes, one for each, then run the same benchmark
+one after the other, round by round. A ratio above 1 means faster here. What is compared is written against public names
+of `fastdm` and `fastdm.kernels` alone, so that it runs in any commit that has them, wherever its modules are.
 """
 
-import argparse
-import importlib.util
+import io
 import json
 import os
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import Any, TextIO, cast
 
-from bench import results
+import numpy as np
+import torch
+from PIL import Image
+
+from bench.harness import arguments, records
+from bench.harness.machine import REPOSITORY
+from bench.harness.timer import synchronise
 
 SAMPLE = 0.05  # seconds of one sample at least
 
-
-# --- what is compared: public functions of the package, that both commits are likely to have -------------------------
-
-
-def _step(device: str) -> Callable[[], object]:
-    """An iteration of CIFAR-10's size with 64 real images per class."""
-    import torch
-
-    from bench.workloads import Workload
-
-    # Where it stands, in commits before and since build.py.
-    build = importlib.import_module("fastdm.build" if importlib.util.find_spec("fastdm.build") else "fastdm.loop")
-
-    work = Workload("CIFAR-10", 10, 32, 10, 512, batch_real=64)
-    where = torch.device(device)
-    dataset = work.dataset(where)
-    settings = work.settings().resolve(dataset, where)
-    flags = build.precision_context(settings.precision, where, deterministic=settings.deterministic)
-    dtype = flags.__enter__()  # For the life of this process.
-    step = build.build_step(dataset, settings, where, dtype)[0]
-    iteration = iter(range(10**9))
-    return lambda: step(next(iteration))
+Tick = Callable[..., None]
 
 
-def _kernel(op: str) -> Callable[[str], Callable[[], object]]:
-    """The first case of an op in bench/kernels.py."""
-
-    def make(device: str) -> Callable[[], object]:
-        import torch
-
-        from bench import kernels
-
-        where = torch.device(device)
-        case = next(case for case in kernels.cases(where, smoke=False) if case.op == op)
-        arguments = [case.make(seed) for seed in range(4)]
-        turn = iter(range(10**9))
-        return lambda: case.run(*arguments[next(turn) % len(arguments)])
-
-    return make
+# --- what is compared: each calls `tick` after every turn, for ever --------------------------------------------------
 
 
-def _gather(_: str) -> Callable[[], object]:
+def _step(device: torch.device, tick: Tick) -> None:
+    """Iterations of `fastdm.condense` at CIFAR-10's size with 64 real images per class."""
+    import fastdm
+
+    labels = torch.arange(10).repeat_interleave(512)
+    images = torch.randint(256, (len(labels), 3, 32, 32), dtype=torch.uint8)
+    fastdm.condense((images, labels), ipc=10, batch_real=64, iterations=10**9, device=device, callback=tick)
+
+
+def _gather(_: torch.device, tick: Tick) -> None:
     """2,560 random images out of 20,000 from memory."""
-    import torch
-
-    from fastdm.data.pool import Pool
+    from fastdm.data import Pool
 
     pool = Pool(torch.randint(256, (20_000, 3, 32, 32), dtype=torch.uint8), torch.tensor([0, 20_000]))
     index = torch.randint(20_000, (2560,))
-    return lambda: pool.gather(index)
+    while True:
+        pool.gather(index)
+        tick()
 
 
-BENCHMARKS: dict[str, Callable[[str], Callable[[], object]]] = {
-    "step": _step,
-    "gather": _gather,
-    **{op: _kernel(op) for op in ("dsa", "norm_relu_pool", "class_mean_difference", "uniform", "draw")},
+def _pack(_: torch.device, tick: Tick) -> None:
+    """60 JPEGs of 500×375 to 64×64."""
+    import fastdm
+
+    random = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder, out = Path(temporary, "images"), Path(temporary, "set.fastdm")
+        for number in range(60):
+            path = folder / f"class {number % 3}" / f"{number}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(random.integers(0, 256, (24, 32, 3), np.uint8)).resize((500, 375)).save(path)
+        while True:
+            fastdm.pack(folder, out, 64)
+            out.unlink()
+            tick()
+
+
+def _op(name: str, arguments: Callable[[], tuple[Any, ...]], device: torch.device, tick: Tick) -> None:
+    """An op of `fastdm.kernels`."""
+    from fastdm import kernels
+
+    values = [value.to(device) if isinstance(value, torch.Tensor) else value for value in arguments()]
+    op = getattr(kernels, name)
+    while True:
+        op(*values)
+        tick()
+
+
+def _dsa() -> tuple[Any, ...]:
+    """Images of ten classes, each brightened, shifted or rotated by an angle of its own."""
+    from fastdm.kernels import table
+
+    rows, angle = table.identity(10), torch.linspace(-0.2, 0.2, 4)
+    rows[:3, table.BRIGHTNESS], rows[3:6, table.SHIFT_ROWS] = 0.3, 2
+    rows[6:, table.ROTATE_COS], rows[6:, table.ROTATE_SIN] = angle.cos(), angle.sin()
+    return torch.randn(2560, 3, 32, 32), rows, torch.arange(10).repeat_interleave(256)
+
+
+_CLASSES = torch.arange(11)
+OPS: dict[str, Callable[[], tuple[Any, ...]]] = {
+    "draw": lambda: (torch.tensor([0, 1]), _CLASSES * 5000, 256),
+    "dsa": _dsa,
+    "norm_relu_pool": lambda: (torch.randn(64, 128, 32, 32).to(memory_format=torch.channels_last),),
+    "class_mean_difference": lambda: (torch.rand(2560, 2048), torch.rand(100, 2048), _CLASSES * 256, _CLASSES * 10),
+    "uniform": lambda: (torch.tensor([0, 1]), torch.arange(75), 4096, 3),
 }
+BENCHMARKS: dict[str, Callable[[torch.device, Tick], None]] = {"step": _step, "gather": _gather, "pack": _pack}
+BENCHMARKS |= {name: partial(_op, name, arguments) for name, arguments in OPS.items()}
 
 
 # --- one process for each commit -------------------------------------------------------------------------------------
 
 
-def work(name: str, device: str) -> None:
-    """Run a benchmark once for every line of stdin and answer with the seconds per call, or with what went wrong."""
-    import torch
-
+def work(name: str, device: torch.device) -> None:
+    """Run a benchmark; answer every line of stdin with seconds per turn, or say what went wrong at the start."""
     # An editable installation would give its own modules for those that the other commit lacks.
     sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in str(getattr(finder, "__module__", ""))]
+    turns = _samples(device)
+    next(turns)
     try:
-        function = BENCHMARKS[name](device)
-
-        def sample(number: int) -> float:
-            start = time.perf_counter()
-            for _ in range(number):
-                function()
-            if device != "cpu":
-                torch.cuda.synchronize()
-            return time.perf_counter() - start
-
-        sample(2)
-        number = max(1, int(SAMPLE / sample(1)))
+        BENCHMARKS[name](device, lambda *_: next(turns))
     except Exception as error:  # The other commit may lack what is compared.
-        print(json.dumps({"failure": f"{type(error).__name__}: {error}"[:300]}), flush=True)
-        return
-    print(json.dumps({"ready": True}), flush=True)
+        _answer(failure=records.failure(error))
+
+
+def _samples(device: torch.device) -> Generator[None, None, None]:
+    """Goes on at every tick; waits for the next request within one, where no time counts."""
+    for _ in range(2):
+        yield
+    number = max(1, int(SAMPLE / (yield from _timed(1, device))))
+    _answer(ready=True)
     for _ in sys.stdin:
-        print(json.dumps({"seconds": sample(number) / number}), flush=True)
+        _answer(seconds=(yield from _timed(number, device)) / number)
+    sys.exit()
 
 
-class Worker(AbstractContextManager["Worker"]):
-    """A process in which `fastdm` is the build in a folder, and `bench` is the working tree's."""
+def _timed(number: int, device: torch.device) -> Generator[None, None, float]:
+    """Seconds of so many turns."""
+    synchronise(device)
+    start = time.perf_counter()
+    for _ in range(number):
+        yield
+    synchronise(device)
+    return time.perf_counter() - start
 
-    def __init__(self, name: str, device: str, build: Path) -> None:
-        # A folder that holds nothing but bench/: the working tree's own fastdm/ must not be found first.
-        alone = build / "run"
-        alone.mkdir(exist_ok=True)
-        if not (alone / "bench").exists():
-            (alone / "bench").symlink_to(results.REPOSITORY / "bench")
-            (alone / "tests").symlink_to(results.REPOSITORY / "tests")
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "bench.compare", "--worker", name, "--device", device],
-            cwd=alone,
-            env={**os.environ, "PYTHONPATH": str(build / "lib")},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self.failure = self._read().get("failure")
 
-    def sample(self) -> float:
-        assert self._process.stdin is not None
-        self._process.stdin.write("\n")
-        self._process.stdin.flush()
-        return float(self._read()["seconds"])
+def _answer(**words: Any) -> None:
+    print(json.dumps(words), flush=True)
 
-    def _read(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        found: dict[str, Any] = json.loads(line) if line else {"failure": "it ended"}
-        return found
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
+@contextmanager
+def worker(name: str, device: str, build: Path) -> Iterator[Callable[..., dict[str, Any]]]:
+    """A process in which `fastdm` is the build in a folder, and `bench` is the working tree's; gives what asks it."""
+    # A folder that holds nothing but bench/: the working tree's own fastdm/ must not be found first.
+    alone = build / "run"
+    alone.mkdir(exist_ok=True)
+    if not (alone / "bench").exists():
+        (alone / "bench").symlink_to(REPOSITORY / "bench")
+    command = [sys.executable, "-m", "bench.compare", "--worker", name, "--device", device]
+    environment = {**os.environ, "PYTHONPATH": str(build / "lib")}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=alone, env=environment, stdin=pipe, stdout=pipe, text=True) as process:
+        requests, answers = cast(TextIO, process.stdin), cast(TextIO, process.stdout)
+
+        def answer(ask: bool = True) -> dict[str, Any]:
+            if ask:
+                print(file=requests, flush=True)
+            line = answers.readline()
+            return cast(dict[str, Any], json.loads(line)) if line else {"failure": "it ended"}
+
+        yield answer  # Afterwards, the end of its requests ends the process.
 
 
 def build(tree: Path, into: Path) -> None:
     """The package of a tree, with its extension, into a folder `lib` that can be put on the path."""
-    command = [
-        sys.executable,
-        "setup.py",
-        "--quiet",
-        "build",
-        "--build-base",
-        str(into),
-        "--build-lib",
-        str(into / "lib"),
-    ]
-    done = subprocess.run(command, cwd=tree, capture_output=True, text=True)
+    command = [sys.executable, "setup.py", "--quiet", "build", "--build-base", str(into), "--build-lib"]
+    done = subprocess.run([*command, str(into / "lib")], cwd=tree, capture_output=True, text=True)
     if done.returncode != 0:
         raise SystemExit(f"{tree} could not be built:\n{done.stderr[-2000:]}")
 
@@ -173,49 +181,50 @@ def build(tree: Path, into: Path) -> None:
 def compare(name: str, device: str, builds: dict[str, Path], rounds: int) -> str:
     """A line with the ratio of the times there and here, and its spread over the rounds."""
     there, here = builds
-    with Worker(name, device, builds[there]) as before, Worker(name, device, builds[here]) as now:
-        if failure := before.failure or now.failure:
-            return f"{name:24} {failure}"
-        pairs = [(before.sample(), now.sample()) for _ in range(rounds)]
-    ratio = results.spread([old / new for old, new in pairs])
-    medians = [results.spread(times)["median"] * 1e3 for times in zip(*pairs, strict=True)]
+    with worker(name, device, builds[there]) as before, worker(name, device, builds[here]) as now:
+        if failures := [found["failure"] for found in (before(ask=False), now(ask=False)) if "failure" in found]:
+            return f"{name:24} {failures[0]}"
+        pairs = [(before()["seconds"], now()["seconds"]) for _ in range(rounds)]
+    ratio = records.spread([old / new for old, new in pairs])
+    medians = [records.spread(times)["median"] * 1e3 for times in zip(*pairs, strict=True)]
     return (
         f"{name:24} {ratio['median']:.3f} ({ratio['p20']:.3f}..{ratio['p80']:.3f})   "
         f"{there} {medians[0]:.4g} ms, {here} {medians[1]:.4g} ms, {rounds} rounds"
     )
 
 
+def checked_out(rev: str, folder: Path) -> str:
+    """Put a commit's files into a folder; returns its short name."""
+
+    def git(*words: str) -> bytes:
+        return subprocess.run(["git", "-C", str(REPOSITORY), *words], check=True, capture_output=True).stdout
+
+    with tarfile.open(fileobj=io.BytesIO(git("archive", rev))) as archive:
+        archive.extractall(folder, filter="data")
+    return git("rev-parse", "--short", rev).decode().strip()
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments.parser(__doc__)
     parser.add_argument("rev", nargs="?", metavar="REV", help="anything that git rev-parse knows")
     parser.add_argument("--only", nargs="+", choices=BENCHMARKS, default=list(BENCHMARKS))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.worker:
-        work(arguments.worker, arguments.device)
+    parser.add_argument("--worker", help="for this program itself: run one benchmark on request")
+    options = parser.parse_args()
+    if options.worker:
+        work(options.worker, arguments.device_of(options))
         return
-    if arguments.rev is None:
+    if options.rev is None:
         parser.error("name the commit to compare with")
-
-    def git(*words: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(results.REPOSITORY), *words], check=True, capture_output=True, text=True
-        ).stdout.strip()
-
     with tempfile.TemporaryDirectory() as temporary:
-        other, here = Path(temporary) / "tree", Path(temporary) / "here"
-        git("worktree", "add", "--detach", str(other), arguments.rev)
-        try:
-            short = git("rev-parse", "--short", arguments.rev)
-            builds = {short: Path(temporary) / "there", "here": here}
-            build(other, builds[short])
-            build(results.REPOSITORY, here)
-            for name in arguments.only:
-                print(compare(name, arguments.device, builds, arguments.rounds), flush=True)
-        finally:
-            git("worktree", "remove", "--force", str(other))
+        tree = Path(temporary, "tree")
+        short = checked_out(options.rev, tree)
+        builds = {short: Path(temporary, "there"), "here": Path(temporary, "here")}
+        build(tree, builds[short])
+        build(REPOSITORY, builds["here"])
+        for name in options.only:
+            print(compare(name, options.device, builds, 2 if options.smoke else options.rounds), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How many ops an iteration calls and how many bytes it allocates, counted by dispatch: figures without noise.
 
-python -m bench.launches
+python -m bench.launches [--smoke]
 
 Counted are the calls that do work on tensors, which on a GPU are launches of one kernel or more: ATen ops that are not
 views or bare allocations, and the ops of `fastdm.kernels`, each as one. Bytes are those of every new result. The shapes
@@ -8,51 +8,28 @@ are small and all classes lie in one chunk: the count of ops does not depend on 
 GPU, followed on the CPU by telling the package that it has no C++ form of a whole block.
 """
 
-import argparse
-from collections import Counter
+from functools import partial
 from typing import Any
 from unittest import mock
 
 import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from bench import results
-from bench.iteration import PublicLoop
-from bench.workloads import CPU, Workload
+from bench.baselines.public_step import PublicStep
+from bench.harness import arguments, cells, plots
+from bench.harness.counter import OpCounter
+from bench.harness.records import STEP, Recorder, Result, Row, Suite
+from bench.harness.workloads import CPU, Workload
 from fastdm.condensation.build import build_step
 from fastdm.kernels import stores_only_pooled
 
 CLASSES = (10, 100)
-_ALLOCATIONS = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
-
-
-class Count(TorchDispatchMode):
-    """calls: number of calls of each op that does work; bytes: of all new results."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.calls: Counter[str] = Counter()
-        self.bytes = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        name = func._schema.name
-        if not func.is_view and name.removeprefix("aten::") not in _ALLOCATIONS:
-            self.calls[name] += 1
-        for tensor, declared in zip(
-            result if isinstance(result, tuple | list) else (result,), func._schema.returns, strict=False
-        ):
-            if isinstance(tensor, Tensor) and declared.alias_info is None:
-                self.bytes += tensor.numel() * tensor.element_size()
-        return result
 
 
 def workload(classes: int) -> Workload:
     return Workload(f"{classes} classes", classes, 16, 1, 8, batch_real=4, network="ConvNetW32")
 
 
-def count_step(classes: int, aug_mode: str, path: str) -> Count:
+def count_step(classes: int, aug_mode: str, path: str) -> OpCounter:
     """One iteration of the package with all classes in one chunk. path: "cpu" or "device"."""
     work = workload(classes)
     settings = work.settings(aug_mode=aug_mode, precision="fp32").resolve(work.dataset(CPU), CPU)
@@ -61,46 +38,65 @@ def count_step(classes: int, aug_mode: str, path: str) -> Count:
     fused = path == "cpu" and stores_only_pooled(torch.empty(1, 3, 16, 16), torch.empty(32, 3, 3, 3))
     with mock.patch("fastdm.kernels.blocks.native.takes_conv_norm_relu_pool", return_value=fused):
         step(0)  # The first iteration has more to do.
-        count = Count()
-        with count:
+        with OpCounter() as counter:
             step(1)
-    return count
+    return counter
 
 
-def count_public(classes: int, aug_mode: str) -> Count:
+def count_public(classes: int, aug_mode: str) -> OpCounter:
     """One iteration of the public loop."""
     work = workload(classes)
-    loop = PublicLoop(work.dataset(CPU), work.settings(aug_mode=aug_mode), CPU)
-    count = Count()
-    with count:
+    loop = PublicStep(work.dataset(CPU), work.settings(aug_mode=aug_mode), CPU)
+    with OpCounter() as counter:
         loop(0)
-    return count
+    return counter
 
 
-def measure() -> list[dict[str, Any]]:
-    rows = []
-    for aug_mode in ("S", "M"):
-        for loop in ("cpu", "device", "public"):
-            counts = {
-                classes: count_public(classes, aug_mode) if loop == "public" else count_step(classes, aug_mode, loop)
-                for classes in CLASSES
-            }
-            row: dict[str, Any] = {"name": f"{loop}, mode {aug_mode}", "loop": loop, "aug_mode": aug_mode}
-            for classes, count in counts.items():
-                row[f"ops_{classes}_classes"] = count.calls.total()
-                row[f"bytes_{classes}_classes"] = count.bytes
-            row["most_called"] = dict(counts[CLASSES[0]].calls.most_common(8))
-            rows.append(row)
-    return rows
+def measure(loop: str, aug_mode: str) -> Row:
+    row: Row = {}
+    for classes in CLASSES:
+        count = count_public(classes, aug_mode) if loop == "public" else count_step(classes, aug_mode, loop)
+        row |= {f"ops_{classes}_classes": count.calls.total(), f"bytes_{classes}_classes": count.allocated}
+        row.setdefault("most_called", dict(count.calls.most_common(8)))
+    return row
+
+
+def _counts(result: Result) -> Any:
+    rows = result["rows"]
+    series = [
+        plots.Series(f"{classes} classes", values, color, [f"{value:,}" for value in values])
+        for classes, color in zip(CLASSES, (plots.OURS, plots.OTHER), strict=True)
+        if (values := [row[f"ops_{classes}_classes"] for row in rows])
+    ]
+    return plots.bars(result, [row["name"] for row in rows], series, "ops per iteration", limits=(10, 100_000))[0]
+
+
+SUITE = Suite(
+    "launches",
+    "Launches per iteration",
+    "Counted by dispatch: ops that do work, which on a GPU are launches of at least one kernel, and the bytes of all "
+    "results. The package's count does not depend on the classes of a chunk. “device” is the path of a GPU.",
+    STEP,
+    [
+        ("loop", cells.text("name")),
+        ("ops, 10 classes", cells.number("ops_10_classes", "{:,.0f}")),
+        ("ops, 100 classes", cells.number("ops_100_classes", "{:,.0f}")),
+        ("MB allocated, 10 classes", cells.number("bytes_10_classes", "{:.3g}", 1e6)),
+        ("MB allocated, 100 classes", cells.number("bytes_100_classes", "{:.3g}", 1e6)),
+    ],
+    plots={"counts": _counts},
+)
 
 
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    options = arguments.parser(__doc__).parse_args()
     torch.set_num_threads(1)
-    rows = measure()
-    for row in rows:
-        print(row)
-    print(results.save("launches", rows, {"classes": list(CLASSES), "images": "3×16×16", "network": "ConvNetW32"}))
+    settings = {"smoke": options.smoke, "classes": list(CLASSES), "images": "3×16×16", "network": "ConvNetW32"}
+    recorder = Recorder(SUITE, settings)
+    for aug_mode in ("S",) if options.smoke else ("S", "M"):
+        for loop in ("cpu", "device", "public"):
+            row: Row = {"name": f"{loop}, mode {aug_mode}", "loop": loop, "aug_mode": aug_mode}
+            recorder.add(row, partial(measure, loop, aug_mode))
 
 
 if __name__ == "__main__":

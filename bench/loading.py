@@ -1,134 +1,81 @@
-"""Data loading: every row a ratio of two things that were timed in turns in this run, beside its target.
+"""Data loading: every row a ratio of two things that were timed interleaved in this run, with its target.
 
-    python -m bench.loading --data_path data [--quick]
+    python -m bench.loading --data_path data [--quick] [--smoke]
 
 Rates are images per second of the access pattern of distribution matching: for each class, 256 distinct random images.
 data_path holds tinyimagenet20/train and imagenet_samples (folders of JPEGs); without it the rows that decode are left
-out. Packed files of random pixels are written to a temporary folder (TMPDIR): 2 GB each, with --quick 0.2 GB.
+out. Packed files of random pixels are written to a temporary folder (TMPDIR): 2 GB each, with --quick 0.2 GB; --smoke
+writes 20 MB.
 """
 
-import argparse
 import gc
 import io
+import json
 import os
-import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from functools import partial
+from itertools import count, pairwise
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from PIL import Image
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
-from bench import results
-from bench.timer import in_turns
-from fastdm import _native
+import fastdm
+from bench.harness import arguments, cells, machine, plots, records
+from bench.harness.records import Recorder, Result, Row, Suite
+from bench.harness.timer import apart, host_times, threads, timed
+from bench.harness.workloads import CPU
 from fastdm.data import Dataset, Pool, decode
-from fastdm.data.packed.reading import open_packed
-from fastdm.data.packing import pack
+from fastdm.data.packed.format import header_bytes
+from fastdm.system.native import native
 
 DRAWN = 256  # images of a class, as in the paper
 CLASS_SIZE = 1281  # images of a class of ImageNet-1K
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # Images per second with 2 workers on two cores with AVX-512, measured once: FFCV needs system libraries to be built.
 FFCV = {32: 1_040_000, 64: 527_000}
-# Why a target may be missed on a machine that does nothing else, by the beginning of the row's name.
-REASONS = {
-    "gather over the best sequential copy": "images lie apart: each begins with pages that neither the prefetcher nor "
-    "the table of addresses of the core has seen",
-    "gather over index_select": "index_select into a buffer is a parallel copy too: a plain gather can only tie it",
-    "fused float32": "bound by writing float32: the less, the faster this machine's memory is for PyTorch's passes",
-    "draw, share": "some 30 million indices are drawn a second, a twentieth of the time only where images are gathered "
-    "at less than 1.5 million a second",
-    "gather over FFCV": "FFCV's rate is another machine's",
-    "gather over DataLoader": "the decoder gains more from this processor than the copy does",
-    "packing over Pillow": "most of the time goes into decoding, which both leave to libjpeg-turbo",
-    "packing, two threads": "two threads of this machine may share a core",
-    "cold": "the kernel's read-ahead, or the answer time of this disk",
-}
-
-
-PLUGIN = "run of bench.loading"
-
-
-class Run:
-    """What the command line asks for, as a plugin of pytest, and the rows that the benchmarks find."""
-
-    __name__ = PLUGIN  # by which pytest finds a plugin
-
-    def __init__(self, data_path: Path, quick: bool) -> None:
-        self.data_path = data_path
-        self.repeats, self.file_bytes = (3, 2 * 10**8) if quick else (11, 2 * 10**9)
-        self.rows: list[dict[str, Any]] = []
-        self._load, self._cores = os.getloadavg()[0], len(os.sched_getaffinity(0))
-
-    def add(self, found: Sequence[dict[str, Any]]) -> None:
-        """Keep and save rows, those of a missed target with the reason."""
-        for missed in (r for r in found if r["target"] is not None and not r["met"]):
-            reason = next((why for name, why in REASONS.items() if missed["name"].startswith(name)), "")
-            busy = f"on a busy machine: before the run its load was {self._load:.1f} on {self._cores} cores"
-            notes = (missed.get("note"), reason, busy if self._load > self._cores / 2 else None)
-            missed["note"] = "; ".join(filter(None, notes))
-        self.rows.extend(found)
-        settings = {"drawn": DRAWN, "file_bytes": self.file_bytes, "repeats": self.repeats}
-        results.save("loading", self.rows, settings)
-
-
-@pytest.fixture(scope="session")
-def run(pytestconfig: pytest.Config) -> Run:
-    return cast(Run, pytestconfig.pluginmanager.get_plugin(PLUGIN))
+# Why a target may be missed.
+APART = "images lie apart: each begins with pages that neither the prefetcher nor the core's address table has seen"
+TIE = "index_select into a buffer is a parallel copy too: a plain gather can only tie it"
+BOUND = "bound by writing float32: the less, the faster this machine's memory is for PyTorch's passes"
+DRAWS = "some 30 million indices are drawn a second, a twentieth of the time only below 1.5 million images a second"
+DECODER = "the decoder gains more from this processor than the copy does"
+DECODING = "most of the time goes into decoding, which both leave to libjpeg-turbo"
+SHARED = "two threads of this machine may share a core"
+DISK = "the kernel's read-ahead, or the answer time of this disk"
+SIZES = {"full": (11, 2 * 10**9), "quick": (3, 2 * 10**8), "smoke": (2, 2 * 10**7)}  # repeats, bytes of a file
 
 
 def row(
-    name: str, ours: Sequence[float], baseline: Sequence[float], target: float | None, images: int = 0, **more: Any
-) -> dict[str, Any]:
-    """How many times as fast as the baseline."""
-    ratios = [theirs / mine for mine, theirs in zip(ours, baseline, strict=True)]
-    found: dict[str, Any] = {"name": name, "target": target, "ratio": rounded(results.spread(ratios))}
+    name: str, values: Sequence[float], target: float | None = None, why: str = "", at_most: bool = False, **more: Any
+) -> Row:
+    """A ratio with its target. why: the reason why a machine that does nothing else may miss it."""
+    spread = {key: float(f"{value:.4g}") for key, value in records.spread(values).items()} | {"n": len(values)}
+    found: Row = {"name": name, "target": target, "ratio": spread, **more}
     if target is not None:
-        found["met"] = found["ratio"]["median"] >= target
-    if images:
-        found["images_per_second"] = round(images / results.spread(ours)["median"])
-        found["baseline_images_per_second"] = round(images / results.spread(baseline)["median"])
-    return found | more
+        found["met"] = spread["median"] <= target if at_most else spread["median"] >= target
+        if not found["met"]:
+            load, cores = machine.load(), len(os.sched_getaffinity(0))
+            busy = f"on a busy machine: its load is {load} on {cores} cores" if load > cores / 2 else ""
+            found["note"] = "; ".join(filter(None, (more.get("note"), why, busy)))
+    return found
 
 
-def rounded(spread: dict[str, float | int]) -> dict[str, float | int]:
-    return {key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in spread.items()}
+def faster(name: str, ours: Sequence[float], baseline: Sequence[float], images: int, *target: Any, **more: Any) -> Row:
+    """How many times as fast as the baseline; images: of one call; target: and why it may be missed."""
+    rates = [round(images / records.spread(times)["median"]) for times in (ours, baseline)]
+    more |= {"images_per_second": rates[0], "baseline_images_per_second": rates[1]}
+    return row(name, [theirs / mine for mine, theirs in zip(ours, baseline, strict=True)], *target, **more)
 
 
-def best(*timings: Sequence[float]) -> list[float]:
-    return [min(times) for times in zip(*timings, strict=True)]
-
-
-@contextmanager
-def torch_threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-# --- warm: gather, convert, draw -------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module", params=[64, 32], ids="{0}x{0}".format)
-def packed(request: pytest.FixtureRequest, run: Run) -> Iterator[tuple[Path, int]]:
-    """A packed file of random pixels, and their side."""
-    with tempfile.TemporaryDirectory() as folder:
-        yield random_set(Path(folder), request.param, run.file_bytes), request.param
+def interleaved(repeats: int, **functions: Callable[[], object]) -> Mapping[str, list[float]]:
+    return host_times(functions, CPU, rounds=repeats, seconds=60.0, warm_up=0, sample=0.0)
 
 
 def random_set(folder: Path, side: int, total_bytes: int) -> Path:
@@ -138,96 +85,87 @@ def random_set(folder: Path, side: int, total_bytes: int) -> Path:
     images = torch.empty(classes * CLASS_SIZE, 3, side, side, dtype=torch.uint8)
     images.view(torch.int64).random_()
     pool = Pool(images, torch.arange(0, len(images) + 1, CLASS_SIZE))
-    names = tuple(f"class {i}" for i in range(classes))
-    pack(Dataset("random", pool, None, names, MEAN, STD), path)
+    fastdm.pack(Dataset("random", pool, None, tuple(f"class {i}" for i in range(classes)), MEAN, STD), path)
     return path
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_warm(packed: tuple[Path, int], threads: int, benchmark: Any, run: Run) -> None:
-    path, side = packed
-    pool = open_packed(path, "mmap").train
+def memory_map(path: Path, pool: Pool) -> np.ndarray:
+    """NumPy's mapping of the images of a packed file, which lie where its safetensors header says."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        begin = 8 + length + json.loads(file.read(length))["images"]["data_offsets"][0]
+    return np.memmap(path, np.uint8, "r", begin, tuple(pool.images.shape))
+
+
+# --- warm: gather, convert, draw -------------------------------------------------------------------------------------
+
+
+def warm(path: Path, side: int, repeats: int, workers: int) -> Iterator[Row]:
+    pool = fastdm.open_dataset(path, io="mmap").train
     drawn_classes = torch.arange(min(100, pool.num_classes))
-    steps = iter(range(10**9))
+    steps = count()
     indices = [pool.draw(0, step, DRAWN, drawn_classes).flatten() for step in range(8)]
     n = len(indices[0])
     out = torch.empty(n, 3, side, side, dtype=torch.uint8)
+    pool.gather(indices[0], out=out)  # brings the file into memory
+    with threads(workers):
+        t = interleaved(
+            repeats,
+            **_gathers(path, pool, out, lambda: indices[next(steps) % len(indices)], workers),
+            draw=lambda: pool.draw(0, next(steps), DRAWN, drawn_classes),
+        )
+    where = f"{side}x{side}, {workers} thread{'s' if workers > 1 else ''}"
+    best = [min(times) for times in zip(t["copy"], t["streamed_copy"], strict=True)]
+    target = 0.8 if side == 64 or workers > 1 else 0.6
+    yield faster(f"gather over the best sequential copy, {where}", t["gather"], best, n, target, APART)
+    yield faster(f"gather over index_select(out=), {where}", t["gather"], t["index_select"], n, 1.0, TIE)
+    name = f"fused float32 over index_select to float32, {where}"
+    yield faster(name, t["fused"], t["index_select_float"], n, 5.0, BOUND)
+    yield faster(f"gather over numpy memmap, {where}", t["gather"], t["memmap"], n)
+    shares = [draw / gather for draw, gather in zip(t["draw"], t["gather"], strict=True)]
+    yield row(f"draw, share of gather's time, {where}", shares, 0.05, DRAWS, at_most=True)
+    if workers == 2:
+        rate = round(n / records.spread(t["gather"])["median"])
+        rates: dict[str, Any] = {"images_per_second": rate, "baseline_images_per_second": FFCV[side]}
+        note = "FFCV with 2 workers: quoted, measured on another machine and not in this run"
+        yield row(f"gather over FFCV raw, {where}", [rate / FFCV[side]], 1.3, note=note, **rates)
+
+
+def _gathers(
+    path: Path, pool: Pool, out: Tensor, index: Callable[[], Tensor], workers: int
+) -> dict[str, Callable[[], object]]:
+    """Ways to gather the images of an index, and sequential copies of as many."""
+    core: Any = native()
+    n, _, side, _ = out.shape
     normalised = torch.empty(n, 3, side, side)
     ordered = torch.arange(n)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
     scale, shift = [1 / (255 * s) for s in STD], [-m / s for m, s in zip(MEAN, STD, strict=True)]
-    pool.gather(indices[0], out=out)  # brings the file into memory
-    memmap = np.memmap(path, np.uint8, "r", pool.backing.file.entries["images"].begin, tuple(pool.images.shape))  # type: ignore[call-overload,union-attr]
-
-    def index() -> Tensor:
-        return indices[next(steps) % len(indices)]
+    mapped = memory_map(path, pool)
 
     def through_torch() -> Tensor:
         return torch.index_select(pool.images, 0, index()).float().div_(255).sub_(mean).div_(std)
 
-    with torch_threads(threads):
-        t = in_turns(
-            benchmark,
-            run.repeats,
-            gather=lambda: _native.gather(pool.images, index(), out, threads=threads),
-            copy=lambda: out.copy_(pool.images[:n]),
-            streamed_copy=lambda: _native.gather(pool.images, ordered, out, threads=threads),
-            index_select=lambda: torch.index_select(pool.images, 0, index(), out=out),
-            fused=lambda: _native.gather(pool.images, index(), normalised, "planar", scale, shift, threads),
-            index_select_float=through_torch,
-            memmap=lambda: memmap[index().numpy()],
-            draw=lambda: pool.draw(0, next(steps), DRAWN, drawn_classes),
-        )
-    where = f"{side}x{side}, {threads} thread{'s' if threads > 1 else ''}"
-    copy_target = 0.8 if side == 64 or threads > 1 else 0.6
-    rows = [
-        row(
-            f"gather over the best sequential copy, {where}",
-            t["gather"],
-            best(t["copy"], t["streamed_copy"]),
-            copy_target,
-            n,
-        ),
-        row(f"gather over index_select(out=), {where}", t["gather"], t["index_select"], 1.0, n),
-        row(f"fused float32 over index_select to float32, {where}", t["fused"], t["index_select_float"], 5.0, n),
-        row(f"gather over numpy memmap, {where}", t["gather"], t["memmap"], None, n),
-    ]
-    share = [draw / gather for draw, gather in zip(t["draw"], t["gather"], strict=True)]
-    spread = rounded(results.spread(share))
-    rows.append(
-        {
-            "name": f"draw, share of gather's time, {where}",
-            "target": 0.05,
-            "ratio": spread,
-            "met": spread["median"] <= 0.05,
-        }
-    )
-    if threads == 2:
-        rate = rows[0]["images_per_second"]
-        rows.append(
-            {
-                "name": f"gather over FFCV raw, {where}",
-                "target": 1.3,
-                "ratio": {"n": 0, "median": round(rate / FFCV[side], 2)},
-                "met": rate / FFCV[side] >= 1.3,
-                "images_per_second": rate,
-                "baseline_images_per_second": FFCV[side],
-                "note": "FFCV with 2 workers: quoted, measured on another machine and not in this run",
-            }
-        )
-    run.add(rows)
+    return {
+        "gather": lambda: core.gather(pool.images, index(), out, threads=workers),
+        "copy": lambda: out.copy_(pool.images[:n]),
+        "streamed_copy": lambda: core.gather(pool.images, ordered, out, threads=workers),
+        "index_select": lambda: torch.index_select(pool.images, 0, index(), out=out),
+        "fused": lambda: core.gather(pool.images, index(), normalised, "planar", scale, shift, workers),
+        "index_select_float": through_torch,
+        "memmap": lambda: mapped[index().numpy()],
+    }
 
 
-def test_public(packed: tuple[Path, int], benchmark: Any, run: Run) -> None:
+def public(path: Path, side: int, repeats: int) -> Row:
     """The public code's get_images: a permutation of a list of indices, float32 images on the CPU."""
-    path, side = packed
-    pool = open_packed(path, "mmap").train
+    pool = fastdm.open_dataset(path, io="mmap").train
     classes = min(pool.num_classes, max(1, 2**30 // (3 * side * side * 4 * CLASS_SIZE)))
     images_all = pool.images[: classes * CLASS_SIZE].float()
     indices_class = [list(range(c * CLASS_SIZE, (c + 1) * CLASS_SIZE)) for c in range(classes)]
-    steps = iter(range(10**9))
+    steps = count()
 
-    def public() -> None:
+    def theirs() -> None:
         for c in range(classes):
             _ = images_all[np.random.permutation(indices_class[c])[:DRAWN]]  # noqa: NPY002 what the public code calls
 
@@ -237,57 +175,41 @@ def test_public(packed: tuple[Path, int], benchmark: Any, run: Run) -> None:
         index = pool.draw(0, next(steps), DRAWN, torch.arange(classes))
         pool.gather(index, dtype=torch.float32, mean=MEAN, std=STD, out=out)
 
-    t = in_turns(benchmark, run.repeats // 3, ours=ours, public=public)
+    t = interleaved(max(2, repeats // 3), ours=ours, public=theirs)
     name = f"draw and gather float32 over the public code, {side}x{side}"
-    run.add([row(name, t["ours"], t["public"], None, classes * DRAWN)])
+    return faster(name, t["ours"], t["public"], classes * DRAWN)
 
 
 # --- JPEGs -----------------------------------------------------------------------------------------------------------
 
 
-def loader_row(folder: Path, what: str, pool: Pool, target: float) -> dict[str, Any]:
+def loader(folder: Path, what: str, path: Path, target: float) -> Row:
     """torchvision's ImageFolder through a DataLoader of 2 workers, against gathering packed images of that size."""
     from torch.utils.data import DataLoader
     from torchvision import transforms
     from torchvision.datasets import ImageFolder
 
+    pool = fastdm.open_dataset(path, io="ram").train
     steps = transforms.Compose([transforms.Resize((64, 64)), transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
-    loader = DataLoader(ImageFolder(str(folder), steps), batch_size=64, shuffle=True, num_workers=2)
+    batches = DataLoader(ImageFolder(str(folder), steps), batch_size=64, shuffle=True, num_workers=2)
     classes = torch.arange(min(100, pool.num_classes))
     out = torch.zeros(len(classes), DRAWN, 3, 64, 64, dtype=torch.uint8)
     ours, theirs = [], []
     for turn in range(3):
-        count, start = 0, 0.0
-        for images, _ in loader:
+        images, start = 0, 0.0
+        for batch, _ in batches:
             if start:
-                count += len(images)
+                images += len(batch)
             else:  # the first batch brings the workers up
                 start = time.perf_counter()
-        theirs.append((time.perf_counter() - start) / max(1, count))
+        theirs.append((time.perf_counter() - start) / max(1, images))
         index = pool.draw(0, turn, DRAWN, classes)
-        gathering = []
-        for _ in range(9):
-            start = time.perf_counter()
-            pool.gather(index, out=out)
-            gathering.append(time.perf_counter() - start)
-        ours.append(statistics.median(gathering) / index.numel())
-    return row(f"gather over DataLoader with 2 workers, {what}", ours, theirs, target, 1)
+        gathering = [timed(partial(pool.gather, index, out=out), 1, CPU) for _ in range(9)]
+        ours.append(records.spread(gathering)["median"] / index.numel())
+    return faster(f"gather over DataLoader with 2 workers, {what}", ours, theirs, 1, target, DECODER)
 
 
-@pytest.mark.parametrize("packed", [64], indirect=True, ids=["64x64"])
-def test_loader(packed: tuple[Path, int], run: Run) -> None:
-    pool = open_packed(packed[0], "ram").train
-    sets = (("tinyimagenet20/train", "JPEGs of 64x64", 200.0), ("imagenet_samples", "JPEGs of about 500x375", 2000.0))
-    for name, what, target in sets:
-        if (run.data_path / name).is_dir():
-            run.add([loader_row(run.data_path / name, what, pool, target)])
-
-
-def test_packing(benchmark: Any, run: Run) -> None:
-    files = sorted((run.data_path / "imagenet_samples").glob("*/*"))
-    if not files:
-        pytest.skip(f"{run.data_path} has no imagenet_samples/")
-
+def packing(files: list[Path], repeats: int) -> Iterator[Row]:
     def pillow(path: Path) -> np.ndarray:
         with Image.open(io.BytesIO(path.read_bytes())) as image:
             return np.asarray(image.convert("RGB").resize((64, 64), Image.Resampling.BOX)).transpose(2, 0, 1)
@@ -295,32 +217,17 @@ def test_packing(benchmark: Any, run: Run) -> None:
     def ours(path: Path) -> np.ndarray:
         return decode.decode_file(path, 64)
 
-    def all_of(function: Callable[[Path], np.ndarray], threads: int) -> None:
-        with ThreadPoolExecutor(threads) as pool:
+    def all_of(function: Callable[[Path], np.ndarray], workers: int) -> None:
+        with ThreadPoolExecutor(workers) as pool:
             list(pool.map(function, files))
 
     for path in files:  # no speed of what is wrong
         np.testing.assert_array_equal(ours(path), pillow(path))
-    t = in_turns(
-        benchmark,
-        run.repeats // 2,
-        ours=lambda: all_of(ours, 1),
-        pillow=lambda: all_of(pillow, 1),
-        two=lambda: all_of(ours, 2),
-    )
-    what = "JPEGs of about 500x375 to 64x64"
-    rows = [
-        row(
-            f"packing over Pillow, one thread, {what}",
-            t["ours"],
-            t["pillow"],
-            1.2,
-            len(files),
-            decoder=decode.decoder_name(),
-        ),
-        row(f"packing, two threads over one, {what}", t["two"], t["ours"], 1.9, len(files)),
-    ]
-    run.add(rows)
+    forms = {"ours": (ours, 1), "pillow": (pillow, 1), "two": (ours, 2)}
+    t = interleaved(max(2, repeats // 2), **{name: partial(all_of, *form) for name, form in forms.items()})
+    what, n, decoder = "JPEGs of about 500x375 to 64x64", len(files), decode.decoder_name()
+    yield faster(f"packing over Pillow, one thread, {what}", t["ours"], t["pillow"], n, 1.2, DECODING, decoder=decoder)
+    yield faster(f"packing, two threads over one, {what}", t["two"], t["ours"], n, 1.9, SHARED)
 
 
 # --- cold, and larger than memory ------------------------------------------------------------------------------------
@@ -338,66 +245,51 @@ def bytes_read() -> int:
     return int(fields["read_bytes"])
 
 
-@pytest.mark.parametrize("packed", [64], indirect=True, ids=["64x64"])
-def test_cold(packed: tuple[Path, int], run: Run) -> None:
-    """Random images of a file that is not in memory: direct reads against a mapping as it comes.
+def cold(path: Path, repeats: int) -> Iterator[Row]:
+    """Random images of a file that is not in memory: direct reads against a default mapping.
 
     Nothing may map the file meanwhile: mapped pages are not dropped from the cache.
     """
-    path = packed[0]
     gc.collect()
-    pool = open_packed(path, "direct").train
-    begin, image_bytes = pool.backing.begin, pool.images[0].numel()  # type: ignore[union-attr]
-    few, many = 100, 4000
+    pool = fastdm.open_dataset(path, io="direct").train
+    few, many, image_bytes = 100, min(4000, len(pool)), pool.images[0].numel()
     direct, mapped, amplification = [], [], []
-    for turn in range(min(5, run.repeats)):
+    for turn in range(min(5, repeats)):
         index = torch.from_numpy(np.random.default_rng(turn).permutation(len(pool))[:many])
         forget(path)
-        before, start = bytes_read(), time.perf_counter()
-        pool.gather(index)
-        direct.append((time.perf_counter() - start) / many)
+        before = bytes_read()
+        direct.append(timed(partial(pool.gather, index), 1, CPU) / many)
         amplification.append((bytes_read() - before) / (many * image_bytes))
         forget(path)
-        images = np.memmap(path, np.uint8, "r", begin, tuple(pool.images.shape))
-        start = time.perf_counter()
-        _ = images[index[:few].numpy()]
-        mapped.append((time.perf_counter() - start) / few)
+        images = memory_map(path, pool)
+        mapped.append(timed(partial(images.__getitem__, index[:few].numpy()), 1, CPU) / few)
         del images
-    spread = rounded(results.spread(amplification))
-    rows = [
-        row("cold: direct reads over a default mapping, 64x64", direct, mapped, 50.0, 1),
-        {"name": "cold: bytes read over bytes wanted", "target": 1.1, "ratio": spread, "met": spread["median"] <= 1.1},
-    ]
-    run.add(rows)
+    yield faster("cold: direct reads over a default mapping, 64x64", direct, mapped, 1, 50.0, DISK)
+    yield row("cold: bytes read over bytes wanted", amplification, 1.1, DISK, at_most=True)
 
 
-LARGE = """
-import sys, threading, time, torch
-from pathlib import Path
-from fastdm.data.packed.reading import open_packed
+def _large(path: Path) -> tuple[float, float, float, float]:
+    """Seconds to open and to draw, bytes resident at most, images per second; in a process of its own."""
 
-def resident():
-    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return 1024 * sum(int(fields[kind].split()[0]) for kind in ("RssAnon", "RssShmem"))
+    def resident() -> int:
+        fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        return 1024 * sum(int(fields[kind].split()[0]) for kind in ("RssAnon", "RssShmem"))
 
-start = time.perf_counter()
-pool = open_packed(sys.argv[1], "direct").train
-opened = time.perf_counter() - start
-start = time.perf_counter()
-index = pool.draw(0, 0, 256)
-drawn = time.perf_counter() - start
-most, images, start = 0, 0, time.perf_counter()
-for chunk in pool.stream([pool.draw(0, step, 256)[:100] for step in range(3)]):
-    images += chunk.images.shape[0] * chunk.images.shape[1]
-    most = max(most, resident())
-print(opened, drawn, most, images / (time.perf_counter() - start))
-"""
+    moments = [time.perf_counter()]
+    pool = fastdm.open_dataset(path, io="direct").train
+    moments.append(time.perf_counter())
+    pool.draw(0, 0, DRAWN)
+    moments.append(time.perf_counter())
+    most = images = 0
+    for chunk in pool.stream([pool.draw(0, step, DRAWN)[:100] for step in range(3)]):
+        images += chunk.images.shape[0] * chunk.images.shape[1]
+        most = max(most, resident())
+    opened, drawn, streamed = (after - before for before, after in pairwise([*moments, time.perf_counter()]))
+    return opened, drawn, most, images / streamed
 
 
-def test_large(tmp_path: Path, run: Run) -> None:
+def large(folder: Path) -> Iterator[Row]:
     """A file shaped like ImageNet-1K at 64x64, 15.7 GB, whose pixels are a hole: opened, drawn from, streamed."""
-    from fastdm.data.packed.format import header_bytes
-
     classes, total = 1000, 1000 * CLASS_SIZE
     names = "[" + ",".join(f'"{i}"' for i in range(classes)) + "]"
     metadata = {"format": "fastdm.packed", "version": "1.0", "name": "large", "classes": names}
@@ -405,60 +297,93 @@ def test_large(tmp_path: Path, run: Run) -> None:
     tensors: dict[str, tuple[str, tuple[int, ...]]] = {"images": ("U8", (total, 3, 64, 64)), "skipped": ("U8", (8,))}
     tensors |= {"class_offsets": ("I64", (classes + 1,)), "class_crc32": ("I64", (classes,))}
     tensors["source_index"] = ("I64", (total,))
-    path = tmp_path / "large.fdm"
+    path = folder / "large.fdm"
     with path.open("wb") as file:
         file.write(header_bytes(metadata, tensors, 1 << 15))
         file.seek(total * 3 * 64 * 64, os.SEEK_CUR)
         file.write(b"[]".ljust(8) + np.arange(0, total + 1, CLASS_SIZE, dtype=np.int64).tobytes())
         file.truncate(file.tell() + 8 * (classes + total))
-    program = subprocess.run([sys.executable, "-c", LARGE, str(path)], capture_output=True, text=True, check=True)
-    opened, drawn, most, rate = map(float, program.stdout.split())
+    opened, drawn, most, rate = apart(_large, path)
     path.unlink()
-
-    def limit(name: str, value: float, target: float) -> dict[str, Any]:
-        return {
-            "name": name,
-            "target": target,
-            "ratio": {"n": 1, "median": float(f"{value:.3g}")},
-            "met": value <= target,
-        }
-
-    rows = [
-        limit("ImageNet-1K at 64x64, 15.7 GB: seconds to open", opened, 0.1),
-        limit("ImageNet-1K at 64x64: seconds to draw 256 of every class", drawn, 0.1),
-        limit("ImageNet-1K at 64x64: GB resident beside the page cache while streaming", most / 1e9, 1.0)
-        | {"images_per_second": round(rate), "note": "the file is a hole: its rate is not that of a disk"},
-    ]
-    run.add(rows)
+    yield row("ImageNet-1K at 64x64, 15.7 GB: seconds to open", [opened], 0.1, at_most=True)
+    yield row("ImageNet-1K at 64x64: seconds to draw 256 of every class", [drawn], 0.1, at_most=True)
+    name = "ImageNet-1K at 64x64: GB resident besides the page cache while streaming"
+    note = "the file is a hole: its rate is not that of a disk"
+    yield row(name, [most / 1e9], 1.0, at_most=True, images_per_second=round(rate), note=note)
 
 
-# --- all of it -------------------------------------------------------------------------------------------------------
+# --- all of it, table and plot ---------------------------------------------------------------------------------------
 
 
-def show(rows: Sequence[dict[str, Any]]) -> None:
-    table = Table("", "median", "p20..p80", "target", "", "images/s", "baseline")
-    for r in rows:
-        ratio = r["ratio"]
-        spread = f"{ratio['p20']:.3g}..{ratio['p80']:.3g}" if "p20" in ratio else ""
-        verdict = "" if r["target"] is None else "met" if r["met"] else "missed"
-        rates = [f"{r[key]:,}" if key in r else "" for key in ("images_per_second", "baseline_images_per_second")]
-        table.add_row(r["name"], f"{ratio['median']:.3g}", spread, f"{r['target'] or ''}", verdict, *rates)
-    Console(width=150).print(table)
-    for r in rows:
-        if "note" in r:
-            print(f"{r['name']}: {r['note']}")
+JPEGS = (("tinyimagenet20/train", "JPEGs of 64x64", 200.0), ("imagenet_samples", "JPEGs of about 500x375", 2000.0))
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data_path", type=Path, default=Path("data"))
-    parser.add_argument("--quick", action="store_true", help="small files and few repeats: to see that it runs")
-    arguments = parser.parse_args()
-    run = Run(arguments.data_path, arguments.quick)
-    status = pytest.main(["-q", "-p", "no:cacheprovider", "--benchmark-columns=median,iqr,rounds", __file__], [run])
-    show(run.rows)
-    return status
+def measure(data_path: Path, repeats: int, file_bytes: int) -> Iterator[Row]:
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        for side in (64, 32):
+            path = random_set(folder, side, file_bytes)
+            for workers in (1, 2):
+                yield from warm(path, side, repeats, workers)
+            yield public(path, side, repeats)
+            if side == 64:
+                for name, what, target in JPEGS:
+                    if (data_path / name).is_dir():
+                        yield loader(data_path / name, what, path, target)
+                yield from cold(path, repeats)
+            path.unlink()
+        if files := sorted((data_path / "imagenet_samples").glob("*/*")):
+            yield from packing(files, repeats)
+        yield from large(folder)
+
+
+def _ratios(result: Result) -> Any:
+    """Ratios with their targets; rows without a baseline are limits, and stay in the table."""
+    rows = [row for row in result["rows"] if row["ratio"]["n"] > 1]
+    if not rows:
+        return None
+    values = [row["ratio"]["median"] for row in rows]
+    series = plots.Series("", values, plots.OURS)
+    drawn, axes = plots.bars(result, [row["name"] for row in rows], [series], "times as fast", row_inches=0.24)
+    targets = [(row["target"], place) for place, row in enumerate(rows) if row["target"] is not None]
+    axes.scatter([x for x, _ in targets], [y for _, y in targets], marker="|", s=90, color=plots.OTHER, label="target")
+    axes.set_xscale("log")
+    axes.axvline(1, color=plots.LINE, lw=0.8)
+    axes.legend(loc="lower right")
+    return drawn
+
+
+SUITE = Suite(
+    "loading",
+    "Loading",
+    "How many times as fast as what the row's name says, median (p20–p80) of interleaved runs, and the target; rows in "
+    "seconds or GB are limits.",
+    ("csrc", "data"),
+    [
+        ("what", cells.text("name")),
+        ("ratio", lambda row: cells.spread_text(row["ratio"])),
+        ("target", cells.number("target")),
+        ("met", lambda row: {True: "yes", False: "no"}.get(row.get("met", ""), "")),
+        ("images/s", cells.number("images_per_second", "{:,.0f}")),
+        ("baseline, images/s", cells.number("baseline_images_per_second", "{:,.0f}")),
+        ("note", cells.text("note")),
+    ],
+    plots={"ratios": _ratios},
+)
+
+
+def main() -> None:
+    parser = arguments.parser(__doc__, data=True)
+    parser.add_argument("--quick", action="store_true", help="small files and few repeats")
+    options = parser.parse_args()
+    if native() is None:
+        raise SystemExit("fastdm was installed without its C++ core, which is what this measures")
+    repeats, file_bytes = SIZES["smoke" if options.smoke else "quick" if options.quick else "full"]
+    settings = {"smoke": options.smoke, "drawn": DRAWN, "file_bytes": file_bytes, "repeats": repeats}
+    recorder = Recorder(SUITE, settings)
+    for found in measure(options.data_path, repeats, file_bytes):
+        recorder.add(found)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

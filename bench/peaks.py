@@ -1,87 +1,97 @@
 """The two peaks of a device, measured: copying, and multiplying matrices. Every percentage elsewhere is of these.
 
 python -m bench.peaks [--device cuda] [--smoke]
+
+Both write into memory that was touched before, and the best run of the best of several sizes counts. On a CPU they are
+measured with all threads and with one.
 """
 
-import argparse
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from bench import results
-from bench.timer import device_times
+from bench.harness import arguments, cells
+from bench.harness.records import Recorder, Row, Suite, spread
+from bench.harness.timer import device_times, threads
 
-COPY_BYTES = {"cuda": 1 << 30, "cpu": 256 << 20}
-MATRIX = {"cuda": 8192, "cpu": 2048}
+COPY_MIB = {"cuda": (128, 512, 1024), "cpu": (128, 256, 512)}  # each past the caches
+MATRIX = {"cuda": (4096, 8192, 12288), "cpu": (1024, 2048, 3072)}
+
+SUITE = Suite(
+    "peaks",
+    "Peaks",
+    "Measured, and what every percentage on this page is of: the fastest run of the best size, on memory that was "
+    "touched before. Bytes of a copy are read and written.",
+    (),
+    [
+        ("what", cells.text("name")),
+        ("threads", cells.text("threads")),
+        ("best size", cells.text("size")),
+        ("GB/s", cells.number("gb_per_s", "{:,.3g}")),
+        ("TFLOP/s", cells.number("tflop_per_s", "{:,.3g}")),
+    ],
+)
 
 
-def measure(device: torch.device, smoke: bool) -> list[dict[str, Any]]:
-    """Rows "copy" (bytes read and written) and "matmul bf16", "matmul tf32" or "fp32", with random data.
+def best(sizes: dict[str, tuple[float, Callable[[], object]]], device: torch.device) -> tuple[str, float, Any]:
+    """The size with the highest rate, that rate per second, and the spread of its seconds."""
+    found = {}
+    for size, (work, function) in sizes.items():
+        times = device_times({"": function}, [()], device)[""]
+        found[size] = work / min(times), spread(times)
+    size = max(found, key=lambda size: found[size][0])
+    return size, *found[size]
 
-    The peaks are those of the fastest run.
-    """
-    rows: list[dict[str, Any]] = []
-    size = 1 << 22 if smoke else COPY_BYTES[device.type]
-    source = torch.randint(256, (size,), dtype=torch.uint8, device=device)
-    times = device_times({"copy": torch.Tensor.clone}, [(source,)] * 2, device)["copy"]
-    spread = results.spread(times)
-    rows.append(
-        {"name": "copy", "bytes": 2 * size, "seconds": {"copy": spread}, "gb_per_s": 2 * size / min(times) / 1e9}
-    )
-    del source
 
-    n = 256 if smoke else MATRIX[device.type]
+def copy(device: torch.device, smoke: bool) -> Row:
+    sizes: dict[str, tuple[float, Callable[[], object]]] = {}
+    for mib in (4,) if smoke else COPY_MIB[device.type]:
+        source, out = (torch.randint(256, (mib << 20,), dtype=torch.uint8, device=device) for _ in range(2))
+        sizes[f"{mib} MiB"] = 2 * (mib << 20), partial(out.copy_, source)
+    size, rate, seconds = best(sizes, device)
+    return {"size": size, "seconds": {"copy": seconds}, "gb_per_s": rate / 1e9}
+
+
+def matmul(device: torch.device, smoke: bool, precision: str) -> Row:
+    sizes: dict[str, tuple[float, Callable[[], object]]] = {}
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    for n in (256,) if smoke else MATRIX[device.type]:
+        a, b, out = (torch.randn(n, n, device=device).to(dtype) for _ in range(3))
+        sizes[f"{n}²"] = 2 * n**3, partial(_product, a, b, out)
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    try:
+        size, rate, seconds = best(sizes, device)
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+    return {"size": size, "seconds": {"matmul": seconds}, "tflop_per_s": rate / 1e12}
+
+
+def _product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
+    return torch.matmul(a, b, out=out)
+
+
+def measure(device: torch.device, smoke: bool) -> Iterator[Row]:
+    """Rows "copy" and "matmul …" of every precision and, on a CPU, the same with one thread."""
     single = "tf32" if device.type == "cuda" else "fp32"
-    for name, dtype in (("bf16", torch.bfloat16), (single, torch.float32)):
-        inputs = [(torch.randn(n, n, device=device, dtype=dtype), torch.randn(n, n, device=device, dtype=dtype))]
-        before = torch.backends.cuda.matmul.allow_tf32
-        torch.backends.cuda.matmul.allow_tf32 = name == "tf32"
-        try:
-            times = device_times({name: torch.matmul}, inputs, device)[name]
-        finally:
-            torch.backends.cuda.matmul.allow_tf32 = before
-        spread = results.spread(times)
-        rows.append(
-            {
-                "name": f"matmul {name}",
-                "flops": 2 * n**3,
-                "seconds": {"matmul": spread},
-                "tflop_per_s": 2 * n**3 / min(times) / 1e12,
-            }
-        )
-    return rows
-
-
-def measured(device: torch.device) -> dict[str, float]:
-    """The peaks that were saved for this machine and device, by row name: bytes or FLOPs per second; may be empty."""
-    about = results.machine(str(device))
-    for result in results.load("peaks"):
-        if (result["machine"]["cpu"], result["machine"]["device"]) == (about["cpu"], about["device"]):
-            return {
-                row["name"]: row["gb_per_s"] * 1e9 if "gb_per_s" in row else row["tflop_per_s"] * 1e12
-                for row in result["rows"]
-            }
-    return {}
-
-
-def parser(description: str | None) -> argparse.ArgumentParser:
-    """The options that all benchmarks of devices share."""
-    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    made.add_argument("--smoke", action="store_true", help="tiny shapes: whether it runs, not how fast")
-    return made
-
-
-def device_of(arguments: argparse.Namespace) -> torch.device:
-    """With its number: a tensor's device is never plain "cuda"."""
-    device = torch.device(arguments.device)
-    return torch.device("cuda", 0) if device.type == "cuda" and device.index is None else device
+    everything = torch.get_num_threads()
+    for count in dict.fromkeys([everything, 1]) if device.type == "cpu" else [0]:
+        of = {"threads": count} if count else {}
+        suffix = ", 1 thread" if count == 1 < everything else ""
+        with threads(count or everything):
+            yield {"name": f"copy{suffix}", **of, **copy(device, smoke)}
+            for precision in ("bf16", single):
+                yield {"name": f"matmul {precision}{suffix}", **of, **matmul(device, smoke, precision)}
 
 
 def main() -> None:
-    arguments = parser(__doc__).parse_args()
-    rows = measure(device_of(arguments), arguments.smoke)
-    print(results.save("peaks", rows, {"smoke": arguments.smoke}, arguments.device))
+    options = arguments.parser(__doc__, device=True).parse_args()
+    recorder = Recorder(SUITE, {"smoke": options.smoke}, options.device)
+    for row in measure(arguments.device_of(options), options.smoke):
+        recorder.add(row)
 
 
 if __name__ == "__main__":

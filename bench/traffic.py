@@ -1,19 +1,17 @@
-"""How many bytes the ops move, counted by code beside the plain PyTorch that they replace: no GPU is needed.
+"""How many bytes the ops move, counted by code, and those of the plain PyTorch that they replace: no GPU is needed.
 
-python -m bench.traffic
+python -m bench.traffic [--smoke]
 
-The kernels run in Triton's interpreter, which is told to note every address: an element that is read, or written,
-counts once in a launch, as if the cache held an image. That a tile is loaded once where it fits is the compile check's
-to show. Plain PyTorch is counted by dispatch, every operation reading its arguments and writing its results once, which
-is less than some do: group_norm reads its input twice.
+The kernels run in Triton's interpreter, which notes every address: an element that is read, or written, counts once in
+a launch, as if the cache held an image. That a tile is loaded once where it fits, the compile check shows. Plain
+PyTorch is counted by dispatch, every operation reading its arguments and writing its results once, which is less than
+some do: group_norm reads its input twice.
 """
 
-import argparse
 import os
-
-os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it when it is imported.
-
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -21,43 +19,33 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-from bench import public_loop, results
+from bench.baselines import public_loop
+from bench.harness import arguments, cells
+from bench.harness.counter import OpCounter
+from bench.harness.records import Recorder, Row, Suite
 from fastdm.augmentation import FAMILIES, Strategy
 from fastdm.kernels import class_mean_difference, dsa, norm_relu_pool, norm_relu_pool_mean
 
-STRATEGY = "_".join(FAMILIES)
-_ALLOCATIONS = {"aten::empty", "aten::empty_like", "aten::empty_strided", "aten::new_empty"}
-
-
-class Eager(TorchDispatchMode):
-    """bytes: of the arguments and results of every operation."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.bytes = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if not func.is_view and func._schema.name not in _ALLOCATIONS:
-            for value in tree_leaves((args, kwargs, result)):
-                if isinstance(value, Tensor):  # An expanded one is as large as what it repeats.
-                    self.bytes += min(value.numel() * value.element_size(), value.untyped_storage().nbytes())
-        return result
-
 
 def eager(function: Callable[[], object]) -> int:
-    count = Eager()
-    with count:
+    with OpCounter() as count:
         function()
-    return count.bytes
+    return count.moved
+
+
+def interpret() -> None:
+    """Have Triton interpret the kernels of this process, in which nothing must have imported it yet."""
+    if "triton" in sys.modules and os.environ.get("TRITON_INTERPRET") != "1":
+        raise RuntimeError("triton was imported before it could be set to interpret: count in a process of its own")
+    os.environ["TRITON_INTERPRET"] = "1"
 
 
 def kernels(function: Callable[[], object]) -> tuple[int, int]:
     """Bytes that the interpreted kernels of a call read and write."""
-    from triton.runtime import interpreter
+    from triton.runtime import interpreter  # Only now: see `interpret`.
+
+    from fastdm.kernels import launch
 
     builder = type(interpreter.interpreter_builder)
     moved = {"create_masked_load": 0, "create_masked_store": 0}
@@ -73,8 +61,6 @@ def kernels(function: Callable[[], object]) -> tuple[int, int]:
             return inner(self, pointers, *args)
 
         return call
-
-    from fastdm.kernels import launch
 
     start = launch.start
 
@@ -93,8 +79,8 @@ def kernels(function: Callable[[], object]) -> tuple[int, int]:
     return moved["create_masked_load"], moved["create_masked_store"]
 
 
-def row(name: str, unit: str, size: int, ours: tuple[float, float], plain: float) -> dict[str, Any]:
-    """Everything in units of ``size`` bytes."""
+def row(name: str, unit: str, size: float, ours: Sequence[float], plain: float) -> Row:
+    """Everything in units of `size` bytes."""
     read, written = (value / size for value in ours)
     return {"name": name, "unit": unit, "read": read, "written": written, "ours": read + written, "eager": plain / size}
 
@@ -110,6 +96,7 @@ def augmentation(families: str) -> dict[str, list[float]]:
     (rows,) = Strategy.parse(families, "M").draw(torch.tensor([0, 1]), torch.arange(n), shape[1:])
     leaf = batch.clone().requires_grad_()
     out = dsa(leaf, rows, group)
+    read = partial(dsa, pool, rows, group, index=index, mean=mean, std=std, dtype=torch.bfloat16, channels_last=True)
 
     # A batch as large as DM's for the public code, in which what does not grow with the batch is nothing.
     large, large_grad = torch.randn(2, 256, *shape, generator=generator)
@@ -117,34 +104,32 @@ def augmentation(families: str) -> dict[str, list[float]]:
     large_out = public_loop.diff_augment(large_leaf, families, 0, "M")
     forward = eager(lambda: public_loop.diff_augment(large, families, 0, "M"))
     backward = eager(lambda: torch.autograd.grad(large_out, large_leaf, large_grad))
-
-    def read() -> Tensor:
-        return dsa(pool, rows, group, index=index, mean=mean, std=std, dtype=torch.bfloat16, channels_last=True)
-
+    calls: dict[str, tuple[Callable[[], object], int]] = {
+        "uint8 → bfloat16": (read, forward),
+        "float32": (lambda: dsa(batch, rows, group), forward),
+        "gradient, float32": (lambda: torch.autograd.grad(out, leaf, grad), backward),
+    }
     return {
         kind: [*(moved / (4 * batch.numel()) for moved in kernels(call)), plain / (4 * large.numel())]
-        for kind, call, plain in (
-            ("uint8 → bfloat16", read, forward),
-            ("float32", lambda: dsa(batch, rows, group), forward),
-            ("gradient, float32", lambda: torch.autograd.grad(out, leaf, grad), backward),
-        )
+        for kind, (call, plain) in calls.items()
     }
 
 
-def augmentations() -> Iterator[dict[str, Any]]:
+def augmentations() -> Iterator[Row]:
     """P is the batch in float32. In mode S the mean over the families."""
-    for mode, strategies in (("S", FAMILIES), ("M", (STRATEGY,))):
+    for mode, strategies in (("S", FAMILIES), ("M", ("_".join(FAMILIES),))):
         counts = [augmentation(families) for families in strategies]
         for kind in counts[0]:
             read, written, plain = np.mean([count[kind] for count in counts], 0).tolist()
             yield row(f"dsa {kind}, mode {mode}", "P", 1, (read, written), plain)
 
 
-def others() -> Iterator[dict[str, Any]]:
+def others() -> Iterator[Row]:
     """X is the op's input; a class has 32 images."""
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(4, 16, 32, 32, generator=generator).bfloat16().contiguous(memory_format=torch.channels_last)
-    size = 2 * x.numel()
+
+    def images(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator).bfloat16().contiguous(memory_format=torch.channels_last)
 
     def plain(x: Tensor) -> Tensor:
         return F.avg_pool2d(F.relu(F.group_norm(x, x.shape[1])), 2)
@@ -152,51 +137,68 @@ def others() -> Iterator[dict[str, Any]]:
     def class_means(x: Tensor) -> list[Tensor]:
         return [part.mean(0) for part in x.split(32)]
 
-    leaf, wide = x.clone().requires_grad_(), x.clone().requires_grad_()
-    outs = norm_relu_pool(leaf), plain(wide)
-    grad = torch.ones_like(outs[0])
-    yield row("norm_relu_pool", "X", size, kernels(lambda: norm_relu_pool(x)), eager(lambda: plain(x)))
-    yield row(
-        "norm_relu_pool, gradient",
-        "X",
-        size,
-        kernels(lambda: torch.autograd.grad(outs[0], leaf, grad)),
-        eager(lambda: torch.autograd.grad(outs[1], wide, grad)),
-    )
-    last = torch.randn(64, 16, 8, 8, generator=generator).bfloat16().contiguous(memory_format=torch.channels_last)
-    offsets = torch.tensor([0, 32, 64])
-    yield row(
-        "norm_relu_pool_mean",
-        "X",
-        2 * last.numel(),
-        kernels(lambda: norm_relu_pool_mean(last, offsets)),
-        eager(lambda: class_means(plain(last))),
-    )
-    real, synthetic = torch.randn(2, 64, 512, generator=generator)
-
-    def loss() -> Tensor:
+    def loss(real: Tensor, synthetic: Tensor) -> Tensor:
         pairs = zip(class_means(real), class_means(synthetic), strict=True)
         return torch.stack([(one - other).square().sum() for one, other in pairs]).sum()
 
-    yield row(
-        "class_mean_difference",
-        "X",
-        2 * 4 * real.numel(),
-        kernels(lambda: class_mean_difference(real, synthetic, offsets, offsets)),
-        eager(loss),
+    def counted(name: str, size: int, ours: Callable[[], object], theirs: Callable[[], object]) -> Row:
+        return row(name, "X", size, kernels(ours), eager(theirs))
+
+    x, last = images(4, 16, 32, 32), images(64, 16, 8, 8)
+    (one, out), (other, plain_out) = ((leaf, op(leaf)) for op in (norm_relu_pool, plain) for leaf in [_leaf(x)])
+    grad = torch.ones_like(out)
+    yield counted("norm_relu_pool", 2 * x.numel(), lambda: norm_relu_pool(x), lambda: plain(x))
+    yield counted(
+        "norm_relu_pool, gradient",
+        2 * x.numel(),
+        lambda: torch.autograd.grad(out, one, grad),
+        lambda: torch.autograd.grad(plain_out, other, grad),
     )
+    offsets = torch.tensor([0, 32, 64])
+    means = partial(norm_relu_pool_mean, last, offsets)
+    yield counted("norm_relu_pool_mean", 2 * last.numel(), means, lambda: class_means(plain(last)))
+    real, synthetic = torch.randn(2, 64, 512, generator=generator)
+    difference = partial(class_mean_difference, real, synthetic, offsets, offsets)
+    yield counted("class_mean_difference", 8 * real.numel(), difference, lambda: loss(real, synthetic))
 
 
-def measure() -> list[dict[str, Any]]:
-    return [*augmentations(), *others()]
+def _leaf(x: Tensor) -> Tensor:
+    return x.clone().requires_grad_()
+
+
+def measure(smoke: bool = False) -> Iterator[Row]:
+    interpret()
+    yield from () if smoke else augmentations()
+    yield from others()
+
+
+def _in_units(key: str) -> cells.Cell:
+    return lambda row: f"{row[key]:.3g} {row['unit']}"
+
+
+SUITE = Suite(
+    "traffic",
+    "Bytes that the kernels move",
+    "An element counts once per launch, as with a cache that holds an image; plain PyTorch is the public code's form, "
+    "every operation counted as reading its arguments and writing its results once. P: the batch in float32; X: the "
+    "input of the op.",
+    ("kernels",),
+    [
+        ("op", cells.text("name")),
+        ("read", _in_units("read")),
+        ("written", _in_units("written")),
+        ("together", _in_units("ours")),
+        ("plain PyTorch", _in_units("eager")),
+    ],
+    everywhere=True,
+)
 
 
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    rows = measure()
-    for found in rows:
-        print(found)
-    print(results.save("traffic", rows, {}))
+    options = arguments.parser(__doc__).parse_args()
+    recorder = Recorder(SUITE, {"smoke": options.smoke})
+    for found in measure(options.smoke):
+        recorder.add(found)
 
 
 if __name__ == "__main__":

@@ -12,13 +12,16 @@ from typing import TYPE_CHECKING, Any
 from fastdm.version import __version__
 
 if TYPE_CHECKING:
-    from fastdm.compat import DiffAugment, ParamDiffAug
+    from fastdm.applications.export import export
+    from fastdm.applications.pool import train_pool
+    from fastdm.compat import DiffAugment, ParamDiffAug, dm_loss
     from fastdm.condensation.loop import condense
     from fastdm.condensation.settings import Settings
     from fastdm.data.packing import pack
     from fastdm.data.sources import open_dataset
     from fastdm.errors import FastDMError
     from fastdm.evaluation.measure import evaluate
+    from fastdm.networks.trained import NetworkPool
     from fastdm.synthetic.initial import random_selection, whole_set
     from fastdm.synthetic.synthetic_set import SyntheticSet
 
@@ -29,29 +32,37 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 __all__ = [
     "DiffAugment",
     "FastDMError",
+    "NetworkPool",
     "ParamDiffAug",
     "Settings",
     "SyntheticSet",
     "__version__",
     "condense",
+    "dm_loss",
     "evaluate",
+    "export",
     "open_dataset",
     "pack",
     "random_selection",
+    "train_pool",
     "whole_set",
 ]
 
 _HOMES = {
     "DiffAugment": "compat",
     "FastDMError": "errors",
+    "NetworkPool": "networks.trained",
     "ParamDiffAug": "compat",
     "Settings": "condensation.settings",
     "SyntheticSet": "synthetic.synthetic_set",
     "condense": "condensation.loop",
+    "dm_loss": "compat",
     "evaluate": "evaluation.measure",
+    "export": "applications.export",
     "open_dataset": "data.sources",
     "pack": "data.packing",
     "random_selection": "synthetic.initial",
+    "train_pool": "applications.pool",
     "whole_set": "synthetic.initial",
 }
 

@@ -163,7 +163,8 @@ class _Columns:
     """How the columns of the table come from uniform numbers, float32 [16] each: all columns in one operation, since on
     a GPU every operation on so small a table costs a launch.
 
-    source: which uniform number. is_integer, span, start: it becomes start + floor(span · u), below start + span.
+    source: which uniform number. is_integer, span, most, start: it becomes start + floor(span · u), the floor at most
+    `most`, which is span − 1.
     centre, scale, shift, low, high: the parameter is scale · (number - centre) + shift, kept within low and high.
     run: which of the strategy's runs the column belongs to. identity: its value where that one is not applied.
     All are tensors, or all are NumPy arrays, whose operations cost a fraction on the CPU.
@@ -173,6 +174,7 @@ class _Columns:
     source: Any
     is_integer: Any
     span: Any
+    most: Any
     start: Any
     centre: Any
     scale: Any
@@ -185,7 +187,7 @@ class _Columns:
     def numbers(self, u: Tensor) -> Tensor:
         """What the families draw, as `DRAWS` names it, from uniform numbers [G, _NUM_UNIFORM]: [G, 16]."""
         u = u[:, self.source] * self.span
-        return torch.where(self.is_integer, u.floor().minimum(self.span - 1) + self.start, u)
+        return torch.where(self.is_integer, u.floor().minimum(self.most) + self.start, u)
 
     def values(self, numbers: Any) -> Any:
         """The parameters of all families: [G, 16]."""
@@ -226,19 +228,22 @@ def _columns(strategy: Strategy, size: tuple[int, int], device: torch.device) ->
             # Every index of the hole is clamped, so the hole is never empty.
             limits[column] = (0.0, size[axis] - 1.0)
 
-    # source, is_integer, span, start, centre, scale, shift, low, high, run of a column that nothing is drawn for.
-    columns = [(0, False, 1.0, 0.0, 0.0, 1.0, 0.0, -math.inf, math.inf, -1)] * table.COLUMNS
+    # source, is_integer, span, most, start, centre, scale, shift, low, high, run of a column that nothing is drawn for.
+    columns = [(0, False, 1.0, 0.0, 0.0, 0.0, 1.0, 0.0, -math.inf, math.inf, -1)] * table.COLUMNS
     source = 1
     for family, draws in DRAWS.items():
         run = next((number for number, families in enumerate(strategy.runs()) if family in families), -1)
         for axis, its_columns in enumerate(draws):
             first, end = ranges[family](size[axis]) if family in ranges else (0, 1)
             for column in its_columns:
-                numbers = (source, family in ranges, float(end - first), float(first))
+                numbers = (source, family in ranges, float(end - first), float(end - first - 1), float(first))
                 parameter = (*affine.get(column, (0.0, 1.0, 0.0)), *limits.get(column, (-math.inf, math.inf)))
                 columns[column] = (*numbers, *parameter, run)
             source += 1
-    constants = [torch.tensor(values, device=device) for values in zip(*columns, strict=True)]
+    constants = [
+        torch.tensor(values, device=device, dtype=torch.float32 if isinstance(values[0], float) else None)
+        for values in zip(*columns, strict=True)
+    ]
     return _Columns(torch, *constants, *table.identity(1, device))
 
 

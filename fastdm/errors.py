@@ -5,6 +5,9 @@ import operator
 from collections.abc import Iterable
 from typing import Any
 
+MOST_NAMES = 20
+"""Names that a sentence can hold."""
+
 
 class FastDMError(ValueError):
     """A setting, a file or a data set that cannot be used.
@@ -14,12 +17,15 @@ class FastDMError(ValueError):
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> FastDMError:
-    """The error for a name that is not one of those known: it suggests the nearest, else lists all."""
+    """The error for a name that is not known: it suggests the nearest ones, else lists all, or the first of many."""
     by_lower = {each.lower(): each for each in known}
     close = difflib.get_close_matches(str(name).lower(), by_lower, n=3, cutoff=0.7)
     if close:
         return FastDMError(f"unknown {what} {name!r}; did you mean {' or '.join(by_lower[each] for each in close)}?")
-    return FastDMError(f"unknown {what} {name!r}; choose one of {', '.join(by_lower.values())}")
+    names = [*by_lower.values()]
+    some = ", ".join(names if len(names) <= MOST_NAMES else names[: MOST_NAMES // 2])
+    more = "" if len(names) <= MOST_NAMES else f", …: {len(names)} in all (fastdm list {what.replace(' ', '')}s)"
+    return FastDMError(f"unknown {what} {name!r}; choose one of {some}{more}")
 
 
 def whole_number(name: str, value: Any, lowest: int) -> int:
@@ -44,5 +50,5 @@ def one_of(name: str, value: object, allowed: Iterable[object]) -> None:
     """Raise FastDMError unless `value` is one of the allowed ones."""
     allowed = tuple(allowed)
     if value not in allowed:
-        choices = ", ".join("unset" if choice is None else repr(choice) for choice in allowed)
+        choices = ", ".join(repr(choice) for choice in allowed if choice is not None)
         raise FastDMError(f"{name} is {value!r}; it must be one of {choices}")

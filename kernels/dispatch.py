@@ -17,6 +17,7 @@ import importlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from types import ModuleType
 from typing import Any, Literal, cast
@@ -29,7 +30,7 @@ from . import extension
 Backend = Literal["auto", "triton", "reference"]
 Form = Literal["reference", "native", "triton"]
 
-_backend: Backend = "auto"  # Not a context variable: autograd runs the backward of GPU tensors in threads of its own.
+_backend: ContextVar[Backend] = ContextVar("backend", default="auto")
 _library = cast(Any, torch.library).Library("fastdm", "DEF")
 _folders: dict[str, str] = {}
 """The package of every op."""
@@ -37,14 +38,19 @@ _folders: dict[str, str] = {}
 
 @contextmanager
 def use_backend(backend: Backend) -> Iterator[None]:
-    """Choose the implementation of every op within the `with` block, in all threads.
+    """Choose the implementation of every op within the `with` block, in this thread and for the gradients of its ops.
 
     "auto": Triton for CUDA tensors (and for CPU tensors under `TRITON_INTERPRET=1`) if it can be imported, else the
     C++ extension or plain PyTorch. "triton" or "reference": this one and no other.
 
     Raises RuntimeError if "triton" is not available here, ValueError for another name.
+
+    >>> import torch
+    >>> from fastdm.kernels import norm_relu_pool, use_backend
+    >>> with use_backend("reference"):
+    ...     norm_relu_pool(torch.zeros(1, 1, 2, 2))
+    tensor([[[[0.]]]])
     """
-    global _backend
     if backend not in ("auto", "triton", "reference"):
         raise ValueError(f"backend is {backend!r}; it must be 'auto', 'triton' or 'reference'")
     if backend == "triton":
@@ -55,11 +61,31 @@ def use_backend(backend: Backend) -> Iterator[None]:
                 "backend 'triton' is not available: there is no CUDA device; "
                 "set TRITON_INTERPRET=1 before Python starts to interpret the kernels on the CPU, slowly"
             )
-    before, _backend = _backend, backend
+    before = _backend.set(backend)
     try:
         yield
     finally:
-        _backend = before
+        _backend.reset(before)
+
+
+def remember_backend(ctx: Any) -> None:
+    """Keep the backend of an autograd function's forward pass, for `with_its_backend` in its backward pass."""
+    if not torch.compiler.is_compiling():  # A compiled graph calls both passes itself.
+        ctx.backend = _backend.get()
+
+
+def with_its_backend(ctx: Any, op: Callable[..., Any], *args: Any) -> Any:
+    """Call an op with the backend that the forward pass had.
+
+    PyTorch runs the backward pass of GPU tensors in threads of its own, which know nothing of `use_backend`.
+    """
+    if torch.compiler.is_compiling():
+        return op(*args)
+    before = _backend.set(ctx.backend)
+    try:
+        return op(*args)
+    finally:
+        _backend.reset(before)
 
 
 def define(name: str, schema: str, check: Callable[..., None] | None = None) -> Callable[[Callable[..., Any]], None]:
@@ -107,7 +133,7 @@ _is_batched = torch._C._functorch.is_legacy_batchedtensor
 def implementation(name: str, *args: Any) -> Callable[..., Any]:
     """Return the form that computes an op with these arguments."""
     device = _device(args)
-    if _backend == "triton" and not _can_launch(device):
+    if _backend.get() == "triton" and not _can_launch(device):
         raise RuntimeError(f"backend 'triton' was chosen, but the tensors are on {device}; move them to a CUDA device")
     form = first_form(name, device)
     if form == "native" and not runs_native(name, *args):
@@ -122,11 +148,11 @@ def implementation(name: str, *args: Any) -> Callable[..., Any]:
 
 def first_form(name: str, device: torch.device) -> Form:
     """Return the form of an op that a device prefers; what a native form does not take is left to the reference."""
-    if _backend == "triton":
+    if _backend.get() == "triton":
         return "triton"
-    if _backend == "auto" and _can_launch(device):
+    if _backend.get() == "auto" and _can_launch(device):
         return "triton" if not _triton_problem() and _function(name, "triton") else "reference"
-    if _backend == "auto" and device.type == "cpu" and extension.load() is not None and _function(name, "native"):
+    if _backend.get() == "auto" and device.type == "cpu" and extension.load() is not None and _function(name, "native"):
         return "native"
     return "reference"
 

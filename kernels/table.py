@@ -27,7 +27,7 @@ CUTOUT_LEFT = 7
 CUTOUT_RIGHT = 8
 """Last masked column, inclusive; smaller than the first one where nothing is masked."""
 FLIP = 9
-"""1 where left and right change places, else 0."""
+"""1 where left and right are swapped, else 0."""
 SCALE_X = 10
 """Factor of the column coordinate, about the centre; above 1 shrinks the picture."""
 SCALE_Y = 11

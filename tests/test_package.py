@@ -72,6 +72,8 @@ def test_sdist_wheel_and_pure_wheel(sdist: Path, tmp_path: Path) -> None:
         assert any(name.startswith("fastdm/_native") for name in names) == (kind == "native")
         kernels = {f"fastdm/{file.relative_to(REPOSITORY)}" for file in (REPOSITORY / "kernels").rglob("*.py")}
         assert {"fastdm/py.typed", "fastdm/data/pool.py", *kernels} <= set(names)
+        template = "fastdm/applications/report/template"
+        assert {f"{template}/{name}" for name in ("page.html", "page.js", "style.css")} <= set(names)
         assert all(name.startswith(("fastdm/", "fastdm-")) for name in names)
         images.append(condense_with(wheel, folder))
     # The same draws; the arithmetic differs by rounding only.

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 NAMES = {
-    "fastdm": "condense evaluate open_dataset pack random_selection whole_set Settings SyntheticSet DiffAugment "
+    "fastdm": "condense evaluate export open_dataset pack random_selection whole_set Settings SyntheticSet DiffAugment "
     "ParamDiffAug FastDMError __version__",
     "fastdm.compat": "DiffAugment ParamDiffAug",
     "fastdm.data": "Dataset Pool open_dataset",
@@ -45,7 +45,10 @@ def test_the_ops_stay_registered() -> None:
     "arguments",
     [
         ("fastdm", "--help"),
-        *(("fastdm", command, "--help") for command in ("condense", "evaluate", "inspect", "pack", "profile")),
+        *(
+            ("fastdm", command, "--help")
+            for command in ("condense", "evaluate", "export", "inspect", "pack", "profile", "report")
+        ),
         ("fastdm.kernels.compile_check", "--help"),
     ],
     ids=" ".join,
@@ -65,9 +68,12 @@ FLAGS = {
     "momentum chunk_memory compile deterministic small_classes profile resume overwrite save_every picture_every",
     "evaluate": "dataset model eval_mode num_eval epoch_eval_train lr_net batch_train dsa_strategy data_path "
     "image_size experiment baselines epoch_whole_set seed device",
+    "export": "experiment measure dataset data_path image_size num_eval epoch_eval_train lr_net batch_train seed "
+    "device",
     "inspect": "verify",
     "pack": "size filter fit workers on_error resume name data_path",
     "profile": "dataset model ipc batch_real iterations data_path save_path seed device precision backend chunk_memory",
+    "report": "out dataset data_path image_size baselines epoch_whole_set png device",
 }
 
 

@@ -2,13 +2,14 @@
 
 import dataclasses
 import json
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from fastdm.applications.watch import Watch
 from fastdm.condensation.loop import condense_resolved
 from fastdm.condensation.settings import Settings
 from fastdm.data.pool import Dataset
@@ -16,7 +17,7 @@ from fastdm.errors import FastDMError
 from fastdm.evaluation.measure import measure
 from fastdm.evaluation.protocol import Evaluation, Protocol
 from fastdm.synthetic.synthetic_set import SyntheticSet, save_public
-from fastdm.system.files import atomic_write
+from fastdm.system.files import locked, make_folder, user_path, writing
 
 FILE = "evaluation.json"
 """In a run folder: what was measured of its set, and how."""
@@ -32,44 +33,83 @@ def run_experiments(
     save_path: Path,
     resume: bool,
     report: Callable[[str, Evaluation], None],
+    report_total: Callable[[Evaluation], None] = lambda evaluation: None,
+    name: str | None = None,
+    eval_every: int | None = None,
     **options: Any,
 ) -> Path:
     """Condense `num_exp` sets with the seeds seed, seed + 1, …, and evaluate each by `protocol`, if there is one.
 
     settings: resolved. protocol: experiment e is evaluated with its seed + e. report: called with a title and what was
-    measured. options: those of `condense_resolved`.
+    measured; report_total: at the end, with the networks of all experiments together. name: what file names call the
+    data set. eval_every: iterations between further evaluations, during the run. options: those of `condense_resolved`.
 
-    Writes under save_path a run folder per experiment, a picture of each set, and `res_DM_….pt`: that one after each
-    condensation and again after each evaluation, with all sets that there are and what was measured of them. With
-    `resume`, an evaluation of the same set by the same protocol is not repeated. Returns the path of that file.
-    Raises FastDMError, before the first iteration, for an evaluation that cannot be done.
+    Writes under save_path a run folder per experiment, pictures of each set as the public code does, and `res_DM_….pt`:
+    that one after each condensation and again after each evaluation, with all sets that there are and what was measured
+    of them. With `resume`, an evaluation of the same set by the same protocol is not repeated. Returns the path of that
+    file. Raises FastDMError, before the first iteration, for an
+    evaluation that cannot be done, and if another process writes the same files.
     """
     if protocol is not None:
         protocol.check(dataset)
-    stem = f"DM_{dataset.name}_{settings.network}_{settings.ipc}ipc"
+    elif eval_every is not None:
+        raise FastDMError("eval_every needs networks to evaluate with: num_eval is 0")
+    save_path = user_path(save_path)
+    stem = f"DM_{file_name(name or dataset.name)}_{settings.network}_{settings.ipc}ipc"
     experiments = _Experiments([save_path / f"{stem}_exp{e}" for e in range(num_exp)], save_path / f"res_{stem}.pt")
-    if resume:
-        experiments.load()
-
-    for experiment, folder in enumerate(experiments.folders):
-        seeded = dataclasses.replace(settings, seed=settings.seed + experiment)
-        synthetic = condense_resolved(dataset, seeded, device, save_path=folder, resume=resume, **options)
-        synthetic.save_grid(save_path / f"vis_{stem}_exp{experiment}_iter{settings.iterations}.png")
-        experiments.sets[folder] = synthetic
-        experiments.write()  # an evaluation takes long: whatever becomes of it, the set is there
-        if protocol is None:
-            continue
-        its_protocol = dataclasses.replace(protocol, seed=protocol.seed + experiment)
-        title = f"experiment {experiment}"
-        evaluation = read_evaluation(folder, synthetic, its_protocol) if resume else None
-        if evaluation is not None:
-            title += ", measured before"
-        else:
-            evaluation = measure(synthetic, dataset, its_protocol, device, progress=bool(options.get("progress")))
-            write_evaluation(folder, synthetic, its_protocol, evaluation)
-            experiments.write()
-        report(title, evaluation)
+    evaluations = []
+    with _folder(save_path), locked(save_path / f".{stem}.lock", f"{save_path / stem}…"), experiments.noted():
+        if resume:
+            experiments.load()
+        for experiment, folder in enumerate(experiments.folders):
+            seeded = dataclasses.replace(settings, seed=settings.seed + experiment)
+            its_protocol = protocol and dataclasses.replace(protocol, seed=protocol.seed + experiment)
+            watch = Watch(dataset, device, folder, save_path / f"vis_{stem}_exp{experiment}_iter", report)
+            if its_protocol is not None and eval_every is not None:
+                watch.evaluate(
+                    its_protocol, range(eval_every, settings.iterations, eval_every), f"experiment {experiment}"
+                )
+            synthetic = condense_resolved(
+                dataset, seeded, device, save_path=folder, resume=resume, observer=watch, **options
+            )
+            watch.picture(settings.iterations, synthetic)
+            experiments.sets[folder] = synthetic
+            experiments.write()  # an evaluation takes long: whatever becomes of it, the set is there
+            if its_protocol is None:
+                continue
+            title = f"experiment {experiment}"
+            evaluation = read_evaluation(folder, synthetic, its_protocol) if resume else None
+            if evaluation is not None:
+                title += ", measured before"
+            else:
+                evaluation = measure(synthetic, dataset, its_protocol, device, progress=bool(options.get("progress")))
+                write_evaluation(folder, synthetic, its_protocol, evaluation)
+                experiments.write()
+                if options.get("tensorboard"):
+                    watch.show(settings.iterations, evaluation)
+            evaluations.append(evaluation)
+            report(title, evaluation)
+    if evaluations:
+        report_total(Evaluation.pooled(evaluations))
     return experiments.path
+
+
+@contextmanager
+def _folder(path: Path) -> Iterator[None]:
+    """Make a folder; it is removed again where nothing has come into it."""
+    made = not path.exists()
+    make_folder(path)
+    try:
+        yield
+    finally:
+        if made:
+            with suppress(OSError):  # it is not empty
+                path.rmdir()
+
+
+def file_name(name: str) -> str:
+    """A data set's name as part of a file's name: no name in a file leads outside the folder."""
+    return "".join(each if each.isprintable() and each not in "/\\" else "_" for each in name)[:100]
 
 
 class _Experiments:
@@ -79,6 +119,17 @@ class _Experiments:
         self.folders = folders
         self.path = path
         self.sets: dict[Path, SyntheticSet] = {}
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """Let an exception within the block say which experiments are complete."""
+        try:
+            yield
+        except BaseException as error:
+            if self.sets and not isinstance(error, FastDMError):
+                complete = ", ".join(str(folder) for folder in self.folders if folder in self.sets)
+                error.add_note(f"condensed sets are in {complete}")
+            raise
 
     def load(self) -> None:
         """Read the sets of the run folders."""
@@ -100,7 +151,7 @@ def write_evaluation(folder: Path, synthetic: SyntheticSet, protocol: Protocol, 
         "protocol": dataclasses.asdict(protocol),
         "accuracies": evaluation.accuracies,
     }
-    with atomic_write(folder / FILE) as temporary:
+    with writing(folder / FILE) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n")
 
 

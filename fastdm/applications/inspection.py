@@ -8,29 +8,28 @@ from safetensors import SafetensorError, safe_open
 from fastdm.data.packed.format import FORMAT as PACKED_FORMAT
 from fastdm.data.packed.format import PackedFile
 from fastdm.errors import FastDMError
-from fastdm.runs.checkpoint import FORMAT as CHECKPOINT_FORMAT
-from fastdm.synthetic.public_file import read_public
+from fastdm.networks.trained import FORMAT as NETWORKS_FORMAT
+from fastdm.networks.trained import NetworkPool
+from fastdm.runs.checkpoint import FORMATS as CHECKPOINT_FORMATS
+from fastdm.runs.checkpoint import read_checkpoint
+from fastdm.synthetic.public_file import PublicFile, read_public
+from fastdm.synthetic.set_file import is_safetensors
 from fastdm.synthetic.synthetic_set import SyntheticSet
-from fastdm.system.files import is_zip
+from fastdm.system.checks import parse_json
+from fastdm.system.files import user_path
 
 
 def inspect(path: str | Path, *, verify: bool = False) -> dict[str, Any]:
-    """What a file holds. verify: also compare the checksums of a packed set (those of the others always are).
+    """What a file holds.
+
+    verify: also compare the checksums of the images of a packed set, and of the tensors of a checkpoint; those of all
+    that a packed set says of its images, and of condensed sets, are compared always.
 
     Raises FastDMError, naming the file, for one that is none of these, or damaged.
     """
-    path = Path(path)
-    if is_zip(path):
-        sets, accuracies = read_public(path)
-        images, labels = sets[0]
-        return {
-            "kind": "result of the public code",
-            "experiments": len(sets),
-            "classes": int(labels.max()) + 1,
-            "ipc": len(labels) // (int(labels.max()) + 1),
-            "image_shape": tuple(images.shape[1:]),
-            "accuracies": accuracies,
-        }
+    path = user_path(path)
+    if not is_safetensors(path):
+        return _public_facts(read_public(path))
     try:
         with safe_open(path, "pt") as tensors:
             metadata = tensors.metadata() or {}
@@ -41,6 +40,36 @@ def inspect(path: str | Path, *, verify: bool = False) -> dict[str, Any]:
         if verify:
             packed.verify()
         return {"kind": "packed data set", **packed.summary()}
-    if metadata.get("format") == CHECKPOINT_FORMAT:
-        return {"kind": "checkpoint", "iteration": int(metadata["iteration"]), "settings": metadata["settings"]}
+    if metadata.get("format") in CHECKPOINT_FORMATS:
+        return _checkpoint_facts(path, metadata, verify)
+    if metadata.get("format") == NETWORKS_FORMAT:
+        return {"kind": "pool of trained networks", **NetworkPool.load(path).summary()}
     return {"kind": "condensed set", **SyntheticSet.load(path).summary()}
+
+
+def _public_facts(file: PublicFile) -> dict[str, Any]:
+    images, labels = file.sets[0]
+    facts: dict[str, Any] = {"kind": _LAYOUTS[file.layout], "experiments": len(file.sets)}
+    if labels is not None:
+        classes = labels.shape[1] if labels.ndim == 2 else len(labels.unique())
+        facts |= {"classes": classes, "ipc": len(images) // classes}
+    else:
+        facts["images"] = len(images)
+    facts["image_shape"] = tuple(images.shape[1:])
+    return facts | {"accuracies": file.accuracies} | file.about
+
+
+def _checkpoint_facts(path: Path, metadata: dict[str, str], verify: bool) -> dict[str, Any]:
+    if verify:
+        checkpoint = read_checkpoint(path)
+        return {"kind": "checkpoint", "iteration": checkpoint.iteration, "settings": checkpoint.settings}
+    try:
+        iteration, settings = int(metadata["iteration"]), metadata["settings"]
+        if not isinstance(parse_json(settings), dict):
+            raise ValueError("its settings are not a JSON object")
+    except (KeyError, ValueError) as error:
+        raise FastDMError(f"the checkpoint {path} is damaged: {error}") from error
+    return {"kind": "checkpoint", "iteration": iteration, "settings": settings}
+
+
+_LAYOUTS = {"public": "result of the public code", "mtt": "images of MTT", "idc": "images and labels of IDC"}

@@ -52,6 +52,11 @@ class Profile:
 
     def verdict(self) -> str:
         """One paragraph on what bounds the run."""
+        if not (whole := sum(self.split.values())):
+            return (
+                f"An iteration takes {1000 * self.seconds:.2f} ms. The profiler recorded no times of kernels: as a "
+                "rule the driver lets only administrators profile (see NVIDIA's page on ERR_NVGPUCTRPERM)."
+            )
         if self.device == "cpu":
             bound = (
                 f"This run computes on the CPU, {self.seconds:.3f} s an iteration: what its ops cost is what it costs."
@@ -65,7 +70,6 @@ class Profile:
                 + ("device-bound, and faster kernels would help. " if busy > 0.8 else "host-bound: the device waits. ")
                 + f"{self.launches:.0f} kernels are launched per iteration, however many classes a chunk has."
             )
-        whole = sum(self.split.values())
         parts = ", ".join(f"{100 * seconds / whole:.0f} % {kind}" for kind, seconds in self.split.items())
         name, seconds, _ = self.ops[0]
         return f"{bound} The ops' time is {parts}; the costliest op is {name}, {100 * seconds / whole:.0f} %."

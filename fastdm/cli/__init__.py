@@ -1,65 +1,100 @@
 """The `fastdm` command: parses, calls, prints."""
 
+import shutil
 import signal
 import sys
-from typing import Annotated
+import textwrap
+import time
+from types import FrameType
+from typing import Any
 
-import typer
+# What loads slowly is imported once signals are heeded.
 
-from fastdm.cli.condense import condense
-from fastdm.cli.evaluate import evaluate
-from fastdm.cli.inspect import inspect
-from fastdm.cli.pack import pack
-from fastdm.cli.profile import profile
-from fastdm.errors import FastDMError
-from fastdm.version import __version__
+UNREADABLE = 1
+MISTAKE = 2
+SIGNAL = 128
+"""Exit codes: output that could not be written, a user's mistake, and what is added to a signal's number."""
 
-app = typer.Typer(
-    add_completion=False,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    # The public code's flags have underscores and a capital letter; dashes and lower case serve as well.
-    context_settings={"token_normalize_func": lambda token: token.replace("-", "_").lower()},
-    help="Condense image data sets into a few synthetic images per class by distribution matching.",
-)
-for command in (condense, evaluate, inspect, pack, profile):
-    app.command()(command)
-
-
-def _version(asked: bool) -> None:
-    if asked:
-        typer.echo(f"fastdm {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _global(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
-    ] = False,
-) -> None:
-    """Condense image data sets into a few synthetic images per class by distribution matching."""
+SECONDS_TO_STOP = 10.0
+"""Further signals in this time change nothing: a batch system or a finger may send several."""
 
 
 class _Stopped(BaseException):
-    """Ctrl-C, or a batch system's end of time."""
+    """Ctrl-C, a batch system's end of time, or a terminal that was closed: `number` of the signal."""
 
-
-def _stop(signal_number: int, frame: object) -> None:
-    raise _Stopped
+    def __init__(self, number: int) -> None:
+        self.number = number
 
 
 def main() -> None:
-    """Run the command; a user's mistake is one sentence and exit code 2, Ctrl-C leaves a checkpoint and is 130."""
-    # An exception of our own: the option parser would end a KeyboardInterrupt in its own way.
-    signal.signal(signal.SIGINT, _stop)
-    signal.signal(signal.SIGTERM, _stop)
+    """Run the command.
+
+    A user's mistake is one sentence and exit code 2. Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 leave a checkpoint and are
+    128 + the signal's number; those that are ignored, such as SIGHUP under nohup, stay so. Output that cannot be
+    written does not end a run, but is exit code 1 unless its reader has left.
+    """
+    from fastdm.errors import FastDMError
+
     try:
-        app()
+        _heed_signals()
+        from fastdm.system.streams import Output, open_standard_streams
+
+        open_standard_streams()
+        if sys.stdout is not None:
+            sys.stdout = Output(sys.stdout)  # type: ignore[arg-type]
+        from fastdm.cli.commands import app
+
+        try:
+            app()
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
     except FastDMError as error:
-        print(f"fastdm: {error}", file=sys.stderr)
-        sys.exit(2)
-    except _Stopped:
-        print("fastdm: stopped; continue condense or pack with --resume", file=sys.stderr)
-        sys.exit(130)
+        _end(str(error), MISTAKE)
+    except _Stopped as stopped:
+        saved = "; ".join(getattr(stopped, "__notes__", ()))
+        _end(f"stopped; {saved}: continue with --resume" if saved else "stopped", SIGNAL + stopped.number)
+    except SystemExit as ended:
+        lost = getattr(sys.stdout, "lost", None)
+        if lost is not None and not isinstance(lost, BrokenPipeError):
+            sys.exit(ended.code or UNREADABLE)
+        raise
+
+
+def _heed_signals() -> None:
+    """Let the signals that ask a program to stop raise `_Stopped`, once."""
+    from fastdm.system.signals import STOPPING
+
+    first: float | None = None
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        nonlocal first
+        if first is None or time.monotonic() - first >= SECONDS_TO_STOP:
+            first = time.monotonic()
+            # An exception of our own: the option parser would end a KeyboardInterrupt in its own way.
+            raise _Stopped(number)
+
+    for number in STOPPING:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, stop)
+
+
+def _end(sentence: str, code: int) -> None:
+    """End the process with a sentence on standard error, in lines that a terminal can hold."""
+    from fastdm.system.streams import complain
+    from fastdm.system.text import printable
+
+    text = printable(sentence)
+    if sys.stderr is not None and sys.stderr.isatty():
+        width = max(40, shutil.get_terminal_size().columns)
+        text = textwrap.fill(text, width, initial_indent=" " * 8, subsequent_indent="  ", break_on_hyphens=False)[8:]
+    complain(text)
+    sys.exit(code)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "app":
+        from fastdm.cli.commands import app
+
+        return app
+    raise AttributeError(f"module 'fastdm.cli' has no attribute {name!r}")

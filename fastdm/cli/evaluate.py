@@ -1,13 +1,28 @@
 """`fastdm evaluate`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from fastdm.cli.options import NETWORKS, SOURCE, BatchTrain, DataPath, Device, Epochs, EvalMode, ImageSize, LrNet, Seed
+from fastdm.cli.options import (
+    NETWORKS,
+    SOURCE,
+    BatchTrain,
+    Checks,
+    Config,
+    DataPath,
+    Device,
+    Epochs,
+    EvalMode,
+    ImageSize,
+    LrNet,
+    ProtocolName,
+    Seed,
+)
 from fastdm.cli.output import print_evaluation
-from fastdm.errors import FastDMError
+from fastdm.errors import FastDMError, one_of
+from fastdm.system.files import user_path
 
 if TYPE_CHECKING:
     from fastdm.data.pool import Dataset as OpenDataset
@@ -16,24 +31,39 @@ WHOLE_SET_EPOCHS = 200
 
 
 def evaluate(
-    file: Annotated[Path, typer.Argument(help="A condensed set: .safetensors, or the public code's .pt.")],
+    file: Annotated[
+        Path,
+        typer.Argument(parser=user_path, metavar="FILE", help="A condensed set: .safetensors, or a public .pt."),
+    ],
     dataset: Annotated[
         str | None,
         typer.Option("--dataset", help=f"Whose test images to use: {SOURCE}  [default: the one that FILE names]"),
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option("--model", help=f"Network to train: {NETWORKS}  [default: what the set was condensed with]"),
+        typer.Option(
+            "--model", "--network", help=f"Network to train: {NETWORKS}  [default: what the set was condensed with]"
+        ),
     ] = None,
     eval_mode: EvalMode = "SS",
     num_eval: Annotated[int, typer.Option("--num_eval", min=1, help="Networks trained on each set.")] = 20,
     epoch_eval_train: Epochs = 1000,
     lr_net: LrNet = 0.01,
-    batch_train: BatchTrain = 256,
+    batch_train: BatchTrain = None,
+    protocol_name: ProtocolName = "dm",
+    checks: Checks = 1,
+    labels: Annotated[
+        str,
+        typer.Option("--labels", help="hard; or soft, of the networks of --pool, then of random images too."),
+    ] = "hard",
+    pool: Annotated[
+        Path | None, typer.Option("--pool", help="Trained networks, a file that `fastdm pool` wrote.")
+    ] = None,
     dsa_strategy: Annotated[
         str | None,
         typer.Option(
             "--dsa_strategy",
+            "--strategy",
             help="Augmentations joined by _, or none.  [default: what the set was condensed with]",
         ),
     ] = None,
@@ -57,6 +87,7 @@ def evaluate(
     ] = None,
     seed: Seed = 0,
     device: Device = None,
+    config: Config = None,
 ) -> None:
     """Train networks on a condensed set; print their accuracy on the data set's test images.
 
@@ -64,9 +95,10 @@ def evaluate(
     """
     from dataclasses import replace
 
-    from fastdm.evaluation.measure import measure, recorded_settings
+    from fastdm.evaluation.measure import measure, measure_soft, recorded_settings
     from fastdm.evaluation.protocol import Evaluation, Protocol
     from fastdm.networks.architectures import evaluation_pool
+    from fastdm.networks.trained import NetworkPool
     from fastdm.synthetic.initial import random_selection, whole_set
     from fastdm.synthetic.synthetic_set import SyntheticSet
     from fastdm.system.device import default_device
@@ -87,8 +119,12 @@ def evaluate(
         lr_net=lr_net,
         batch_train=batch_train,
         seed=seed,
+        name=cast(Any, protocol_name),
+        checks=checks,
     )
 
+    one_of("labels", labels, ("hard", "soft"))
+    soft, teachers = labels == "soft", None if pool is None else NetworkPool.load(pool)
     several = len(sets) > 1 or experiment is not None
     candidates: list[tuple[str, Any, Protocol]] = [
         (f"{file}, set {number}" if several else str(file), synthetic, replace(protocol, seed=seed + number))
@@ -100,8 +136,13 @@ def evaluate(
         candidates.append(("whole set", whole_set(data), few_epochs))
     evaluations = []
     for title, candidate, how in candidates:
-        evaluations.append(measure(candidate, data, how, chosen_device, progress=True))
+        if soft and isinstance(candidate, SyntheticSet):
+            evaluations.append(measure_soft(candidate, data, how, chosen_device, teachers, progress=True))
+        else:
+            evaluations.append(measure(candidate, data, how, chosen_device, progress=True))
         print_evaluation(title, evaluations[-1], dataset=data.name)
+        if (random := evaluations[-1].random) is not None:
+            print_evaluation(f"{title}: random real images, labels of the same networks", random, dataset=data.name)
         if len(evaluations) == len(sets) > 1:
             print_evaluation(f"{file}, all {len(sets)} sets", Evaluation.pooled(evaluations), dataset=data.name)
 

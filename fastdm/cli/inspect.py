@@ -1,29 +1,34 @@
 """`fastdm inspect`."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
+
+from fastdm.cli.output import print_facts
+from fastdm.system.files import user_path
 
 
 def inspect(
-    file: Annotated[Path, typer.Argument(help="A condensed set, a packed set, a checkpoint or the public code's .pt.")],
-    verify: Annotated[
-        bool, typer.Option("--verify", help="Also compare every class's checksum in a packed set.")
-    ] = False,
+    file: Annotated[
+        Path,
+        typer.Argument(
+            parser=user_path,
+            metavar="FILE",
+            help="A run folder, a condensed set, a packed set, a checkpoint or the public code's .pt.",
+        ),
+    ],
+    verify: Annotated[bool, typer.Option("--verify", help="Also compare the checksums of the file.")] = False,
 ) -> None:
-    """Show what a file holds."""
-    from fastdm.applications.inspection import inspect as inspect_file
+    """Show what a run folder or a file holds."""
+    from fastdm.applications.run_summary import summarise_run, summarise_set
 
-    facts = inspect_file(file, verify=verify)
-    console = Console()
-    if not console.is_terminal:
-        print(json.dumps({"file": str(file), **facts}))
-        return
-    table = Table(title=str(file), show_header=False)
-    for name, value in facts.items():
-        table.add_row(name, str(value))
-    console.print(table)
+    if file.is_dir():
+        facts = summarise_run(file)
+    elif verify or (header := summarise_set(file)) is None:
+        from fastdm.applications.inspection import inspect as inspect_file
+
+        facts = inspect_file(file, verify=verify)
+    else:
+        facts = header
+    print_facts(str(file), {"file": str(file), **facts})

@@ -1,22 +1,54 @@
 """Options that several commands share, and what their values mean."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from fastdm.errors import FastDMError
+from fastdm.system.files import user_path
 
 SOURCE = (
     "MNIST, FashionMNIST, SVHN, CIFAR10, CIFAR100, TinyImageNet, digits, a folder of class folders, an .npz file or a "
     "packed set."
 )
 
-NETWORKS = "ConvNet, ConvNetD4, ConvNetBN, MLP, LeNet, AlexNet, VGG11, ResNet18, …; an unknown name lists all."
+DEFAULT_IPC = 50
+"""The public code's. (From Python it is that of `Settings`.)"""
+
+
+def _path(path: str) -> Path:
+    return user_path(path)
+
+
+def a_path(flag: str, help: str) -> typer.models.OptionInfo:
+    """An option for a file or a folder, with `~` expanded."""
+    option: typer.models.OptionInfo = typer.Option(flag, parser=_path, metavar="PATH", help=help)
+    return option
+
+
+def a_choice(choices: dict[str, str]) -> Callable[[str], str]:
+    """What reads one of some words, whatever its case; the words that it gives are the dictionary's values."""
+
+    def read(text: str) -> str:
+        if text.lower() not in choices:
+            raise typer.BadParameter(f"{text!r} is not one of {', '.join(map(repr, dict.fromkeys(choices.values())))}.")
+        return choices[text.lower()]
+
+    return read
+
+
+NETWORKS = "ConvNet, ConvNetD4, ConvNetBN, MLP, LeNet, AlexNet, VGG11, ResNet18, …; fastdm list networks shows all."
 
 Dataset = Annotated[str, typer.Option("--dataset", help=SOURCE)]
 
-DataPath = Annotated[Path, typer.Option("--data_path", help="Where named data sets are, or are downloaded to.")]
+DataPath = Annotated[Path, a_path("--data_path", "Where named data sets are, or are downloaded to.")]
+
+Config = Annotated[
+    Path | None,
+    a_path("--config", "YAML file of flags, such as config.yaml in a run folder; those on the command line hold."),
+]
 
 ImageSize = Annotated[
     int | None, typer.Option("--image_size", min=1, help="Side to bring the images of a folder of image files to.")
@@ -26,13 +58,32 @@ Epochs = Annotated[int, typer.Option("--epoch_eval_train", help="Epochs of each 
 
 LrNet = Annotated[float, typer.Option("--lr_net", help="Learning rate of the evaluation's networks.")]
 
-BatchTrain = Annotated[int, typer.Option("--batch_train", help="Batch size of the evaluation's training.")]
+BatchTrain = Annotated[
+    int | None,
+    typer.Option("--batch_train", help="Batch size of the evaluation's training.  [default: dm 256, idc 64]"),
+]
+
+ProtocolName = Annotated[
+    str,
+    typer.Option("--protocol", help="How networks are trained to evaluate: dm, as in DM's paper; idc, as in IDC's."),
+]
+
+Checks = Annotated[
+    int,
+    typer.Option(
+        "--checks", min=1, help="Tests during each evaluation's training; the best is printed beside the last."
+    ),
+]
+
+Cutmix = Annotated[bool, typer.Option("--cutmix/--no_cutmix", help="Mix boxes of two images in half of the batches.")]
 
 Seed = Annotated[int, typer.Option("--seed", help="Every random draw follows from it.")]
 
 Model = Annotated[
     str | None,
-    typer.Option("--model", help=f"Network to match in: {NETWORKS}  [default: ConvNet, deeper above 32 pixels]"),
+    typer.Option(
+        "--model", "--network", help=f"Network to match in: {NETWORKS}  [default: ConvNet, deeper above 32 pixels]"
+    ),
 ]
 
 EvalMode = Annotated[
@@ -40,6 +91,11 @@ EvalMode = Annotated[
 ]
 
 Ipc = Annotated[int, typer.Option("--ipc", help="Synthetic images per class.")]
+
+Method = Annotated[
+    str,
+    typer.Option("--method", parser=a_choice({"dm": "DM"}), metavar="DM", help="The public code's other is not here."),
+]
 
 BatchReal = Annotated[int, typer.Option("--batch_real", help="Real images per class and update.")]
 
@@ -54,7 +110,18 @@ ChunkMemory = Annotated[
     typer.Option("--chunk_memory", min=1, help="MiB that one chunk of classes may take.  [default: what is free]"),
 ]
 
-Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1, …  [default: a GPU if there is one]")]
+
+def _device(text: str) -> str:
+    """The public code and others count GPUs: 1 is cuda:1."""
+    return f"cuda:{text}" if text.isdecimal() else text
+
+
+Device = Annotated[
+    str | None,
+    typer.Option(
+        "--device", parser=_device, metavar="TEXT", help="cpu, cuda, cuda:1 or 1, …  [default: a GPU if there is one]"
+    ),
+]
 
 
 def iteration_range(text: str | None) -> range | None:

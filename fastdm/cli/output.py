@@ -1,34 +1,109 @@
 """What commands print: tables and sentences on a terminal, JSON Lines elsewhere."""
 
 import json
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+
+from fastdm.system.streams import on_terminal
+from fastdm.system.text import printable
 
 if TYPE_CHECKING:
     from fastdm.evaluation.protocol import Evaluation
 
+MOST_SHOWN = 8
+"""Names that a table lists; of more it shows the first, and their number."""
+
+
+def print_json(content: Mapping[str, Any]) -> None:
+    print(json.dumps(content), flush=True)
+
 
 def print_saved(path: Path) -> None:
-    if Console().is_terminal:
-        typer.echo(f"saved {path}")
+    if on_terminal():
+        typer.echo(f"saved {printable(path)}")
     else:
-        print(json.dumps({"saved": str(path)}))
+        print_json({"saved": str(path)})
+
+
+def print_facts(title: str, facts: Mapping[str, Any]) -> None:
+    """A table of two columns on a terminal, a JSON object elsewhere."""
+    if not on_terminal():
+        print_json(facts)
+        return
+    table = Table(title=Text(printable(title)), show_header=False)
+    for name, value in facts.items():
+        table.add_row(Text(printable(name)), Text(shown(value)))
+    Console().print(table)
+
+
+def shown(value: Any) -> str:
+    """A value as people read it."""
+    if isinstance(value, Mapping):
+        return "\n".join(f"{printable(name)}: {shown(each)}" for name, each in value.items())
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        texts = [shown(each) for each in value[:MOST_SHOWN]]
+        more = f", … ({len(value):,} in all)" if len(value) > MOST_SHOWN else ""
+        return ", ".join(texts) + more
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else printable(value)
+
+
+def print_outcome(result: Path, page: Path, folders: Sequence[Path], *, evaluated: bool) -> None:
+    """Where the sets, the page and the accuracies of a condensation are."""
+    if not on_terminal():
+        print_json({"saved": str(result), "report": str(page), "runs": [str(folder) for folder in folders]})
+        return
+    print_saved(result)
+    several = f" to {folders[-1].name}" if len(folders) > 1 else ""
+    accuracies = " and what was measured of it (evaluation.json)" if evaluated else ""
+    typer.echo(f"Open {printable(page)} in a browser to see the result.")
+    where = printable(f"{folders[0]}{several}")
+    typer.echo(f"Each run folder, {where}, holds its set (synthetic.safetensors){accuracies}.")
 
 
 def print_evaluation(title: str, evaluation: "Evaluation", **about: str) -> None:
     """A table on a terminal, with accuracies in percent; JSON lines elsewhere, with what they are `about`."""
-    console = Console()
-    table = Table("network", "accuracy %", "networks", title=title)
+    rows = [(name, evaluation.mean[name], evaluation.std[name]) for name in evaluation.accuracies]
+    if not on_terminal():
+        for name, mean, std in rows:
+            print_json({
+                "evaluation": title, **about, "network": name, "mean": mean, "std": std,
+                "accuracies": evaluation.accuracies[name],
+                **({"best": evaluation.best[name]} if evaluation.best else {}),
+            })  # fmt: skip
+        return
+    table = Table("network", "accuracy %", "networks", title=Text(printable(title)))
+    sign = "±" if _can_write("±") else "+-"
+    for name, mean, std in rows:
+        count = len(evaluation.accuracies[name])
+        best = f", best {100 * fmean(evaluation.best[name]):.2f}" if evaluation.best else ""
+        table.add_row(name, f"{100 * mean:.2f} {sign} {100 * std:.2f}{best}", str(count))
+    Console().print(table)
+
+
+def print_total(evaluation: "Evaluation", experiments: int, model: str, dataset: str) -> None:
+    """The accuracies of all experiments together, on a terminal in the public code's words."""
+    if not on_terminal():
+        print_evaluation(f"all {experiments} experiments", evaluation, dataset=dataset)
+        return
+    typer.echo("==================== Final Results ====================")
     for name, accuracies in evaluation.accuracies.items():
-        mean, std = evaluation.mean[name], evaluation.std[name]
-        if console.is_terminal:
-            table.add_row(name, f"{100 * mean:.2f} ± {100 * std:.2f}", str(len(accuracies)))
-        else:
-            line = {"evaluation": title, **about, "network": name, "mean": mean, "std": std, "accuracies": accuracies}
-            print(json.dumps(line), flush=True)
-    if console.is_terminal:
-        console.print(table)
+        typer.echo(
+            f"Run {experiments} experiments, train on {model}, evaluate {len(accuracies)} random {name}, "
+            f"mean  = {100 * evaluation.mean[name]:.2f}%  std = {100 * evaluation.std[name]:.2f}%"
+        )
+
+
+def _can_write(text: str) -> bool:
+    try:
+        text.encode(getattr(sys.stdout, "encoding", None) or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True

@@ -7,11 +7,13 @@ import typer
 
 from fastdm.cli.options import SOURCE, DataPath
 from fastdm.cli.output import print_saved
+from fastdm.system.files import user_path
+from fastdm.system.text import printable
 
 
 def pack(
     source: Annotated[str, typer.Argument(help=SOURCE)],
-    out: Annotated[Path, typer.Argument(help="The file to write.")],
+    out: Annotated[Path, typer.Argument(parser=user_path, metavar="OUT", help="The file to write.")],
     size: Annotated[
         int | None,
         typer.Option("--size", help="Side of the packed images.  [default: 64 for image files, else theirs]"),
@@ -33,19 +35,24 @@ def pack(
     """Pack a data set into one file that opens in milliseconds: class-sorted uint8 images in safetensors layout."""
     from fastdm.data.packing import pack as pack_set
 
-    packed = pack_set(
-        source,
-        out,
-        size,
-        cast(Any, filter),
-        cast(Any, fit),
-        workers,
-        cast(Any, on_error),
-        resume=resume,
-        name=name,
-        data_path=data_path,
-        progress=True,
-    )
-    for file, error in packed.skipped:
-        typer.echo(f"skipped {file}: {error}", err=True)
+    try:
+        packed = pack_set(
+            source,
+            out,
+            size,
+            cast(Any, filter),
+            cast(Any, fit),
+            workers,
+            cast(Any, on_error),
+            resume=resume,
+            name=name,
+            data_path=data_path,
+            progress=True,
+        )
+    except BaseException as error:
+        if (partial := out.with_name(f"{out.name}.partial")).exists():
+            error.add_note(f"what is packed so far is in {partial}")
+        raise
+    for file, why in packed.skipped:
+        typer.echo(printable(f"skipped {file}: {why}"), err=True)
     print_saved(out)

@@ -1,17 +1,19 @@
 """`fastdm profile`."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from fastdm.cli.options import (
+    DEFAULT_IPC,
     Backend,
     BatchReal,
     ChunkMemory,
+    Config,
     DataPath,
     Dataset,
     Device,
@@ -19,23 +21,28 @@ from fastdm.cli.options import (
     Model,
     PrecisionOption,
     Seed,
+    a_path,
     mebibytes,
 )
+from fastdm.cli.output import print_json
+from fastdm.system.streams import on_terminal
+from fastdm.system.text import printable, size_text
 
 
 def profile(
     dataset: Dataset = "CIFAR10",
     model: Model = None,
-    ipc: Ipc = 10,
+    ipc: Ipc = DEFAULT_IPC,
     batch_real: BatchReal = 256,
     iterations: Annotated[int, typer.Option("--iterations", min=1, help="Iterations to record.")] = 3,
     data_path: DataPath = Path("data"),
-    save_path: Annotated[Path, typer.Option("--save_path", help="Folder for the trace.")] = Path("result/profile"),
+    save_path: Annotated[Path, a_path("--save_path", "Folder for the trace.")] = Path("result/profile"),
     seed: Seed = 0,
     device: Device = None,
     precision: PrecisionOption = None,
     backend: Backend = "auto",
     chunk_memory: ChunkMemory = None,
+    config: Config = None,
 ) -> None:
     """Show where the time of an iteration goes: a trace, the ten costliest ops, and what bounds the run."""
     from fastdm.applications.profiling import profile as profile_run
@@ -45,22 +52,23 @@ def profile(
 
     data = open_dataset(dataset, data_path=data_path)
     settings = Settings(ipc=ipc, batch_real=batch_real, network=model, seed=seed, precision=cast(Any, precision))
-    with chosen_backend(backend):
+    where = default_device(device)
+    with chosen_backend(backend, where):
         result = profile_run(
             data,
             settings,
-            default_device(device),
+            where,
             save_path,
             iterations=iterations,
             chunk_memory=mebibytes(chunk_memory),
         )
-    console = Console()
-    if not console.is_terminal:
-        print(json.dumps(result.summary()))
+    if not on_terminal():
+        print_json(result.summary())
         return
-    table = Table("op", "ms per iteration", "calls per iteration", title=f"{data.name}, ipc {ipc}, {result.device}")
+    title = Text(printable(f"{data.name}, ipc {ipc}, {result.device}"))
+    table = Table("op", "ms per iteration", "calls per iteration", title=title)
     for name, seconds, calls in result.ops:
-        table.add_row(name, f"{1000 * seconds:.2f}", f"{calls:.0f}")
-    console.print(table)
-    console.print(result.verdict(), highlight=False)
-    console.print(f"peak memory {result.peak_bytes / 2**20:.0f} MiB; wrote {', '.join(result.files)}", highlight=False)
+        table.add_row(Text(name), f"{1000 * seconds:.2f}", f"{calls:.0f}")
+    Console().print(table)
+    typer.echo(result.verdict())
+    typer.echo(printable(f"peak memory {size_text(result.peak_bytes)}; wrote {', '.join(result.files)}"))

@@ -1,6 +1,7 @@
 """From settings to the step that they describe."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -10,13 +11,48 @@ from fastdm.condensation.step import Step
 from fastdm.data.pool import Dataset
 from fastdm.errors import FastDMError
 from fastdm.networks.architectures import build_network
+from fastdm.networks.drawn import DrawnNetworks, RandomNetworks, TrainedNetworks
+from fastdm.networks.trained import NetworkPool
 from fastdm.synthetic.initial import initial_images
 
 
 def build_step(
-    dataset: Dataset, settings: Settings, device: torch.device, dtype: torch.dtype, chunk_memory: int | None = None
+    dataset: Dataset,
+    settings: Settings,
+    device: torch.device,
+    dtype: torch.dtype,
+    chunk_memory: int | None = None,
+    pool: NetworkPool | None = None,
 ) -> tuple[Step, MemoryPlan]:
-    """The step for resolved settings, at its initial images, and the plan that it follows."""
+    """The step for resolved settings, at its initial images, and the plan that it follows.
+
+    pool: the networks of networks="trained", which `matching_pool` has checked.
+    """
+    networks = _networks(dataset, settings, device, dtype, pool)
+    plan = make_plan(
+        networks.network,
+        dataset.train,
+        ipc=settings.ipc,
+        partition=settings.partition,
+        passes=1 if networks.expert is networks.network or not settings.ce_weight else 2,
+        batch_real=settings.batch_real,
+        dtype=dtype,
+        device=device,
+        chunk_memory=chunk_memory,
+    )
+    images = initial_images(
+        dataset, settings.ipc, settings.seed, init=settings.init, partition=settings.partition, device=device
+    )
+    return Step(dataset, images, networks, settings, plan, dtype), plan
+
+
+def _networks(
+    dataset: Dataset, settings: Settings, device: torch.device, dtype: torch.dtype, pool: NetworkPool | None
+) -> DrawnNetworks:
+    """The networks that the settings ask for; `pool` has been checked against them."""
+    if settings.networks == "trained":
+        assert pool is not None
+        return TrainedNetworks(pool, settings.ce_ahead if settings.ce_weight else 0, device, dtype)
     assert settings.network is not None
     network = build_network(
         settings.network,
@@ -24,22 +60,11 @@ def build_step(
         num_classes=dataset.num_classes,
         image_size=dataset.image_shape[1:],
         frozen=True,
+        drawn=False,
         device=device,
         dtype=dtype,
     )
-    plan = make_plan(
-        network,
-        image_shape=dataset.image_shape,
-        num_classes=dataset.num_classes,
-        ipc=settings.ipc,
-        batch_real=settings.batch_real,
-        pool_bytes=dataset.train.images.numel(),
-        dtype=dtype,
-        device=device,
-        chunk_memory=chunk_memory,
-    )
-    images = initial_images(dataset, settings.ipc, settings.seed, init=settings.init, device=device)
-    return Step(dataset, images, network, settings, plan, dtype), plan
+    return RandomNetworks(network)
 
 
 def prepare(step: Step, device: torch.device, compile: bool) -> Iterator[str]:
@@ -60,3 +85,15 @@ def prepare(step: Step, device: torch.device, compile: bool) -> Iterator[str]:
         )
     if device.type == "cuda" and (reason := step.capture()):
         yield f"running without a CUDA graph: {reason}"
+
+
+@contextmanager
+def op_by_op(step: Step, say: Callable[[str], None]) -> Iterator[None]:
+    """Run the step without its graph within the block, so that a profiler sees the ops.
+
+    The graph is dropped and recorded afresh afterwards, since the device need not hold the memory of both.
+    """
+    recorded = step.release()
+    yield
+    if recorded and (reason := step.capture()):
+        say(f"running without a CUDA graph from here on: {reason}")

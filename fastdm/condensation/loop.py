@@ -4,31 +4,56 @@ import dataclasses
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from fastdm.condensation.build import build_step, prepare
+from fastdm.condensation.build import build_step, op_by_op, prepare
+from fastdm.condensation.plan import MemoryPlan
+from fastdm.condensation.recipes import recipe_settings
 from fastdm.condensation.settings import Settings
 from fastdm.data.pool import Dataset
 from fastdm.data.sources import open_dataset
-from fastdm.errors import FastDMError, unknown
-from fastdm.runs.recording import check_chosen, recorded
+from fastdm.errors import FastDMError, unknown, whole_number
+from fastdm.networks.trained import NetworkPool
+from fastdm.runs.about import About
+from fastdm.runs.events import check_installed
+from fastdm.runs.recording import check_chosen, peak_memory, recorded
 from fastdm.runs.run import Run
-from fastdm.synthetic.synthetic_set import SyntheticSet
-from fastdm.system.device import chosen_backend, default_device, precision_context
+from fastdm.synthetic.synthetic_set import SyntheticSet, check_compatible
+from fastdm.system.device import chosen_backend, default_device, precision_context, undisturbed
+from fastdm.system.files import user_path
+from fastdm.system.machine import machine
+from fastdm.system.signals import deferred
+from fastdm.system.streams import stderr_to
 
 FINGERPRINT_IMAGES = 64
 """Images whose pixels identify a data set: few, since those of a packed file come from the disk."""
 
 
+class Observer(Protocol):
+    """Looks at the set during a run; it changes nothing."""
+
+    def wants(self, iteration: int) -> bool:
+        """Whether to look after so many iterations."""
+        ...
+
+    def look(self, iteration: int, synthetic: SyntheticSet) -> None:
+        """Called with the set as it is after so many iterations."""
+        ...
+
+
+@undisturbed()
 def condense(
     data: Any,
     ipc: int | None = None,
     *,
+    recipe: str | None = None,
     settings: Settings | None = None,
+    pool: NetworkPool | str | Path | None = None,
     data_path: str | Path = "data",
     image_size: int | tuple[int, int] | None = None,
     device: str | torch.device | None = None,
@@ -43,6 +68,8 @@ def condense(
     profile: range | None = None,
     callback: Callable[[int, float, Tensor], None] | None = None,
     progress: bool = False,
+    verbose: bool = False,
+    tensorboard: bool = False,
     **options: Any,
 ) -> SyntheticSet:
     """Condense a data set into `ipc` synthetic images per class by distribution matching (Zhao & Bilen, WACV 2023).
@@ -50,6 +77,9 @@ def condense(
     data: anything that `open_dataset` takes: a name (looked up under `data_path`), a folder of images (brought to
     `image_size` if that is given), a file, arrays, a Dataset.
     ipc: images per class, by default that of `settings`, which is 10.
+    recipe: "dm", the paper's settings (the default), or "trained": see `fastdm.condensation.recipes`. In place of
+    `settings`.
+    pool: trained networks, or their file, for networks="trained": see `fastdm.train_pool`.
     options: any field of `Settings` by name (`iterations=20_000, batch_real=256, lr_img=1.0, init="real",
     strategy=…, network="ConvNet", seed=0, precision=…`), in place of the one in `settings`.
     device: "cpu", "cuda", …; default: the GPU if there is one.
@@ -66,7 +96,11 @@ def condense(
     GPU a memory snapshot are written; the ten costliest ops are reported with the progress.
     callback: called as (iteration, loss / classes, images) after every iteration; the images are the live tensor,
     float32 [classes * ipc, C, H, W], on the device.
-    progress: show a bar on a terminal, JSON lines elsewhere.
+    progress: show a bar on a terminal, JSON lines elsewhere; verbose: with the plan of what is held in memory.
+    tensorboard: also write losses and pictures for TensorBoard, under `save_path`.
+
+    Ctrl-C takes effect between two iterations. With `save_path` the run is left with a checkpoint, and no other process
+    can use the folder meanwhile.
 
     Returns the condensed set. Raises FastDMError, before the first iteration, for whatever cannot be used.
 
@@ -77,13 +111,16 @@ def condense(
     """
     if ipc is not None:
         options["ipc"] = ipc
-    settings = _settings(settings or Settings(), options)
     dataset = open_dataset(data, data_path=data_path, image_size=image_size)
+    settings = _settings(settings, recipe, dataset, options)
+    networks = NetworkPool.load(pool) if isinstance(pool, str | Path) else pool
+    settings = matching_pool(settings, networks, dataset)
     device = default_device(device)
     return condense_resolved(
         dataset,
         settings.resolve(dataset, device),
         device,
+        pool=networks,
         backend=backend,
         chunk_memory=chunk_memory,
         compile=compile,
@@ -95,14 +132,18 @@ def condense(
         profile=profile,
         callback=callback,
         progress=progress,
+        verbose=verbose,
+        tensorboard=tensorboard,
     )
 
 
+@undisturbed()
 def condense_resolved(
     dataset: Dataset,
     settings: Settings,
     device: torch.device,
     *,
+    pool: NetworkPool | None = None,
     backend: str = "auto",
     chunk_memory: int | None = None,
     compile: bool = False,
@@ -113,46 +154,108 @@ def condense_resolved(
     picture_every: int = 1000,
     profile: range | None = None,
     callback: Callable[[int, float, Tensor], None] | None = None,
+    observer: Observer | None = None,
     progress: bool = False,
+    verbose: bool = False,
+    tensorboard: bool = False,
+    config: str | None = None,
 ) -> SyntheticSet:
-    """`condense` with a data set that is open, settings that are resolved for it, and a device that is there."""
+    """`condense` with a data set that is open, settings that are resolved for it, and a device that is there.
+
+    observer: looks at the set during the run. config: kept in the run folder, as config.yaml.
+    """
     for name, every in (("save_every", save_every), ("picture_every", picture_every)):
         if every < 1:
             raise FastDMError(f"{name} is {every}; it must be at least 1")
+    if resume and overwrite:
+        raise FastDMError("resume goes on with a run, and overwrite starts over: ask for one of them")
     _check_classes(dataset, settings)
     if profile is not None:
         check_chosen(profile, settings.iterations, save_path)
-    folder = None if save_path is None else Path(save_path)
+    if tensorboard:
+        _check_tensorboard(save_path)
+    folder = None if save_path is None else user_path(save_path)
 
     with (
-        chosen_backend(backend),
+        chosen_backend(backend, device),
         precision_context(settings.precision, device, deterministic=settings.deterministic) as dtype,
     ):
-        step, plan = build_step(dataset, settings, device, dtype, chunk_memory)
+        step, plan = build_step(dataset, settings, device, dtype, chunk_memory, pool)
         run = Run(
             folder,
             {"images": step.images, "velocity": step.velocity},
             lambda: _synthetic_set(dataset, settings, step.images),
             settings.iterations,
-            {**settings.resume_key(), **fingerprint(dataset)},
+            {**settings.resume_key(), **fingerprint(dataset), **({"pool_crc32": pool.crc32()} if pool else {})},
+            resume_defaults=Settings().resume_key(),
             resume=resume,
             overwrite=overwrite,
             save_every=save_every,
             picture_every=picture_every,
             progress=progress,
+            tensorboard=tensorboard,
+            config=config,
         )
         with closing(step), run:
-            for note in (str(plan), *_small_classes(dataset, settings), *prepare(step, device, compile)):
+            notes = [*_small_classes(dataset, settings)]
+            for note in (_summary(dataset, settings, device), *notes):
                 run.say(note)
+            if verbose:
+                run.say(str(plan))
+            with stderr_to(run.messages() if compile else None):
+                prepared = [*prepare(step, device, compile)]
+            for note in prepared:
+                run.say(note)
+            about = _about(dataset, device, plan, [*run.notes, *notes, *prepared])
+            run.describe(about)
             iterations: Iterable[int] = run.iterations()
             if profile is not None and folder is not None:
-                iterations = recorded(run.iterations(), profile, step.uncaptured, device, folder / "profile", run.say)
+                within = partial(op_by_op, step, run.say)
+                iterations = recorded(
+                    run.iterations(), profile, within, device, folder / "profile", run.say, run.messages()
+                )
+            if observer is not None and run.first_iteration == 0 and observer.wants(0):
+                observer.look(0, _synthetic_set(dataset, settings, step.images))
             for iteration in iterations:
-                loss = step(iteration)
-                run.after(iteration, loss)
+                with deferred():  # an iteration that is half done could not be resumed
+                    loss = step(iteration)
+                    run.after(iteration, loss, step.parts())
                 if callback is not None:
                     callback(iteration, loss.item(), step.images)
-        return run.finish()
+                if observer is not None and observer.wants(iteration + 1):
+                    observer.look(iteration + 1, _synthetic_set(dataset, settings, step.images))
+            result = run.finish()
+            run.describe(dataclasses.replace(about, peak_bytes=peak_memory(device)))
+            return result
+
+
+def _about(dataset: Dataset, device: torch.device, plan: MemoryPlan, notes: list[str]) -> About:
+    """What the run folder keeps besides settings and results."""
+    kept = {
+        "name": dataset.name,
+        "class_names": dataset.class_names,
+        "image_shape": dataset.image_shape,
+        "mean": dataset.mean,
+        "std": dataset.std,
+        "train_images": len(dataset.train),
+    }
+    return About(kept, machine(device), dataclasses.asdict(plan), notes)
+
+
+def _summary(dataset: Dataset, settings: Settings, device: torch.device) -> str:
+    """What is about to be done, in a line."""
+    where = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
+    return (
+        f"{dataset.name}: {dataset.num_classes} classes x {settings.ipc} images, from {len(dataset.train):,} real ones "
+        f"of {'x'.join(map(str, dataset.image_shape))}; {settings.iterations:,} iterations, {settings.network}, "
+        f"{settings.precision} on {device}{where}, seed {settings.seed}"
+    )
+
+
+def _check_tensorboard(save_path: str | Path | None) -> None:
+    if save_path is None:
+        raise FastDMError("tensorboard needs a save_path, under which it writes")
+    check_installed()
 
 
 def _synthetic_set(dataset: Dataset, settings: Settings, images: Tensor) -> SyntheticSet:
@@ -164,6 +267,7 @@ def _synthetic_set(dataset: Dataset, settings: Settings, images: Tensor) -> Synt
         std=dataset.std,
         dataset=dataset.name,
         settings=dataclasses.asdict(settings),
+        partition=settings.partition,
     )
 
 
@@ -185,12 +289,33 @@ def fingerprint(dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def _settings(settings: Settings, options: dict[str, Any]) -> Settings:
+def _settings(settings: Settings | None, recipe: str | None, dataset: Dataset, options: dict[str, Any]) -> Settings:
+    if recipe is not None:
+        if settings is not None:
+            raise FastDMError("a recipe is a set of settings: give settings or a recipe, and single settings by name")
+        settings = recipe_settings(recipe, dataset, whole_number("ipc", options.get("ipc", Settings().ipc), 1))
+    settings = settings or Settings()
     known = [field.name for field in dataclasses.fields(Settings)]
     for name in options:
         if name not in known:
             raise unknown("setting", name, known)
     return dataclasses.replace(settings, **options)
+
+
+def matching_pool(settings: Settings, pool: NetworkPool | None, dataset: Dataset) -> Settings:
+    """The settings with the network of the pool, where they name none; FastDMError if the two do not go together."""
+    if settings.networks == "random":
+        if pool is not None:
+            raise FastDMError("a pool of networks is given, but networks is 'random'; use networks='trained'")
+        return settings
+    if pool is None:
+        raise FastDMError(
+            "networks is 'trained', but there is no pool; train one with fastdm.train_pool (fastdm pool), and give it"
+        )
+    if settings.network not in (None, pool.network):
+        raise FastDMError(f"network is {settings.network!r}, but the pool holds {pool.network}; leave the network out")
+    check_compatible("the pool of networks", pool.num_classes, pool.image_shape, dataset)
+    return dataclasses.replace(settings, network=pool.network)
 
 
 def _check_classes(dataset: Dataset, settings: Settings) -> None:
@@ -199,10 +324,11 @@ def _check_classes(dataset: Dataset, settings: Settings) -> None:
     smallest = f"class {dataset.class_names[label]!r} of {dataset.name}"
     if size == 0:
         raise FastDMError(f"{smallest} has no images; leave it out or add some")
-    if settings.init == "real" and size < settings.ipc:
+    parts = settings.partition**2
+    if settings.init == "real" and size < settings.ipc * parts:
         raise FastDMError(
-            f"ipc is {settings.ipc}, but {smallest} has {size} images to start from; "
-            f"use an ipc of at most {size}, or init 'noise'"
+            f"ipc is {settings.ipc}{f' with {parts} images in each' if parts > 1 else ''}, but {smallest} has {size} "
+            f"images to start from; use an ipc of at most {size // parts}, or init 'noise'"
         )
     if settings.small_classes == "error" and size < settings.batch_real:
         raise FastDMError(

@@ -1,28 +1,39 @@
 """How much goes through the network at once, and what memory that takes: decided before the first iteration."""
 
-import math
 from bisect import bisect_right
 from dataclasses import dataclass, replace
 
 import torch
 
+from fastdm.data.batches import DEPTH, Residence, possible_residences
+from fastdm.data.pool import Pool
 from fastdm.errors import FastDMError
 from fastdm.kernels import stores_only_pooled
-from fastdm.networks.footprint import Activations, activations, images_in_cache
+from fastdm.networks.footprint import Activations, activations
 from fastdm.networks.model import Block, Network
 from fastdm.system.device import free_memory
+from fastdm.system.text import size_text
 
 FREE_SHARE = 0.8
-"""Share of the free memory that a plan may take when no budget is given."""
+"""Share of the free memory that a plan may take when no budget is given; the rest is for what memory's fragments
+waste."""
+
+LIBRARY_BYTES = 1 << 30
+"""On a GPU, what libraries take later: cuDNN's and cuBLAS's workspaces, and the code of kernels."""
+
+MOST_ELEMENTS = 2**31 - 1
+"""On a GPU, elements of a tensor that every convolution of cuDNN takes, since they count with 32 bits."""
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
     """chunk_classes: classes per forward and backward pass; micro_batch: real images that go through the network at
-    once; the rest is bytes: of the pool, of the synthetic images with their momentum and gradient, and of one chunk."""
+    once; residence: how the real images come to the device; the rest is bytes: of the pool, of the synthetic images
+    with their momentum, and of one chunk, real images that are read ahead included."""
 
     chunk_classes: int
     micro_batch: int
+    residence: Residence
     pool_bytes: int
     images_bytes: int
     real_bytes: int
@@ -31,9 +42,10 @@ class MemoryPlan:
 
     def __str__(self) -> str:
         return (
-            f"plan: pool {_size(self.pool_bytes)}, synthetic images with momentum and gradient "
-            f"{_size(self.images_bytes)}; {self.chunk_classes} classes at a time: real {_size(self.real_bytes)}, "
-            f"synthetic {_size(self.synthetic_bytes)} of a budget of {_size(self.budget_bytes)}"
+            f"plan: pool {size_text(self.pool_bytes)}, {self.residence}; synthetic images with momentum "
+            f"{size_text(self.images_bytes)}; {self.chunk_classes} classes at a time: "
+            f"real {size_text(self.real_bytes)}, synthetic {size_text(self.synthetic_bytes)} of a budget of "
+            f"{size_text(self.budget_bytes)}"
         )
 
 
@@ -41,23 +53,30 @@ class MemoryPlan:
 class _Needs:
     """What the passes of one chunk take.
 
-    micro_batch: the most real images that go through the network at once, None without a limit.
+    decoded: synthetic images per class as the network takes them; passes: networks that each goes through.
+    micro_batch: the most real images that go through the network at once, None without a limit. pixels: bytes of an
+    image as it is stored, image_bytes: as the network takes it. ahead: batches that are in memory at a time when real
+    images are read ahead, else 0.
     """
 
     per_image: Activations
+    pixels: int
     image_bytes: int
+    ahead: int
     batch_real: int
-    ipc: int
+    decoded: int
+    passes: int
     micro_batch: int | None
 
     def real(self, classes: int) -> int:
         """Bytes of the pass of real images, without gradient: a layer's results replace those before them."""
         images = classes * self.batch_real
-        return images * self.image_bytes + min(self.micro_batch or images, images) * self.per_image.peak
+        at_once = min(self.micro_batch or images, images)
+        return images * (self.ahead * self.pixels + self.image_bytes) + at_once * self.per_image.peak
 
     def synthetic(self, classes: int) -> int:
         """Bytes of the pass of synthetic images and its backward pass."""
-        return classes * self.ipc * 2 * self.per_image.total
+        return classes * self.decoded * 2 * self.passes * self.per_image.total
 
     def total(self, classes: int) -> int:
         return self.real(classes) + self.synthetic(classes)
@@ -65,39 +84,92 @@ class _Needs:
 
 def make_plan(
     network: Network,
+    pool: Pool,
     *,
-    image_shape: tuple[int, int, int],
-    num_classes: int,
     ipc: int,
+    partition: int = 1,
+    passes: int = 1,
     batch_real: int,
-    pool_bytes: int,
     dtype: torch.dtype,
     device: torch.device,
     chunk_memory: int | None = None,
 ) -> MemoryPlan:
-    """Choose the chunk: as many classes as the budget holds, and on a CPU no more than its cache.
+    """Choose how the real images come to the device, and the chunk: as many classes as the budget holds.
 
-    batch_real: real images per class; chunk_memory: bytes that one chunk may take, by default what is free.
-    A network with BatchNorm takes its statistics over all classes together, so its only chunk holds all of them.
+    partition: every synthetic image is partition² images for the network; passes: networks that they go through, with
+    the cross-entropy 2; batch_real: real images per class; chunk_memory: bytes that one chunk may take, by default what
+    is free. A chunk is no larger than suits the device (see `_Limits`). A network with BatchNorm takes its statistics
+    over all classes together, so its only chunk holds all of them.
     Raises FastDMError if the budget does not hold one class, and says how many real images would fit.
     """
-    in_cache = micro_batch = None
-    if device.type == "cpu" and not network.uses_batch_statistics:
-        in_cache = images_in_cache(network, image_shape, dtype)
-        micro_batch = 4 * in_cache if _stores_only_pooled(network, dtype, device) else in_cache
-    image = math.prod(image_shape)
-    needs = _Needs(activations(network, image_shape, dtype), image * dtype.itemsize, batch_real, ipc, micro_batch)
-    images_bytes = 3 * num_classes * ipc * image * 4
-    budget = chunk_memory if chunk_memory is not None else int(FREE_SHARE * free_memory(device)) - images_bytes
-
-    fewest = num_classes if network.uses_batch_statistics else 1
-    if needs.total(fewest) > budget:
+    channels, height, width = pool.images.shape[1:]
+    pixels, decoded = channels * height * width, ipc * partition**2
+    per_image = activations(network, (channels, height, width), dtype)
+    limits = _limits(network, per_image, dtype, device)
+    images_bytes = 2 * pool.num_classes * ipc * pixels * 4
+    free, later = free_memory(device), _later_bytes(network, images_bytes, device)
+    fewest = pool.num_classes if network.uses_batch_statistics else 1
+    for residence in possible_residences(pool, device, free):
+        ahead = DEPTH if residence == "streamed" else 0
+        needs = _Needs(
+            per_image, pixels, pixels * dtype.itemsize, ahead, batch_real, decoded, passes, limits.micro_batch
+        )
+        copied = pool.images.numel() if residence == "copied" else 0
+        budget = int(FREE_SHARE * (free - copied - later)) - images_bytes if chunk_memory is None else chunk_memory
+        if needs.total(fewest) <= budget:
+            break
+    else:
         raise _too_small(needs, fewest, budget, network.uses_batch_statistics)
-    chunk = _most_classes(needs, num_classes, fewest, budget)
-    if in_cache is not None:
-        chunk = min(chunk, max(1, in_cache // ipc))
-    real, synthetic = needs.real(chunk), needs.synthetic(chunk)
-    return MemoryPlan(chunk, micro_batch or chunk * batch_real, pool_bytes, images_bytes, real, synthetic, budget)
+    chunk = _most_classes(needs, max(fewest, limits.classes(decoded, batch_real, pool.num_classes)), fewest, budget)
+    return MemoryPlan(
+        chunk_classes=chunk,
+        micro_batch=min(limits.micro_batch or chunk * batch_real, chunk * batch_real),
+        residence=residence,
+        pool_bytes=pool.images.numel(),
+        images_bytes=images_bytes,
+        real_bytes=needs.real(chunk),
+        synthetic_bytes=needs.synthetic(chunk),
+        budget_bytes=budget,
+    )
+
+
+@dataclass(frozen=True)
+class _Limits:
+    """The most images that suit the device at once, None without a limit: synthetic ones, real ones of a chunk, and
+    real ones that go through the network together.
+
+    On a CPU those whose activations stay in its cache, where the real images of a chunk pass in parts. On a GPU those
+    of which no activation has more than `MOST_ELEMENTS`: any chunk that large fills it. With BatchNorm there is no
+    choice.
+    """
+
+    synthetic: int | None = None
+    real: int | None = None
+    micro_batch: int | None = None
+
+    def classes(self, decoded: int, batch_real: int, num_classes: int) -> int:
+        """The most classes of a chunk, at least 1."""
+        pairs = ((self.synthetic, decoded), (self.real, batch_real))
+        return min([num_classes, *(max(1, limit // each) for limit, each in pairs if limit is not None)])
+
+
+def _limits(network: Network, per_image: Activations, dtype: torch.dtype, device: torch.device) -> _Limits:
+    if network.uses_batch_statistics:
+        return _Limits()
+    if device.type == "cpu":
+        in_cache = per_image.in_cache
+        return _Limits(in_cache, None, 4 * in_cache if _stores_only_pooled(network, dtype, device) else in_cache)
+    most = max(1, MOST_ELEMENTS * dtype.itemsize // per_image.largest)
+    return _Limits(most, most, most)
+
+
+def _later_bytes(network: Network, images_bytes: int, device: torch.device) -> int:
+    """What a GPU holds besides the plan: libraries' memory, the numbers that parameters are drawn from, and copies of
+    the images and their momentum while the iteration is recorded."""
+    if device.type == "cpu":
+        return 0
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    return LIBRARY_BYTES + 2 * 4 * parameters + images_bytes
 
 
 def _stores_only_pooled(network: Network, dtype: torch.dtype, device: torch.device) -> bool:
@@ -121,17 +193,7 @@ def _too_small(needs: _Needs, classes: int, budget: int, uses_batch_statistics: 
     what = "all classes together (the network has BatchNorm)" if uses_batch_statistics else "one class"
     batches = range(needs.batch_real)
     fits = bisect_right(batches, budget, key=lambda batch: replace(needs, batch_real=batch).total(classes)) - 1
-    remedy = f"batch_real of at most {fits} would fit" if fits > 0 else f"{needs.ipc} images per class do not fit"
+    remedy = f"batch_real of at most {fits} would fit" if fits > 0 else f"{needs.decoded} images per class do not fit"
     return FastDMError(
-        f"{what} needs {_size(needs.total(classes))}, but a chunk may take {_size(max(budget, 0))}: {remedy}"
+        f"{what} needs {size_text(needs.total(classes))}, but a chunk may take {size_text(max(budget, 0))}: {remedy}"
     )
-
-
-def _size(count: int) -> str:
-    """Bytes as people read them."""
-    size = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024 or unit == "GiB":
-            break
-        size /= 1024
-    return f"{size:.0f} {unit}" if unit in ("B", "KiB") else f"{size:.1f} {unit}"

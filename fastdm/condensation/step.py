@@ -1,8 +1,7 @@
 """One iteration of distribution matching: the paper's Algorithm 1, over chunks of classes."""
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,98 +13,115 @@ from fastdm.condensation.plan import MemoryPlan
 from fastdm.condensation.settings import Settings
 from fastdm.data.batches import RealBatch, StreamedImages, real_images
 from fastdm.data.pool import Dataset
-from fastdm.networks.model import Network, initialise
-from fastdm.objectives.class_means import ClassMeans
-from fastdm.objectives.objective import Objective, Segments
+from fastdm.networks.drawn import DrawnNetworks
+from fastdm.objectives import build_objective
+from fastdm.objectives.cross_entropy import cross_entropy
+from fastdm.objectives.objective import Segments
+from fastdm.synthetic.partition import expand
 from fastdm.system.cuda_graph import captured, unchanged
 
 
 class Step:
     """The synthetic images, and the iteration that changes them.
 
-    images: float32 [classes * ipc, C, H, W], normalised, class-sorted, updated in place; velocity: SGD's momentum
-    buffer, same shape. Everything random is a function of (seed, iteration, class); nothing waits for the host.
+    images: float32 [classes * ipc, C, H, W], normalised, class-sorted, updated in place: canvases, if the partition is
+    above 1; velocity: SGD's momentum buffer, same shape. losses: those of the last iteration, divided by the number of
+    classes, float32 [2]: the objective's, and the cross-entropy before it is weighted (0 without). Everything random is
+    a function of (seed, iteration, class); nothing waits for the host.
     """
 
     def __init__(
         self,
         dataset: Dataset,
         images: Tensor,
-        network: Network,
+        networks: DrawnNetworks,
         settings: Settings,
         plan: MemoryPlan,
         dtype: torch.dtype,
     ) -> None:
-        assert settings.lr_img is not None
         device = images.device
         self.images = images
         self.velocity = torch.zeros_like(images)
-        self._gradient = torch.zeros_like(images)
-        self._network = network
-        self._objective: Objective = ClassMeans()
-        self._lr = settings.lr_img
+        self.losses = torch.zeros(2, dtype=torch.float32, device=device)
+        self._networks = networks
+        self._objective = build_objective(settings.objective)
+        self._ce_weight = settings.ce_weight
+        self._partition = settings.partition
         self._momentum = settings.momentum
         self._strategy = Strategy.parse(settings.strategy, settings.aug_mode)
-        self._mean = torch.tensor(dataset.mean, device=device)
-        self._std = torch.tensor(dataset.std, device=device)
+        self._mean = torch.tensor(dataset.mean, dtype=torch.float32, device=device)
+        self._std = torch.tensor(dataset.std, dtype=torch.float32, device=device)
+        self._lr, self._black, self._white = _units(settings, self._mean, self._std)
         self._augment = partial(augment, dtype=dtype, channels_last=True)
         self._size = (images.shape[2], images.shape[3])
+        self._one = torch.ones((), dtype=torch.float32, device=device)  # the gradient of a loss to itself
         self._key = torch.tensor([settings.seed, 0], device=device)
         self._classes = torch.arange(dataset.num_classes, device=device)
-        self._real = real_images(dataset.train, settings.batch_real, settings.seed, self._key)
-        self._chunks = _chunks(self._real.counts, settings.ipc, plan.chunk_classes, device)
+        self._real = real_images(dataset.train, plan.residence, settings.batch_real, settings.seed, self._key)
+        self._chunks = _chunks(self._real.counts, settings.ipc, settings.partition, plan.chunk_classes, device)
         self._micro_batch = plan.micro_batch
-        self._run: Callable[[], Tensor] = self._iterate
+        self._replay: Callable[[], Tensor] | None = None  # in place of _iterate, once it is recorded
 
     def __call__(self, iteration: int) -> Tensor:
         """Change the images once; returns the loss divided by the number of classes, float32, on their device."""
         self._key[1:].fill_(iteration)  # fill_: an assignment would wait for the device
         self._real.begin(iteration)
-        return self._run()
+        self.losses = self._iterate() if self._replay is None else self._replay()
+        return self.losses[0] + self._ce_weight * self.losses[1] if self._ce_weight else self.losses[0]
 
     def _iterate(self) -> Tensor:
         """The iteration that the key names (Algorithm 1, lines 2 to 5)."""
-        initialise(self._network, self._key)  # ψ ~ P: a network with random weights
+        self._networks.draw(self._key)  # ψ ~ P: a network with random weights, or a trained one
         omega = self._strategy.draw(self._key, self._classes, self._size)  # ω_c ~ Ω, for every class
-        loss = torch.zeros((), device=self.images.device)
+        network, losses = self._networks.network, torch.zeros_like(self.losses)
+        self.velocity.mul_(self._momentum)
         batches = self._real.batches([chunk.real.rows for chunk in self._chunks])  # B_c ~ T, for every class
         for chunk, batch in zip(self._chunks, batches, strict=True):
             tables = [table[chunk.classes] for table in omega]
             augment_real = partial(self._augment_real, tables)
-            target = self._objective.real(self._network, batch, chunk.real, augment_real, self._micro_batch)
+            target = self._objective.real(network, batch, chunk.real, augment_real, self._micro_batch)
 
-            synthetic = self.images[chunk.synthetic.rows].requires_grad_()  # S_c
+            images = self.images[chunk.images].requires_grad_()
+            synthetic = expand(images, self._partition)  # S_c
             augmented = self._augment(synthetic, tables, chunk.synthetic.group)  # A(S_c, ω_c)
-            chunk_loss = self._objective.loss(self._network, target, augmented, chunk.synthetic)
-            (self._gradient[chunk.synthetic.rows],) = torch.autograd.grad(chunk_loss, synthetic)
-            loss += chunk_loss.detach()
+            features = network.embed(augmented)
+            loss = matching = self._objective.loss(target, features, chunk.real, chunk.synthetic)
+            losses[0] += matching.detach()
+            if self._ce_weight:
+                classification = self._cross_entropy(augmented, features, chunk)
+                losses[1] += classification.detach()
+                loss = matching + self._ce_weight * classification
+            (gradient,) = torch.autograd.grad(loss, images, self._one.to(loss))
+            self.velocity[chunk.images] += gradient
 
-        self.velocity.mul_(self._momentum).add_(self._gradient)
-        self.images.sub_(self.velocity, alpha=self._lr)  # S ← S − η ∇_S L
-        return loss / len(self._classes)
+        self.images.addcmul_(self.velocity, self._lr, value=-1)  # S ← S − η ∇_S L
+        self.images.clamp_(self._black, self._white)
+        return losses / len(self._classes)
+
+    def _cross_entropy(self, augmented: Tensor, features: Tensor, chunk: "_Chunk") -> Tensor:
+        """Σ_c mean_j CE(x_cj, c) in the expert; features: those of the network that is matched in."""
+        network, expert = self._networks.network, self._networks.expert
+        shared = features if expert is network else expert.embed(augmented)
+        return cross_entropy(expert.classifier(shared), chunk.labels, chunk.synthetic)
 
     def _augment_real(self, tables: list[Tensor], batch: RealBatch, group: Tensor) -> Tensor:
         """A(B_c, ω_c): real images, normalised and augmented by the row of the tables that is their class's."""
         return self._augment(batch.images, tables, group, index=batch.index, mean=self._mean, std=self._std)
 
-    @contextmanager
-    def uncaptured(self) -> Iterator[None]:
-        """Run op by op within the block even if a graph is recorded, so that a profiler sees the ops."""
-        run, self._run = self._run, self._iterate
-        try:
-            yield
-        finally:
-            self._run = run
+    def parts(self) -> dict[str, Tensor]:
+        """What the last loss consists of, by name, if of more than the objective: scalars on the device."""
+        return {"matching": self.losses[0], "cross_entropy": self.losses[1]} if self._ce_weight else {}
 
     def compile(self) -> float:
         """Let torch.compile fuse the network's layers; returns the seconds it took, RuntimeError where it fails.
 
         The blocks of InstanceNorm, ReLU and average pooling are single ops already: for them it takes 0 seconds.
         """
-        if self._network.is_fused:
+        if self._networks.network.is_fused:
             return 0.0
         start = time.perf_counter()
-        self._network.features.compile()
+        self._networks.network.features.compile()
+        self._networks.expert.features.compile()
         # Every shape of chunk is compiled twice, with and without gradient, and other networks count too.
         with torch._dynamo.config.patch(recompile_limit=64), unchanged([self.images, self.velocity]):
             self(0)
@@ -119,10 +135,15 @@ class Step:
         if isinstance(self._real, StreamedImages):
             return "the real images do not fit on the device and are streamed"
         try:
-            self._run = captured(self._iterate, [self.images, self.velocity])
+            self._replay = captured(self._iterate, [self.images, self.velocity])
         except RuntimeError as error:
             return str(error)
         return ""
+
+    def release(self) -> bool:
+        """Run op by op from now on, and give back the memory of the graph; returns whether there was one."""
+        recorded, self._replay = self._replay is not None, None
+        return recorded
 
     def close(self) -> None:
         """Stop reading ahead."""
@@ -131,25 +152,49 @@ class Step:
 
 @dataclass(frozen=True)
 class _Chunk:
-    """The classes of one forward and backward pass, and their rows of the real and of the synthetic images."""
+    """The classes of one forward and backward pass, and their rows of the real and of the synthetic images.
+
+    images: rows of the synthetic images or, with a partition, of the canvases that they are decoded from; labels:
+    int64, the class of each decoded one.
+    """
 
     classes: slice
     real: Segments
     synthetic: Segments
+    images: slice
+    labels: Tensor
 
 
-def _chunks(counts: Tensor, ipc: int, size: int, device: torch.device) -> list[_Chunk]:
-    """Split the classes, which have `counts` real images in the batch and `ipc` synthetic ones, by `size` classes."""
-    synthetic_counts = torch.full_like(counts, ipc)
-    bounds = range(0, len(counts), size)
-    classes = [slice(first, min(first + size, len(counts))) for first in bounds]
-    return [
-        _Chunk(part, _segments(counts, part, device), _segments(synthetic_counts, part, device)) for part in classes
-    ]
+def _chunks(counts: Tensor, ipc: int, partition: int, size: int, device: torch.device) -> list[_Chunk]:
+    """Split the classes, which have `counts` real images in the batch and `ipc` canvases, by `size` classes."""
+    decoded = torch.full_like(counts, ipc * partition**2)
+    chunks = []
+    for first in range(0, len(counts), size):
+        classes = slice(first, min(first + size, len(counts)))
+        synthetic = _segments(decoded, classes, device)
+        images = slice(ipc * classes.start, ipc * classes.stop)
+        chunks.append(
+            _Chunk(classes, _segments(counts, classes, device), synthetic, images, synthetic.group + classes.start)
+        )
+    return chunks
+
+
+def _units(settings: Settings, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The learning rate of normalised pixels, and black and white, which they are kept between: float32 [C, 1, 1].
+
+    x / 255 = std · pixel + mean: a gradient in [0, 1] is 1 / std times as large, and a step 1 / std times as long.
+    """
+    mean, std = mean[:, None, None], std[:, None, None]
+    assert settings.lr_img is not None
+    if settings.clamp:
+        return settings.lr_img / std**2, (0 - mean) / std, (1 - mean) / std
+    infinity = torch.full_like(std, torch.inf)
+    return torch.full_like(std, settings.lr_img), -infinity, infinity
 
 
 def _segments(counts: Tensor, classes: slice, device: torch.device) -> Segments:
     """The rows of some classes in a class-sorted tensor that holds `counts` images of each class."""
     starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])[classes.start : classes.stop + 1]
     group = torch.repeat_interleave(torch.arange(len(starts) - 1), counts[classes])
-    return Segments(slice(int(starts[0]), int(starts[-1])), (starts - starts[0]).to(device), group.to(device))
+    rows = slice(int(starts[0]), int(starts[-1]))
+    return Segments(rows, (starts - starts[0]).to(device), group.to(device), int(counts[classes].max()))

@@ -1,5 +1,7 @@
 """Arrays, tensors and files of arrays as a `Dataset`."""
 
+import math
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +13,11 @@ from torch import Tensor
 from fastdm.data.normalisation import normalisation
 from fastdm.data.pool import Dataset, Pool
 from fastdm.errors import FastDMError
+from fastdm.system.checks import check_regular
+from fastdm.system.device import free_memory
+from fastdm.system.files import is_zip
+from fastdm.system.notes import Tally
+from fastdm.system.text import size_text
 
 Split = tuple[Tensor, Tensor]  # images uint8 [N, C, H, W] and labels int64 [N]
 
@@ -66,14 +73,14 @@ def _shape_text(images: Tensor) -> str:
 
 def as_images(name: str, array: ArrayLike | Tensor) -> Tensor:
     """Uint8 [N, C, H, W] of any array of images that `open_dataset` describes."""
-    images = _tensor(name, "images", array)
+    images = given = as_tensor(f"data set {name}", "images", array)
     if images.ndim == 3:
         images = images[:, None]
     elif images.ndim == 4 and images.shape[1] not in (1, 3):
         images = images.permute(0, 3, 1, 2)
     if images.ndim != 4 or images.shape[1] not in (1, 3):
         raise FastDMError(
-            f"data set {name}: images of shape {tuple(_tensor(name, 'images', array).shape)}; they must be [N, H, W], "
+            f"data set {name}: images of shape {tuple(given.shape)}; they must be [N, H, W], "
             "[N, H, W, C] or [N, C, H, W] with 1 or 3 channels"
         )
     if images.dtype == torch.uint8:
@@ -82,7 +89,7 @@ def as_images(name: str, array: ArrayLike | Tensor) -> Tensor:
         raise FastDMError(f"data set {name}: pixels are {images.dtype}; they must be uint8 or floating-point in [0, 1]")
     bytes_ = torch.empty(images.shape, dtype=torch.uint8)
     for start in range(0, len(images), 4096):
-        chunk = images[start : start + 4096]
+        chunk = images[start : start + 4096].float()
         if chunk.isnan().any():
             raise FastDMError(f"data set {name}: some pixels are NaN")
         low, high = chunk.aminmax()
@@ -96,23 +103,51 @@ def as_images(name: str, array: ArrayLike | Tensor) -> Tensor:
 
 
 def as_labels(name: str, array: ArrayLike | Tensor) -> Tensor:
-    labels = _tensor(name, "labels", array)
+    labels = as_tensor(f"data set {name}", "labels", array)
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise FastDMError(
             f"data set {name}: labels must be integers of shape [N], not {labels.dtype} {list(labels.shape)}"
         )
-    return labels.long()
+    whole = labels.long()
+    if labels.dtype == torch.uint64 and len(whole) and whole.min() < 0:
+        raise FastDMError(f"data set {name}: some labels are 2^63 or more; they must be 0..classes - 1")
+    return whole
 
 
-def _tensor(name: str, what: str, array: ArrayLike | Tensor) -> Tensor:
+def empty_images(count: int, shape: Sequence[int], advice: str) -> Tensor:
+    """Memory for images, uint8 [count, *shape]; FastDMError, with the advice, if there is not that much."""
+    wanted, free = count * math.prod(shape), free_memory()
+    if wanted > free:
+        raise FastDMError(
+            f"{count} images of {'x'.join(map(str, shape))} take {size_text(wanted)} of memory, of which "
+            f"{size_text(free)} are free; {advice}"
+        )
+    return torch.empty(count, *shape, dtype=torch.uint8)
+
+
+def plain(what: str, tensor: Tensor) -> Tensor:
+    """The tensor without gradient, on the CPU, its values one after another; FastDMError if it has none."""
+    if tensor.is_meta:
+        raise FastDMError(f"{what} has a tensor on the device meta, which holds no values")
+    return (tensor.detach() if tensor.layout == torch.strided else tensor.detach().to_dense()).cpu()
+
+
+def as_tensor(name: str, what: str, array: ArrayLike | Tensor) -> Tensor:
+    """The array, or list of tensors, as a tensor on the CPU; FastDMError, saying what of which set, if it is none."""
     if isinstance(array, Tensor):
-        return array.detach().cpu()
+        return plain(name, array)
     try:
-        return torch.from_numpy(np.require(array, requirements=["C", "W"]))
-    except (TypeError, ValueError) as error:  # ragged lists, strings, objects
-        raise FastDMError(f"data set {name}: its {what} are not an array of numbers of one shape ({error})") from error
+        if isinstance(array, list | tuple) and len(array) and all(isinstance(item, Tensor) for item in array):
+            return torch.stack([plain(name, item) for item in array])
+        values = np.asarray(array)
+        values = values.astype(values.dtype.newbyteorder("="), copy=False)
+        return torch.from_numpy(np.require(values, requirements=["C", "W"]))
+    except FastDMError:
+        raise
+    except (TypeError, ValueError, RuntimeError) as error:  # ragged lists, strings, objects
+        raise FastDMError(f"{name}: its {what} are not an array of numbers of one shape ({error})") from error
 
 
 def from_arrays(arrays: Sequence[ArrayLike | Tensor], name: str) -> Dataset:
@@ -125,26 +160,55 @@ def from_arrays(arrays: Sequence[ArrayLike | Tensor], name: str) -> Dataset:
     return make_dataset(name, splits[0], splits[1] if len(splits) == 2 else None)
 
 
+_NPZ_KEYS = (
+    ("x_train", "y_train", "x_test", "y_test"),
+    ("train_images", "train_labels", "test_images", "test_labels"),  # MedMNIST
+)
+
+
 def open_npz(path: Path, name: str) -> Dataset:
+    """The arrays of an .npz file, under the names of Keras (x_train, …) or of MedMNIST (train_images, …)."""
+    check_regular(path)
     try:
+        with zipfile.ZipFile(path) as archive:
+            wanted = sum(entry.file_size for entry in archive.infolist())
+        if wanted > free_memory():
+            raise FastDMError(f"its arrays take {size_text(wanted)}, more than the memory that is free")
         with np.load(path, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in ("x_train", "y_train", "x_test", "y_test") if key in file}
+            keys = set(file.files)
+            chosen = next((names for names in _NPZ_KEYS if names[0] in keys or names[1] in keys), _NPZ_KEYS[0])
+            arrays = {key: file[key] for key in chosen if key in keys}
     except Exception as error:  # numpy, zipfile and zlib raise each their own
         raise FastDMError(f"{path} is not a readable .npz file: {error}") from error
-    if set(arrays) not in ({"x_train", "y_train"}, {"x_train", "y_train", "x_test", "y_test"}):
-        raise FastDMError(f"{path} must hold x_train and y_train, and for a test part both x_test and y_test")
+    if tuple(arrays) not in (chosen[:2], chosen):
+        raise FastDMError(
+            f"{path} must hold x_train and y_train, and for a test part both x_test and y_test (or train_images, "
+            f"train_labels, test_images, test_labels); it holds {', '.join(sorted(keys)) or 'nothing'}"
+        )
+    tally = Tally()
+    for key in sorted(keys - set(chosen)):
+        tally.add("arrays that are not used", key)
+    tally.report(path)
     return from_arrays(list(arrays.values()), name)
 
 
-def open_tiny_imagenet_pt(path: Path, name: str) -> Dataset:
-    keys = ("classes", "images_train", "labels_train", "images_val", "labels_val")
+def open_pt(path: Path, name: str) -> Dataset:
+    """The tensors of a `.pt` file: a dict like the public code's tinyimagenet.pt, or those of `from_arrays`."""
+    check_regular(path)
+    keys = ("classes", "images_train", "labels_train")
     try:
-        data = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        # Before version 1.6 torch wrote files that cannot be mapped.
+        data = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip(path))
     except Exception as error:  # torch.load raises many kinds for what is not a file of its own
-        raise FastDMError(f"{path} is not a readable .pt file: {error}") from error
-    if not isinstance(data, dict) or not data.keys() >= set(keys):
-        raise FastDMError(f"{path} is not a data set: a .pt file must hold a dict of {', '.join(keys)}")
-    train, test = (
-        (as_images(name, data[f"images_{part}"]), as_labels(name, data[f"labels_{part}"])) for part in ("train", "val")
-    )
-    return make_dataset(name, train, test, [str(label) for label in data["classes"]])
+        raise FastDMError(f"{path} is not a readable .pt file: {str(error).partition(chr(10))[0]}") from error
+    if isinstance(data, tuple | list) and len(data) in (2, 4):
+        return from_arrays(data, name)
+    if not isinstance(data, dict) or not data.keys() >= set(keys) or not isinstance(data["classes"], tuple | list):
+        raise FastDMError(
+            f"{path} is not a data set: a .pt file must hold a dict of {', '.join(keys)} and, for a test part, "
+            "images_val and labels_val"
+        )
+    parts = [part for part in ("train", "val") if f"images_{part}" in data and f"labels_{part}" in data]
+    splits = [(as_images(name, data[f"images_{part}"]), as_labels(name, data[f"labels_{part}"])) for part in parts]
+    test = splits[1] if len(splits) == 2 else None
+    return make_dataset(name, splits[0], test, [str(label) for label in data["classes"]])

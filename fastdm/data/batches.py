@@ -3,6 +3,7 @@
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -10,7 +11,9 @@ from torch import Tensor
 from fastdm.data.pool import Pool
 from fastdm.data.prefetch import Batch
 from fastdm.kernels import draw
-from fastdm.system.device import free_memory
+
+Residence = Literal["in place", "copied", "streamed"]
+"""How real images come to the device: the pool is there, the pool is copied there, or every batch is read ahead."""
 
 DEPTH = 3
 """Batches that are in memory at a time when they are read ahead: one in use, two on their way."""
@@ -126,15 +129,21 @@ class StreamedImages:
             self._ahead = None
 
 
-def real_images(pool: Pool, batch_real: int, seed: int, key: Tensor) -> ResidentImages | StreamedImages:
-    """The real images of a condensation on the device of `key`, int64 [2], whose present value is (seed, iteration).
+def possible_residences(pool: Pool, device: torch.device, free: int) -> tuple[Residence, ...]:
+    """How the images of `pool` can come to `device`, which has `free` bytes left, the best first.
 
-    A pool in memory serves on a CPU as it is; a GPU gets a copy if half of its free memory holds it. Else, and for a
-    packed file on a CPU, the images are read ahead.
+    A pool that lies there serves as it is, however little is free, unless it is a file. Any other is copied if half of
+    the free memory holds it, and else read ahead.
     """
-    device = key.device
-    if device.type != "cpu" and pool.images.numel() <= free_memory(device) // 2:
-        return ResidentImages(pool.to(device), batch_real, key)
-    if device.type == "cpu" and pool.backing is None:
-        return ResidentImages(pool, batch_real, key)
-    return StreamedImages(pool, batch_real, seed, device)
+    if pool.images.device == device:
+        return ("in place",) if pool.backing is None else ("streamed",)
+    return ("copied", "streamed") if pool.images.numel() <= free // 2 else ("streamed",)
+
+
+def real_images(
+    pool: Pool, residence: Residence, batch_real: int, seed: int, key: Tensor
+) -> ResidentImages | StreamedImages:
+    """The real images of a condensation on the device of `key`, int64 [2], whose present value is (seed, iteration)."""
+    if residence == "streamed":
+        return StreamedImages(pool, batch_real, seed, key.device)
+    return ResidentImages(pool.to(key.device), batch_real, key)

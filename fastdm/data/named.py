@@ -1,6 +1,10 @@
 """Data sets known by name: torchvision's, Tiny-ImageNet, scikit-learn's digits."""
 
+import contextlib
 import importlib.util
+import os
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,19 +40,12 @@ def find_tiny_imagenet(data_path: Path) -> Path:
 def open_torchvision(source: str, data_path: Path, name: str | None) -> Dataset:
     if source == "SVHN" and importlib.util.find_spec("scipy") is None:
         raise FastDMError("SVHN comes in MATLAB files, which scipy reads: pip install scipy")
+    if data_path.exists() and not data_path.is_dir():
+        raise FastDMError(f"data_path {data_path} is not a folder; it is where {source} is, or is downloaded to")
     from torchvision import datasets
 
-    kind = getattr(datasets, source)
-    parts = [{"split": "train"}, {"split": "test"}] if source == "SVHN" else [{"train": True}, {"train": False}]
-
-    def load(**options: Any) -> Any:
-        try:
-            return kind(data_path, download=False, **options)
-        except RuntimeError:  # not found, or corrupted
-            return kind(data_path, download=True, **options)
-
     try:
-        train, test = (load(**part) for part in parts)
+        train, test = _load(getattr(datasets, source), source, data_path)
     except Exception as error:  # torchvision passes on those of urllib, tarfile, pickle, scipy, …
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise FastDMError(
@@ -61,6 +58,52 @@ def open_torchvision(source: str, data_path: Path, name: str | None) -> Dataset:
 
     class_names = [str(digit) for digit in range(10)] if source == "SVHN" else train.classes
     return make_dataset(name or source, split(train), split(test), class_names)
+
+
+def _load(kind: Any, source: str, data_path: Path) -> list[Any]:
+    """Both parts: as they are, unpacked from what is there, or downloaded."""
+    parts = [{"split": "train"}, {"split": "test"}] if source == "SVHN" else [{"train": True}, {"train": False}]
+
+    def load(root: Path, download: bool) -> list[Any]:
+        return [kind(root, download=download, **part) for part in parts]
+
+    try:
+        return load(data_path, False)
+    except RuntimeError:  # not found, not unpacked, or corrupted
+        pass
+    if not data_path.is_dir():
+        return _downloaded(load, data_path)
+    if os.access(data_path, os.W_OK):
+        made = [folder for folder in (data_path / source / "raw", data_path / source) if not folder.exists()]
+        try:
+            return load(data_path, True)
+        except Exception:
+            for folder in made:
+                with contextlib.suppress(OSError):  # not empty, or never made
+                    folder.rmdir()
+            raise
+    # Not writable: the archives are unpacked elsewhere, for the time of reading them.
+    archives = [Path(source, "raw", name) for name, _ in getattr(kind, "resources", ())]
+    archives += [Path(kind.filename)] if hasattr(kind, "filename") else []
+    if not archives or not all((data_path / archive).is_file() for archive in archives):
+        raise PermissionError(f"{data_path} cannot be written")
+    with tempfile.TemporaryDirectory(prefix="fastdm-") as elsewhere:
+        for archive in archives:
+            link = Path(elsewhere, archive)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to((data_path / archive).absolute())
+        return load(Path(elsewhere), True)
+
+
+def _downloaded(load: Callable[[Path, bool], list[Any]], data_path: Path) -> list[Any]:
+    """Download to a folder that is not there: it is made once there is something to put into it."""
+    existing = next(parent for parent in data_path.absolute().parents if parent.is_dir())
+    with tempfile.TemporaryDirectory(prefix=".fastdm-", dir=existing) as downloads:
+        loaded = load(Path(downloads), True)
+        data_path.mkdir(parents=True, exist_ok=True)
+        for path in Path(downloads).iterdir():
+            path.rename(data_path / path.name)
+    return loaded
 
 
 def open_digits(name: str) -> Dataset:

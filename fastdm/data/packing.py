@@ -7,13 +7,19 @@ from typing import Any, get_args
 
 from fastdm.data import decode
 from fastdm.data.folders import find_images, folder_name
+from fastdm.data.map_style import parts_of
 from fastdm.data.packed.format import PackedFile
 from fastdm.data.packed.writing import OnError, PackSource, Partial, fingerprint, pool_state
 from fastdm.data.pool import Dataset
 from fastdm.data.sources import open_dataset
-from fastdm.errors import FastDMError
+from fastdm.errors import FastDMError, whole_number
+from fastdm.system.checks import irregular
+from fastdm.system.device import undisturbed
+from fastdm.system.files import user_path
+from fastdm.system.notes import Tally
 
 
+@undisturbed()
 def pack(
     source: Any,
     out: str | os.PathLike[str],
@@ -40,38 +46,53 @@ def pack(
     name: what the data set is called, by default as its folder.
     progress: show it.
 
-    Until it is complete the file is called `out.partial`, with a journal next to it. Returns the file, opened; its
-    `skipped` lists what was left out. Raises FastDMError for a source that cannot be packed and for a full disk.
+    Until it is complete the file is called `out.partial`, with a journal next to it. A link is followed. Returns the
+    file, opened; its `skipped` lists the images that could not be decoded. What else is left out or converted is
+    counted and named in one warning of the logger "fastdm". Raises FastDMError for a source that cannot be packed and
+    for a full disk.
 
     >>> import fastdm, tempfile
     >>> packed = fastdm.pack("digits", tempfile.mkdtemp() + "/digits.fastdm")
     >>> len(fastdm.open_dataset(packed.path).train)
     1437
     """
-    out = Path(out)
+    out = user_path(out)
+    if isinstance(source, str) and source.startswith("~"):
+        source = user_path(source)
     decode.check_choices(filter, fit)
     if on_error not in get_args(OnError):
         raise FastDMError(f"on_error {on_error!r} is not one of {', '.join(get_args(OnError))}")
-    if size is not None and size < 1:
-        raise FastDMError(f"size is {size}; it must be at least 1")
-    if workers is not None and workers < 1:
-        raise FastDMError(f"workers is {workers}; it must be at least 1")
-    if out.is_dir() or not out.absolute().parent.is_dir():
-        raise FastDMError(f"{out} cannot be written: it is a folder, or the folder it should stand in is not there")
-    workers = workers or len(os.sched_getaffinity(0))
+    size = None if size is None else whole_number("size", size, 1)
+    workers = len(os.sched_getaffinity(0)) if workers is None else whole_number("workers", workers, 1)
+    if isinstance(source, str) and not source:
+        raise FastDMError("the name of the data set is empty; give a name or a path")
+    target = _target(out)
     try:
         images = find_source(source, size, filter, fit, name, data_path)
     except OSError as error:
         raise FastDMError(f"{source} cannot be read: {error}") from error
     try:
-        with Partial(out, images, resume) as partial:
+        with Partial(target, images, resume) as partial:
             partial.fill(workers, on_error, progress)
             partial.finish(workers)
+        images.tally.report(images.name)
     except OSError as error:
         raise FastDMError(
             f"{out} cannot be written: {error.strerror or error} (it takes {images.bytes / 1e9:.3g} GB)"
         ) from error
     return PackedFile(out)
+
+
+def _target(out: Path) -> Path:
+    """The file to write, if it can be: a link is followed, also one to a file that is not there yet."""
+    if out.is_dir() or not out.absolute().parent.is_dir():
+        raise FastDMError(f"{out} cannot be written: it is a folder, or the folder it should stand in is not there")
+    if out.exists() and (kind := irregular(out.stat())):
+        raise FastDMError(f"{out} is {kind}, which is not replaced; name a file")
+    target = Path(os.path.realpath(out))
+    if not target.parent.is_dir():
+        raise FastDMError(f"{out} cannot be written: it is a link into {target.parent}, which is not there")
+    return target
 
 
 def find_source(
@@ -85,13 +106,17 @@ def find_source(
     settings: dict[str, str] = {"filter": filter, "fit": fit}
     if isinstance(source, str | os.PathLike) and Path(source).is_dir():
         return _folder_source(Path(source), size or 64, filter, fit, name, settings)
-    return _dataset_source(open_dataset(source, data_path=data_path), size, filter, fit, name, settings)
+    # Items of PyTorch's datasets may differ in size; all other images have one, and are resized from it.
+    image_size = size if parts_of(source) else None
+    opened = open_dataset(source, data_path=data_path, image_size=image_size)
+    return _dataset_source(opened, size, filter, fit, name, settings)
 
 
 def _folder_source(
     root: Path, size: int, filter: decode.Filter, fit: decode.Fit, name: str | None, settings: dict[str, str]
 ) -> PackSource:
-    folders = find_images(root)
+    tally = Tally()
+    folders = find_images(root, tally)
     parts = {"train": folders.train} | ({} if folders.test is None else {"test": folders.test})
     counts = {part: [len(files.get(label, ())) for label in folders.class_names] for part, files in parts.items()}
     files = [path for part in parts.values() for label in folders.class_names for path in part.get(label, ())]
@@ -107,11 +132,12 @@ def _folder_source(
         class_names=folders.class_names,
         counts=counts,
         shape=(3, size, size),
-        read=lambda i: decode.decode_file(files[i], size, filter, fit),
+        read=lambda i: decode.decode_file(files[i], size, filter, fit, tally),
         label=lambda i: str(files[i].relative_to(root)),
         settings=settings,
         fingerprint=fingerprint(settings, counts, states()),
         normalisation=None,
+        tally=tally,
     )
 
 

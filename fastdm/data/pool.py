@@ -10,6 +10,7 @@ from torch import Tensor
 from fastdm.data.prefetch import Batch, prefetch
 from fastdm.errors import FastDMError
 from fastdm.kernels import draw
+from fastdm.system.device import indexed_device
 from fastdm.system.native import native
 
 Layout = Literal["planar", "last", "rgbx"]
@@ -48,7 +49,7 @@ class Pool:
     @property
     def labels(self) -> Tensor:
         """int64 [N]: the class of each image."""
-        return torch.repeat_interleave(torch.arange(self.num_classes), self.class_sizes)
+        return torch.repeat_interleave(torch.arange(self.num_classes, device="cpu"), self.class_sizes)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -136,12 +137,12 @@ class Pool:
             self.gather(index, out=out)
 
         shape = tuple(self.images.shape[1:])
-        return prefetch(gather, shape, indices, depth=depth, device=torch.device(device), most_bytes=chunk_bytes)
+        return prefetch(gather, shape, indices, depth=depth, device=indexed_device(device), most_bytes=chunk_bytes)
 
     def to(self, device: torch.device | str) -> "Pool":
         """The pool with its images on the device (itself if they are there already)."""
-        device = torch.device(device)
-        if self.images.device == device or (device.type == "cpu" and self.images.device.type == "cpu"):
+        device = indexed_device(device)
+        if self.images.device == device:
             return self
         images = torch.empty(self.images.shape, dtype=torch.uint8, device=device)
         for start in range(0, len(self), 4096):

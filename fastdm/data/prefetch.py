@@ -132,8 +132,10 @@ class _Ring:
 
     def _produce(self, indices: Iterator[Tensor]) -> None:
         try:
-            with contextlib.suppress(_Stopped):
-                copies = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
+            on_cuda = self._device.type == "cuda"
+            # A thread starts on the first device; pinned memory and twins belong to this one.
+            with contextlib.suppress(_Stopped), torch.cuda.device(self._device if on_cuda else -1):
+                copies = torch.cuda.Stream() if on_cuda else None
                 for item, index in enumerate(indices):
                     for rows in self._row_ranges(index):
                         buffer = self._free.get()

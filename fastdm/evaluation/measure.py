@@ -1,36 +1,52 @@
 """`evaluate`: networks are trained on a set, side by side, and tested on real images."""
 
+import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Any, Literal, TypeVar
 
 import torch
 
 from fastdm.augmentation import default_strategy
 from fastdm.data.pool import Dataset, Pool
 from fastdm.data.sources import Source, open_dataset
-from fastdm.errors import FastDMError
+from fastdm.errors import FastDMError, one_of
 from fastdm.evaluation.protocol import Evaluation, Protocol
-from fastdm.evaluation.training import LabelledImages, accuracy, train_network
+from fastdm.evaluation.soft_labels import relabel
+from fastdm.evaluation.training import LabelledImages, Momentum, accuracy, train_network
 from fastdm.networks.architectures import build_network, default_network
+from fastdm.networks.trained import NetworkPool
+from fastdm.synthetic.initial import random_selection
 from fastdm.synthetic.synthetic_set import SyntheticSet, check_compatible
-from fastdm.system.device import Precision, default_device, precision_context
+from fastdm.system.device import Precision, default_device, precision_context, undisturbed
 from fastdm.system.progress import Progress
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
 
 
 def recorded_settings(train: SyntheticSet | Pool, dataset: Dataset) -> tuple[str, str]:
-    """Network and strategy that a set was condensed with; where it does not say, the defaults for the data set."""
+    """Network and strategy that a set was condensed with; where it does not say, the defaults for the data set.
+
+    The strategy of a set in whose condensation all families acted together (mode "M") is not one to train with.
+    """
     recorded = train.settings if isinstance(train, SyntheticSet) else {}
-    network, strategy = recorded.get("network"), recorded.get("strategy")
-    return (
-        default_network(dataset.image_shape) if network is None else network,
-        default_strategy(dataset.name) if strategy is None else strategy,
-    )
+    network = recorded.get("network")
+    return default_network(dataset.image_shape) if network is None else network, training_strategy(recorded, dataset)
 
 
+def training_strategy(settings: Mapping[str, Any], dataset: Dataset) -> str:
+    """The strategy to train with on a set that was condensed with `settings`, by default the data set's."""
+    strategy = None if settings.get("aug_mode") == "M" else settings.get("strategy")
+    return default_strategy(dataset.name) if strategy is None else strategy
+
+
+@undisturbed()
 def evaluate(
     train: SyntheticSet | Pool,
     dataset: Source,
@@ -39,8 +55,12 @@ def evaluate(
     num_eval: int = 20,
     epochs: int = 1000,
     lr_net: float = 0.01,
-    batch_train: int = 256,
+    batch_train: int | None = None,
     strategy: str | None = None,
+    protocol: Literal["dm", "idc"] = "dm",
+    checks: int = 1,
+    labels: Literal["hard", "soft"] = "hard",
+    pool: NetworkPool | None = None,
     seed: int = 0,
     device: str | torch.device | None = None,
     precision: Precision | None = None,
@@ -49,14 +69,21 @@ def evaluate(
 ) -> Evaluation:
     """Train `num_eval` fresh networks of each architecture on `train`; test them on the test part of `dataset`.
 
-    The public code's protocol: SGD (momentum 0.9, weight decay 5e-4), epochs + 1 epochs in batches of `batch_train`,
-    the learning rate times 0.1 and the momentum reset after epoch epochs // 2 + 1 (counted from 0); every batch is
-    augmented by one family of `strategy`, with parameters of its own for every image. Test images are not augmented.
+    The public code's protocol, "dm": SGD (momentum 0.9, weight decay 5e-4), epochs + 1 epochs in batches of 256, the
+    learning rate times 0.1 and the momentum reset after epoch epochs // 2 + 1 (counted from 0); every batch is
+    augmented by one family of `strategy`, with parameters of its own for every image. The other protocol is "idc", in
+    which IDC and its relatives report: `fastdm.evaluation.protocol.Protocol` says how they differ. Accuracies under the
+    two cannot be compared. Test images are not augmented.
 
-    train: a condensed set, `random_selection(…)` or `whole_set(…)`. dataset: anything that `open_dataset` takes,
-    looked up under data_path. Its test images are normalised as the training images are.
+    train: a condensed set, `random_selection(…)` or `whole_set(…)`; a set with a partition is decoded. dataset:
+    anything that `open_dataset` takes, looked up under data_path. Its test images are normalised as the training images
+    are.
     networks, strategy: by default those that the set was condensed with; where it does not say, ConvNet of the depth
     that suits the image size, and the data set's strategy (digits are not flipped). "none": no augmentation.
+    checks: how many times the accuracy is measured during a training; the last, at its end, is the result, the highest
+    is kept beside it as `Evaluation.best`. labels: "soft" trains for the probabilities that the set has, or else that
+    the networks of `pool` give its images. Since a teacher's labels help any images, as many random real images are
+    then evaluated with labels from the same pool: `Evaluation.random`. batch_train: None takes the protocol's.
     device: default: the GPU if there is one. precision: "fp32", "tf32" (the default on a GPU) or "bf16".
     progress: show a bar on a terminal, JSON lines elsewhere.
 
@@ -73,7 +100,7 @@ def evaluate(
     device = default_device(device)
     _check_train(train)
     network, recorded_strategy = recorded_settings(train, dataset)
-    protocol = Protocol(
+    how = Protocol(
         (network,) if networks is None else networks,
         recorded_strategy if strategy is None else strategy,
         num_eval,
@@ -82,46 +109,105 @@ def evaluate(
         batch_train,
         seed,
         precision,
+        name=protocol,
+        checks=checks,
     )
-    return measure(train, dataset, protocol, device, progress=progress)
+    one_of("labels", labels, ("hard", "soft"))
+    if labels == "hard":
+        return measure(train, dataset, how, device, progress=progress)
+    return measure_soft(train, dataset, how, device, pool, progress=progress)
 
 
-def measure(
-    train: SyntheticSet | Pool, dataset: Dataset, protocol: Protocol, device: torch.device, *, progress: bool = False
+def measure_soft(
+    train: SyntheticSet | Pool,
+    dataset: Dataset,
+    protocol: Protocol,
+    device: torch.device,
+    pool: NetworkPool | None,
+    *,
+    progress: bool,
 ) -> Evaluation:
-    """`evaluate` by a protocol."""
+    """With soft labels the accuracy of a set, and of as many random real images that the pool labels."""
+    if not isinstance(train, SyntheticSet):
+        raise FastDMError("labels is 'soft', which is for condensed sets and random selections; use 'hard'")
+    if pool is None:
+        raise FastDMError(
+            "labels is 'soft', but there is no pool of trained networks that gives them; train one, give it"
+        )
+    labelled = train if train.soft_labels is not None else relabel(train, pool, device)
+    random = relabel(random_selection(dataset, train.ipc, protocol.seed), pool, device)
+    of_set, of_random = (
+        measure(each, dataset, protocol, device, soft=True, progress=progress) for each in (labelled, random)
+    )
+    return replace(of_set, random=of_random)
+
+
+@undisturbed()
+def measure(
+    train: SyntheticSet | Pool,
+    dataset: Dataset,
+    protocol: Protocol,
+    device: torch.device,
+    *,
+    soft: bool = False,
+    progress: bool = False,
+) -> Evaluation:
+    """`evaluate` by a protocol; soft: for the soft labels that the set has."""
     protocol.check(dataset)
     _check_fit(train, dataset)
     assert dataset.test is not None
     mean, std = (train.mean, train.std) if isinstance(train, SyntheticSet) else (dataset.mean, dataset.std)
-    examples = LabelledImages.of(train, mean, std, device)
+    examples = LabelledImages.of(train, mean, std, device, soft=soft)
     tests = LabelledImages.of(dataset.test, mean, std, device)
+    measured = protocol.measured_after(len(examples))
     names = list(dict.fromkeys(protocol.networks))
     jobs = [(name, number) for name in names for number in range(protocol.num_eval)]
-    bar = Progress("evaluate", len(jobs) * protocol.steps(len(examples))) if progress else None
+    steps = protocol.steps(len(examples))
+    bar = Progress("evaluate", len(jobs) * steps) if progress else None
     precision = protocol.precision or ("tf32" if device.type == "cuda" else "fp32")
 
     with bar or nullcontext(), precision_context(precision, device) as dtype:
 
-        def run(job: tuple[str, int], after_step: Callable[[], None]) -> float:
+        def run(job: tuple[str, int], after_step: Callable[[], None]) -> list[float]:
             name, number = job
+            found = []
             channels, height, width = dataset.image_shape
             network = build_network(
-                name, channels=channels, num_classes=dataset.num_classes, image_size=(height, width), device=device
+                name,
+                channels=channels,
+                num_classes=dataset.num_classes,
+                image_size=(height, width),
+                device=device,
+                drawn=False,
             )
-            train_network(network, examples, protocol, number, dtype, after_step)
-            return accuracy(network, tests, dtype)
 
-        results = iter(_side_by_side(run, jobs, device, bar))
-    return Evaluation({name: [*islice(results, protocol.num_eval)] for name in names})
+            def after(done: int, momentum: Momentum) -> None:
+                if done in measured[:-1]:
+                    found.append(accuracy(network, tests, dtype))
+                    network.train()
+                after_step()
+
+            train_network(network, examples, protocol, number, dtype, after)
+            return [*found, accuracy(network, tests, dtype)]
+
+        def where(done: int, at_once: int) -> str:
+            return _position(done, len(jobs), at_once, steps, protocol.all_epochs)
+
+        results = iter(side_by_side(run, jobs, device, bar, where))
+    by_name = {name: [*islice(results, protocol.num_eval)] for name in names}
+    return Evaluation(
+        {name: [values[-1] for values in each] for name, each in by_name.items()},
+        {name: [max(values) for values in each] for name, each in by_name.items()} if protocol.checks > 1 else {},
+    )
 
 
-def _side_by_side(
-    run: Callable[[tuple[str, int], Callable[[], None]], float],
-    jobs: list[tuple[str, int]],
+def side_by_side(
+    run: Callable[[Job, Callable[[], None]], Result],
+    jobs: Sequence[Job],
     device: torch.device,
     bar: Progress | None,
-) -> list[float]:
+    where: Callable[[int, int], str] | None = None,
+) -> list[Result]:
     """`run(job, after_step)` for all jobs: one after another on a GPU, on a CPU as many at once as it has threads.
 
     Small networks leave threads waiting for each other when they share the work of one layer; a thread that has a
@@ -136,7 +222,7 @@ def _side_by_side(
         if bar is not None:
             with lock:
                 done += 1
-                bar.update(done)
+                bar.update(done, where(done, workers) if where is not None else "")
 
     threads = torch.get_num_threads()
     workers = min(threads, len(jobs)) if device.type == "cpu" else 1
@@ -147,6 +233,15 @@ def _side_by_side(
         finally:
             stopping.set()
             torch.set_num_threads(threads)
+
+
+def _position(done: int, networks: int, at_once: int, steps: int, epochs: int) -> str:
+    """Where `done` updates are in the training of networks of `steps` updates, some of them side by side."""
+    group = (done - 1) // (at_once * steps)
+    first, last = group * at_once + 1, min((group + 1) * at_once, networks)
+    share = (done - group * at_once * steps) / ((last - first + 1) * steps)
+    which = f"network {first}" if first == last else f"networks {first} to {last}"
+    return f"{which} of {networks}, epoch {math.ceil(share * epochs)} of {epochs}"
 
 
 def _check_train(train: object) -> None:

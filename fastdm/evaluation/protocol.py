@@ -3,8 +3,8 @@
 import math
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import get_args
+from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 from fastdm.augmentation import Strategy
 from fastdm.data.pool import Dataset
@@ -15,18 +15,26 @@ from fastdm.system.device import Precision
 
 @dataclass(frozen=True)
 class Evaluation:
-    """accuracies: for each architecture, the test accuracy in [0, 1] of every network that was trained."""
+    """accuracies: for each architecture, the test accuracy in [0, 1] of every network at the end of its training.
+
+    best: the highest of the accuracies that were measured during its training, where there are such (`checks`): the
+    test images chose that moment, so it is no estimate, but what many papers print. random: where the labels are soft,
+    the same of random real images with labels by the same teacher.
+    """
 
     accuracies: dict[str, list[float]]
+    best: dict[str, list[float]] = field(default_factory=dict)
+    random: "Evaluation | None" = None
 
     @classmethod
     def pooled(cls, evaluations: "Iterable[Evaluation]") -> "Evaluation":
         """The networks of several evaluations as those of one."""
-        accuracies: dict[str, list[float]] = {}
+        pooled = cls({})
         for evaluation in evaluations:
-            for name, values in evaluation.accuracies.items():
-                accuracies.setdefault(name, []).extend(values)
-        return cls(accuracies)
+            for all_values, its_values in ((pooled.accuracies, evaluation.accuracies), (pooled.best, evaluation.best)):
+                for name, values in its_values.items():
+                    all_values.setdefault(name, []).extend(values)
+        return pooled
 
     @property
     def mean(self) -> dict[str, float]:
@@ -42,6 +50,20 @@ class Evaluation:
 class Protocol:
     """How an evaluation goes: arguments of `evaluate`, with the networks and the strategy decided.
 
+    name: "dm", the public code of DC and DM, or "idc", that of IDC and its relatives (M3D, DSDM, DANCE, TGDD):
+
+    | | dm | idc |
+    |---|---|---|
+    | epochs | epochs + 1 | epochs |
+    | batch_train | 256 | 64 |
+    | learning rate | × 0.1, momentum reset, after epoch epochs // 2 + 1 | × 0.2 at ⅔ and at ⅚ |
+    | augmentation | one family of the strategy per batch | color and flip, and one of the other families per batch |
+    | cutmix | never | every other batch, at random |
+
+    Parameters of the augmentation are drawn for every image. The idc strategy leaves out cutout. cutmix: False leaves
+    that out of idc. batch_train: None takes that of the table. checks: how many times the accuracy is measured during
+    a training, the last time at its end.
+
     Raises FastDMError for values that make no sense; `check` for what a data set does not allow.
     """
 
@@ -50,12 +72,18 @@ class Protocol:
     num_eval: int = 20
     epochs: int = 1000
     lr_net: float = 0.01
-    batch_train: int = 256
+    batch_train: int | None = None
     seed: int = 0
     precision: Precision | None = None
+    name: Literal["dm", "idc"] = "dm"
+    cutmix: bool = True
+    checks: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("num_eval", "epochs", "batch_train"):
+        one_of("protocol", self.name, ("dm", "idc"))
+        if self.batch_train is None:
+            object.__setattr__(self, "batch_train", 256 if self.name == "dm" else 64)
+        for name in ("num_eval", "epochs", "batch_train", "checks"):
             object.__setattr__(self, name, whole_number(name, getattr(self, name), 1))
         if not 0 < self.lr_net < math.inf:
             raise FastDMError(f"lr_net is {self.lr_net}; it must be above 0, and finite")
@@ -65,9 +93,25 @@ class Protocol:
         whole_number("seed", self.seed, 0)
         Strategy.parse(self.strategy)
 
+    @property
+    def batch(self) -> int:
+        """Images of a batch."""
+        assert self.batch_train is not None
+        return self.batch_train
+
+    @property
+    def all_epochs(self) -> int:
+        """The epochs of a training; the public DM's loop has one more than it is asked for."""
+        return self.epochs + (self.name == "dm")
+
     def steps(self, images: int) -> int:
         """Updates in one training on so many images."""
-        return (self.epochs + 1) * -(-images // self.batch_train)
+        return self.all_epochs * -(-images // self.batch)
+
+    def measured_after(self, images: int) -> list[int]:
+        """The numbers of updates after which the accuracy is measured, in a training on so many images."""
+        steps = self.steps(images)
+        return sorted({max(1, steps * check // self.checks) for check in range(1, self.checks + 1)})
 
     def check(self, dataset: Dataset) -> None:
         """Raise FastDMError for a network that cannot take the images, and where there is nothing to test on."""
@@ -77,5 +121,6 @@ class Protocol:
                 "(fastdm condense --num_eval 0)"
             )
         for name in self.networks:
-            channels, *size = dataset.image_shape
-            build_network(name, channels=channels, num_classes=dataset.num_classes, image_size=(size[0], size[1]))
+            channels, *_ = dataset.image_shape
+            size = dataset.image_shape[1:]
+            build_network(name, channels=channels, num_classes=dataset.num_classes, image_size=size, drawn=False)

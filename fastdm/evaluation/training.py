@@ -1,14 +1,16 @@
 """Train one network on labelled images, and test it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fastdm.augmentation import Strategy, augment
+from fastdm.augmentation import augment
 from fastdm.data.pool import Pool
+from fastdm.evaluation.mixing import draw_mixture, draw_tables
 from fastdm.evaluation.protocol import Protocol
 from fastdm.kernels import uniform
 from fastdm.networks.footprint import images_in_cache
@@ -26,23 +28,40 @@ _GPU_TEST_IMAGES = 1024  # that go through a network at once
 class LabelledImages:
     """Images with labels on a device; a uint8 pool stays one, and is normalised batch by batch.
 
-    images: uint8 or normalised float32 [N, C, H, W]; labels: int64 [N]; mean, std: float32 [C], for uint8 only.
+    images: uint8 or normalised float32 [N, C, H, W]; labels: int64 [N]; mean, std: float32 [C], for uint8 only; soft:
+    float32 [N, classes], probabilities to train for in place of the labels.
     """
 
     images: Tensor
     labels: Tensor
     mean: Tensor | None
     std: Tensor | None
+    soft: Tensor | None = None
+
+    @property
+    def targets(self) -> Tensor:
+        """What is trained for: `soft` if it is there, else `labels`."""
+        return self.labels if self.soft is None else self.soft
 
     @classmethod
     def of(
-        cls, images: SyntheticSet | Pool, mean: Sequence[float], std: Sequence[float], device: torch.device
+        cls,
+        images: SyntheticSet | Pool,
+        mean: Sequence[float],
+        std: Sequence[float],
+        device: torch.device,
+        *,
+        soft: bool = False,
     ) -> "LabelledImages":
-        labels = images.labels.to(device)
+        """Of a set those that its images are, or are decoded to; soft: with its soft labels."""
         if isinstance(images, SyntheticSet):
-            return cls(images.images.detach().to(device), labels, None, None)
+            decoded = images.expand()
+            probabilities = decoded.soft_labels.float().to(device) if soft and decoded.soft_labels is not None else None
+            return cls(decoded.images.detach().to(device), decoded.labels.to(device), None, None, probabilities)
+        labels = images.labels.to(device)
         pixels = images.to(device).images
-        return cls(pixels, labels, torch.tensor(mean, device=device), torch.tensor(std, device=device))
+        normalisation = (torch.tensor(values, dtype=torch.float32, device=device) for values in (mean, std))
+        return cls(pixels, labels, *normalisation)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -52,46 +71,134 @@ class LabelledImages:
         return augment(self.images, tables, index=index, mean=self.mean, std=self.std, channels_last=True)
 
 
+Momentum = Callable[[], list[Tensor]]
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where an interrupted training goes on: done: updates that are done; momentum: of every parameter then."""
+
+    done: int
+    momentum: Sequence[Tensor]
+
+
+def draw_weights(network: Network, examples: LabelledImages, protocol: Protocol, number: int) -> None:
+    """The weights from which `train_network` starts."""
+    initialise(network, _key(examples, protocol, number))
+
+
+def _key(examples: LabelledImages, protocol: Protocol, number: int) -> Tensor:
+    """(seed, step) of the first update of a training: those of other numbers have steps of their own."""
+    return torch.tensor(
+        [protocol.seed ^ _SEED_BIT, number * protocol.steps(len(examples))], device=examples.images.device
+    )
+
+
 def train_network(
     network: Network,
     examples: LabelledImages,
     protocol: Protocol,
     number: int,
     dtype: torch.dtype,
-    after_step: Callable[[], None] = lambda: None,
+    after_step: Callable[[int, Momentum], None] = lambda done, momentum: None,
+    start: Start | None = None,
 ) -> None:
-    """Initialise `network` as number `number` of the protocol's seed and train it by the protocol; see `evaluate`.
+    """Initialise `network` as number `number` of the protocol's seed and train it by the protocol; see `Protocol`.
 
-    dtype: of the forward pass; weights and gradients are float32. Nothing waits for the device.
+    dtype: of the forward pass; weights and gradients are float32. Nothing waits for the device. after_step: called with
+    the number of updates that are done and a function that gives the momentum of every parameter. start: go on from
+    there, with the weights that the network has: what follows is what an uninterrupted training does.
     """
-    device = examples.images.device
-    key = torch.tensor([protocol.seed ^ _SEED_BIT, number * protocol.steps(len(examples))], device=device)
-    initialise(network, key)
-    network.train()
-    size = (examples.images.shape[2], examples.images.shape[3])
-    rows = torch.arange(min(protocol.batch_train, len(examples)), device=device)
-    at_once = _images_at_once(network, examples, protocol.batch_train)
-
-    strategy = Strategy.parse(protocol.strategy)
+    steps, per_epoch = protocol.steps(len(examples)), -(-len(examples) // protocol.batch)
+    key = _key(examples, protocol, number)
+    rows = torch.arange(min(protocol.batch, len(examples)), device=examples.images.device)
+    at_once = _images_at_once(network, examples, protocol.batch)
     optimizer = _sgd(network, protocol.lr_net)
-    for epoch in range(protocol.epochs + 1):
-        order = uniform(key, rows[:1], len(examples), ORDER_STREAM)[0].argsort(stable=True)
-        for start in range(0, len(examples), protocol.batch_train):
-            index = order[start : start + protocol.batch_train]
-            tables = strategy.draw(key, rows[: len(index)], size, one_family=True)
-            optimizer.zero_grad()
-            for first in range(0, len(index), at_once):
-                part = slice(first, first + at_once)
-                images = examples.batch(index[part], [table[part] for table in tables])
-                with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                    logits = network(images)
-                loss = functional.cross_entropy(logits.float(), examples.labels[index[part]], reduction="sum")
-                (loss / len(index)).backward()
-            optimizer.step()
-            key[1] += 1
-            after_step()
-        if epoch == protocol.epochs // 2 + 1:
-            optimizer = _sgd(network, 0.1 * protocol.lr_net)
+    first = 0
+    if start is None:
+        draw_weights(network, examples, protocol, number)
+    else:
+        first = start.done
+        for parameter, momentum in zip(network.parameters(), start.momentum, strict=True):
+            optimizer.state[parameter]["momentum_buffer"] = momentum.to(parameter.device).clone()
+    network.train()
+
+    order = rows
+    for step in range(first, steps):
+        epoch, batch = divmod(step, per_epoch)
+        if batch == 0 or step == first:
+            key[1:].fill_(number * steps + epoch * per_epoch)
+            order = uniform(key, rows[:1], len(examples), ORDER_STREAM)[0].argsort(stable=True)
+            optimizer = _schedule(optimizer, network, protocol, epoch, begins=batch == 0)
+        key[1:].fill_(number * steps + step)
+        index = order[batch * protocol.batch : (batch + 1) * protocol.batch]
+        optimizer.zero_grad()
+        for part in _parts(examples, protocol, index, key, rows, at_once):
+            with torch.autocast(examples.images.device.type, dtype, enabled=dtype != torch.float32):
+                logits = network(part.images)
+            (part.loss(logits.float()) / len(index)).backward()
+        optimizer.step()
+        after_step(step + 1, partial(_momentum, network, optimizer))
+
+
+def _momentum(network: Network, optimizer: torch.optim.SGD) -> list[Tensor]:
+    return [optimizer.state[parameter]["momentum_buffer"] for parameter in network.parameters()]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Some images of a batch, augmented, with their targets: classes, int64 [n], or probabilities [n, classes]; others,
+    share: with cutmix the targets of their partners, and the share of the image that is its own."""
+
+    images: Tensor
+    targets: Tensor
+    others: Tensor | None = None
+    share: Tensor | None = None
+
+    def loss(self, logits: Tensor) -> Tensor:
+        """The cross-entropy, summed over the images."""
+        loss = functional.cross_entropy(logits, self.targets, reduction="sum")
+        if self.others is None or self.share is None:
+            return loss
+        other = functional.cross_entropy(logits, self.others, reduction="sum")
+        mixed: Tensor = (self.share * loss + (1 - self.share) * other).sum()
+        return mixed
+
+
+def _parts(
+    examples: LabelledImages, protocol: Protocol, index: Tensor, key: Tensor, rows: Tensor, at_once: int
+) -> Iterator[_Part]:
+    """The batch of the rows `index`, of `at_once` images at a time."""
+    rows = rows[: len(index)]
+    size = (examples.images.shape[2], examples.images.shape[3])
+    tables = draw_tables(protocol, key, rows, size)
+    targets = examples.targets[index]
+    parts = [slice(first, first + at_once) for first in range(0, len(index), at_once)]
+    if protocol.name == "dm" or not protocol.cutmix:
+        for part in parts:
+            yield _Part(examples.batch(index[part], [table[part] for table in tables]), targets[part])
+        return
+    mixture = draw_mixture(key, rows, size)
+    images, others = mixture(examples.batch(index, tables)), targets[mixture.partner]
+    for part in parts:
+        yield _Part(images[part], targets[part], others[part], mixture.share)
+
+
+def _schedule(
+    optimizer: torch.optim.SGD, network: Network, protocol: Protocol, epoch: int, begins: bool
+) -> torch.optim.SGD:
+    """The optimizer of an epoch, counted from 0; begins: whether it is the epoch's first update."""
+    if protocol.name == "dm":
+        late = epoch >= protocol.epochs // 2 + 2
+        if begins and epoch == protocol.epochs // 2 + 2:  # without momentum
+            optimizer = _sgd(network, protocol.lr_net)
+        rate = 0.1 * protocol.lr_net if late else protocol.lr_net
+    else:
+        milestones = (2 * protocol.epochs // 3, 5 * protocol.epochs // 6)
+        rate = protocol.lr_net * 0.2 ** sum(epoch >= milestone for milestone in milestones)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    return optimizer
 
 
 @torch.inference_mode()

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import cast
 
@@ -22,11 +23,11 @@ _POOLS: dict[str, Callable[[], nn.Module]] = {
 class _Stack:
     """Layers in a row under construction, and the shape (channels, height, width) of what they give."""
 
-    def __init__(self, name: str, channels: int, image_size: tuple[int, int], frozen: bool) -> None:
+    def __init__(self, name: str, channels: int, image_size: tuple[int, int], affine: bool) -> None:
         self.name = name
         self.input_shape = (channels, *image_size)
         self.shape: tuple[int, ...] = self.input_shape
-        self.frozen = frozen
+        self.affine = affine
         self.layers: list[nn.Module] = []
 
     def block(
@@ -41,13 +42,13 @@ class _Stack:
     ) -> None:
         """Convolution → norm → activation → 2×2 pooling."""
         height, width = (size + 2 * padding - kernel + 1 for size in self.shape[1:])
-        # The mean that these norms subtract contains the bias: a weight that is never trained needs none.
-        bias = not (self.frozen and norm in ("instance", "batch"))
+        # The mean that these norms subtract contains the bias.
+        bias = self.affine or norm not in ("instance", "batch")
         kind = NormedConv2d if norm == "instance" else nn.Conv2d
         conv = kind(self.shape[0], channels, kernel, padding=padding, bias=bias)
         self.resize(channels, height, width)
         if (kernel, norm, activation, pool) == (3, "instance", "relu", "avg"):
-            self.layers.append(Block(conv, affine=not self.frozen))
+            self.layers.append(Block(conv, affine=self.affine))
         else:
             self.layers.append(conv)
             if norm != "none":
@@ -92,9 +93,9 @@ class _Stack:
 
     def norm(self, norm: str) -> nn.Module:
         channels, height, width = self.shape
-        affine = not self.frozen
+        affine = self.affine
         if norm == "batch":
-            # Frozen networks live for one forward: running statistics would never be read.
+            # Without them, the network is one to match in: running statistics would never be read.
             return nn.BatchNorm2d(channels, affine=affine, track_running_stats=affine)
         if norm == "layer":
             return nn.LayerNorm([channels, height, width], elementwise_affine=affine)
@@ -111,8 +112,8 @@ class _Stack:
         height, width = self.input_shape[1:]
         return FastDMError(f"{self.name} cannot take {height}x{width} images: {why}; use larger images or less depth")
 
-    def build(self, num_classes: int) -> Network:
-        return Network(nn.Sequential(*self.layers), math.prod(self.shape), num_classes, self.frozen)
+    def build(self, num_classes: int, frozen: bool) -> Network:
+        return Network(nn.Sequential(*self.layers), math.prod(self.shape), num_classes, frozen)
 
 
 def _first_padding(stack: _Stack, padding: int) -> int:
@@ -255,8 +256,10 @@ def build_network(
     num_classes: int,
     image_size: int | tuple[int, int],
     frozen: bool = False,
+    affine: bool = True,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
+    drawn: bool = True,
 ) -> Network:
     """The architecture `name` (one of `network_names()`) with PyTorch's default initialisation.
 
@@ -266,14 +269,22 @@ def build_network(
     and there is no classifier. Its features are distributed as those of the unfrozen network. BatchNorm then always
     normalises with the statistics of the batch.
 
-    device, dtype: of the parameters, by default PyTorch's; their memory format is channels_last.
+    affine: False leaves out the norms' scale and shift and the biases that they cancel from a network that is trained,
+    so that its layers are those of a frozen one.
+
+    device, dtype: of the parameters, by default PyTorch's; their memory format is channels_last. drawn: False leaves
+    their memory as it is, for `initialise` to fill, and takes nothing from PyTorch's global generator.
 
     Raises FastDMError for an unknown name, and for images that are too small for the architecture.
     """
     _check_name(name)
-    stack = _Stack(name, channels, _pair(image_size), frozen)
-    _ARCHITECTURES[name](stack)
-    network = stack.build(num_classes)
+    with nullcontext() if drawn else torch.device("meta"):
+        stack = _Stack(name, channels, _pair(image_size), affine and not frozen)
+        _ARCHITECTURES[name](stack)
+        network = stack.build(num_classes, frozen)
+    if not drawn:
+        network = network.to_empty(device=device or torch.device("cpu"))
+        dtype = dtype or torch.float32
     return cast(Network, network.to(device, dtype, memory_format=torch.channels_last))  # type: ignore[call-overload]
 
 
@@ -303,9 +314,9 @@ def build_convnet(
             raise unknown(setting, value, known)
     if norm == "group" and width % 4:
         raise FastDMError(f"norm 'group' has 4 groups, so the width must be a multiple of 4, not {width}")
-    stack = _Stack(f"a ConvNet of depth {depth}", channels, _pair(image_size), frozen)
+    stack = _Stack(f"a ConvNet of depth {depth}", channels, _pair(image_size), not frozen)
     _convnet(stack, width=width, depth=depth, activation=activation, norm=norm, pool=pool)
-    return stack.build(num_classes)
+    return stack.build(num_classes, frozen)
 
 
 def _check_name(name: str) -> None:

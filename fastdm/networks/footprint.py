@@ -1,9 +1,9 @@
 """Memory that a network's activations take."""
 
 import math
+import weakref
 from copy import deepcopy
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -20,29 +20,48 @@ which every allocation is mapped afresh, one page fault per 4 KiB."""
 class Activations:
     """Bytes that one image needs on its way through a network.
 
-    total: of all layers' results together, which autograd keeps; peak: of the largest result and its input; largest: of
-    the largest single result.
+    total: of all layers' results together, which autograd keeps; peak: of the results that are needed at the same time
+    without it; largest: of the largest single result.
     """
 
     total: int
     peak: int
     largest: int
 
+    @property
+    def in_cache(self) -> int:
+        """How many images go through any layer without leaving a CPU's cache, at least 1."""
+        return max(1, CACHE_BYTES // self.largest)
+
 
 class _CountBytes(TorchDispatchMode):
-    """Adds up the bytes of what every op returns."""
+    """Notes the bytes of what every op returns, and the most that exist at a time."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.results: list[int] = []
+        self.live = self.peak = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         result = func(*args, **(kwargs or {}))
         for tensor in result if isinstance(result, tuple | list) else (result,):
             in_place = any(tensor is argument for argument in args)
             if isinstance(tensor, Tensor) and not (tensor._is_view() or in_place):
-                self.results.append(tensor.numel() * tensor.element_size())
+                size = _bytes(tensor)
+                self.results.append(size)
+                self.live += size
+                weakref.finalize(tensor, self._end, size)
+        # On a GPU, PyTorch's GroupNorm copies its images, which are channels last there.
+        copied = _bytes(args[0]) if func is torch.ops.aten.native_group_norm.default else 0
+        self.peak = max(self.peak, self.live + copied)
         return result
+
+    def _end(self, size: int) -> None:
+        self.live -= size
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
 
 
 def activations(network: Network, image_shape: tuple[int, int, int], dtype: torch.dtype) -> Activations:
@@ -53,10 +72,9 @@ def activations(network: Network, image_shape: tuple[int, int, int], dtype: torc
         network.embed(images)
     image = math.prod(image_shape) * dtype.itemsize
     sizes = [image, *(size // 2 for size in count.results)]
-    pairs = [before + after for before, after in pairwise(sizes)]
-    return Activations(total=sum(sizes), peak=max(pairs, default=image), largest=max(sizes))
+    return Activations(total=sum(sizes), peak=max(image, count.peak // 2), largest=max(sizes))
 
 
 def images_in_cache(network: Network, image_shape: tuple[int, int, int], dtype: torch.dtype) -> int:
     """How many images go through any layer of the network without leaving a CPU's cache, at least 1."""
-    return max(1, CACHE_BYTES // activations(network, image_shape, dtype).largest)
+    return activations(network, image_shape, dtype).in_cache

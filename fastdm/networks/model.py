@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor, nn
@@ -84,7 +84,8 @@ class NormedConv2d(nn.Conv2d):
 class Block(nn.Module):
     """3×3 convolution, InstanceNorm (eps 1e-5), ReLU and 2×2 average pooling, the last three in one op.
 
-    weight, bias: the norm's scale and shift, None in a frozen network; then all four are one op.
+    weight, bias: the norm's scale and shift, None where the network was built without. If it is not trained either, all
+    four are one op.
     """
 
     def __init__(self, conv: nn.Conv2d, affine: bool) -> None:
@@ -101,8 +102,9 @@ class Block(nn.Module):
             nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.weight is None and self.conv.bias is None:
-            return conv_norm_relu_pool(x, self.conv.weight, padding=int(self.conv.padding[0]))
+        weight = self.conv.weight
+        if self.weight is None and self.conv.bias is None and not weight.requires_grad:
+            return conv_norm_relu_pool(x, weight, padding=int(self.conv.padding[0]))
         return norm_relu_pool(self.conv(x), self.weight, self.bias)
 
 
@@ -139,10 +141,16 @@ def initialise(network: nn.Module, key: Tensor) -> None:
         elif isinstance(module, Block):
             module.reset_norm()
 
-    rows = torch.arange(-(-sum(parameter.numel() for parameter, _ in drawn) // _ROW), device=key.device)
-    values = uniform(key, rows, _ROW, INIT_STREAM).flatten().mul_(2).sub_(1)
+    rows = _rows(-(-sum(parameter.numel() for parameter, _ in drawn) // _ROW), key.device)
+    values = uniform(key, rows, _ROW, INIT_STREAM).flatten().sub_(0.5)
     start = 0
     for parameter, bound in drawn:
         stop = start + parameter.numel()
-        torch.mul(values[start:stop].view_as(parameter), bound, out=parameter)
+        torch.mul(values[start:stop].view_as(parameter), 2 * bound, out=parameter)
         start = stop
+
+
+@lru_cache(maxsize=64)
+def _rows(count: int, device: torch.device) -> Tensor:
+    """0 to count − 1, kept because on a GPU every operation costs a launch."""
+    return torch.arange(count, device=device)

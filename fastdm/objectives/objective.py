@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from fastdm.data.batches import RealBatch
@@ -19,12 +20,25 @@ class Segments:
 
     rows: of the whole tensor, those of the chunk. offsets: int64 [classes + 1], counted from the chunk's first row; the
     images of class c are `offsets[c]` to `offsets[c + 1]`. group: int64 [rows], the class of each, counted from the
-    chunk's first class.
+    chunk's first class. most: images of the largest class.
     """
 
     rows: slice
     offsets: Tensor
     group: Tensor
+    most: int
+
+    def padded(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Features [rows, D] by class, [classes, most, D], with zeros where a class is smaller, and a mask [classes,
+        most, 1] of their dtype: 1 where an image is, else 0. Without gradient, unless all classes are of one size.
+        """
+        classes = len(self.offsets) - 1
+        position = self.offsets[:-1, None] + torch.arange(self.most, device=features.device)
+        mask = (position < self.offsets[1:, None]).to(features.dtype)[..., None]
+        if len(self.group) == classes * self.most:
+            return features.view(classes, self.most, -1), mask
+        rows = features.detach().index_select(0, position.flatten().clamp_(max=len(features) - 1))
+        return rows.view(classes, self.most, -1) * mask, mask
 
 
 class Objective(Protocol):
@@ -40,6 +54,6 @@ class Objective(Protocol):
         """
         ...
 
-    def loss(self, network: Network, target: Tensor, synthetic: Tensor, segments: Segments) -> Tensor:
-        """How far the synthetic images [N, C, H, W], augmented, are from it: a scalar, differentiable in them."""
+    def loss(self, target: Tensor, features: Tensor, real: Segments, synthetic: Segments) -> Tensor:
+        """How far the embedding of the synthetic images, [N, D], is from it: a scalar, differentiable in it."""
         ...

@@ -12,6 +12,7 @@ from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity
 
 from fastdm.errors import FastDMError
+from fastdm.system.streams import stderr_to
 
 COSTLIEST = 10
 
@@ -21,25 +22,30 @@ def check_chosen(chosen: range, total: int, save_path: str | Path | None) -> Non
     if save_path is None:
         raise FastDMError("profile needs a save_path, under which it writes the trace")
     if not (chosen and chosen.step == 1 and chosen.start >= 0 and chosen.stop <= total):
-        raise FastDMError(f"profile is {chosen}; it must lie within the run's iterations, {range(total)}")
+        within = f"must lie within the run's iterations, 0-{total - 1}" if total else "has no iterations to choose from"
+        asked = f"{chosen.start}-{chosen.stop - 1}"
+        order = "" if chosen else ", the first before the last"
+        raise FastDMError(f"profile is {asked}; it {within}{order}")
 
 
 def recorded(
     iterations: range,
     chosen: range,
-    uncaptured: Callable[[], AbstractContextManager[None]],
+    within: Callable[[], AbstractContextManager[None]],
     device: torch.device,
     folder: Path,
     say: Callable[[str], None],
+    messages: Path | None = None,
 ) -> Iterator[int]:
-    """The iterations, of which the chosen ones run under torch.profiler, within `uncaptured()`: op by op.
+    """The iterations, of which the chosen ones run under torch.profiler, within `within()`.
 
     After them the trace is written to `folder`, and the costliest ops are reported. A resumed run may be past them.
+    messages: a file for what the profiler prints, if that is not to go to the terminal.
     """
     first, last = (min(max(end, iterations.start), iterations.stop) for end in (chosen.start, chosen.stop))
     yield from range(iterations.start, first)
     if first < last:
-        with Recording(device) as recording, uncaptured():
+        with within(), Recording(device, messages) as recording:
             yield from range(first, last)
         say(f"wrote {', '.join(map(str, recording.write(folder)))}; the costliest ops of an iteration:")
         for name, seconds, calls in recording.ops(last - first)[:COSTLIEST]:
@@ -48,10 +54,14 @@ def recorded(
 
 
 class Recording:
-    """What torch.profiler sees within the block, and on a GPU the history of the memory."""
+    """What torch.profiler sees within the block, and on a GPU the history of the memory.
 
-    def __init__(self, device: torch.device) -> None:
+    messages: a file for what the profiler prints, if that is not to go to the terminal.
+    """
+
+    def __init__(self, device: torch.device, messages: Path | None = None) -> None:
         self._device = device
+        self._messages = messages
         self._on_gpu = device.type == "cuda"
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self._on_gpu else [])]
         self._profiler = torch.profiler.profile(activities=activities, profile_memory=True)
@@ -62,25 +72,28 @@ class Recording:
             synchronise(self._device)
             torch.cuda.reset_peak_memory_stats(self._device)
             torch.cuda.memory._record_memory_history()
-        self._profiler.__enter__()
+        with stderr_to(self._messages):
+            self._profiler.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         synchronise(self._device)
-        self._profiler.__exit__(kind, error, trace)
+        with stderr_to(self._messages):
+            self._profiler.__exit__(kind, error, trace)
         if self._on_gpu:
             self._snapshot = torch.cuda.memory._snapshot()
             torch.cuda.memory._record_memory_history(enabled=None)
-        self.peak_bytes = torch.cuda.max_memory_allocated(self._device) if self._on_gpu else peak_resident()
+        self.peak_bytes = peak_memory(self._device)
 
     def write(self, folder: Path) -> list[Path]:
         """trace.json (Chrome's trace format: chrome://tracing, ui.perfetto.dev) and, on a GPU, memory.pickle
         (pytorch.org/memory_viz)."""
         folder.mkdir(parents=True, exist_ok=True)
         files = [folder / "trace.json"]
-        self._profiler.export_chrome_trace(str(files[0]))
+        with stderr_to(self._messages):
+            self._profiler.export_chrome_trace(str(files[0]))
         if self._on_gpu:
             files.append(folder / "memory.pickle")
             files[1].write_bytes(pickle.dumps(self._snapshot))
@@ -108,6 +121,11 @@ class Recording:
 def synchronise(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most memory so far, in bytes: of tensors on a GPU, of this process on a CPU."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_resident()
 
 
 def peak_resident() -> int:

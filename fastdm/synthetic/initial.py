@@ -11,7 +11,9 @@ from fastdm.data.pool import Dataset, Pool
 from fastdm.data.sources import Source, open_dataset
 from fastdm.errors import FastDMError
 from fastdm.kernels import draw
+from fastdm.synthetic.partition import check_partition, shrink
 from fastdm.synthetic.synthetic_set import SyntheticSet
+from fastdm.system.device import undisturbed
 
 INIT_STEP = 2**32 - 1
 """The step number under which the initial images are drawn: no iteration has it."""
@@ -23,44 +25,54 @@ def initial_images(
     seed: int,
     *,
     init: Literal["real", "noise"] = "real",
+    partition: int = 1,
     device: torch.device | None = None,
 ) -> Tensor:
     """Random real images of every class, or N(0, 1) noise: float32 [classes * ipc, C, H, W], normalised, on `device`.
 
-    Both follow from the seed alone, whatever the device.
+    Both follow from the seed alone, whatever the device. With a partition, each is a canvas of partition² real images,
+    shrunk by the mean of their pixels.
     """
     if init == "noise":
         generator = torch.Generator().manual_seed(seed)
         shape = (dataset.num_classes * ipc, *dataset.image_shape)
-        return torch.randn(shape, generator=generator).to(device)
+        return torch.randn(shape, generator=generator, dtype=torch.float32).to(device)
     key = torch.tensor([seed, INIT_STEP])
-    images = dataset.train.read(draw(key, dataset.train.class_offsets, ipc).flatten())
-    return augment(images, [], mean=dataset.mean, std=dataset.std).to(device)
+    images = dataset.train.read(draw(key, dataset.train.class_offsets, ipc * partition**2).flatten())
+    return shrink(augment(images, [], mean=dataset.mean, std=dataset.std), partition).to(device)
 
 
-def random_selection(dataset: Source, ipc: int, seed: int = 0, *, data_path: str | Path = "data") -> SyntheticSet:
+@undisturbed()
+def random_selection(
+    dataset: Source, ipc: int, seed: int = 0, *, partition: int = 1, data_path: str | Path = "data"
+) -> SyntheticSet:
     """`ipc` random real images per class: those that `condense` starts from with this seed and init="real".
 
-    dataset, data_path: as in `open_dataset`. Raises FastDMError where a class has fewer images.
+    partition: f, for canvases of f × f shrunk real images. dataset, data_path: as in `open_dataset`. Raises FastDMError
+    where a class has fewer images.
 
     >>> import fastdm
     >>> fastdm.random_selection("digits", ipc=1).images.shape
     torch.Size([10, 1, 8, 8])
     """
     dataset = open_dataset(dataset, data_path=data_path)
-    smallest = int(dataset.train.class_sizes.min())
+    check_partition(partition, dataset.image_shape[1:])
+    smallest = int(dataset.train.class_sizes.min()) // partition**2
     if not 1 <= ipc <= smallest:
-        raise FastDMError(f"ipc is {ipc}; it must be at least 1 and at most {smallest}, the size of the smallest class")
+        most = "the size of the smallest class" + (f" / {partition}²" if partition > 1 else "")
+        raise FastDMError(f"ipc is {ipc}; it must be at least 1 and at most {smallest}, {most}")
     return SyntheticSet(
-        images=initial_images(dataset, ipc, seed),
+        images=initial_images(dataset, ipc, seed, partition=partition),
         class_names=dataset.class_names,
         mean=dataset.mean,
         std=dataset.std,
         dataset=dataset.name,
         settings={"method": "random selection", "ipc": ipc, "seed": seed},
+        partition=partition,
     )
 
 
+@undisturbed()
 def whole_set(dataset: Source, *, data_path: str | Path = "data") -> Pool:
     """All training images of a data set, as `evaluate` takes them.
 

@@ -1,29 +1,40 @@
 """The condensed set: its images, what is needed to use them, and its files."""
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from numpy.typing import ArrayLike
 from PIL import Image
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import TensorDataset
 
+from fastdm.data.arrays import as_tensor
 from fastdm.data.normalisation import standard_normalisation
 from fastdm.data.pool import Dataset
-from fastdm.errors import FastDMError
+from fastdm.errors import FastDMError, one_of, whole_number
+from fastdm.synthetic.labelled import class_sorted, normalised_pixels
+from fastdm.synthetic.partition import check_partition, expand
 from fastdm.synthetic.picture import picture
-from fastdm.synthetic.public_file import parse_file_name, read_public, write_public
-from fastdm.system.files import crc32, is_zip, writing
+from fastdm.synthetic.public_file import PublicFile, parse_file_name, read_public, write_idc, write_mtt, write_public
+from fastdm.synthetic.set_file import ABOUT, check_about, is_safetensors, read_set, write_set
+from fastdm.system.checks import check_normalisation
+from fastdm.system.files import crc32, user_path, writing
+from fastdm.system.notes import Tally
 from fastdm.version import __version__
 
-_FORMAT = "fastdm-synthetic-1"
-_GAP = 2  # black pixels between the pictures of a grid
+Format = Literal["safetensors", "public", "mtt", "idc"]
+
+GRID_GAP = 2  # black pixels between the images of a grid
+_GRID_FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
+    ".png": ("PNG", {}),
+    ".jpg": ("JPEG", {"quality": 95, "subsampling": 0}),
+    ".jpeg": ("JPEG", {"quality": 95, "subsampling": 0}),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +43,8 @@ class SyntheticSet:
 
     images: float32 [classes * ipc, C, H, W], normalised: pixel = (x − mean) / std with x in [0, 1] (where it was never
     clipped: also beyond). Class-sorted: image j of class c is row `c * ipc + j`.
+    partition: f; above 1 the images are canvases, each of f × f training images, which `expand` decodes.
+    soft_labels: float16 [N * f², classes], probabilities for every decoded image, or None.
     class_names, mean, std, dataset: as in the `Dataset` that was condensed (`dataset` is its name); settings: what the
     set was made with; version: the fastdm that made it.
 
@@ -48,6 +61,8 @@ class SyntheticSet:
     dataset: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     version: str = __version__
+    partition: int = 1
+    soft_labels: Tensor | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         shape = list(self.images.shape)
@@ -55,11 +70,19 @@ class SyntheticSet:
             raise FastDMError(f"synthetic images must be float32 [N, C, H, W], not {self.images.dtype} {shape}")
         if not self.class_names or shape[0] == 0 or shape[0] % len(self.class_names):
             raise FastDMError(f"{shape[0]} synthetic images cannot be divided evenly among {self.num_classes} classes")
-        values = (*self.mean, *self.std)
-        if not len(self.mean) == len(self.std) == shape[1] or not all(
-            isinstance(value, int | float) for value in values
-        ):
-            raise FastDMError(f"mean and std must have {shape[1]} values, one per channel")
+        try:
+            mean, std = check_normalisation(self.mean, self.std, shape[1])
+        except ValueError as error:
+            raise FastDMError(str(error)) from error
+        if not all(isinstance(name, str) for name in self.class_names):
+            raise FastDMError("the class names of a synthetic set must be texts")
+        for name, value in (("mean", mean), ("std", std), ("class_names", tuple(self.class_names))):
+            object.__setattr__(self, name, value)
+        object.__setattr__(self, "partition", whole_number("partition", self.partition, 1))
+        check_partition(self.partition, (shape[2], shape[3]))
+        soft, wanted = self.soft_labels, [shape[0] * self.partition**2, self.num_classes]
+        if soft is not None and (soft.dtype != torch.float16 or list(soft.shape) != wanted):
+            raise FastDMError(f"soft labels must be float16 {wanted}, not {soft.dtype} {list(soft.shape)}")
 
     def __len__(self) -> int:
         return len(self.images)
@@ -70,17 +93,27 @@ class SyntheticSet:
 
     @property
     def ipc(self) -> int:
-        """Images per class."""
+        """Images per class: canvases, if there is a partition."""
         return len(self.images) // self.num_classes
 
     @property
     def labels(self) -> Tensor:
         """int64 [classes * ipc]."""
-        return torch.arange(self.num_classes).repeat_interleave(self.ipc)
+        return torch.arange(self.num_classes, device="cpu").repeat_interleave(self.ipc)
+
+    def expand(self) -> "SyntheticSet":
+        """The set of the training images that the canvases hold, decoded: ipc · partition² per class.
+
+        The set itself where there is no partition.
+        """
+        if self.partition == 1:
+            return self
+        return replace(self, images=expand(self.images.detach(), self.partition), partition=1)
 
     def as_dataset(self) -> TensorDataset:
-        """(normalised image, label) pairs for a torch `DataLoader`."""
-        return TensorDataset(self.images, self.labels.to(self.images.device))
+        """(normalised image, label) pairs for a torch `DataLoader`, decoded if there is a partition."""
+        decoded = self.expand()
+        return TensorDataset(decoded.images, decoded.labels.to(self.images.device))
 
     def crc32(self) -> str:
         """Checksum of the images' bytes."""
@@ -92,6 +125,8 @@ class SyntheticSet:
             "dataset": self.dataset,
             "classes": self.num_classes,
             "ipc": self.ipc,
+            "partition": self.partition,
+            "soft_labels": self.soft_labels is not None,
             "image_shape": tuple(self.images.shape[1:]),
             "mean": self.mean,
             "std": self.std,
@@ -100,67 +135,135 @@ class SyntheticSet:
             "fastdm": self.version,
         }
 
-    def save(self, path: str | Path) -> None:
-        """Write the set to a file, atomically; its suffix says in which format.
-
-        `.safetensors` keeps everything. `.pt` is the public code's format, `{"data": [[images, labels]],
-        "accs_all_exps": {}}`, without class names, normalisation and settings.
-        """
-        suffix = Path(path).suffix
-        if suffix == ".pt":
-            save_public([self], path)
-        elif suffix == ".safetensors":
-            self._save_safetensors(path)
-        else:
-            raise FastDMError(f"{path} must end in .safetensors, or in .pt for the public code's format")
-
-    def _save_safetensors(self, path: str | Path) -> None:
-        images = self.images.detach().cpu().contiguous()
+    def _about(self) -> dict[str, Any]:
         about = {
-            "class_names": self.class_names,
-            "mean": self.mean,
-            "std": self.std,
-            "dataset": self.dataset,
-            "settings": dict(self.settings),
-            "version": self.version,
+            name: dict(value) if name == "settings" else value for name in ABOUT for value in [getattr(self, name)]
         }
-        metadata = {"format": _FORMAT, "about": json.dumps(about), "crc32": self.crc32()}
-        with writing(path) as temporary:
-            save_file({"images": images}, temporary, metadata)
+        return about | ({"partition": self.partition} if self.partition > 1 else {})
+
+    def save(self, path: str | Path, *, format: Format | None = None, canvases: bool = False) -> None:
+        """Write the set to a file, atomically.
+
+        format, by default that of the suffix:
+
+        - "safetensors" (`.safetensors`): everything;
+        - "public" (`.pt`): the public DM's `{"data": [[images, labels]], "accs_all_exps": {}}`, with mean, std, class
+          names and settings as further keys;
+        - "mtt": MTT's pair of files, normalised images in `path` and their labels next to it; `path` must have "images"
+          in its name (`images_best.pt`, `labels_best.pt`);
+        - "idc": IDC's `[images, labels]`, images in [0, 1]; pixels outside are clipped, which a warning counts.
+
+        Of a set with a partition, "safetensors" and "idc" hold the canvases, which IDC's relatives decode themselves
+        (`-f 2`); "public" and "mtt" hold the decoded images, or with `canvases` the canvases.
+        """
+        path = user_path(path)
+        one_of("format", format, (None, "safetensors", "public", "mtt", "idc"))
+        chosen = format or {".safetensors": "safetensors", ".pt": "public"}.get(path.suffix)
+        if chosen is None:
+            raise FastDMError(f"{path} must end in .safetensors, or in .pt for the public code's format")
+        if chosen == "public":
+            save_public([self], path, canvases=canvases)
+        elif chosen == "safetensors":
+            soft = None if self.soft_labels is None else self.soft_labels.detach().cpu().contiguous()
+            write_set(path, self.images.detach().cpu().contiguous(), self._about(), soft)
+        elif chosen == "mtt":
+            written = self if canvases else self.expand()
+            write_mtt(path, written.images, written.labels)
+        else:
+            images = self._denormalised()
+            outside = int(((images < 0) | (images > 1)).sum())
+            if outside:
+                tally = Tally()
+                tally.say(f"{outside} of {images.numel()} pixels lie outside [0, 1] and are clipped")
+                tally.report(path)
+            write_idc(path, images.clamp(0, 1), self.labels)
 
     @classmethod
-    def load(cls, path: str | Path, *, experiment: int = 0, dataset: Dataset | None = None) -> "SyntheticSet":
+    def load(
+        cls, path: str | Path, *, experiment: int = 0, dataset: Dataset | None = None, normalised: bool | None = None
+    ) -> "SyntheticSet":
         """Set number `experiment`, counted from 0, of those that `load_all` reads."""
-        sets = cls.load_all(path, dataset=dataset)
+        sets = cls.load_all(path, dataset=dataset, normalised=normalised)
         if not 0 <= experiment < len(sets):
             raise FastDMError(f"{path} holds {len(sets)} sets, counted from 0; there is no set {experiment}")
         return sets[experiment]
 
     @classmethod
-    def load_all(cls, path: str | Path, *, dataset: Dataset | None = None) -> "list[SyntheticSet]":
-        """Read the set that `save` wrote, or those of a `.pt` file in the public code's format, one per experiment.
+    def load_all(
+        cls, path: str | Path, *, dataset: Dataset | None = None, normalised: bool | None = None
+    ) -> "list[SyntheticSet]":
+        """Read the set that `save` wrote, in any format, or those of a public code's file, one per experiment.
 
-        A `.pt` file holds neither class names nor normalisation: these are taken from `dataset`; without it, the
+        Files of others hold neither class names nor normalisation: these are taken from `dataset`; without it, the
         normalisation is the standard one of the data set that the file's name (`res_DM_CIFAR10_ConvNet_10ipc.pt`)
-        names. Raises FastDMError, naming the file, for whatever cannot be used, and for sets that are not like the
-        `dataset`.
+        names. A set of some of the classes (a step of continual learning) has the names of those.
+
+        normalised: whether the pixels of such a file are; by default as its layout has them: normalised in DM's and
+        MTT's (`images_best.pt`, with `labels_best.pt` next to it), in [0, 1] in IDC's (`data.pt`).
+
+        What is converted, such as soft labels, is named in a warning of the logger "fastdm". Raises FastDMError, naming
+        the file, for whatever cannot be used, and for sets that are not like the `dataset`.
         """
-        path = Path(path)
-        if is_zip(path):
-            sets = _load_public(path, dataset)
-        else:
+        path = user_path(path)
+        if is_safetensors(path) or path.suffix == ".safetensors":
             sets = [_load_safetensors(path)]
             if dataset is not None:
                 check_compatible(str(path), sets[0].num_classes, sets[0].images.shape[1:], dataset)
+        else:
+            sets = _load_public(path, dataset, normalised)
         if not all(loaded.images.isfinite().all() for loaded in sets):
             raise FastDMError(f"{path} holds pixels that are not finite numbers")
         return sets
 
+    @classmethod
+    def from_tensors(
+        cls,
+        images: ArrayLike | Tensor,
+        labels: ArrayLike | Tensor | None = None,
+        *,
+        dataset: Dataset | str,
+        normalised: bool | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> "SyntheticSet":
+        """A set of images that others have made: [N, C, H, W], in any order, equally many of each class.
+
+        labels: integers [N]; floating-point and soft ones ([N, classes]) are converted, with a warning of the logger
+        "fastdm". None: the images are sorted by class.
+        dataset: what was condensed, or the name of a data set whose normalisation is known, such as "CIFAR10".
+        normalised: whether pixels are (x − mean) / std with the data set's mean and std (the default for floating-point
+        images), or lie in [0, 1]; uint8 images are 0..255.
+
+        >>> import fastdm
+        >>> digits = fastdm.open_dataset("digits")
+        >>> images = digits.train.images[digits.train.class_offsets[:-1]] / 255
+        >>> synthetic = fastdm.SyntheticSet.from_tensors(images, range(10), dataset=digits, normalised=False)
+        >>> synthetic.ipc, synthetic.num_classes
+        (1, 10)
+        """
+        pixels = as_tensor("the set", "images", images)
+        classes = None if labels is None else as_tensor("the set", "labels", labels)
+        if pixels.dtype == torch.uint8:
+            if normalised:
+                raise FastDMError("images of uint8 are 0..255; they cannot be normalised")
+            pixels, normalised = pixels.float() / 255, False
+        tally = Tally()
+        try:
+            result = _from_tensors(
+                "the set", pixels, classes, dataset, normalised is None or normalised, dict(settings or {}), tally
+            )
+        finally:
+            tally.report("the set of tensors")
+        if not result.images.isfinite().all():
+            raise FastDMError("the set holds pixels that are not finite numbers")
+        return result
+
     def pixels(self) -> Tensor:
         """The images as they are looked at: de-normalised, clipped to [0, 1], uint8 [N, C, H, W] on the CPU."""
-        images = self.images.detach().cpu()
-        mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
-        return ((images * std + mean).clamp(0, 1) * 255 + 0.5).to(torch.uint8)
+        return (self._denormalised().clamp(0, 1) * 255 + 0.5).to(torch.uint8)
+
+    def _denormalised(self) -> Tensor:
+        mean, std = (torch.tensor(values, dtype=torch.float32)[:, None, None] for values in (self.mean, self.std))
+        return self.images.detach().cpu() * std + mean
 
     def save_picture(self, path: str | Path) -> None:
         """Write a PNG for people: landscape, enlarged, with class names. `save_grid` writes the public code's."""
@@ -168,28 +271,54 @@ class SyntheticSet:
             picture(self.pixels(), self.class_names, self.ipc).save(temporary, format="PNG")
 
     def save_grid(self, path: str | Path, *, zoom: int = 1) -> None:
-        """Write a PNG of all images, one class per row: de-normalised, clipped to [0, 1], each pixel `zoom` wide."""
+        """Write a picture of all images, one class per row: de-normalised, clipped to [0, 1], each pixel `zoom` wide.
+
+        The suffix says in which format: `.png`, or `.jpg` and `.jpeg`, which are smaller and not exact.
+        """
         if zoom < 1:
             raise FastDMError(f"zoom is {zoom}; it must be at least 1")
-        spaced = functional.pad(self.pixels(), (0, _GAP, 0, _GAP))
+        if Path(path).suffix.lower() not in _GRID_FORMATS:
+            raise FastDMError(f"{path} must end in {', '.join(_GRID_FORMATS)}; a grid is written as PNG or JPEG")
+        kind, options = _GRID_FORMATS[Path(path).suffix.lower()]
+        spaced = functional.pad(self.pixels(), (0, GRID_GAP, 0, GRID_GAP))
         rows = spaced.reshape(self.num_classes, self.ipc, *spaced.shape[1:])
-        grid = functional.pad(rows.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1), (0, 0, _GAP, 0, _GAP, 0))
+        grid = functional.pad(rows.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1), (0, 0, GRID_GAP, 0, GRID_GAP, 0))
         with writing(path) as temporary:
             pixels = grid.repeat_interleave(zoom, 0).repeat_interleave(zoom, 1).squeeze(2).numpy()
-            Image.fromarray(pixels).save(temporary, format="PNG")
+            Image.fromarray(pixels).save(temporary, format=kind, **options)
 
 
 def save_public(
-    sets: Sequence[SyntheticSet], path: str | Path, accuracies: Mapping[str, Sequence[float]] | None = None
+    sets: Sequence[SyntheticSet],
+    path: str | Path,
+    accuracies: Mapping[str, Sequence[float]] | None = None,
+    *,
+    canvases: bool = False,
 ) -> None:
-    """Write one set per experiment, with accuracies in [0, 1] by network, as the public code's `res_DM_….pt`."""
-    write_public(path, [(synthetic.images, synthetic.labels) for synthetic in sets], accuracies)
+    """Write one set per experiment, with accuracies in [0, 1] by network, as the public code's `res_DM_….pt`.
+
+    Mean, std, class names, data set and settings are further keys, so that `SyntheticSet.load` needs nothing else. Sets
+    with a partition are decoded, unless their `canvases` are wanted.
+    """
+    written = [synthetic if canvases else synthetic.expand() for synthetic in sets]
+    abouts = [synthetic._about() for synthetic in written]
+    common = {name: [about.get(name) for about in abouts] for name in (*ABOUT[:4], "partition")}
+    for name, values in common.items():
+        if any(value != values[0] for value in values):
+            raise FastDMError(f"the sets of one file must have one {name}; write a file for each data set")
+    about = None
+    if abouts:
+        about = abouts[0] | {"settings": [each["settings"] for each in abouts]}
+    write_public(path, [(synthetic.images, synthetic.labels) for synthetic in written], accuracies, about)
 
 
 def dataset_name(path: str | Path) -> str:
     """The name of the data set that the sets in a file were condensed from: from the file, or from a `.pt`'s name."""
-    path = Path(path)
-    name = parse_file_name(path)[0] if is_zip(path) else _load_safetensors(path).dataset
+    path = user_path(path)
+    if is_safetensors(path) or path.suffix == ".safetensors":
+        name = _load_safetensors(path).dataset
+    else:
+        name = read_public(path).about.get("dataset") or parse_file_name(path)[0]
     if not name:
         raise FastDMError(f"{path} does not say which data set it was condensed from; name the data set")
     return name
@@ -207,46 +336,72 @@ def check_compatible(what: str, num_classes: int, image_shape: Sequence[int], da
 
 def _load_safetensors(path: Path) -> SyntheticSet:
     try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            images = file.get_tensor("images") if metadata.get("format") == _FORMAT else None
-        if images is None:
-            raise FastDMError(f"it is not of this version of fastdm ({_FORMAT})")
-        if metadata.get("crc32") != str(crc32(images)):
-            raise FastDMError("its checksum does not match")
-        about = json.loads(metadata.get("about", "{}"))
-        known = {entry.name for entry in fields(SyntheticSet)} - {"images"}
-        if about.keys() != known:
-            raise FastDMError(
-                f"it must state {', '.join(sorted(known))}, but states {', '.join(sorted(about)) or 'nothing'}"
-            )
-        if not (isinstance(about["dataset"], str) and isinstance(about["settings"], dict)):
-            raise FastDMError("its dataset must be a name, and its settings values by name")
-        for name in ("class_names", "mean", "std"):
-            about[name] = tuple(about[name])
-        return SyntheticSet(images=images, **about)
+        images, about, soft_labels = read_set(path)
+        return SyntheticSet(images=images, soft_labels=soft_labels, **about)
     except (SafetensorError, OSError, ValueError, TypeError, AttributeError) as error:
         raise FastDMError(f"{path} is not a condensed set, or is damaged: {error}") from error
 
 
-def _load_public(path: Path, dataset: Dataset | None) -> list[SyntheticSet]:
+def _load_public(path: Path, dataset: Dataset | None, normalised: bool | None) -> list[SyntheticSet]:
+    file = read_public(path)
+    if file.about:
+        return _described(path, file, dataset)
     name, network = parse_file_name(path)
     settings = {"network": network} if network else {}
-    loaded = []
-    for images, labels in read_public(path)[0]:
-        counts = torch.bincount(labels)
-        if (counts != counts[0]).any():
-            raise FastDMError(f"{path} holds classes of {int(counts.min())} and of {int(counts.max())} images")
-        if dataset is None:
-            normalisation = standard_normalisation(name, images.shape[1])
-            class_names = tuple(map(str, range(len(counts))))
-        else:
-            check_compatible(str(path), len(counts), images.shape[1:], dataset)
-            name, normalisation, class_names = dataset.name, (dataset.mean, dataset.std), dataset.class_names
-        if normalisation is None:
+    pixels_are = file.normalised if normalised is None else normalised
+    tally = Tally()
+    if file.unused:
+        tally.add("entries that are not used", file.unused[0], len(file.unused))
+    try:
+        return [
+            _from_tensors(str(path), images, labels, name if dataset is None else dataset, pixels_are, settings, tally)
+            for images, labels in file.sets
+        ]
+    finally:
+        tally.report(path)
+
+
+def _described(path: Path, file: PublicFile, dataset: Dataset | None) -> list[SyntheticSet]:
+    """The sets of a `.pt` that fastdm wrote, which says all about them; the network at least in the file's name."""
+    sets, tally = [], Tally()
+    _, network = parse_file_name(path)
+    named = {"network": network} if network else {}
+    for (images, labels), settings in zip(file.sets, file.about["settings"], strict=True):
+        try:
+            about = check_about(file.about | {"settings": named | settings})
+            pixels, present = class_sorted(str(path), images, labels, len(about["class_names"]), tally)
+            if len(present) != len(about["class_names"]):
+                raise FastDMError("images of some classes are missing")
+            sets.append(SyntheticSet(images=pixels, **about))
+        except FastDMError as error:
+            raise FastDMError(f"{path} is damaged: {error}") from error
+        if dataset is not None:
+            check_compatible(str(path), sets[-1].num_classes, pixels.shape[1:], dataset)
+    return sets
+
+
+def _from_tensors(
+    what: str,
+    images: Tensor,
+    labels: Tensor | None,
+    dataset: Dataset | str,
+    is_normalised: bool,
+    settings: dict[str, Any],
+    tally: Tally,
+) -> SyntheticSet:
+    known = None if isinstance(dataset, str) else dataset
+    pixels, present = class_sorted(what, images, labels, None if known is None else known.num_classes, tally)
+    if known is not None:
+        check_compatible(what, known.num_classes, pixels.shape[1:], known)
+        name, normalisation = known.name, (known.mean, known.std)
+        class_names = tuple(known.class_names[label] for label in present)
+    else:
+        name, class_names = str(dataset), tuple(map(str, present))
+        preset = standard_normalisation(name, pixels.shape[1])
+        if preset is None:
             raise FastDMError(
-                f"{path} does not say how its pixels are normalised; load it with its data set (dataset=…)"
+                f"{what} does not say how its pixels are normalised; load it with its data set (dataset=…)"
             )
-        pixels = images[labels.argsort(stable=True)].detach().float()
-        loaded.append(SyntheticSet(pixels, class_names, *normalisation, name, settings))
-    return loaded
+        normalisation = preset
+    pixels = normalised_pixels(what, pixels, *normalisation, is_normalised, tally)
+    return SyntheticSet(pixels, class_names, *normalisation, name, settings)

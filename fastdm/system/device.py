@@ -27,19 +27,47 @@ def default_device(device: str | torch.device | None) -> torch.device:
         chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if chosen.type not in ("cpu", "cuda"):
             raise FastDMError(f"device {device!r} is neither a CPU nor a CUDA device")
-        return torch.empty(1, device=chosen).device
+        return indexed_device(chosen)
     except (RuntimeError, AssertionError) as error:
         raise FastDMError(f"device {device!r} cannot be used here ({str(error).splitlines()[0]})") from error
 
 
+def indexed_device(device: str | torch.device) -> torch.device:
+    """The device as tensors on it name it: "cuda" is the current one, such as cuda:0."""
+    return torch.empty(1, device=device).device
+
+
 @contextmanager
-def chosen_backend(backend: str) -> Iterator[None]:
-    """`fastdm.kernels.use_backend`; a backend that is unknown or not available is a FastDMError."""
+def chosen_backend(backend: str, device: torch.device | None = None) -> Iterator[None]:
+    """`fastdm.kernels.use_backend`; a backend that is unknown or not available is a FastDMError.
+
+    device: where the computation runs. On a GPU "triton" is what "auto" takes for its tensors, and leaves what runs on
+    the CPU meanwhile, such as the draws of images that are read ahead, to the forms for CPUs.
+    """
     with ExitStack() as stack:
         try:
             stack.enter_context(use_backend(cast(Any, backend)))
+            if backend == "triton" and device is not None and device.type == "cuda":
+                stack.enter_context(use_backend("auto"))
         except (RuntimeError, ValueError) as error:
             raise FastDMError(str(error)) from error
+        yield
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Within the block, gradients are computed as usual, whatever modes the calling thread has set.
+
+    These are grad mode, inference mode, autocast and the default device, which belong to the thread alone.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
         yield
 
 

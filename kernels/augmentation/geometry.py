@@ -151,9 +151,9 @@ def reader(pixel, move, H: tl.constexpr, W: tl.constexpr):
 
 @triton.jit
 def reach(scale, rotation, known, H: tl.constexpr, W: tl.constexpr):
-    """Return how many outputs on each side of the nearest one a rotation can read from, rows and columns.
+    """Return how many outputs on each side of the nearest one a rotation may reach, and whether that can be followed.
 
-    0 where there is no rotation, and where their number would mean nothing; and whether the pass can follow the row.
+    The numbers, of rows and of columns, are 0 without a rotation and where it cannot be followed.
     """
     sx, sy = scale
     cos, sin = rotation

@@ -9,7 +9,7 @@ from torch.autograd import forward_ad
 
 from .. import table as columns
 from ..checks import check_index_values, check_tensor
-from ..dispatch import define, run_unchecked
+from ..dispatch import define, remember_backend, run_unchecked, with_its_backend
 from ..numerics import memory_format
 
 
@@ -44,6 +44,7 @@ def dsa(
     Returns [N, C, H, W]. Gradients flow to floating-point images, without index. Raises TypeError for a wrong dtype,
     ValueError for wrong shapes, devices and values.
 
+    >>> import torch
     >>> from fastdm.kernels import dsa, table
     >>> rows = table.identity(1)
     >>> rows[0, table.FLIP] = 1
@@ -124,12 +125,14 @@ class _Dsa(torch.autograd.Function):
     def forward(ctx: Any, *inputs: Any) -> Tensor:
         images, table, group, *_ = inputs
         ctx.dtype = images.dtype
+        remember_backend(ctx)
         ctx.save_for_backward(table, group)
         return _run(*inputs)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return _transposed(grad, *ctx.saved_tensors, ctx.dtype), None, None, None, None, None
+        grad_images = with_its_backend(ctx, _transposed, grad, *ctx.saved_tensors, ctx.dtype)
+        return grad_images, None, None, None, None, None
 
 
 class _TransformableDsa(torch.autograd.Function):
@@ -143,14 +146,16 @@ class _TransformableDsa(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         images, table, group, ctx.out_dtype, ctx.channels_last, _ = inputs
         ctx.dtype = images.dtype
+        remember_backend(ctx)
         ctx.set_materialize_grads(False)  # So that `jvp` sees which input is differentiated.
         ctx.save_for_backward(table, group)
         ctx.save_for_forward(table, group)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
-        grad_images = None if grad is None else _transposed(grad, *ctx.saved_tensors, ctx.dtype)
-        return grad_images, None, None, None, None, None
+        if grad is not None:
+            grad = with_its_backend(ctx, _transposed, grad, *ctx.saved_tensors, ctx.dtype)
+        return grad, None, None, None, None, None
 
     @staticmethod
     def jvp(ctx: Any, images: Tensor | None, table: Tensor | None, *_: None) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..checks import check_floating_point, check_offset_values, check_offsets, check_tensor
-from ..dispatch import define, runs_native
+from ..dispatch import define, remember_backend, runs_native, with_its_backend
 from ..numerics import memory_format_of, pooled_shape, working_dtype
 
 ACTIVATIONS = ("relu", "leakyrelu", "swish", "sigmoid")
@@ -37,6 +37,7 @@ def norm_relu_pool(
     is float32 (float64 for float64). Gradients flow to x, weight and bias. Raises TypeError for a wrong dtype,
     ValueError for wrong shapes, devices and names.
 
+    >>> import torch
     >>> from fastdm.kernels import norm_relu_pool
     >>> x = torch.tensor([[[[0.0, 0.0, 2.0, 2.0], [0.0, 0.0, 2.0, 2.0]]]])
     >>> norm_relu_pool(x).round(decimals=3)
@@ -71,6 +72,7 @@ def norm_relu_pool_mean(
     without rows. No gradient. Raises as `norm_relu_pool` does, and ValueError for offsets that do not rise from 0 to N
     (on the CPU only).
 
+    >>> import torch
     >>> from fastdm.kernels import norm_relu_pool_mean
     >>> x = torch.tensor([[0.0, 0.0, 2.0, 2.0], [2.0, 2.0, 0.0, 0.0]]).view(2, 1, 1, 4).repeat(1, 1, 2, 1)
     >>> norm_relu_pool_mean(x, torch.tensor([0, 1, 2])).round(decimals=3)
@@ -96,6 +98,7 @@ def conv_norm_relu_pool(x: Tensor, weight: Tensor, *, padding: int = 1, eps: flo
     Returns [N, K, H' // 2, W' // 2] with H' = H + 2 · padding − 2. Gradients flow to x and weight; a weight that needs
     none is what makes the block fast. Raises TypeError for a wrong dtype, ValueError for wrong shapes and devices.
 
+    >>> import torch
     >>> from fastdm.kernels import conv_norm_relu_pool
     >>> conv_norm_relu_pool(torch.zeros(2, 3, 32, 32), torch.zeros(128, 3, 3, 3)).shape
     torch.Size([2, 128, 16, 16])
@@ -119,7 +122,12 @@ def conv_norm_relu_pool(x: Tensor, weight: Tensor, *, padding: int = 1, eps: flo
 def stores_only_pooled(x: Tensor, weight: Tensor) -> bool:
     """Whether `conv_norm_relu_pool` is one pass here, which stores nothing but its pooled result without gradient.
 
-    x, weight: as for `conv_norm_relu_pool`; of x only dtype and device matter, of weight dtype and shape.
+    x, weight: as for `conv_norm_relu_pool`; of x only dtype and device matter, of weight only the shape.
+
+    >>> import torch
+    >>> from fastdm.kernels import stores_only_pooled
+    >>> stores_only_pooled(torch.empty(0, dtype=torch.float64), torch.empty(128, 3, 3, 3))
+    False
     """
     return runs_native("conv_norm_relu_pool", x, weight)
 
@@ -153,6 +161,7 @@ class _NormReluPool(torch.autograd.Function):
     ) -> Tensor:
         out: Tensor
         out, mean, rstd = torch.ops.fastdm.norm_relu_pool(x, weight, bias, eps, activation, pool)
+        remember_backend(ctx)
         ctx.save_for_backward(x, mean, rstd, weight, bias)
         ctx.activation, ctx.pool = activation, pool
         return out
@@ -161,8 +170,9 @@ class _NormReluPool(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, mean, rstd, weight, bias = ctx.saved_tensors
-        grad_x, grad_weight, grad_bias = torch.ops.fastdm.norm_relu_pool_backward(
-            grad, x, mean, rstd, weight, bias, ctx.activation, ctx.pool
+        backward = torch.ops.fastdm.norm_relu_pool_backward
+        grad_x, grad_weight, grad_bias = with_its_backend(
+            ctx, backward, grad, x, mean, rstd, weight, bias, ctx.activation, ctx.pool
         )
         return (
             grad_x,
@@ -179,6 +189,7 @@ class _ConvNormReluPool(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, padding: int, eps: float) -> Tensor:
         out: Tensor
         out, conv, mean, rstd = torch.ops.fastdm.conv_norm_relu_pool(x, weight, padding, eps, True)
+        remember_backend(ctx)
         ctx.save_for_backward(conv, mean, rstd, weight)
         ctx.padding = padding
         return out
@@ -186,7 +197,8 @@ class _ConvNormReluPool(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        grad_x = torch.ops.fastdm.conv_norm_relu_pool_backward(grad, *ctx.saved_tensors, ctx.padding)
+        backward = torch.ops.fastdm.conv_norm_relu_pool_backward
+        grad_x = with_its_backend(ctx, backward, grad, *ctx.saved_tensors, ctx.padding)
         return grad_x, None, None, None
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..checks import check_floating_point, check_offset_values, check_offsets, check_tensor
-from ..dispatch import define
+from ..dispatch import define, remember_backend, with_its_backend
 from ..numerics import working_dtype
 
 
@@ -23,6 +23,7 @@ def class_mean_difference(
     Returns a float32 scalar (float64 for float64), summed in a fixed order. The gradient flows to synthetic only.
     Raises TypeError for a wrong dtype, ValueError for wrong shapes, devices and (on the CPU) offsets.
 
+    >>> import torch
     >>> from fastdm.kernels import class_mean_difference
     >>> real, synthetic = torch.tensor([[1.0], [3.0]]), torch.tensor([[5.0]])
     >>> class_mean_difference(real, synthetic, torch.tensor([0, 2]), torch.tensor([0, 1]))
@@ -60,6 +61,7 @@ class _ClassMeanDifference(torch.autograd.Function):
         loss, difference = torch.ops.fastdm.class_mean_difference(
             real, synthetic, real_offsets, synthetic_offsets, empty
         )
+        remember_backend(ctx)
         ctx.save_for_backward(difference, synthetic_offsets)
         ctx.rows, ctx.dtype = synthetic.shape[0], synthetic.dtype
         return loss
@@ -68,7 +70,8 @@ class _ClassMeanDifference(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         difference, offsets = ctx.saved_tensors
-        grad_synthetic = torch.ops.fastdm.class_mean_difference_backward(grad, difference, offsets, ctx.rows, ctx.dtype)
+        backward = torch.ops.fastdm.class_mean_difference_backward
+        grad_synthetic = with_its_backend(ctx, backward, grad, difference, offsets, ctx.rows, ctx.dtype)
         return None, grad_synthetic, None, None, None
 
 

@@ -7,7 +7,7 @@ from ..extension import load
 
 
 def uniform(key: Tensor, rows: Tensor, n: int, stream: int) -> Tensor:
-    out = torch.empty(len(rows), n)
+    out = torch.empty(len(rows), n, dtype=torch.float32)
     seed, step = key.tolist()
     load().uniform(seed, step, rows.contiguous(), stream, out)
     return out

@@ -22,6 +22,7 @@ def uniform(key: Tensor, rows: Tensor, n: int, stream: int) -> Tensor:
     Returns float32 [G, n] in [0, 1). Raises TypeError for a wrong dtype, ValueError for wrong shapes, devices, n and
     stream.
 
+    >>> import torch
     >>> from fastdm.kernels import uniform
     >>> key = torch.tensor([7, 0])
     >>> both, second = uniform(key, torch.tensor([0, 1]), 3, 9), uniform(key, torch.tensor([1]), 3, 9)
@@ -54,6 +55,7 @@ def draw(key: Tensor, class_offsets: Tensor, n: int, classes: Tensor | None = No
     Returns int64 [len(classes), n]: pool indices, ascending in every row. Raises TypeError for a wrong dtype,
     ValueError for wrong shapes, devices and n, and for what is drawn from too small a class.
 
+    >>> import torch
     >>> from fastdm.kernels import draw
     >>> draw(torch.tensor([7, 0]), torch.tensor([0, 2, 5]), 2)[0]  # the whole of the first class
     tensor([0, 1])

@@ -26,10 +26,10 @@ def _word(seed, step, row, stream, j):
 
 
 @triton.jit
-def uniform_kernel(key_ptr, rows_ptr, out_ptr, n, stream, BLOCK: tl.constexpr):
+def uniform_kernel(key_ptr, rows_ptr, out_ptr, n, stream_id, BLOCK: tl.constexpr):
     row = tl.load(rows_ptr + tl.program_id(0))
     j = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    words = _word(tl.load(key_ptr), tl.load(key_ptr + 1), row, stream, j)
+    words = _word(tl.load(key_ptr), tl.load(key_ptr + 1), row, stream_id, j)
     # 24 bits are exact in float32, in int32 too.
     values = (words >> 8).to(tl.int32).to(tl.float32) * (1.0 / 16777216.0)
     tl.store(out_ptr + tl.program_id(0).to(tl.int64) * n + j, values, mask=j < n)
@@ -51,7 +51,7 @@ def uniform(key: Tensor, rows: Tensor, n: int, stream: int) -> Tensor:
         rows_ptr=rows.contiguous(),
         out_ptr=out,
         n=n,
-        stream=stream,
+        stream_id=stream,  # Triton's launcher takes `stream` for itself.
         BLOCK=block,
         num_warps=warps,
     )

@@ -8,18 +8,17 @@ from typing import Any
 import pytest
 import torch
 
+from bench.baselines.public_step import random_dataset
 from fastdm.applications import experiments
 from fastdm.applications.experiments import read_evaluation, run_experiments
 from fastdm.condensation.settings import Settings
 from fastdm.data import Dataset
 from fastdm.errors import FastDMError
-from fastdm.evaluation import measure as measuring
 from fastdm.evaluation.measure import measure
 from fastdm.evaluation.protocol import Evaluation, Protocol
 from fastdm.synthetic.initial import random_selection
 from fastdm.synthetic.public_file import read_public
 from fastdm.synthetic.synthetic_set import SyntheticSet
-from tests.oracles import random_dataset
 
 CPU = torch.device("cpu")
 RESULT = "res_DM_random_ConvNetD1_1ipc.pt"
@@ -51,7 +50,7 @@ def run(dataset: Dataset, folder: Path, protocol: Protocol | None, **options: An
     options = {"num_exp": 2, "resume": False, "report": lambda title, evaluation: None, **options}
     path = run_experiments(dataset, settings, protocol, CPU, save_path=folder, **options)
     assert path == folder / RESULT
-    return read_public(path)[1]
+    return read_public(path).accuracies
 
 
 PROTOCOL = Protocol(["MLP"], "none", num_eval=2, epochs=1, seed=1)
@@ -106,10 +105,11 @@ def test_the_sets_are_saved_before_they_are_evaluated(
     def fail(*args: object, **options: object) -> float:
         raise MemoryError("no memory")
 
-    monkeypatch.setattr(measuring, "accuracy", fail)
+    monkeypatch.setattr("fastdm.evaluation.measure.accuracy", fail)
     with pytest.raises(MemoryError):
         run(dataset, tmp_path, PROTOCOL)
-    ((images, _),), accuracies = read_public(tmp_path / RESULT)
+    file = read_public(tmp_path / RESULT)
+    ((images, _),), accuracies = file.sets, file.accuracies
     assert images.shape == (2, 3, 8, 8)
     assert accuracies == {}
 
@@ -146,7 +146,8 @@ def test_a_resumed_run_that_stops_again_loses_no_set(
 
     with pytest.raises(KeyboardInterrupt):
         run(dataset, tmp_path, PROTOCOL, resume=True, report=stop)  # after the first of two
-    sets, kept = read_public(tmp_path / RESULT)
+    file = read_public(tmp_path / RESULT)
+    sets, kept = file.sets, file.accuracies
     assert len(sets) == 2
     assert kept == accuracies
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from bench.baselines.public_step import random_dataset
 from fastdm.applications.profiling import Profile, profile
 from fastdm.condensation.loop import condense
 from fastdm.condensation.settings import Settings
 from fastdm.errors import FastDMError
-from tests.oracles import random_dataset
 
 CPU = torch.device("cpu")
 SETTINGS = Settings(ipc=1, batch_real=8, network="ConvNetW32", precision="fp32")
@@ -56,6 +56,14 @@ def test_iterations_that_a_run_does_not_have_are_refused(chosen: range, tmp_path
 def test_no_iterations_cannot_be_profiled(tmp_path: Path) -> None:
     with pytest.raises(FastDMError, match="iterations is 0"):
         profile(random_dataset([16, 16]), SETTINGS, CPU, tmp_path, iterations=0)
+
+
+def test_a_gpu_that_lets_nobody_profile_is_said_to(tmp_path: Path) -> None:
+    split, ops = {"all else": 0.0}, (("aten::cudnn_convolution", 0.0, 6.0),)
+    text = Profile("cuda:0", True, 0.25, 0.0, split, ops, 0.0, 0, ()).verdict()
+    assert "takes 250.00 ms" in text
+    assert "no times of kernels" in text
+    assert "bound" not in text
 
 
 @pytest.mark.parametrize(("busy", "bound"), [(0.95, "device-bound"), (0.4, "host-bound")])

@@ -1,10 +1,14 @@
 """The timers call what they should, as often and in the order they should."""
 
 import time
+from contextlib import nullcontext
+from types import SimpleNamespace
 
+import pytest
 import torch
 
-from bench.timer import device_times, host_times, rotation
+from bench.harness import timer
+from bench.harness.timer import device_times, host_times, numbered, rotation, within
 
 CPU = torch.device("cpu")
 
@@ -38,3 +42,17 @@ def test_the_device_timer_goes_through_all_inputs() -> None:
 def test_a_rotation_exceeds_the_cache() -> None:
     assert rotation(1 << 20, CPU) << 20 >= 48 << 20
     assert rotation(1 << 30, CPU) == 2
+
+
+def test_numbers_go_on_from_the_first() -> None:
+    seen: list[int] = []
+    run = numbered(seen.append, nullcontext, 2)
+    for _ in range(3):
+        run()
+    assert seen == [2, 3, 4]
+
+
+def test_nothing_begins_without_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 1.0, 2.0, 3.0])
+    monkeypatch.setattr(timer, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    assert [*within(range(10), 2.5)] == [0, 1]

@@ -3,25 +3,26 @@
 import json
 import subprocess
 import sys
-from typing import Any
 
 import pytest
 
-from bench import results
+from bench import traffic
+from bench.harness.machine import REPOSITORY
+from bench.harness.records import Row
 
 pytest.importorskip("triton")
-PROGRAM = "import json; from bench import traffic; print(json.dumps(traffic.measure()))"
+PROGRAM = "import json; from bench import traffic; print(json.dumps([*traffic.measure()]))"
 
 
 @pytest.fixture(scope="module")
-def rows() -> dict[str, dict[str, Any]]:
+def rows() -> dict[str, Row]:
     """Counted in a process of its own, where the kernels are interpreted."""
-    process = subprocess.run([sys.executable, "-c", PROGRAM], cwd=results.REPOSITORY, capture_output=True, text=True)
+    process = subprocess.run([sys.executable, "-c", PROGRAM], cwd=REPOSITORY, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
     return {row["name"]: row for row in json.loads(process.stdout)}
 
 
-def test_every_output_is_written_once(rows: dict[str, dict[str, Any]]) -> None:
+def test_every_output_is_written_once(rows: dict[str, Row]) -> None:
     for mode in ("S", "M"):
         assert rows[f"dsa uint8 → bfloat16, mode {mode}"]["written"] == 0.5
         assert rows[f"dsa float32, mode {mode}"]["written"] == 1
@@ -48,16 +49,23 @@ def test_every_output_is_written_once(rows: dict[str, dict[str, Any]]) -> None:
         ("class_mean_difference", 1.02),
     ],
 )
-def test_no_op_moves_more_than_it_must(name: str, most: float, rows: dict[str, dict[str, Any]]) -> None:
+def test_no_op_moves_more_than_it_must(name: str, most: float, rows: dict[str, Row]) -> None:
     assert rows[name]["ours"] <= most
 
 
-def test_plain_pytorch_moves_several_times_as_much(rows: dict[str, dict[str, Any]]) -> None:
+def test_plain_pytorch_moves_several_times_as_much(rows: dict[str, Row]) -> None:
     for name, least in (("dsa float32, mode S", 7), ("dsa float32, mode M", 45), ("norm_relu_pool", 5)):
         assert rows[name]["eager"] >= least
 
 
-def test_the_committed_table_is_what_the_code_gives(rows: dict[str, dict[str, Any]]) -> None:
-    for result in results.load("traffic"):
+def test_the_committed_table_is_what_the_code_gives(rows: dict[str, Row]) -> None:
+    for result in traffic.SUITE.load():
         for row in result["rows"]:
             assert (row["read"], row["written"]) == (rows[row["name"]]["read"], rows[row["name"]]["written"])
+
+
+def test_counting_refuses_a_process_in_which_the_kernels_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "triton", sys.modules[__name__])
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(RuntimeError, match="a process of its own"):
+        traffic.interpret()

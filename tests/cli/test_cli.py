@@ -22,6 +22,7 @@ from fastdm.errors import FastDMError
 from fastdm.evaluation.protocol import Evaluation
 from fastdm.synthetic.initial import random_selection
 from fastdm.synthetic.synthetic_set import SyntheticSet, save_public
+from fastdm.system.signals import STOPPING
 
 PUBLIC_SETTINGS = {
     "model": "ConvNet",
@@ -40,6 +41,42 @@ PUBLIC_SETTINGS = {
     "dis_metric": "ours",
 }
 PUBLIC_FLAGS = [word for name, value in PUBLIC_SETTINGS.items() for word in (f"--{name}", str(value))]
+
+
+def main(*words: str | Path) -> object:
+    """The exit code of the program, run in this process, whose signals and streams stay as they were."""
+    before = {number: signal.getsignal(number) for number in STOPPING}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["fastdm", *map(str, words)])
+        patch.setattr("fastdm.system.streams.Output", lambda stream: stream)
+        try:
+            cli.main()
+        except SystemExit as ended:
+            return ended.code
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+    raise AssertionError("the option parser always ends the process")
+
+
+def started(*arguments: str | Path, before: str = "pass") -> subprocess.Popen[str]:
+    """The command in a process of its own, in which no signal is ignored, whatever this one inherited."""
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    code += "[signal.signal(each, signal.SIG_DFL) for each in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)]; "
+    return subprocess.Popen(
+        [sys.executable, "-c", f"{code}{before}; from fastdm.cli import main; main()", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for_losses(log: Path, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not (log.exists() and log.read_text()):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -70,10 +107,13 @@ def test_the_public_flags_and_files(arrays: Path, tmp_path: Path) -> None:
         assert labels.tolist() == [0, 1, 2]
     assert not torch.equal(saved["data"][0][0], saved["data"][1][0])
     assert len(saved["accs_all_exps"]["ConvNet"]) == 2
-    with Image.open(tmp_path / "vis_DM_toy_ConvNet_1ipc_exp1_iter3.png") as picture:
-        assert picture.mode == "RGB"
+    for iteration in (0, 3):
+        with Image.open(tmp_path / f"vis_DM_toy_ConvNet_1ipc_exp1_iter{iteration}.png") as picture:
+            assert picture.mode == "RGB"
     lines = [json.loads(line) for line in result.stdout.splitlines()]
-    assert lines[-1] == {"saved": str(tmp_path / "res_DM_toy_ConvNet_1ipc.pt")}
+    assert lines[-2]["evaluation"] == "all 2 experiments"
+    assert lines[-2]["accuracies"] == saved["accs_all_exps"]["ConvNet"]
+    assert lines[-1]["saved"] == str(tmp_path / "res_DM_toy_ConvNet_1ipc.pt")
     losses = [line["loss"] for line in lines if line.get("progress") == "condense" and "loss" in line]
     assert len(losses) == 2
 
@@ -99,16 +139,21 @@ def test_the_public_flags_and_files(arrays: Path, tmp_path: Path) -> None:
         (["--dsa-strategy", "flip_blur"], "unknown augmentation 'blur'"),
         (["--init", "zeros"], "init is 'zeros'"),
         (["--profile", "2-x"], "profile is '2-x'"),
-        (["--profile", "3-4", "--Iteration", "4"], "it must lie within the run's iterations, range(0, 4)"),
+        (["--profile", "5-2"], "the first before the last"),
+        (["--resume", "--overwrite"], "give one of them"),
+        (["--profile", "3-4", "--Iteration", "4"], "profile is 3-4; it must lie within the run's iterations, 0-3"),
     ],
     ids=lambda value: "".join(value) if isinstance(value, list) else "",
 )
-def test_mistakes_are_one_sentence(arguments: list[str], message: str, arrays: Path, tmp_path: Path) -> None:
-    result = command("condense", "--dataset", arrays, "--save_path", tmp_path / "result", *arguments)
-    assert result.returncode == 2
-    assert message in result.stderr
-    assert result.stderr.startswith("fastdm: ")
-    assert result.stderr.count("\n") == 1
+def test_mistakes_are_one_sentence(
+    arguments: list[str], message: str, arrays: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["condense", "--dataset", str(arrays), "--ipc", "1", "--save_path", str(tmp_path / "result"), *arguments]
+    assert main(*words) == 2
+    errors = capsys.readouterr().err
+    assert message in errors
+    assert errors.startswith("fastdm: ")
+    assert errors.count("\n") == 1
     assert not (tmp_path / "result").exists()
 
 
@@ -131,24 +176,37 @@ def test_inspect_of_no_set(tmp_path: Path) -> None:
 def test_interrupted_then_resumed(arrays: Path, tmp_path: Path) -> None:
     flags = ["condense", "--dataset", str(arrays), *PUBLIC_FLAGS, "--num_exp", "1", "--num_eval", "0"]
     flags += ["--Iteration", "100000", "--save_path", str(tmp_path)]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "fastdm", *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    process = started(*flags)
     log = tmp_path / "DM_toy_ConvNet_1ipc_exp0" / "log.jsonl"
-    deadline = time.monotonic() + 120
-    while not (log.exists() and log.read_text()):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    os.kill(process.pid, signal.SIGINT)
+    wait_for_losses(log, process)
+    for _ in range(5):  # the first counts, and the others cost nothing
+        os.kill(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=60)
-    assert errors == "fastdm: stopped; continue condense or pack with --resume\n"
     assert process.returncode == 130
-
     done = len(log.read_text().splitlines())
+    assert errors == f"fastdm: stopped; iteration {done} is saved in {log.parent}: continue with --resume\n"
+
     result = command(*flags, "--Iteration", str(done + 2), "--resume")
     assert result.returncode == 0, result.stderr
     assert [json.loads(line)["iteration"] for line in log.read_text().splitlines()] == list(range(done + 2))
+
+
+def test_a_batch_system_s_signals_leave_a_checkpoint_and_nohup_holds(arrays: Path, tmp_path: Path) -> None:
+    flags = ["--dataset", arrays, *PUBLIC_FLAGS, "--num_exp", "1", "--num_eval", "0", "--Iteration", "100000"]
+    ignoring = "signal.signal(signal.SIGHUP, signal.SIG_IGN)"
+    process = started("condense", *flags, "--save_path", tmp_path, before=ignoring)
+    log = tmp_path / "DM_toy_ConvNet_1ipc_exp0" / "log.jsonl"
+    wait_for_losses(log, process)
+    os.kill(process.pid, signal.SIGHUP)
+    logged = len(log.read_text())
+    while len(log.read_text()) == logged:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGUSR1)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGUSR1
+    assert (log.parent / "checkpoint.safetensors").exists()
+    assert errors.startswith("fastdm: stopped; iteration ")
 
 
 # --- in this process, which is quicker -------------------------------------------------------------------------------
@@ -274,9 +332,22 @@ def test_images_of_a_folder_are_brought_to_one_size(tmp_path: Path) -> None:
                 shape = (10 + number, 9, 3)
                 Image.fromarray(np.zeros(shape, np.uint8)).save(tmp_path / "zoo" / part / label / f"{number}.png")
     flags = ("--dataset", tmp_path / "zoo", "--image_size", "8")
-    words = ("condense", *flags, "--Iteration", "0", "--num_exp", "1", "--num_eval", "0", "--device", "cpu")
+    words = (
+        "condense",
+        *flags,
+        "--ipc",
+        "1",
+        "--Iteration",
+        "0",
+        "--num_exp",
+        "1",
+        "--num_eval",
+        "0",
+        "--device",
+        "cpu",
+    )
     (line,) = printed(*words, "--save_path", tmp_path / "result")
-    assert line == {"saved": str(tmp_path / "result" / "res_DM_zoo_ConvNet_1ipc.pt")}
+    assert line["saved"] == str(tmp_path / "result" / "res_DM_zoo_ConvNet_1ipc.pt")
     (line,) = printed("evaluate", line["saved"], *flags, *QUICK)
     assert line["dataset"] == "zoo"
 
@@ -298,7 +369,32 @@ def test_pack_says_what_it_saved(arrays: Path, tmp_path: Path) -> None:
 def test_help_names_the_defaults_and_needs_no_torch() -> None:
     result = command("condense", "--help")
     assert result.returncode == 0
-    for text in ("--Iteration", "20000", "--lr_img", "--batch_real", "256"):
+    for text in ("--Iteration", "20000", "--lr_img", "--batch_real", "256", "[default: 50]"):
         assert text in result.stdout
-    code = "import sys, fastdm.cli; assert not {'torch', 'triton', 'torchvision'} & set(sys.modules)"
+    code = "import sys, fastdm.cli.commands; assert not {'torch', 'triton', 'torchvision'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def ok(*arguments: str | Path) -> list[str]:
+    """The lines that a command prints."""
+    result = command(*arguments)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.splitlines()
+
+
+def test_a_pool_then_the_recipe_then_the_other_protocol(tmp_path: Path) -> None:
+    """`fastdm pool`, `condense --recipe trained`, `evaluate --protocol idc`: what is given replaces the recipe's."""
+    pool = tmp_path / "pool.safetensors"
+    common = ["--data_path", str(tmp_path), "--device", "cpu"]
+    small = ["--epochs", "1", "--states", "3", "--networks", "1", "--model", "ConvNetD1"]
+    saved = json.loads(ok("pool", pool, "--dataset", "digits", *small, *common)[-1])
+    assert (saved["networks"], saved["states"]) == (1, 3)
+    recipe = ["--recipe", "trained", "--pool", str(pool), "--iterations", "2", "--batch_real", "16"]
+    sets = ["--num_exp", "1", "--num_eval", "0", "--save_path", str(tmp_path / "run"), "--dataset", "digits"]
+    ok("condense", "--ipc", "1", *recipe, *sets, *common)
+    folder = tmp_path / "run" / "DM_digits_ConvNetD1_1ipc_exp0"
+    settings = json.loads((folder / "settings.json").read_text())
+    assert (settings["partition"], settings["iterations"], settings["ce_weight"]) == (2, 2, 2.5)
+    how = ["--protocol", "idc", "--num_eval", "1", "--epoch_eval_train", "2", "--checks", "2"]
+    line = json.loads(ok("evaluate", folder / "synthetic.safetensors", *how, *common)[-1])
+    assert line["best"][0] >= line["accuracies"][0]

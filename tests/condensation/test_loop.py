@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import signal
 from collections import namedtuple
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,13 @@ import pytest
 import torch
 
 import fastdm
+from bench.baselines.public_step import random_dataset
+from fastdm.condensation import loop
 from fastdm.condensation.settings import Settings
+from fastdm.condensation.step import Step
 from fastdm.data.pool import Dataset, Pool
 from fastdm.errors import FastDMError
 from fastdm.runs.checkpoint import FILE, PREVIOUS
-from tests.oracles import random_dataset
 
 SMALL: dict[str, Any] = {"ipc": 1, "iterations": 6, "batch_real": 8, "network": "ConvNetD1", "device": "cpu"}
 
@@ -39,6 +42,7 @@ def test_run_folder(dataset: Dataset, tmp_path: Path) -> None:
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert names == {
         "settings.json",
+        "about.json",
         "log.jsonl",
         FILE,
         PREVIOUS,
@@ -98,18 +102,105 @@ def test_a_run_is_not_overwritten_unasked(dataset: Dataset, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "emptied", "foreign"])
-def test_a_damaged_checkpoint_is_refused_by_name(damage: str, dataset: Dataset, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(damage: str, dataset: Dataset, tmp_path: Path) -> None:
     fastdm.condense(dataset, **SMALL, save_path=tmp_path, save_every=3)
     content = bytearray((tmp_path / FILE).read_bytes())
     content[-5] ^= 1
     new = {"truncated": content[:-9], "flipped": content, "emptied": b"", "foreign": b"not a checkpoint at all"}[damage]
     (tmp_path / FILE).write_bytes(new)
-    with pytest.raises(FastDMError, match=f"{FILE} is damaged .*rename .*{PREVIOUS}"):
-        fastdm.condense(dataset, **SMALL, save_path=tmp_path, resume=True)
-    assert (tmp_path / FILE).read_bytes() == new
-    (tmp_path / PREVIOUS).rename(tmp_path / FILE)
-    result = fastdm.condense(dataset, **SMALL, save_path=tmp_path, resume=True)
+    resumed: list[int] = []
+    with pytest.warns(UserWarning, match=rf"{FILE} is damaged .* iteration 3 is resumed from .*{PREVIOUS}"):
+        result = fastdm.condense(
+            dataset, **SMALL, save_path=tmp_path, resume=True, callback=lambda iteration, *_: resumed.append(iteration)
+        )
+    assert resumed == [3, 4, 5]
+    assert (tmp_path / f"{FILE}.damaged").read_bytes() == new
     assert torch.equal(result.images, fastdm.condense(dataset, **SMALL).images)
+
+
+def test_nothing_is_left_to_resume_where_both_checkpoints_are_damaged(dataset: Dataset, tmp_path: Path) -> None:
+    fastdm.condense(dataset, **SMALL, save_path=tmp_path, save_every=3)
+    for name in (FILE, PREVIOUS):
+        (tmp_path / name).write_bytes(b"nothing")
+    with pytest.raises(FastDMError, match=f"{FILE} is damaged .*{PREVIOUS} is damaged .*nothing is left to resume"):
+        fastdm.condense(dataset, **SMALL, save_path=tmp_path, resume=True)
+    assert (tmp_path / FILE).read_bytes() == b"nothing"
+
+
+@pytest.mark.parametrize("line", [b"\xff\n", b"{}\n", b"[1]\n", b"[" * 100_000 + b"\n", b'{"iteration": "0"}\n'])
+def test_a_damaged_log_is_put_aside(line: bytes, dataset: Dataset, tmp_path: Path) -> None:
+    fastdm.condense(dataset, **{**SMALL, "iterations": 4}, save_path=tmp_path)
+    damaged = line + (tmp_path / "log.jsonl").read_bytes()
+    (tmp_path / "log.jsonl").write_bytes(damaged)
+    with pytest.warns(UserWarning, match=r"line 1 of .*log.jsonl is damaged; it is kept as log.jsonl.damaged"):
+        fastdm.condense(dataset, **SMALL, save_path=tmp_path, resume=True)
+    assert (tmp_path / "log.jsonl.damaged").read_bytes() == damaged
+    log = [json.loads(line)["iteration"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert log == [4, 5]
+
+
+def test_a_run_folder_belongs_to_one_run_at_a_time(dataset: Dataset, tmp_path: Path) -> None:
+    def intrude(iteration: int, *_: object) -> None:
+        with pytest.raises(FastDMError, match="is in use by another process; wait until it has ended"):
+            fastdm.condense(dataset, **SMALL, save_path=tmp_path, overwrite=True)
+
+    result = fastdm.condense(dataset, **SMALL, save_path=tmp_path, callback=intrude)
+    assert torch.equal(result.images, fastdm.condense(dataset, **SMALL).images)
+    assert not (tmp_path / ".lock").exists()
+    fastdm.condense(dataset, **SMALL, save_path=tmp_path, overwrite=True)
+
+
+def test_resume_and_overwrite_exclude_each_other(dataset: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(FastDMError, match="resume goes on with a run, and overwrite starts over"):
+        fastdm.condense(dataset, **SMALL, save_path=tmp_path, resume=True, overwrite=True)
+
+
+def test_deterministic_is_harmless_on_a_cpu(dataset: Dataset, tmp_path: Path) -> None:
+    fastdm.condense(dataset, **{**SMALL, "iterations": 3}, save_path=tmp_path)
+    result = fastdm.condense(dataset, **SMALL, deterministic=True, save_path=tmp_path, resume=True)
+    assert torch.equal(result.images, fastdm.condense(dataset, **SMALL).images)
+
+
+def test_a_signal_in_an_iteration_takes_effect_after_it(dataset: Dataset, tmp_path: Path) -> None:
+    """Between the change of the velocity and that of the images no exception may come: it could not be resumed."""
+    whole = fastdm.condense(dataset, **SMALL)
+    change = Step.__call__
+
+    def interrupted(self: Step, iteration: int) -> torch.Tensor:
+        if iteration == 3:
+            for _ in range(3):
+                signal.raise_signal(signal.SIGINT)
+        return change(self, iteration)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Step, "__call__", interrupted)
+        with pytest.raises(KeyboardInterrupt) as stopped:
+            fastdm.condense(dataset, **SMALL, save_path=tmp_path)
+    assert stopped.value.__notes__ == [f"iteration 4 is saved in {tmp_path}"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    resumed: list[int] = []
+    result = fastdm.condense(
+        dataset, **SMALL, save_path=tmp_path, resume=True, callback=lambda iteration, *_: resumed.append(iteration)
+    )
+    assert resumed == [4, 5]
+    assert torch.equal(result.images, whole.images)
+
+
+def test_a_stop_before_the_first_iteration_promises_nothing(dataset: Dataset, tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "prepare", lambda *_: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt) as stopped:
+            fastdm.condense(dataset, **SMALL, save_path=tmp_path)
+    assert not hasattr(stopped.value, "__notes__")
+    assert not (tmp_path / FILE).exists()
+    fastdm.condense(dataset, **SMALL, save_path=tmp_path)  # what is there is not a run
+
+
+def test_a_home_folder_is_expanded(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    fastdm.condense(dataset, **SMALL, save_path="~/run").save("~/set.pt")
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "set.pt"}
 
 
 def test_resume_with_other_settings_names_them(dataset: Dataset, tmp_path: Path) -> None:
@@ -142,7 +233,15 @@ def test_overwriting_removes_the_run_before_and_nothing_else(dataset: Dataset, t
     (tmp_path / "notes.txt").write_text("mine")
     fastdm.condense(dataset, **{**SMALL, "iterations": 2}, save_path=tmp_path, overwrite=True)
     names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"settings.json", "log.jsonl", FILE, "synthetic.png", "synthetic.safetensors", "notes.txt"}
+    assert names == {
+        "settings.json",
+        "about.json",
+        "log.jsonl",
+        FILE,
+        "synthetic.png",
+        "synthetic.safetensors",
+        "notes.txt",
+    }
 
 
 def test_a_finished_set_is_a_run(dataset: Dataset, tmp_path: Path) -> None:
@@ -167,8 +266,10 @@ def test_a_disk_that_fills_up_is_a_sentence(dataset: Dataset, tmp_path: Path) ->
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(dataset: Dataset, tmp_path: Path) -> None:
     fastdm.condense(dataset, **SMALL, save_path=tmp_path)
     before = (tmp_path / FILE).read_bytes()
-    broken = dataclasses.replace(dataset, std=(float("nan"),) * 3)
-    with pytest.raises(FastDMError, match="the loss is nan at iteration 6: a smaller lr_img"):
+    broken = dataclasses.replace(dataset, mean=(3e38,) * 3, std=(1e-5,) * 3)  # real images beyond float32
+    with pytest.raises(
+        FastDMError, match=r"the loss is nan at iteration 6: a smaller lr_img .* checkpoint of iteration 6 is kept in"
+    ):
         fastdm.condense(broken, **{**SMALL, "iterations": 9}, save_path=tmp_path, resume=True)
     assert (tmp_path / FILE).read_bytes() == before
 
@@ -278,5 +379,5 @@ def test_a_folder_that_cannot_be_written(dataset: Dataset, tmp_path: Path) -> No
 def test_no_space(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", ["total", "used", "free"])
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(100, 99, 1))
-    with pytest.raises(FastDMError, match="has 0 MiB of space"):
+    with pytest.raises(FastDMError, match=r"has 1 byte left, but the run writes 1\d KiB; free some space"):
         fastdm.condense(dataset, **SMALL, save_path=tmp_path)

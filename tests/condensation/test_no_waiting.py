@@ -15,9 +15,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from bench.baselines.public_step import random_dataset
 from fastdm.condensation.build import build_step
 from fastdm.condensation.settings import Settings
-from tests.oracles import random_dataset
+from fastdm.data.pool import Dataset
+from fastdm.networks.architectures import build_network
+from fastdm.networks.trained import NetworkPool, flatten_parameters
 
 CPU, DEVICE = torch.device("cpu"), torch.device("meta")
 
@@ -52,18 +55,31 @@ class NoNumbers(TorchFunctionMode):
         pytest.param({"strategy": "rotate_scale_flip_color_crop_cutout", "aug_mode": "M"}, id="several tables"),
         pytest.param({"strategy": "none", "network": "ConvNetW32"}, id="no augmentation"),
         pytest.param({"batch_real": 33}, id="ragged"),
+        pytest.param({"partition": 2, "strategy": "color_crop_cutout", "aug_mode": "M"}, id="partition"),
+        pytest.param({"objective": "mmd", "batch_real": 33}, id="mmd"),
+        pytest.param({"objective": "cov"}, id="covariances"),
+        pytest.param({"networks": "trained"}, id="trained networks"),
+        pytest.param({"networks": "trained", "ce_weight": 2.5, "partition": 2}, id="cross-entropy"),
+        pytest.param({"networks": "trained", "ce_weight": 2.5, "ce_ahead": 0}, id="cross-entropy in the same network"),
         *(pytest.param({"network": name}, id=name) for name in ("ConvNetBN", "ResNet18", "AlexNet", "MLP")),
     ],
 )
 def test_an_iteration_never_waits_for_the_device(options: dict[str, Any]) -> None:
     dataset = random_dataset([40, 30, 35], (3, 32, 32))
     settings = Settings(**{"ipc": 2, "batch_real": 16, **options}).resolve(dataset, CPU)
-    step, _ = build_step(dataset, settings, DEVICE, torch.bfloat16, chunk_memory=1 << 40)
+    pool = random_pool(dataset) if settings.networks == "trained" else None
+    step, _ = build_step(dataset, settings, DEVICE, torch.bfloat16, chunk_memory=1 << 40, pool=pool)
     with closing(step):
         step(0)  # Makes what is kept.
         with NoNumbers(), NoTransfer() as mode:
             step(1)
     assert mode.calls > 50
+
+
+def random_pool(dataset: Dataset) -> NetworkPool:
+    network = build_network("ConvNet", channels=3, num_classes=dataset.num_classes, image_size=32, affine=False)
+    weights = flatten_parameters(network).repeat(2, 3, 1)
+    return NetworkPool(weights, "ConvNet", dataset.image_shape, dataset.num_classes, dataset.name)
 
 
 def test_the_stand_in_notices() -> None:

@@ -1,32 +1,57 @@
-"""The memory plan: what is counted, what is refused, how the chunk follows the budget."""
+"""The memory plan: what is counted, what is refused, how the chunk follows the budget, where real images come from."""
+
+from collections.abc import Callable
 
 import pytest
 import torch
 
-from fastdm.condensation.plan import MemoryPlan, make_plan
+from fastdm.condensation.plan import FREE_SHARE, LIBRARY_BYTES, MOST_ELEMENTS, MemoryPlan, make_plan
+from fastdm.data.batches import DEPTH
+from fastdm.data.pool import Pool
 from fastdm.errors import FastDMError
 from fastdm.kernels import stores_only_pooled
 from fastdm.networks.architectures import build_network
 from fastdm.networks.footprint import CACHE_BYTES, activations
 
 CPU = torch.device("cpu")
+GPU = torch.device("cuda", 0)
+GIB = 1 << 30
 
 
-def plan(**changes: object) -> MemoryPlan:
-    arguments: dict[str, object] = {
-        "image_shape": (3, 32, 32),
-        "num_classes": 100,
-        "ipc": 2,
-        "batch_real": 64,
-        "pool_bytes": 1000,
-        "dtype": torch.float32,
-        "device": CPU,
-        "network": "ConvNet",
-    }
-    arguments.update(changes)
-    name = arguments.pop("network")
-    network = build_network(str(name), channels=3, num_classes=100, image_size=(32, 32), frozen=True)
-    return make_plan(network, **arguments)  # type: ignore[arg-type]
+def pool(
+    classes: int, each: int, image_shape: tuple[int, ...] = (3, 32, 32), device: torch.device | None = None
+) -> Pool:
+    """One image in the memory of all: a plan looks at shapes and devices only."""
+    images = torch.zeros(image_shape, dtype=torch.uint8, device="cpu" if device is None else device)
+    return Pool(images.expand(classes * each, *image_shape), torch.arange(classes + 1) * each)
+
+
+def plan(
+    network: str = "ConvNet",
+    images: Pool | None = None,
+    *,
+    ipc: int = 2,
+    batch_real: int = 64,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device = CPU,
+    chunk_memory: int | None = None,
+) -> MemoryPlan:
+    images = pool(100, 1) if images is None else images
+    channels, *size = images.images.shape[1:]
+    built = build_network(network, channels=channels, num_classes=100, image_size=(size[0], size[1]), frozen=True)
+    return make_plan(
+        built, images, ipc=ipc, batch_real=batch_real, dtype=dtype, device=device, chunk_memory=chunk_memory
+    )
+
+
+@pytest.fixture
+def card(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Sets the memory that a GPU has left, in GiB."""
+
+    def of(size: float) -> None:
+        monkeypatch.setattr("fastdm.condensation.plan.free_memory", lambda device: int(size * GIB))
+
+    return of
 
 
 def test_activations_of_a_convnet_counted_by_hand() -> None:
@@ -40,6 +65,20 @@ def test_activations_of_a_convnet_counted_by_hand() -> None:
     assert image + sum(convs) + sum(pools) <= 1.01 * counted.total <= 1.05 * (image + 2 * sum(convs) + sum(pools))
     half = activations(network, (3, 32, 32), torch.bfloat16)
     assert half.largest == counted.largest // 2
+
+
+@pytest.mark.parametrize(
+    ("network", "peak"),
+    [
+        ("ConvNet", 128 * 32**2 + 128 * 16**2),  # a convolution and what is pooled of it
+        ("ConvNetBN", 2 * 128 * 32**2),  # a convolution, normalised
+        ("ResNet18", 4 * 64 * 32**2),  # the same with the copy that GroupNorm makes on a GPU, and the shortcut
+    ],
+)
+def test_activations_that_are_needed_at_a_time(network: str, peak: int) -> None:
+    built = build_network(network, channels=3, num_classes=10, image_size=(32, 32), frozen=True)
+    counted = activations(built, (3, 32, 32), torch.float32)
+    assert 4 * peak <= counted.peak <= 1.01 * 4 * peak  # means and deviations too
 
 
 def test_the_chunk_follows_the_budget() -> None:
@@ -64,11 +103,11 @@ def test_the_chunk_follows_the_budget() -> None:
 
 
 def test_batch_norm_takes_all_classes_at_once() -> None:
-    joint = plan(network="ConvNetBN", batch_real=2)
+    joint = plan("ConvNetBN", batch_real=2)
     assert joint.chunk_classes == 100
     assert joint.micro_batch >= 200
     with pytest.raises(FastDMError, match=r"all classes together \(the network has BatchNorm\) needs"):
-        plan(network="ConvNetBN", chunk_memory=100 << 20)
+        plan("ConvNetBN", chunk_memory=100 << 20)
 
 
 def test_what_cannot_fit_is_refused_with_what_would() -> None:
@@ -80,5 +119,87 @@ def test_what_cannot_fit_is_refused_with_what_would() -> None:
 
 def test_the_plan_in_words() -> None:
     text = str(plan())
-    assert "pool 1000 B" in text
-    assert "synthetic images with momentum and gradient 7.0 MiB" in text
+    assert "pool 300 KiB, in place" in text
+    assert "synthetic images with momentum 4.7 MiB" in text
+
+
+IMAGENET = (1000, 1281, (3, 64, 64))
+"""Classes, images of each, and their shape: 14.7 GiB."""
+IMAGENET_BYTES = 1000 * 1281 * 3 * 64 * 64
+
+
+@pytest.mark.parametrize(("size", "residence"), [(23, "streamed"), (29, "streamed"), (30, "copied"), (139, "copied")])
+def test_a_gpu_gets_a_copy_of_what_fits_half_of_it(size: float, residence: str, card: Callable[[float], None]) -> None:
+    card(size)
+    found = plan(images=pool(*IMAGENET), ipc=10, batch_real=256, dtype=torch.bfloat16, device=GPU)
+    assert found.residence == residence
+    assert found.pool_bytes == IMAGENET_BYTES
+
+
+@pytest.mark.parametrize("size", [23, 39, 79, 139])
+@pytest.mark.parametrize("ipc", [1, 10, 50])
+def test_a_plan_for_a_gpu_leaves_a_fifth_of_it(size: float, ipc: int, card: Callable[[float], None]) -> None:
+    """What the plan counts, with the copy of the pool, the copies of images and momentum during the recording, and the
+    libraries' memory."""
+    card(size)
+    found = plan(images=pool(*IMAGENET), ipc=ipc, batch_real=256, dtype=torch.bfloat16, device=GPU)
+    copied = found.pool_bytes if found.residence == "copied" else 0
+    taken = copied + 2 * found.images_bytes + found.real_bytes + found.synthetic_bytes + LIBRARY_BYTES
+    assert found.real_bytes + found.synthetic_bytes <= found.budget_bytes
+    assert taken <= FREE_SHARE * size * GIB + (1 - FREE_SHARE) * (copied + LIBRARY_BYTES + found.images_bytes)
+
+
+def test_images_that_lie_on_the_device_are_not_copied(card: Callable[[float], None]) -> None:
+    """However little is left; and nothing is taken off for them, since the free memory is without them."""
+    device = torch.device("meta")
+    card(10)
+    there, nothing = (pool(classes, 1281, IMAGENET[2], device) for classes in (1000, 1))
+    found = plan(images=there, ipc=1, batch_real=256, dtype=torch.bfloat16, device=device)
+    assert found.residence == "in place"
+    small = plan(images=nothing, ipc=1, batch_real=256, dtype=torch.bfloat16, device=device)
+    images = 2 * 3 * 64 * 64 * 4
+    assert small.budget_bytes - found.budget_bytes == pytest.approx(999 * images * (1 + FREE_SHARE), abs=9)
+
+
+def test_batches_that_are_read_ahead_are_counted(card: Callable[[float], None]) -> None:
+    one = 256 * 3 * 64 * 64
+    found = []
+    for size, residence in ((23, "streamed"), (39, "copied")):
+        card(size)
+        made = plan(images=pool(*IMAGENET), ipc=1, batch_real=256, dtype=torch.bfloat16, device=GPU)
+        assert (made.residence, made.chunk_classes) == (residence, 15)
+        found.append(made.real_bytes)
+    assert found[0] - found[1] == DEPTH * 15 * one
+
+
+def test_a_pool_is_read_ahead_where_its_copy_would_leave_too_little(card: Callable[[float], None]) -> None:
+    """BatchNorm's only chunk, 25,600 images of 32×32, needs most of the card, though half of it would hold the pool."""
+    card(16)
+    images = pool(100, 25_000)
+    assert plan(images=images, batch_real=256, dtype=torch.bfloat16, device=GPU).residence == "copied"
+    joint = plan("ConvNetBN", images, batch_real=140, dtype=torch.bfloat16, device=GPU)
+    assert joint.residence == "streamed"
+    assert joint.real_bytes + joint.synthetic_bytes <= joint.budget_bytes
+
+
+@pytest.mark.parametrize(
+    ("network", "side", "largest", "classes", "micro_batch"),
+    [
+        ("ConvNet", 32, 128 * 32**2, 63, 63 * 256),
+        ("ConvNet", 64, 128 * 64**2, 15, 15 * 256),
+        ("ConvNetD5", 128, 128 * 128**2, 3, 3 * 256),
+        ("ConvNetD6", 224, 128 * 224**2, 1, 256),
+        ("ConvNetD6", 256, 128 * 256**2, 1, 255),  # 256 images have 2^31 elements
+        ("ResNet18", 64, 64 * 64**2, 31, 31 * 256),
+        ("ResNet18", 224, 64 * 224**2, 2, 2 * 256),
+        ("ConvNetBN", 64, 128 * 64**2, 100, 100 * 256),  # its statistics need all
+    ],
+)
+def test_no_tensor_on_a_gpu_has_more_elements_than_cudnn_counts(
+    network: str, side: int, largest: int, classes: int, micro_batch: int, card: Callable[[float], None]
+) -> None:
+    card(1000)
+    found = plan(network, pool(100, 300, (3, side, side)), ipc=1, batch_real=256, dtype=torch.bfloat16, device=GPU)
+    assert (found.chunk_classes, found.micro_batch) == (classes, micro_batch)
+    if network != "ConvNetBN":
+        assert found.micro_batch * largest <= MOST_ELEMENTS < (found.micro_batch + 256) * largest

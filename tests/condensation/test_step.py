@@ -1,6 +1,8 @@
 """The step against the public loop, literally transcribed, with equal draws."""
 
 import dataclasses
+import gc
+import weakref
 from contextlib import closing
 from pathlib import Path
 
@@ -8,6 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from bench.baselines.public_step import CPU, public_run, random_dataset
+from fastdm.condensation.build import build_step
 from fastdm.condensation.plan import MemoryPlan
 from fastdm.condensation.settings import Settings
 from fastdm.condensation.step import Step
@@ -16,8 +20,9 @@ from fastdm.data.packing import pack
 from fastdm.data.pool import Dataset
 from fastdm.kernels import use_backend
 from fastdm.networks.architectures import build_network
+from fastdm.networks.drawn import RandomNetworks
 from fastdm.synthetic.initial import initial_images
-from tests.oracles import BF16_BOUND, CPU, clear_classes, public_run, random_dataset
+from tests.oracles import BF16_BOUND, clear_classes
 
 STEPS = 4
 
@@ -41,8 +46,11 @@ def run_step(
         image_size=dataset.image_shape[1:],
         frozen=True,
     ).to(dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    plan = MemoryPlan(chunk_classes, micro_batch, 0, 0, 0, 0, 0)
-    step = Step(dataset, initial_images(dataset, settings.ipc, settings.seed), network, settings, plan, dtype)
+    networks = RandomNetworks(network)
+    plan = MemoryPlan(
+        chunk_classes, micro_batch, "in place" if dataset.train.backing is None else "streamed", 0, 0, 0, 0, 0
+    )
+    step = Step(dataset, initial_images(dataset, settings.ipc, settings.seed), networks, settings, plan, dtype)
     with closing(step):
         if compile:
             step.compile()
@@ -113,6 +121,21 @@ def test_batch_norm_equals_the_public_loop_for_long(aug_mode: str) -> None:
     torch.testing.assert_close(images, expected, rtol=0, atol=4 * eps * 2)
     assert images.abs().max() < 4  # where the spacing is 2 · eps
     torch.testing.assert_close(losses, expected_losses, rtol=4 * eps, atol=0)
+
+
+def test_a_step_and_its_memory_are_gone_with_its_last_name() -> None:
+    """Not only when garbage is collected: a step holds most of a device's memory."""
+    dataset = random_dataset([8, 8], (3, 8, 8))
+    settings = Settings(ipc=1, batch_real=8, network="ConvNetW32").resolve(dataset, CPU)
+    step, _ = build_step(dataset, settings, CPU, torch.float32)
+    step(0)
+    images = weakref.ref(step.images)
+    gc.disable()
+    try:
+        del step
+        assert images() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])

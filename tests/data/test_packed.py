@@ -331,7 +331,7 @@ def test_a_full_disk_is_told_before_anything_is_decoded(folder: Path, tmp_path: 
     ("options", "message"),
     [
         ({"size": 0}, "size is 0"),
-        ({"workers": 0}, "workers is 0; it must be at least 1"),
+        ({"workers": 0}, "workers is 0; it must be a whole number of at least 1"),
         ({"workers": -1}, "workers is -1"),
         ({"filter": "cubic"}, "filter 'cubic' is not one of box, bilinear"),
         ({"fit": "crop"}, "fit 'crop' is not one of squash, center_crop"),
@@ -483,7 +483,7 @@ def test_foreign_files_are_refused_by_name(tmp_path: Path, data: bytes) -> None:
 
 
 def test_what_is_not_there_and_unknown_io_are_refused(packed: Path) -> None:
-    with pytest.raises(FastDMError, match="cannot be opened: No such file"):
+    with pytest.raises(FastDMError, match="absent cannot be read: No such file"):
         open_packed(packed.with_name("absent"))
     with pytest.raises(FastDMError, match="io 'disk' is not one of auto, mmap"):
         open_packed(packed, "disk")  # type: ignore[arg-type]

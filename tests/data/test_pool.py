@@ -92,10 +92,7 @@ def test_to_keeps_what_is_already_there(pool: Pool) -> None:
 
 
 def test_a_missing_core_is_said_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    def absent(name: str) -> None:
-        raise ModuleNotFoundError(name)
-
-    monkeypatch.setattr(native_module.importlib, "import_module", absent)
+    monkeypatch.setattr(native_module.extension, "load", lambda: None)
     native_module.native.cache_clear()
     with caplog.at_level(logging.WARNING, "fastdm"):
         assert native_module.native() is None

@@ -7,12 +7,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from bench.baselines.public_step import random_dataset
 from fastdm.augmentation import DSA_STRATEGY
 from fastdm.condensation.loop import condense
 from fastdm.data import Dataset, open_dataset
 from fastdm.errors import FastDMError
 from fastdm.evaluation import measure
-from fastdm.evaluation.measure import evaluate, recorded_settings
+from fastdm.evaluation.measure import _position, evaluate, recorded_settings
 from fastdm.evaluation.protocol import Evaluation, Protocol
 from fastdm.evaluation.training import LabelledImages, accuracy, train_network
 from fastdm.kernels import table
@@ -20,7 +21,6 @@ from fastdm.networks import footprint
 from fastdm.networks.architectures import build_network
 from fastdm.networks.model import Network, NormedConv2d, initialise
 from fastdm.synthetic.initial import random_selection, whole_set
-from tests.oracles import random_dataset
 
 CPU = torch.device("cpu")
 TINY = "ConvNetD1"
@@ -311,3 +311,16 @@ def test_an_ipc_beyond_the_smallest_class(blobs: Dataset) -> None:
     for ipc in (0, 21):
         with pytest.raises(FastDMError, match=f"ipc is {ipc}; it must be at least 1 and at most 20"):
             random_selection(blobs, ipc)
+
+
+def test_the_place_of_an_evaluation_is_said_in_networks_and_epochs() -> None:
+    """Three networks of 2 updates in each of 301 epochs, two of them side by side."""
+    where = [_position(done, networks=3, at_once=2, steps=602, epochs=301) for done in (1, 4, 5, 1204, 1205, 1806)]
+    assert where == [
+        "networks 1 to 2 of 3, epoch 1 of 301",
+        "networks 1 to 2 of 3, epoch 1 of 301",
+        "networks 1 to 2 of 3, epoch 2 of 301",
+        "networks 1 to 2 of 3, epoch 301 of 301",
+        "network 3 of 3, epoch 1 of 301",
+        "network 3 of 3, epoch 301 of 301",
+    ]

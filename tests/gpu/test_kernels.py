@@ -1,13 +1,7 @@
-"""The compiled kernels: rounding, graphs, repetition, bad values, and the sanitizer.
+"""The compiled kernels: rounding, graphs, repetition, bad values.
 
 That the ops hold is what tests/kernels shows, in its lane with `FASTDM_TEST_DEVICE=cuda`.
 """
-
-import os
-import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -24,7 +18,6 @@ from fastdm.kernels import (
 )
 from tests.kernels.augmentation.tables import FAMILIES, apart, draw_table
 
-ROOT = Path(__file__).parents[2]
 CUDA = torch.device("cuda")
 
 
@@ -138,28 +131,3 @@ def test_the_reference_runs_on_request_and_agrees(batch):
     with use_backend("reference"):
         expected = dsa(images, rows)
     assert (dsa(images, rows) - expected).abs().max() <= apart(FAMILIES, (32, 32), 1)
-
-
-SANITIZER = shutil.which("compute-sanitizer", path=os.pathsep.join([os.environ["PATH"], "/usr/local/cuda/bin"]))
-STEP = """
-import torch
-from tests.gpu import test_kernels as t
-generator = torch.Generator().manual_seed(0)
-batch = t.cifar_batch(generator)
-synthetic = torch.randn(10, 3, 32, 32, generator=generator).to(t.CUDA).requires_grad_()
-t.step(*batch, synthetic)
-torch.cuda.synchronize()
-"""
-
-
-@pytest.mark.skipif(SANITIZER is None, reason="compute-sanitizer is not installed")
-@pytest.mark.parametrize("tool", ["memcheck", "racecheck"])
-def test_the_sanitizer_finds_nothing(tool):
-    # Without caching, so that every tensor is an allocation of its own that memcheck can watch.
-    environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    # Libraries try calls that fail: what is looked for are the errors of kernels.
-    command = [str(SANITIZER), "--tool", tool, "--error-exitcode", "9", "--report-api-errors", "no"]
-    process = subprocess.run(
-        [*command, sys.executable, "-c", STEP], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
-    assert process.returncode == 0, process.stdout[-10_000:]

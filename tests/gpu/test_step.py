@@ -1,17 +1,22 @@
-"""The whole iteration on a GPU: against the public loop, recorded as a graph, and in reduced precision."""
+"""The whole iteration on a GPU: against a CPU and the public loop, as a graph, in reduced precision, in parts."""
 
 import dataclasses
 from contextlib import closing
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from bench.baselines.public_step import CPU, public_run, random_dataset
 from fastdm.condensation.build import build_step
 from fastdm.condensation.settings import Settings
+from fastdm.data.batches import RealBatch
 from fastdm.data.pool import Dataset
+from fastdm.networks.model import Network
+from fastdm.objectives.class_means import ClassMeans
+from fastdm.objectives.objective import Segments
 from fastdm.system.device import Precision, precision_context
-from tests.oracles import BF16_BOUND, clear_classes, public_run, random_dataset
+from tests.oracles import BF16_BOUND, clear_classes
 
 CUDA = torch.device("cuda")
 SETTINGS = Settings(ipc=1, batch_real=16, network="ConvNetW32", seed=3, deterministic=True)
@@ -20,6 +25,42 @@ SETTINGS = Settings(ipc=1, batch_real=16, network="ConvNetW32", seed=3, determin
 @pytest.fixture(scope="module")
 def dataset() -> Dataset:
     return random_dataset([24, 20, 31, 16, 17, 18, 19, 22], (3, 8, 8))
+
+
+def first_step(dataset: Dataset, device: torch.device) -> tuple[float, Tensor]:
+    """The loss of one iteration, and what it changes."""
+    settings = dataclasses.replace(SETTINGS, precision="fp32").resolve(dataset, device)
+    with precision_context("fp32", device, deterministic=True) as dtype:
+        step, _ = build_step(dataset, settings, device, dtype)
+        with closing(step):
+            before = step.images.clone()
+            return step(0).item(), (step.images - before).cpu()
+
+
+def test_a_step_is_that_of_a_cpu(dataset: Dataset) -> None:
+    """Of the same draws. Where an activation lies on the other side of a ReLU a class's gradient is another one, so
+    that only the median difference is held small: ten times what Winograd's convolutions make of it on a CPU."""
+    (expected_loss, expected), (loss, change) = (first_step(dataset, device) for device in (CPU, CUDA))
+    assert loss == pytest.approx(expected_loss, rel=1e-4)
+    assert (change - expected).abs().median() <= 3e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32"])
+def test_class_means_of_a_batch_in_parts_are_float32(precision: Precision) -> None:
+    """Of identity embeddings, whose means a CPU computes in float64."""
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(300, 64, 1, 1, generator=generator)
+    offsets = torch.tensor([0, 100, 101, 300])
+    group = torch.repeat_interleave(torch.arange(3), offsets.diff())
+    segments = Segments(slice(0, 300), offsets.to(CUDA), group.to(CUDA))
+    network = Network(nn.Sequential(), 64, 3, frozen=True)
+    with precision_context(precision, CUDA):
+        batch = RealBatch(features.to(CUDA))
+        means = ClassMeans().real(network, batch, segments, lambda part, group: part.images, 77).cpu()
+    rows = zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)
+    expected = torch.stack([features[first:end].double().mean(0).flatten() for first, end in rows])
+    # A sum of up to 199 numbers of at most 4, each addition rounded, and a division.
+    torch.testing.assert_close(means.double(), expected, rtol=0, atol=200 * 4 * torch.finfo(torch.float32).eps)
 
 
 def run(dataset: Dataset, precision: Precision, steps: int = 20, *, capture: bool = False) -> Tensor:

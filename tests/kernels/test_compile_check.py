@@ -14,7 +14,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from bench import results
+from bench import compile as compiled
 from fastdm.kernels.blocks import tiles
 from fastdm.kernels.compile_check import TARGETS, Report, cases, faults, launches
 
@@ -80,7 +80,7 @@ def test_the_augmentation_passes_on_one_target(tmp_path: Path) -> None:
 
 
 def recorded() -> list[Report]:
-    (result,) = results.load("compile")
+    (result,) = compiled.SUITE.load()
     return [Report.of(row) for row in result["rows"]]
 
 

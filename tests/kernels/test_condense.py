@@ -7,8 +7,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
+from bench.baselines.public_step import random_dataset
 import fastdm
-from tests.oracles import random_dataset
 
 dataset = random_dataset([3, 4], (3, 8, 8))
 options = dict(ipc=1, batch_real=2, network="ConvNetD1", precision="fp32", aug_mode="M", device="cpu")

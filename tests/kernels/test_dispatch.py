@@ -4,11 +4,15 @@ import os
 import subprocess
 import sys
 import textwrap
+import threading
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from fastdm.kernels import dispatch, uniform, use_backend
+from fastdm.kernels import class_mean_difference, dispatch, extension, stores_only_pooled, uniform, use_backend
+from fastdm.kernels.class_means import reference as class_means
 from fastdm.kernels.random import reference
 
 
@@ -100,9 +104,69 @@ def test_the_backend_is_restored_after_an_error(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(reference, "uniform", fail)
     with pytest.raises(KeyError, match="called"):
         run_reference()
-    assert dispatch._backend == "auto"
+    assert dispatch._backend.get() == "auto"
+
+
+def test_the_choice_belongs_to_the_thread_that_made_it() -> None:
+    inside, checked = threading.Event(), threading.Event()
+
+    def choose() -> None:
+        with use_backend("reference"):
+            inside.set()
+            checked.wait(60)
+
+    thread = threading.Thread(target=choose)
+    thread.start()
+    assert inside.wait(60)
+    assert dispatch._backend.get() == "auto"
+    checked.set()
+    thread.join()
+
+
+def test_a_gradient_is_computed_with_the_backend_of_its_forward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where another thread computes it, as PyTorch does for tensors on a GPU."""
+    used: list[str] = []
+    backward = class_means.class_mean_difference_backward
+
+    def record(*args: Any) -> Tensor:
+        used.append(dispatch._backend.get())
+        return backward(*args)
+
+    monkeypatch.setattr(class_means, "class_mean_difference_backward", record)
+    synthetic, offsets = torch.ones(2, 3, requires_grad=True), torch.tensor([0, 2])
+    with use_backend("reference"):
+        loss = class_mean_difference(torch.zeros(2, 3), synthetic, offsets, offsets)
+    thread = threading.Thread(target=loss.backward)
+    thread.start()
+    thread.join()
+    assert used == ["reference"]
+    assert synthetic.grad is not None
 
 
 def test_an_unknown_backend_is_refused() -> None:
     with pytest.raises(ValueError, match="backend is 'cuda'"), use_backend("cuda"):  # type: ignore[arg-type]
         pass
+
+
+@pytest.mark.skipif(extension.load() is None, reason="fastdm was installed without extension")
+def test_the_extension_gets_what_it_takes_and_the_reference_the_rest() -> None:
+    x = torch.zeros(1, 4, 4, 4)
+    plain = (None, None, 1e-5)
+    assert dispatch.implementation("norm_relu_pool", x, *plain, "relu", "avg").__module__.endswith("blocks.native")
+    for others in ((x.double(), *plain, "relu", "avg"), (x, *plain, "swish", "avg"), (x, *plain, "relu", "max")):
+        assert dispatch.implementation("norm_relu_pool", *others).__module__.endswith("blocks.reference")
+    # Class means have no C++ form.
+    offsets = torch.tensor([0, 1])
+    function = dispatch.implementation("class_mean_difference", x, x, offsets, offsets, "zero")
+    assert function.__module__.endswith("class_means.reference")
+
+
+@pytest.mark.skipif(extension.load() is None, reason="fastdm was installed without extension")
+def test_a_block_is_one_pass_only_where_the_extension_runs_it() -> None:
+    x, weight = torch.empty(0), torch.empty(128, 3, 3, 3)
+    assert stores_only_pooled(x, weight)
+    assert not stores_only_pooled(x.bfloat16(), weight)
+    assert not stores_only_pooled(x.to("meta"), weight)
+    assert not stores_only_pooled(x, torch.empty(128, 3, 5, 5))
+    with use_backend("reference"):
+        assert not stores_only_pooled(x, weight)

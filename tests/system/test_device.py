@@ -10,7 +10,7 @@ import torch
 
 from fastdm.errors import FastDMError
 from fastdm.system import device
-from fastdm.system.device import default_device, free_memory, precision_context
+from fastdm.system.device import chosen_backend, default_device, free_memory, precision_context
 
 CPU = torch.device("cpu")
 MIB = 1 << 20
@@ -103,3 +103,16 @@ def test_tf32_needs_a_gpu() -> None:
 def test_devices_that_are_not_there_are_refused(name: str, message: str) -> None:
     with pytest.raises(FastDMError, match=f"device '{name}' .*{message}|device '{name}' is {message}"):
         default_device(name)
+
+
+def test_triton_on_a_gpu_leaves_the_cpu_its_own_forms(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The draws of images that are read ahead run on the CPU, in another thread; that Triton is there is still
+    checked."""
+    entered: list[str] = []
+    monkeypatch.setattr(device, "use_backend", lambda name: entered.append(name) or contextlib.nullcontext())
+    with chosen_backend("triton", torch.device("cuda", 0)):
+        assert entered == ["triton", "auto"]
+    for where in (CPU, None):
+        entered.clear()
+        with chosen_backend("triton", where):
+            assert entered == ["triton"]

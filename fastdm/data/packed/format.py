@@ -9,7 +9,9 @@ spaces to a multiple of 4,096 bytes, then the tensors one after the other:
     class_crc32, test_class_crc32         I64 [classes]: CRC-32 of each class's images
     source_index, test_source_index       I64 [N]: which image of the source, counted in its order, this is
 
-The metadata (strings) says how it was made; see `PackedFile.metadata`.
+The metadata (strings) says how it was made; see `PackedFile.metadata`. From version 1.1 on it holds two checksums,
+`index_crc32` of source_index and test_source_index, and `checksum` of all the rest but the images: metadata, names,
+types, shapes and places of the tensors, and the contents of the small ones. Opening compares the latter.
 """
 
 import json
@@ -17,6 +19,7 @@ import math
 import mmap
 import operator
 import os
+import re
 import zlib
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -28,13 +31,16 @@ import torch
 from torch import Tensor
 
 from fastdm.errors import FastDMError
+from fastdm.system.checks import check_normalisation, check_regular, parse_json
 
 FORMAT = "fastdm.packed"
-VERSION = (1, 0)
+VERSION = (1, 1)
+_CHECKSUMS_SINCE = (1, 1)
 PAGE = 4096
 PARTS = {"train": "", "test": "test_"}  # prefix of each part's tensors
 _HEADER_LIMIT = 100_000_000  # safetensors' own
 _DTYPES = {"U8": torch.uint8, "I64": torch.int64}
+_SKIPPED_LIMIT = 1 << 30
 _MADV_POPULATE_READ = 22
 _MAP_NORESERVE = 0x4000
 
@@ -56,21 +62,23 @@ class PackedFile:
     """An open packed file whose structure has been checked; the images have not been read.
 
     metadata: format, version, name, classes (JSON list of names), mean, std (JSON lists), size, filter, fit, decoder,
-        versions (JSON object of what made it).
+        versions (JSON object of what made it), checksum, index_crc32.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        check_regular(path)
         with path.open("rb") as file:
             status = os.fstat(file.fileno())
             self.size = status.st_size
             self.metadata, self.entries = self._read_header(file.read(8), file)
             self._stat_key = _stat_key(status)
             self.class_names = self._list("classes", str)
-            self.mean, self.std = (tuple(map(float, self._list(key, (int, float)))) for key in ("mean", "std"))
+            self._mean, self._std = (self._list(key, (int, float)) for key in ("mean", "std"))
             self.offsets = {part: self._offsets(part, file) for part in PARTS if f"{PARTS[part]}images" in self.entries}
-            self._check()
+            self.mean, self.std = self._check()
             self._map = map_file(file.fileno(), self.size)
+            self._check_sum()
 
     # --- what is in it
 
@@ -85,7 +93,13 @@ class PackedFile:
     @property
     def skipped(self) -> list[tuple[str, str]]:
         """The files that could not be packed, and why."""
-        return [(file, error) for file, error in json.loads(bytes(self.tensor("skipped").tolist()))]
+        try:
+            entries = [(file, error) for file, error in parse_json(self.tensor("skipped").numpy().tobytes())]
+        except (ValueError, TypeError):
+            entries = [(0, 0)]
+        if not all(isinstance(text, str) for entry in entries for text in entry):
+            self._refuse("is damaged: its list of skipped files cannot be read")
+        return entries
 
     def summary(self) -> dict[str, Any]:
         """What the file holds, for people and as JSON."""
@@ -106,7 +120,9 @@ class PackedFile:
         }
 
     def verify(self, workers: int | None = None) -> None:
-        """Compare the CRC of every class with the one that was written. Raises FastDMError naming those that differ."""
+        """Compare all checksums that opening does not. Raises FastDMError naming the classes whose images differ."""
+        if self._version >= _CHECKSUMS_SINCE and self.metadata.get("index_crc32") != index_crc32(self._small("index")):
+            self._refuse("is damaged: its source_index is not the one that was written; pack it again")
         wrong = []
         for part, offsets in self.offsets.items():
             crcs = class_crcs(self.tensor(f"{PARTS[part]}images"), offsets, workers)
@@ -151,15 +167,19 @@ class PackedFile:
         if len(start) < 8 or not 2 <= length <= min(_HEADER_LIMIT, self.size - 8):
             self._refuse("is not a packed data set (see `fastdm pack`), or was cut short")
         try:
-            header = json.loads(file.read(length))
+            header = parse_json(file.read(length))
             metadata = {str(key): str(value) for key, value in header.pop("__metadata__", {}).items()}
-        except (ValueError, TypeError, AttributeError, RecursionError):
+        except (ValueError, TypeError, AttributeError):
             self._refuse("is not a packed data set (see `fastdm pack`): its header cannot be read")
         if metadata.get("format") != FORMAT:
             self._refuse("is a safetensors file, but not a packed data set (see `fastdm pack`)")
-        version = metadata.get("version", "")
-        if not version.split(".")[0].isdecimal() or int(version.split(".")[0]) > VERSION[0]:
-            self._refuse(f"has format version {version!r}; this fastdm reads up to {VERSION[0]}: upgrade fastdm")
+        version = re.fullmatch(r"([0-9]{1,4})\.([0-9]{1,4})", metadata.get("version", ""))
+        self._version = (int(version[1]), int(version[2])) if version else (0, 0)
+        if not 1 <= self._version[0] <= VERSION[0]:
+            self._refuse(
+                f"has format version {metadata.get('version', '')[:20]!r}; this fastdm reads up to {VERSION[0]}: "
+                "upgrade fastdm"
+            )
         try:
             entries = {name: _entry(tensor, 8 + length) for name, tensor in header.items()}
         except (ValueError, KeyError, TypeError, AttributeError):
@@ -171,8 +191,8 @@ class PackedFile:
 
     def _list(self, key: str, kinds: type | tuple[type, ...]) -> tuple[Any, ...]:
         try:
-            values = json.loads(self.metadata[key])
-        except (KeyError, ValueError, RecursionError):
+            values = parse_json(self.metadata[key])
+        except (KeyError, ValueError):
             values = None
         if not isinstance(values, list) or not all(isinstance(value, kinds) for value in values):
             self._refuse(f"is damaged: {key} is missing in its metadata, or not what it should be")
@@ -185,16 +205,22 @@ class PackedFile:
         file.seek(entry.begin)
         return torch.frombuffer(bytearray(file.read(entry.bytes)), dtype=torch.int64)
 
-    def _check(self) -> None:
+    def _check(self) -> tuple[tuple[float, ...], ...]:
+        """Refuse what is not consistent; returns mean and std."""
         if "train" not in self.offsets or "skipped" not in self.entries:
             self._refuse("is damaged: it has no training images, or no list of skipped files")
+        skipped = self.entries["skipped"]
+        if skipped.dtype != torch.uint8 or len(skipped.shape) != 1 or skipped.bytes > _SKIPPED_LIMIT:
+            self._refuse("is damaged: its list of skipped files cannot be read")
         if len(set(self.class_names)) != len(self.class_names):
             self._refuse("is damaged: two of its classes have the same name")
         shape = self.entries["images"].shape[1:]
-        if len(shape) != 3 or shape[0] not in (1, 3) or len(self.mean) != shape[0] or len(self.std) != shape[0]:
+        if len(shape) != 3 or shape[0] not in (1, 3) or len(self._mean) != shape[0] or len(self._std) != shape[0]:
             self._refuse(f"is damaged: images of shape {list(shape)} do not go with mean and std of its metadata")
-        if not all(map(math.isfinite, self.mean + self.std)) or min(self.std) <= 0:
-            self._refuse(f"is damaged: no image can be normalised by mean {self.mean} and std {self.std}")
+        try:
+            normalisation = check_normalisation(self._mean, self._std, shape[0])
+        except ValueError as error:
+            self._refuse(f"is damaged: no image can be normalised by its mean and std ({error})")
         for part, offsets in self.offsets.items():
             prefix, images = PARTS[part], self.entries[f"{PARTS[part]}images"]
             if images.dtype != torch.uint8 or images.shape[1:] != shape:
@@ -206,6 +232,48 @@ class PackedFile:
                 found = self.entries.get(name)
                 if found is None or (found.dtype, found.shape) != (torch.int64, (length,)):
                     self._refuse(f"is damaged: {name} is missing or not int64 [{length}]")
+        return normalisation
+
+    def _check_sum(self) -> None:
+        """Compare the checksum of all but the images and the source indices; files before version 1.1 have none."""
+        stored = self.metadata.get("checksum")
+        if stored is None and self._version < _CHECKSUMS_SINCE:
+            return
+        if stored != checksum(self.metadata, self.entries, self._small("described")):
+            self._refuse(
+                "is damaged: what it says of its images (names, mean, std, …) is not what was written; pack it again"
+            )
+
+    def _small(self, which: str) -> dict[str, Tensor]:
+        return {name: self.tensor(name) for name in self.entries if SUMMED.get(name.removeprefix("test_")) == which}
+
+
+SUMMED = {
+    "skipped": "described",
+    "class_offsets": "described",
+    "class_crc32": "described",
+    "source_index": "index",
+}
+"""Which of the two checksums in the metadata covers the content of a tensor."""
+
+
+def checksum(metadata: Mapping[str, str], entries: Mapping[str, Entry], small: Mapping[str, Tensor]) -> str:
+    """CRC-32 of the metadata (but for this checksum itself), of where which tensor is, and of the small tensors."""
+    facts = [
+        sorted((key, value) for key, value in metadata.items() if key != "checksum"),
+        sorted((name, str(entry.dtype), entry.shape, entry.begin) for name, entry in entries.items()),
+    ]
+    return _crc32(small, zlib.crc32(json.dumps(facts).encode()))
+
+
+def index_crc32(small: Mapping[str, Tensor]) -> str:
+    return _crc32(small, 0)
+
+
+def _crc32(tensors: Mapping[str, Tensor], start: int) -> str:
+    for name in sorted(tensors):
+        start = zlib.crc32(tensors[name].numpy().reshape(-1).data, start)
+    return str(start)
 
 
 def _entry(tensor: Any, data: int) -> Entry:
@@ -241,10 +309,17 @@ def header_bytes(
 ) -> bytes:
     """The file's first `images_at` bytes, for tensors (dtype, shape) that follow one another in this order."""
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
-    begin = 0
-    for name, (dtype, shape) in tensors.items():
-        end = begin + math.prod(shape) * _DTYPES[dtype].itemsize
-        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
-        begin = end
+    for name, entry in place(tensors, 0).items():
+        offsets = [entry.begin, entry.begin + entry.bytes]
+        header[name] = {"dtype": tensors[name][0], "shape": list(entry.shape), "data_offsets": offsets}
     text = json.dumps(header, separators=(",", ":")).encode()
     return (images_at - 8).to_bytes(8, "little") + text.ljust(images_at - 8)
+
+
+def place(tensors: Mapping[str, tuple[str, tuple[int, ...]]], begin: int) -> dict[str, Entry]:
+    """Where tensors (dtype, shape) lie that follow one another from byte `begin` on."""
+    entries = {}
+    for name, (dtype, shape) in tensors.items():
+        entries[name] = Entry(_DTYPES[dtype], shape, begin)
+        begin += entries[name].bytes
+    return entries

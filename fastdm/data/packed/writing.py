@@ -6,9 +6,10 @@ import hashlib
 import json
 import math
 import os
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
@@ -20,9 +21,22 @@ from torch import Tensor
 
 from fastdm.data import decode
 from fastdm.data.normalisation import normalisation
-from fastdm.data.packed.format import FORMAT, PAGE, PARTS, VERSION, class_crcs, header_bytes, map_file
+from fastdm.data.packed.format import (
+    FORMAT,
+    PAGE,
+    PARTS,
+    SUMMED,
+    VERSION,
+    checksum,
+    class_crcs,
+    header_bytes,
+    index_crc32,
+    map_file,
+    place,
+)
 from fastdm.data.pool import Pool
 from fastdm.errors import FastDMError
+from fastdm.system.notes import Tally
 from fastdm.system.progress import Progress
 
 OnError = Literal["raise", "skip"]
@@ -43,6 +57,7 @@ class PackSource:
     settings: dict[str, str]
     fingerprint: str
     normalisation: tuple[Sequence[float], Sequence[float]] | None  # None: from the pixels
+    tally: Tally = field(default_factory=Tally)  # what is left out or converted
 
     @property
     def total(self) -> int:
@@ -136,8 +151,16 @@ class Partial:
         _write(self.file, skipped + b"".join(tensor.numpy().tobytes() for tensor in small.values()), images_end)
 
         mean, std = self.images.normalisation or normalisation(self.images.name, parts["train"])
-        header = self._header(counts, len(skipped), mean, std)
-        _write(self.file, header_bytes(*header, self.images_at), 0)
+        metadata, tensors = self._header(counts, len(skipped), mean, std)
+        small["skipped"] = torch.frombuffer(bytearray(skipped), dtype=torch.uint8)
+        of = {name: SUMMED[name.removeprefix("test_")] for name in small}
+        metadata["index_crc32"] = index_crc32({name: small[name] for name in small if of[name] == "index"})
+        metadata["checksum"] = checksum(
+            metadata,
+            place(tensors, self.images_at),
+            {name: small[name] for name in small if of[name] == "described"},
+        )
+        _write(self.file, header_bytes(metadata, tensors, self.images_at), 0)
         os.fsync(self.file)
         os.replace(self.path, self.out)
         self.journal_path.unlink(missing_ok=True)
@@ -154,18 +177,16 @@ class Partial:
     def _begin(self, resume: bool) -> None:
         plan = {"plan": self.images.fingerprint}
         whole = self.images_at + self.images.bytes
-        lines = self.journal_path.read_text().splitlines() if resume and self.journal_path.exists() else []
-        if lines and lines[0] != json.dumps(plan):
+        lines = self._journal_lines() if resume else []
+        if lines and lines[0] != plan:
             raise FastDMError(
                 f"{self.path} was started with different files or settings and cannot be resumed; start over without "
                 "--resume"
             )
         if lines and os.fstat(self.file).st_size >= whole:  # else its blocks are gone
-            for line in lines[1:]:
-                with contextlib.suppress(json.JSONDecodeError):  # a last line cut short
-                    entry = json.loads(line)
-                    self.done.add(entry["block"])
-                    self.skipped |= {int(i): error for i, error in entry["skipped"].items()}
+            for entry in lines[1:]:
+                self.done.add(entry["block"])
+                self.skipped |= {int(i): error for i, error in entry["skipped"].items()}
             self.journal = self.journal_path.open("a")
             return
         self.journal_path.unlink(missing_ok=True)  # before the blocks that it lists
@@ -178,8 +199,24 @@ class Partial:
         self.journal = self.journal_path.open("w")
         self._log(plan)
 
+    def _journal_lines(self) -> list[dict[str, Any]]:
+        """What the journal says: the plan, then blocks. A damaged line is left out: its block is packed again."""
+        entries: list[dict[str, Any]] = []
+        lines = self.journal_path.read_bytes().splitlines(keepends=True) if self.journal_path.is_file() else []
+        for number, line in enumerate(lines, 1):
+            entry = _checked_entry(line)
+            if entry is not None:
+                entries.append(entry)
+            elif number < len(lines) or line.endswith(b"\n"):  # else a last line cut short, as a kill leaves it
+                again = "all is packed again" if number == 1 else "its images are packed again"
+                self.images.tally.say(f"line {number} of {self.journal_path} is damaged: {again}")
+            if not entries:  # no plan: nothing says what the blocks are of
+                return []
+        return entries
+
     def _log(self, entry: dict[str, Any]) -> None:
-        self.journal.write(json.dumps(entry) + "\n")
+        text = json.dumps(entry)
+        self.journal.write(f"{zlib.crc32(text.encode()):08x} {text}\n")
         self.journal.flush()
 
     def _header(
@@ -198,6 +235,8 @@ class Partial:
             "std": json.dumps(list(std)),
             **self.images.settings,
             "versions": json.dumps(made_by),
+            "index_crc32": str(2**32 - 1),  # the longest; both follow from what is written
+            "checksum": str(2**32 - 1),
         }
         classes = len(self.images.class_names)
         tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
@@ -281,6 +320,15 @@ class Partial:
                 moved = os.pread(self.file, min(8 << 20, end - at), at)
                 _write(self.file, moved, to)
                 to += len(moved)
+
+
+def _checked_entry(line: bytes) -> dict[str, Any] | None:
+    """The entry of a line of the journal, None if its checksum does not match."""
+    written, _, text = line.rstrip(b"\n").partition(b" ")
+    if written != b"%08x" % zlib.crc32(text):
+        return None
+    entry: dict[str, Any] = json.loads(text)
+    return entry
 
 
 def _write(file: int, data: bytes | memoryview, at: int) -> None:

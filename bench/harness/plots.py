@@ -1,0 +1,90 @@
+"""What the suites' plots are drawn with; matplotlib is imported when the first is drawn."""
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bench.harness.records import Result, Row
+
+OURS, THEIRS, OTHER, LINE = "#0f766e", "#9ca3af", "#d97706", "#374151"
+
+
+class Series(NamedTuple):
+    """A bar for each row. label: says what the bars are; texts, errors: behind and around the ends of the bars."""
+
+    label: str
+    values: Sequence[float]
+    color: str | Sequence[str]
+    texts: Sequence[str] = ()
+    errors: Sequence[float] | None = None
+
+
+def figure(result: Result, columns: int = 1, size: tuple[float, float] = (6.5, 3.6)) -> tuple[Any, list[Any]]:
+    """A figure with axes side by side; the title says where the figures come from."""
+    drawn, axes = _pyplot().subplots(1, columns, figsize=size, squeeze=False)
+    about = result["machine"]
+    title = about["device"] if about["device"] != "cpu" else f"{about['cpu']}, {about['cores']} cores"
+    drawn.suptitle(title, fontsize="medium")
+    return drawn, list(axes[0])
+
+
+def bars(
+    result: Result,
+    names: Sequence[str],
+    series: Sequence[Series],
+    label: str,
+    *,
+    limits: tuple[float, float] | None = None,
+    row_inches: float = 0.5,
+) -> tuple[Any, Any]:
+    """Horizontal bars, grouped by row; limits: of a logarithmic axis."""
+    drawn, (axes,) = figure(result, size=(6.5, 0.9 + row_inches * len(names)))
+    width = 0.8 / len(series)
+    for number, (title, values, color, texts, errors) in enumerate(series):
+        places = [place + width * (number - (len(series) - 1) / 2) for place in range(len(names))]
+        around = {"xerr": errors, "error_kw": {"lw": 0.8}} if errors else {}
+        axes.barh(places, values, 0.93 * width, color=color, label=title, **around)
+        for place, value, words in zip(places, values, texts, strict=False):
+            axes.annotate(f" {words}", (value, place), va="center", fontsize=7)
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+    axes.set_xlabel(label)
+    axes.margins(x=0.3 if any(one.texts for one in series) else 0.05)
+    if limits:
+        axes.set_xscale("log")
+        axes.set_xlim(*limits)
+    if len(series) > 1:
+        axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    return drawn, axes
+
+
+def points(axes: Any, rows: Sequence[Row], x: Callable[[Row], float], y: Callable[[Row], float]) -> None:
+    """A cloud for every op."""
+    for op in dict.fromkeys(row["op"] for row in rows):
+        chosen = [row for row in rows if row["op"] == op]
+        axes.scatter([x(row) for row in chosen], [y(row) for row in chosen], s=18, label=op)
+
+
+def label(axes: Any, x: str, y: str, scale: str = "log") -> None:
+    axes.set(xscale=scale, yscale=scale, xlabel=x, ylabel=y)
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
+
+
+def save(drawn: Any, path: Path) -> None:
+    drawn.savefig(path)
+    _pyplot().close(drawn)
+
+
+@cache
+def _pyplot() -> Any:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True})
+    plt.rcParams.update({"axes.grid": True, "grid.color": "#e5e7eb", "legend.frameon": False, "font.size": 9})
+    plt.rcParams.update({"figure.constrained_layout.use": True, "savefig.dpi": 110})
+    return plt

@@ -1,0 +1,206 @@
+"""Results as data: one JSON file per suite and machine under `bench/results/`, with what is needed to trust it.
+
+A record holds one run of one command; `SCHEMA` says what must be in it, and a test checks every committed file. It also
+holds a hash of each room whose code it measured, so that a report can say which records are stale.
+"""
+
+import datetime
+import hashlib
+import json
+import os
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from bench.harness import machine
+from bench.harness.machine import REPOSITORY
+
+Row = dict[str, Any]
+Result = dict[str, Any]
+Column = tuple[str, Callable[[Row], str]]
+Spread = dict[str, float]
+
+FOLDER = REPOSITORY / "bench" / "results"
+STEP = ("csrc", "kernels", "augmentation", "data", "networks", "objectives", "condensation", "system")
+"""The rooms that an iteration runs through."""
+
+_SOURCES = {".py", ".cpp", ".h"}
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A kind of record, its table and its plots.
+
+    name: of its files, and of the block that README.md quotes. title, text: of its section in RESULTS.md.
+    rooms: the code that it measures and judges by, folders (or a file) of the repository or of `fastdm/`.
+    columns: header and cell; a column that is empty in every row is left out.
+    render, quote: make the table in RESULTS.md, and that in README.md, from the rows, in place of the columns.
+    slower: says for which baseline a row is the slower one, in words, or nothing.
+    plots: name of a plot and its drawing, which returns None where there is nothing to draw.
+    everywhere: whether its results are the same on every machine.
+    """
+
+    name: str
+    title: str
+    text: str
+    rooms: tuple[str, ...]
+    columns: Sequence[Column] = ()
+    render: Callable[[Sequence[Row]], str] | None = None
+    quote: Callable[[Sequence[Row]], str] | None = None
+    slower: Callable[[Row], str] | None = None
+    plots: Mapping[str, Callable[[Result], Any]] = field(default_factory=dict)
+    everywhere: bool = False
+
+    def load(self) -> list[Result]:
+        """Its records, one of each machine."""
+        return load(self.name if self.everywhere else f"{self.name}--*")
+
+
+def _object(required: str, **properties: Any) -> dict[str, Any]:
+    return {"type": "object", "required": required.split(), "properties": properties}
+
+
+def _if(name: str, holds: dict[str, Any], then: dict[str, Any]) -> dict[str, Any]:
+    return {"if": {"required": [name], "properties": {name: holds}}, "then": then}
+
+
+_TEXT, _NUMBER, _ANY = {"type": "string"}, {"type": "number"}, {"type": "object"}
+_SPREAD = _object("n median p20 p80", n={"type": "integer", "minimum": 1}) | {"additionalProperties": _NUMBER}
+_ROW = _object(
+    "name",
+    **dict.fromkeys(("name", "failure", "note"), _TEXT),
+    **dict.fromkeys(("error", "tolerance", "median_error", "median_tolerance"), _NUMBER),
+    seconds={"type": "object", "additionalProperties": _SPREAD},
+    correct={"type": "boolean"},
+) | {
+    "allOf": [
+        # A speed stands next to a check only where the check is green, and more than the peak only with the reason.
+        _if("correct", {"const": False}, {"not": {"required": ["seconds"]}}),
+        _if("percent_of_copy", {"exclusiveMinimum": 100}, {"required": ["note"]}),
+        _if("percent_of_matmul", {"exclusiveMinimum": 100}, {"required": ["note"]}),
+    ]
+}
+SCHEMA = _object(
+    "schema suite command commit code date machine settings rows",
+    schema={"const": 1},
+    suite={"type": "string", "pattern": "^[a-z_]+$"},
+    command=_TEXT,
+    commit={"type": "string", "pattern": "^[0-9a-f]{7,40}(-dirty)?$"},
+    code={"type": "object", "additionalProperties": {"type": "string", "pattern": "^([0-9a-f]{12}|absent)$"}},
+    date={"type": "string", "format": "date-time"},
+    machine=_object(
+        "device cpu cores memory_gib load system versions", versions=_ANY, cores={"type": "integer"}, load=_NUMBER
+    ),
+    settings=_ANY,
+    rows={"type": "array", "minItems": 1, "items": _ROW},
+) | {"additionalProperties": False}
+
+
+class Recorder:
+    """The rows of one run, printed and saved as they come, in place of those of an earlier run on this machine."""
+
+    def __init__(self, suite: Suite, settings: Mapping[str, Any], device: str = "cpu") -> None:
+        self.rows: list[Row] = []
+        self._suite, self._settings, self._device = suite, settings, device
+
+    def add(self, row: Row, measure: Callable[[], Row] | None = None) -> Row:
+        """Keep a row, with what `measure` returns or, so that the other rows are still measured, how it failed."""
+        self.rows.append(row)
+        if measure is not None:
+            try:
+                row |= measure()
+            except Exception as error:
+                row["failure"] = failure(error)
+        print({key: value for key, value in row.items() if key != "losses"}, flush=True)
+        self.save()
+        return row
+
+    def save(self) -> Path:
+        suite, about = self._suite, machine.describe(self._device)
+        result = {
+            "schema": 1,
+            "suite": suite.name,
+            "command": machine.command(),
+            "commit": machine.commit(),
+            # On a GPU, the C++ code is not part of what runs.
+            "code": {room: room_hash(room) for room in suite.rooms if room != "csrc" or self._device == "cpu"},
+            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "machine": about,
+            "settings": dict(self._settings),
+            "rows": self.rows,
+        }
+        where = [] if suite.everywhere else [machine.slug(about["cpu"]), machine.slug(about["device"])]
+        path = folder() / f"{'--'.join([suite.name, *where])}.json"
+        write(path, result)
+        return path
+
+
+def write(path: Path, result: Result) -> None:
+    """Write JSON with a line for every row, so that a change of one shows as one; whole or not at all."""
+    about = json.dumps({key: value for key, value in result.items() if key != "rows"}, indent=1).removesuffix("\n}")
+    rows = ",\n".join("  " + json.dumps(row, ensure_ascii=False) for row in result["rows"])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".partial")
+    temporary.write_text(f'{about},\n "rows": [\n{rows}\n ]\n}}\n')
+    temporary.replace(path)
+
+
+def load(name: str) -> list[Result]:
+    return [json.loads(path.read_text()) for path in sorted(folder().glob(f"{name}.json"))]
+
+
+def folder() -> Path:
+    """Where records are written and read: the environment variable FASTDM_RESULTS, else `bench/results`."""
+    return Path(os.environ.get("FASTDM_RESULTS", FOLDER)).resolve()
+
+
+def same_machine(about: Mapping[str, Any], suite: str) -> list[Row]:
+    """A suite's rows from the machine and device that are described."""
+    found = [
+        result for result in load(f"{suite}--*") if all(result["machine"][k] == about[k] for k in ("cpu", "device"))
+    ]
+    return [row for result in found for row in result["rows"]]
+
+
+def peaks(about: Mapping[str, Any]) -> dict[str, float]:
+    """The peaks recorded for a machine, by row name: bytes or FLOPs per second; may be empty."""
+    rows = same_machine(about, "peaks")
+    return {row["name"]: row.get("gb_per_s", 0) * 1e9 or row["tflop_per_s"] * 1e12 for row in rows}
+
+
+def changed(result: Result) -> list[str]:
+    """The measured rooms whose code is no longer what it was when the record was made."""
+    return [room for room, before in result["code"].items() if room_hash(room) != before]
+
+
+@cache
+def room_hash(room: str) -> str:
+    """Hash of the contents of a room's source files, whatever they are called; a room may be a single file."""
+    package = REPOSITORY / "fastdm"
+    place = package / room if (package / room).is_dir() else REPOSITORY / room
+    modules = [place, package / f"{room}.py"]
+    files = [file for file in (*place.rglob("*"), *modules) if file.suffix in _SOURCES and file.is_file()]
+    return content_hash([file.read_bytes() for file in files])
+
+
+def content_hash(contents: Sequence[bytes]) -> str:
+    digests = sorted(hashlib.sha256(content).digest() for content in contents)
+    return hashlib.sha256(b"".join(digests)).hexdigest()[:12] if digests else "absent"
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """n, median, 20th and 80th percentile."""
+    ordered = sorted(values)
+    fifths = statistics.quantiles(ordered, n=5, method="inclusive") if len(ordered) > 1 else ordered * 4
+    return {"n": len(ordered), "median": statistics.median(ordered), "p20": fifths[0], "p80": fifths[3]}
+
+
+def spreads(times: Mapping[str, Sequence[float]]) -> dict[str, Spread]:
+    return {name: spread(values) for name, values in times.items()}
+
+
+def failure(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"[:400]

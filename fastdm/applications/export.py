@@ -1,0 +1,143 @@
+"""Give a condensed set to others: as a folder of PNG files, as arrays, or as the public code's file."""
+
+import contextlib
+import json
+import shutil
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from fastdm.errors import FastDMError
+from fastdm.synthetic.synthetic_set import SyntheticSet
+from fastdm.system.files import writing
+
+ABOUT = "about.json"
+"""In an exported folder: what is needed to use the set as fastdm does."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """path: what was written; values: pixel values of the set; clipped: those beyond [0, 1], which 8 bits cannot hold
+    (the public code's file keeps them as well); soft_labels: whether the set has some, which stay behind."""
+
+    path: Path
+    values: int
+    clipped: int
+    soft_labels: bool
+
+    def __str__(self) -> str:
+        share = 100 * self.clipped / self.values
+        soft = "; soft labels are left out" if self.soft_labels else ""
+        return f"{self.clipped:,} of {self.values:,} pixel values ({share:.2g} %) lie beyond black or white{soft}"
+
+
+def export(synthetic: SyntheticSet | str | Path, out: str | Path) -> Exported:
+    """Write a condensed set in a form that needs no fastdm; `open_dataset` reads each of them, as 8-bit pixels.
+
+    synthetic: the set, or the file of one. out says by its suffix what is written:
+
+    - none: a folder of PNG files, a folder for each class, as torchvision's `ImageFolder` takes it, with `about.json`
+      (mean, std, class names, settings). Class folders are called as the classes where that is a valid file name and
+      sorts in the order of the labels; else each name is preceded by its label. Read back, images have 3 channels.
+    - `.npz`: `x_train`, uint8 [N, H, W, C], and `y_train`, int64 [N];
+    - `.pt`: the public code's `{"data": [[images, labels]], "accs_all_exps": {}}`, normalised float32, and with them
+      `classes`, `images_train` (uint8 [N, C, H, W]) and `labels_train`, as its data set files have them.
+
+    Images with a partition are decoded, and labels are hard. 8-bit pixels are de-normalised, clipped to [0, 1] and
+    rounded. Raises FastDMError for another suffix, a folder that is not empty, and what cannot be read or written.
+
+    >>> import fastdm, tempfile
+    >>> synthetic = fastdm.random_selection("digits", ipc=2)
+    >>> exported = fastdm.export(synthetic, tempfile.mkdtemp() + "/digits.npz")
+    >>> exported.clipped, len(fastdm.open_dataset(exported.path).train)
+    (0, 20)
+    """
+    if not isinstance(synthetic, SyntheticSet):
+        synthetic = SyntheticSet.load(synthetic)
+    synthetic = synthetic.expand()
+    out = Path(out)
+    writers = {"": _write_folder, ".npz": _write_npz, ".pt": _write_pt}
+    if out.suffix.lower() not in writers:
+        raise FastDMError(f"{out} ends in {out.suffix}; it must be a folder, or end in .npz or .pt")
+    writers[out.suffix.lower()](synthetic, out)
+    return Exported(out, synthetic.images.numel(), count_clipped(synthetic), synthetic.soft_labels is not None)
+
+
+def count_clipped(synthetic: SyntheticSet) -> int:
+    """How many pixel values lie further beyond [0, 1] than rounding to 8 bits hides."""
+    mean, std = (torch.tensor(values)[:, None, None] for values in (synthetic.mean, synthetic.std))
+    values = synthetic.images.detach().cpu() * std + mean
+    return int(((values < -0.5 / 255) | (values > 1 + 0.5 / 255)).sum())
+
+
+def rounded(synthetic: SyntheticSet) -> SyntheticSet:
+    """The set as it is after 8-bit pixels: clipped and rounded."""
+    mean, std = (torch.tensor(values)[:, None, None] for values in (synthetic.mean, synthetic.std))
+    return replace(synthetic, images=(synthetic.pixels().float() / 255 - mean) / std)
+
+
+def class_folders(class_names: Sequence[str]) -> list[str]:
+    """A folder name for every class, such that their order is that of the labels."""
+    names = [unicodedata.normalize("NFC", name) for name in class_names]
+    if [*names] == sorted(set(names)) and all(_is_file_name(name) for name in names):
+        return names
+    digits = len(str(len(names) - 1))
+    return [f"{label:0{digits}}_{_as_file_name(name)}" for label, name in enumerate(names)]
+
+
+def _is_file_name(name: str) -> bool:
+    return bool(name) and name == _as_file_name(name) and not name.startswith((".", "__"))
+
+
+def _as_file_name(name: str) -> str:
+    """The name without what some file system does not allow, and not too long for one."""
+    allowed = "".join("-" if c in '/\\:*?"<>|' or not c.isprintable() else c for c in name).strip(" .")
+    return allowed.encode()[:200].decode(errors="ignore")
+
+
+def _write_folder(synthetic: SyntheticSet, out: Path) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise FastDMError(f"{out} is there already and is not an empty folder; choose another")
+    unfinished = out.with_name(f".{out.name}.unfinished")
+    folders = class_folders(synthetic.class_names)
+    pixels = synthetic.pixels()
+    digits = len(str(synthetic.ipc - 1))
+    try:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        for label, folder in enumerate(folders):
+            (unfinished / folder).mkdir(parents=True)
+            for number in range(synthetic.ipc):
+                image = pixels[label * synthetic.ipc + number].movedim(0, -1).squeeze(-1)
+                Image.fromarray(image.contiguous().numpy()).save(unfinished / folder / f"{number:0{digits}}.png")
+        about = {**synthetic.summary(), "folders": folders, "clipped": count_clipped(synthetic)}
+        (unfinished / ABOUT).write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        with contextlib.suppress(FileNotFoundError):
+            out.rmdir()
+        unfinished.rename(out)
+    except OSError as error:
+        raise FastDMError(f"{out} cannot be written: {error}") from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _write_npz(synthetic: SyntheticSet, out: Path) -> None:
+    images = synthetic.pixels().movedim(1, -1).contiguous().numpy()
+    with writing(out) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, x_train=images, y_train=synthetic.labels.numpy())
+
+
+def _write_pt(synthetic: SyntheticSet, out: Path) -> None:
+    content = {
+        "data": [[synthetic.images.detach().cpu().clone(), synthetic.labels]],
+        "accs_all_exps": {},
+        "classes": [*synthetic.class_names],
+        "images_train": synthetic.pixels(),
+        "labels_train": synthetic.labels,
+    }
+    with writing(out) as temporary:
+        torch.save(content, temporary)

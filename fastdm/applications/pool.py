@@ -1,0 +1,273 @@
+"""`train_pool`: networks trained on a data set, with snapshots of their way, to match images in later."""
+
+import json
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fastdm.augmentation import default_strategy
+from fastdm.condensation.loop import fingerprint
+from fastdm.data.pool import Dataset
+from fastdm.data.sources import Source, open_dataset
+from fastdm.errors import FastDMError, whole_number
+from fastdm.evaluation.measure import side_by_side
+from fastdm.evaluation.protocol import Protocol
+from fastdm.evaluation.training import LabelledImages, Momentum, Start, accuracy, draw_weights, train_network
+from fastdm.networks.architectures import build_network, default_network
+from fastdm.networks.model import Network
+from fastdm.networks.trained import NetworkPool, flatten_parameters, load_parameters
+from fastdm.system.device import Precision, default_device, fastest_precision, precision_context
+from fastdm.system.files import crc32, writing
+from fastdm.system.progress import Progress
+
+SEED_BIT = 1 << 61
+"""Keeps the networks apart from those that an evaluation with the same seed trains."""
+
+FEWEST_STATES = 13
+_FORMAT = "fastdm-training-1"
+
+
+def train_pool(
+    data: Source,
+    *,
+    networks: int = 5,
+    epochs: int = 60,
+    states: int | None = None,
+    network: str | None = None,
+    lr_net: float = 0.01,
+    batch_train: int = 64,
+    cutmix: bool = True,
+    seed: int = 0,
+    save_path: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    data_path: str | Path = "data",
+    image_size: int | tuple[int, int] | None = None,
+    device: str | torch.device | None = None,
+    precision: Precision | None = None,
+    progress: bool = False,
+) -> NetworkPool:
+    """Train networks on a data set and keep snapshots of each, from its random start to its end.
+
+    `fastdm.condense(..., networks="trained", pool=...)` matches images in them. They are trained as in the evaluation
+    protocol "idc" (see `fastdm.evaluate`), which is how IDC, DANCE and TGDD train theirs, but without the scale and
+    shift of norms, and without the biases that norms cancel: so an iteration costs what it costs in random networks.
+
+    data, data_path, image_size: as in `open_dataset`. networks: how many are trained, each from weights of its own.
+    states: snapshots of each, spread evenly over its updates, start and end included; by default one per epoch and the
+    start, and at least 13. network: architecture, by default the ConvNet that suits the image size. cutmix: False
+    leaves that out. precision: of the forward passes, by default the fastest of equal accuracy.
+    save_path: the file of the pool, .safetensors. Until it is complete, a file next to it keeps each network with its
+    snapshots, and resume continues from there: the result is that of an uninterrupted training. overwrite: start over.
+    progress: show a bar on a terminal, JSON lines elsewhere.
+
+    Everything follows from `seed` and the number of the network; on a CPU the same call gives the same pool, bit for
+    bit. Raises FastDMError, before the first update, for whatever cannot be used.
+
+    >>> import fastdm
+    >>> pool = fastdm.train_pool("digits", networks=2, epochs=1, states=3, network="ConvNetD1", device="cpu")
+    >>> pool.weights.shape[:2]
+    torch.Size([2, 3])
+    """
+    dataset = open_dataset(data, data_path=data_path, image_size=image_size)
+    device = default_device(device)
+    networks, seed = whole_number("networks", networks, 1), whole_number("seed", seed, 0)
+    protocol = Protocol(
+        [default_network(dataset.image_shape) if network is None else network],
+        default_strategy(dataset.name),
+        networks,
+        epochs,
+        lr_net,
+        batch_train,
+        seed ^ SEED_BIT,
+        precision or fastest_precision(device),
+        name="idc",
+        cutmix=cutmix,
+    )
+    steps = protocol.steps(len(dataset.train))
+    states = max(protocol.epochs + 1, FEWEST_STATES) if states is None else whole_number("states", states, 2)
+    states = min(states, steps + 1)
+    settings = {
+        "networks": networks,
+        "epochs": protocol.epochs,
+        "states": states,
+        "network": protocol.networks[0],
+        "lr_net": protocol.lr_net,
+        "batch_train": protocol.batch,
+        "cutmix": protocol.cutmix,
+        "strategy": protocol.strategy,
+        "seed": seed,
+        "precision": protocol.precision,
+    }
+    files = _Files(None if save_path is None else Path(save_path), {**settings, **fingerprint(dataset)})
+    if (complete := files.begin(resume, overwrite)) is not None:
+        return complete
+    kept = [steps * state // (states - 1) for state in range(states)]
+    trainings = _train(dataset, protocol, kept, files, device, progress)
+    pool = NetworkPool(
+        torch.stack([rows for rows, _ in trainings]),
+        protocol.networks[0],
+        dataset.image_shape,
+        dataset.num_classes,
+        dataset.name,
+        tuple(found for _, found in trainings if found is not None),
+        files.settings,
+    )
+    files.finish(pool)
+    return pool
+
+
+def _train(
+    dataset: Dataset, protocol: Protocol, kept: list[int], files: "_Files", device: torch.device, progress: bool
+) -> list[tuple[Tensor, float | None]]:
+    """The snapshots of every network, [states, parameters], after the updates `kept`, and its test accuracy."""
+    channels, height, width = dataset.image_shape
+    examples = LabelledImages.of(dataset.train, dataset.mean, dataset.std, device)
+    tests = dataset.test and LabelledImages.of(dataset.test, dataset.mean, dataset.std, device)
+    jobs = range(protocol.num_eval)
+    bar = Progress("pool", len(jobs) * kept[-1]) if progress else None
+
+    def run(number: int, after_step: Callable[[], None]) -> tuple[Tensor, float | None]:
+        network = build_network(
+            protocol.networks[0],
+            channels=channels,
+            num_classes=dataset.num_classes,
+            image_size=(height, width),
+            affine=False,
+            drawn=False,
+            device=device,
+        )
+        training = _Training(network, kept, files, number)
+
+        def after(done: int, momentum: Momentum) -> None:
+            training.after(done, momentum)
+            after_step()
+
+        start = training.resumed()
+        if start is None:
+            draw_weights(network, examples, protocol, number)
+            training.after(0, list)
+        for _ in range(start.done if start else 0):
+            after_step()
+        train_network(network, examples, protocol, number, dtype, after, start)
+        return training.rows, accuracy(network, tests, dtype) if tests else None
+
+    with bar or nullcontext(), precision_context(protocol.precision, device) as dtype:
+        return side_by_side(run, jobs, device, bar)
+
+
+class _Training:
+    """The snapshots of one network as they come; the training is saved with each."""
+
+    def __init__(self, network: Network, kept: list[int], files: "_Files", number: int) -> None:
+        self._network = network
+        self._states = {done: state for state, done in enumerate(kept)}
+        self._files = files
+        self._number = number
+        self.rows = torch.zeros(len(kept), sum(parameter.numel() for parameter in network.parameters()))
+
+    def resumed(self) -> Start | None:
+        """Where the saved training was, with the network as it was there; None if there is none."""
+        saved = self._files.load(self._number)
+        if saved is None:
+            return None
+        done, rows, momentum = saved
+        self.rows[: len(rows)] = rows
+        load_parameters(self._network, rows[-1])
+        sizes = [parameter.numel() for parameter in self._network.parameters()]
+        shapes = [parameter.shape for parameter in self._network.parameters()]
+        return Start(done, [part.view(shape) for part, shape in zip(momentum.split(sizes), shapes, strict=True)])
+
+    def after(self, done: int, momentum: Momentum) -> None:
+        """The network has had `done` updates."""
+        if (state := self._states.get(done)) is None:
+            return
+        self.rows[state] = flatten_parameters(self._network)
+        if done:
+            flat = torch.cat([part.contiguous().flatten().cpu() for part in momentum()])
+            self._files.save(self._number, done, self.rows[: state + 1], flat)
+
+
+class _Files:
+    """The file of the pool, and until it is complete one for each network next to it; with `path` None none at all.
+
+    settings: what a training must have been started with to be resumed.
+    """
+
+    def __init__(self, path: Path | None, settings: dict[str, Any]) -> None:
+        if path is not None and path.suffix != ".safetensors":
+            raise FastDMError(f"{path} must end in .safetensors")
+        self.path = path
+        self.settings = json.loads(json.dumps(settings))
+
+    def begin(self, resume: bool, overwrite: bool) -> NetworkPool | None:
+        """The pool, if it is complete and to be resumed; FastDMError where files would be lost."""
+        if self.path is None:
+            return None
+        if overwrite:
+            self._remove_parts()
+        elif self.path.exists():
+            if not resume:
+                raise FastDMError(f"{self.path} already exists: resume it, overwrite it, or choose another file")
+            pool = NetworkPool.load(self.path)
+            self._check(self.path, dict(pool.settings))
+            return pool
+        elif not resume and any(self._part(number).exists() for number in range(self.settings["networks"])):
+            raise FastDMError(f"a training for {self.path} was interrupted: resume it, overwrite it, or choose another")
+        return None
+
+    def finish(self, pool: NetworkPool) -> None:
+        """Write the pool in place of its parts."""
+        if self.path is not None:
+            pool.save(self.path)
+            self._remove_parts()
+
+    def save(self, number: int, done: int, rows: Tensor, momentum: Tensor) -> None:
+        """Keep network `number` after `done` updates: its snapshots until now, and its momentum."""
+        if self.path is None:
+            return
+        tensors = {"rows": rows.contiguous(), "momentum": momentum}
+        about = {"format": _FORMAT, "done": str(done), "settings": json.dumps(self.settings)}
+        with writing(self._part(number)) as temporary:
+            save_file(tensors, temporary, {**about, "crc32": str(crc32(*tensors.values()))})
+
+    def load(self, number: int) -> tuple[int, Tensor, Tensor] | None:
+        """What `save` kept of a network last."""
+        if self.path is None or not (part := self._part(number)).exists():
+            return None
+        try:
+            with safe_open(part, "pt") as file:
+                metadata = file.metadata() or {}
+                rows, momentum = file.get_tensor("rows"), file.get_tensor("momentum")
+            done, settings = int(metadata["done"]), json.loads(metadata["settings"])
+            if metadata["format"] != _FORMAT or metadata["crc32"] != str(crc32(rows, momentum)):
+                raise ValueError("its checksum does not match")
+        except (SafetensorError, OSError, KeyError, ValueError) as error:
+            raise FastDMError(f"the training in {part} is damaged ({error}); remove it and resume") from error
+        self._check(part, settings)
+        return done, rows, momentum
+
+    def _check(self, path: Path, settings: dict[str, Any]) -> None:
+        changes = [
+            f"{name} was {settings.get(name)!r} and is {now!r}"
+            for name, now in self.settings.items()
+            if settings.get(name) != now
+        ]
+        if changes:
+            raise FastDMError(
+                f"{path} was begun with different settings ({'; '.join(changes)}); use the same, or overwrite"
+            )
+
+    def _part(self, number: int) -> Path:
+        assert self.path is not None
+        return self.path.with_name(f"{self.path.stem}-network-{number}.safetensors")
+
+    def _remove_parts(self) -> None:
+        for number in range(self.settings["networks"]):
+            self._part(number).unlink(missing_ok=True)

@@ -1,0 +1,55 @@
+"""What a run's accuracy is compared with: random real images and the whole set, measured once, kept in its folder."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+
+import torch
+
+from fastdm.applications.report.reading import BASELINES, RunRecord
+from fastdm.data.pool import Dataset, Pool
+from fastdm.errors import FastDMError
+from fastdm.evaluation.measure import measure
+from fastdm.evaluation.protocol import Protocol
+from fastdm.synthetic.initial import random_selection, whole_set
+from fastdm.synthetic.synthetic_set import SyntheticSet
+from fastdm.system.files import writing
+
+WHOLE_SET_EPOCHS = 200
+"""As one trains on a whole set, whose epochs have far more updates than those of a condensed set."""
+
+
+def measure_baselines(
+    record: RunRecord, dataset: Dataset, device: torch.device, *, epochs: int | None = None, progress: bool = False
+) -> None:
+    """Evaluate random real images, those that the run's seed draws, and the whole set by the protocol of the run.
+
+    epochs: those of the whole set, by default the protocol's and at most `WHOLE_SET_EPOCHS`. What the folder keeps
+    already is not measured again. Raises FastDMError for a run that was not evaluated.
+    """
+    if not record.protocol:
+        raise FastDMError(f"{record.folder} was not evaluated, so baselines have no protocol to follow")
+    if record.baselines:
+        return
+    try:
+        protocol = Protocol(**record.protocol)
+    except TypeError as error:
+        raise FastDMError(f"the protocol in {record.folder} is damaged ({error})") from error
+    candidates: Mapping[str, tuple[SyntheticSet | Pool, Protocol]] = {
+        "random real images": (
+            random_selection(
+                dataset, record.ipc, int(record.settings["seed"]), partition=int(record.settings.get("partition", 1))
+            ),
+            protocol,
+        ),
+        "whole set": (
+            whole_set(dataset),
+            dataclasses.replace(protocol, epochs=epochs or min(WHOLE_SET_EPOCHS, protocol.epochs)),
+        ),
+    }
+    measured = {
+        name: measure(images, dataset, how, device, progress=progress).accuracies
+        for name, (images, how) in candidates.items()
+    }
+    with writing(record.folder / BASELINES) as temporary:
+        temporary.write_text(json.dumps({"protocol": record.protocol, "accuracies": measured}, indent=2) + "\n")

@@ -1,0 +1,204 @@
+"""What run folders hold, as a report needs it. Nothing here is trusted to be complete: a run may still be going on."""
+
+import json
+import statistics
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastdm.applications.experiments import FILE as EVALUATION
+from fastdm.applications.watch import FILE as DURING
+from fastdm.errors import FastDMError
+from fastdm.evaluation.protocol import Evaluation
+from fastdm.runs.about import About
+from fastdm.runs.log import FILE as LOG
+from fastdm.runs.run import SET, SETTINGS
+from fastdm.synthetic.synthetic_set import SyntheticSet
+
+BASELINES = "baselines.json"
+"""In a run folder: accuracies of random real images and of the whole set, by the protocol of its evaluation."""
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One run.
+
+    settings: those of the run; synthetic: its set, None if it has not ended; losses: (iteration, loss) in order;
+    seconds: of all its sessions; pictures: (iteration, file) in order; protocol, evaluation: how its set was evaluated
+    and what that gave; during: (iteration, evaluation) of those on the way; baselines: evaluations of other sets by the
+    same protocol, by name; profile: what `fastdm profile` measured.
+    """
+
+    name: str
+    folder: Path
+    settings: Mapping[str, Any]
+    about: About
+    synthetic: SyntheticSet | None
+    losses: list[tuple[int, float]]
+    seconds: float
+    pictures: list[tuple[int, Path]]
+    protocol: Mapping[str, Any]
+    evaluation: Evaluation
+    during: list[tuple[int, Evaluation]]
+    baselines: Mapping[str, Evaluation]
+    profile: Mapping[str, Any]
+
+    @property
+    def dataset(self) -> str:
+        return str(self.about.dataset["name"])
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return tuple(map(str, self.about.dataset["class_names"]))
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        channels, height, width = self.about.dataset["image_shape"]
+        return channels, height, width
+
+    @property
+    def ipc(self) -> int:
+        return int(self.settings["ipc"])
+
+    @property
+    def iterations(self) -> int:
+        """Iterations done, as far as the log goes."""
+        return self.losses[-1][0] + 1 if self.losses else 0
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a reader should know before trusting the run."""
+        notes = [*self.about.notes]
+        wanted = int(self.settings.get("iterations", 0))
+        if self.synthetic is None:
+            notes.append(f"the run has not ended: {self.iterations} of {wanted} iterations are logged")
+        return notes
+
+    def mean_loss(self, *, first: bool, of: int = 25) -> float | None:
+        """The mean of the first or last losses; None without any."""
+        losses = [loss for _, loss in (self.losses[:of] if first else self.losses[-of:])]
+        return statistics.fmean(losses) if losses else None
+
+
+def find_runs(paths: Iterable[Path]) -> list[Path]:
+    """The run folders that are meant: each path itself, or those directly below it.
+
+    Raises FastDMError for a path with neither.
+    """
+    found: list[Path] = []
+    for path in paths:
+        runs = [path] if (path / SETTINGS).is_file() else []
+        if not runs and path.is_dir():
+            runs = sorted(entry for entry in path.iterdir() if (entry / SETTINGS).is_file())
+        if not runs:
+            raise FastDMError(
+                f"{path} is neither a run folder, which has a {SETTINGS}, nor a folder of run folders; name what "
+                "condense wrote under its save_path"
+            )
+        found.extend(run for run in runs if run not in found)
+    return found
+
+
+def read_run(folder: Path, name: str = "") -> RunRecord:
+    """What a run folder holds. Raises FastDMError, naming the file, for one that is damaged."""
+    settings = _object(folder / SETTINGS)
+    synthetic = SyntheticSet.load(folder / SET) if (folder / SET).exists() else None
+    about = About.read(folder) or _about_of(folder, synthetic)
+    losses, seconds = read_log(folder / LOG)
+    measured = _object(folder / EVALUATION)
+    baselines = _object(folder / BASELINES)
+    same_protocol = baselines.get("protocol") == measured.get("protocol")
+    return RunRecord(
+        name=name or folder.resolve().name,
+        folder=folder,
+        settings=settings,
+        about=about,
+        synthetic=synthetic,
+        losses=losses,
+        seconds=seconds,
+        pictures=_pictures(folder),
+        protocol=measured.get("protocol", {}),
+        evaluation=_evaluation(folder / EVALUATION, measured),
+        during=_during(folder / DURING),
+        baselines={
+            what: _evaluation(folder / BASELINES, {"accuracies": accuracies})
+            for what, accuracies in baselines.get("accuracies", {}).items()
+            if same_protocol
+        },
+        profile=_object(folder / "profile.json") or _object(folder / "profile" / "profile.json"),
+    )
+
+
+def read_log(log: Path) -> tuple[list[tuple[int, float]], float]:
+    """(iteration, loss) of every line with a loss, and the seconds of all sessions.
+
+    The clock starts anew when a run is resumed. A last line that is cut short is not counted.
+    """
+    losses, seconds, before = [], 0.0, 0.0
+    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+    for number, line in enumerate(lines, 1):
+        try:
+            entry = json.loads(line)
+            if "loss" not in entry:
+                continue
+            losses.append((int(entry["iteration"]), float(entry["loss"])))
+            now = float(entry["seconds"])
+        except (ValueError, KeyError, TypeError) as error:
+            if number == len(lines):  # being written, or the run was killed
+                break
+            raise FastDMError(f"line {number} of {log} is damaged ({error})") from error
+        if now < before:
+            seconds += before
+        before = now
+    return losses, seconds + before
+
+
+def _during(path: Path) -> list[tuple[int, Evaluation]]:
+    """(iteration, evaluation) of every line; of an iteration that was evaluated twice, by a resumed run, the later."""
+    found = {}
+    for number, line in enumerate(path.read_text().splitlines() if path.exists() else [], 1):
+        try:
+            entry = json.loads(line)
+            found[int(entry["iteration"])] = _evaluation(path, entry)
+        except (ValueError, KeyError, TypeError) as error:
+            raise FastDMError(f"line {number} of {path} is damaged ({error})") from error
+    return sorted(found.items())
+
+
+def _object(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; empty if there is no file."""
+    try:
+        content = json.loads(path.read_text()) if path.exists() else {}
+    except (OSError, ValueError) as error:
+        raise FastDMError(f"{path} is damaged ({error})") from error
+    if not isinstance(content, dict):
+        raise FastDMError(f"{path} is damaged (it holds no JSON object)")
+    return content
+
+
+def _about_of(folder: Path, synthetic: SyntheticSet | None) -> About:
+    if synthetic is None:
+        raise FastDMError(f"{folder} has neither about.json nor a finished set to show; let the run end first")
+    return About(
+        {
+            "name": synthetic.dataset,
+            "class_names": synthetic.class_names,
+            "image_shape": synthetic.images.shape[1:],
+            "mean": synthetic.mean,
+            "std": synthetic.std,
+        }
+    )
+
+
+def _pictures(folder: Path) -> list[tuple[int, Path]]:
+    numbered = [(path.stem.removeprefix("iteration_"), path) for path in folder.glob("iteration_*.png")]
+    return sorted((int(number), path) for number, path in numbered if number.isdecimal())
+
+
+def _evaluation(path: Path, content: Mapping[str, Any]) -> Evaluation:
+    try:
+        accuracies = {str(name): [*map(float, values)] for name, values in content.get("accuracies", {}).items()}
+    except (TypeError, ValueError, AttributeError) as error:
+        raise FastDMError(f"{path} is damaged ({error})") from error
+    return Evaluation({name: values for name, values in accuracies.items() if values})

@@ -1,0 +1,75 @@
+"""What is seen of a run on its way: the public code's pictures, and evaluations where they are asked for."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from fastdm.data.pool import Dataset
+from fastdm.errors import FastDMError
+from fastdm.evaluation.measure import measure
+from fastdm.evaluation.protocol import Evaluation, Protocol
+from fastdm.runs.events import FOLDER as EVENTS
+from fastdm.runs.events import Events
+from fastdm.synthetic.synthetic_set import SyntheticSet
+from fastdm.system.files import reason
+
+PICTURE_EVERY = 2000
+"""Iterations between the pictures of the public code, the first of them of the initial images."""
+
+FILE = "evaluations.jsonl"
+"""In a run folder: what was measured during the run."""
+
+
+class Watch:
+    """Looks at a run: a picture called `picture`{iteration}.png every 2,000 iterations, and evaluations."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        device: torch.device,
+        folder: Path,
+        picture: Path,
+        report: Callable[[str, Evaluation], None],
+    ) -> None:
+        self._dataset = dataset
+        self._device = device
+        self._folder = folder
+        self._picture = picture
+        self._report = report
+        self._protocol: Protocol | None = None
+        self._iterations = range(0)
+        self._title = ""
+
+    def evaluate(self, protocol: Protocol, iterations: range, title: str) -> None:
+        """Also evaluate the set by `protocol`, after these numbers of iterations."""
+        self._protocol, self._iterations, self._title = protocol, iterations, title
+
+    def wants(self, iteration: int) -> bool:
+        return iteration % PICTURE_EVERY == 0 or iteration in self._iterations
+
+    def look(self, iteration: int, synthetic: SyntheticSet) -> None:
+        if iteration % PICTURE_EVERY == 0:
+            self.picture(iteration, synthetic)
+        if iteration in self._iterations and self._protocol is not None:
+            evaluation = measure(synthetic, self._dataset, self._protocol, self._device)
+            line = {"iteration": iteration, "mean": evaluation.mean, "accuracies": evaluation.accuracies}
+            try:
+                with (self._folder / FILE).open("a") as file:
+                    file.write(json.dumps(line) + "\n")
+            except OSError as error:
+                raise FastDMError(f"{self._folder / FILE} cannot be written: {reason(error)}") from error
+            self._report(f"{self._title}, iteration {iteration}", evaluation)
+            self.show(iteration, evaluation)
+
+    def picture(self, iteration: int, synthetic: SyntheticSet) -> None:
+        """Write a picture of the set as it is after so many iterations."""
+        synthetic.save_grid(self._picture.with_name(f"{self._picture.name}{iteration}.png"))
+
+    def show(self, iteration: int, evaluation: Evaluation) -> None:
+        """Show what was measured in TensorBoard, if the run is shown there."""
+        if (self._folder / EVENTS).exists():
+            events = Events(self._folder)
+            events.accuracies(iteration, evaluation.mean)
+            events.close()

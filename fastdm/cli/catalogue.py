@@ -1,0 +1,52 @@
+"""`fastdm list`."""
+
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from fastdm.cli.options import a_choice
+from fastdm.cli.output import print_json
+from fastdm.system.streams import on_terminal
+
+
+def _networks() -> list[str]:
+    from fastdm.networks.architectures import network_names
+
+    return list(network_names())
+
+
+def _datasets() -> list[str]:
+    from fastdm.data.named import NAMES
+
+    return list(NAMES)
+
+
+def _augmentations() -> list[str]:
+    from fastdm.augmentation import FAMILIES
+
+    return list(FAMILIES)
+
+
+KINDS: dict[str, Callable[[], list[str]]] = {
+    "networks": _networks,
+    "datasets": _datasets,
+    "augmentations": _augmentations,
+}
+
+
+def catalogue(
+    kind: Annotated[
+        str,
+        typer.Argument(
+            parser=a_choice({name: name for name in KINDS}), metavar="KIND", help="networks, datasets or augmentations."
+        ),
+    ],
+) -> None:
+    """List the names that --model, --dataset and --dsa_strategy take."""
+    names = KINDS[kind]()
+    if not on_terminal():
+        print_json({kind: names})
+        return
+    for name in names:
+        typer.echo(name)

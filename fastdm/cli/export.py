@@ -1,0 +1,78 @@
+"""`fastdm export`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fastdm.cli.options import SOURCE, BatchTrain, DataPath, Device, Epochs, ImageSize, LrNet, Seed
+from fastdm.cli.output import print_evaluation, print_json
+from fastdm.errors import FastDMError
+from fastdm.system.streams import on_terminal
+from fastdm.system.text import printable
+
+if TYPE_CHECKING:
+    from fastdm.data.pool import Dataset as OpenDataset
+    from fastdm.synthetic.synthetic_set import SyntheticSet
+
+
+def export(
+    file: Annotated[Path, typer.Argument(help="A condensed set: .safetensors, or the public code's .pt.")],
+    out: Annotated[Path, typer.Argument(help="A folder for PNG files, or a file that ends in .npz or .pt.")],
+    experiment: Annotated[
+        int | None, typer.Option("--experiment", help="Which set of a .pt file, counted from 0.  [default: the only]")
+    ] = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Also evaluate the set as it is and with 8-bit pixels.")
+    ] = False,
+    dataset: Annotated[
+        str | None,
+        typer.Option("--dataset", help=f"Whose test images and class names to use: {SOURCE}"),
+    ] = None,
+    data_path: DataPath = Path("data"),
+    image_size: ImageSize = None,
+    num_eval: Annotated[int, typer.Option("--num_eval", min=1, help="Networks trained on each.")] = 5,
+    epoch_eval_train: Epochs = 1000,
+    lr_net: LrNet = 0.01,
+    batch_train: BatchTrain = 256,
+    seed: Seed = 0,
+    device: Device = None,
+) -> None:
+    """Write a condensed set for people without fastdm: PNG files in class folders, arrays, or the public code's file.
+
+    Says how many pixel values 8 bits cannot hold and, with --measure, what that costs in accuracy.
+    """
+    from fastdm.applications.export import export as export_set
+    from fastdm.applications.export import rounded
+    from fastdm.data.sources import open_dataset
+    from fastdm.evaluation.measure import measure as evaluate
+    from fastdm.evaluation.measure import recorded_settings
+    from fastdm.evaluation.protocol import Protocol
+    from fastdm.synthetic.synthetic_set import dataset_name
+    from fastdm.system.device import default_device
+
+    data = None
+    if dataset is not None or measure:
+        data = open_dataset(dataset or dataset_name(file), data_path=data_path, image_size=image_size)
+    synthetic = _load(file, experiment, data)
+    exported = export_set(synthetic, out)
+    if on_terminal():
+        typer.echo(f"saved {printable(out)}: {exported}")
+    else:
+        print_json({"saved": str(out), "values": exported.values, "clipped": exported.clipped})
+    if data is None or not measure:
+        return
+    network, strategy = recorded_settings(synthetic, data)
+    protocol = Protocol([network], strategy, num_eval, epoch_eval_train, lr_net, batch_train, seed)
+    for title, images in (("the set as it is", synthetic), ("with 8-bit pixels", rounded(synthetic.expand()))):
+        evaluation = evaluate(images, data, protocol, default_device(device), progress=True)
+        print_evaluation(title, evaluation, dataset=data.name)
+
+
+def _load(file: Path, experiment: int | None, data: "OpenDataset | None") -> "SyntheticSet":
+    from fastdm.synthetic.synthetic_set import SyntheticSet
+
+    sets = SyntheticSet.load_all(file, dataset=data)
+    if experiment is None and len(sets) > 1:
+        raise FastDMError(f"{file} holds {len(sets)} sets; say with --experiment which, counted from 0")
+    return SyntheticSet.load(file, experiment=experiment or 0, dataset=data)

@@ -1,0 +1,147 @@
+"""`evaluate_synset`: the public code's training of a network on a condensed set, with the caller's own network."""
+
+import time
+import weakref
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import DataLoader
+
+from fastdm.compat.diff_augment import DiffAugment
+from fastdm.errors import FastDMError
+from fastdm.system.device import free_memory
+
+MOMENTUM = 0.9
+WEIGHT_DECAY = 5e-4
+TEST_BATCH = 1024
+CACHE_SHARE = 4
+"""A test set is kept on the device if this many of its size would fit there."""
+
+
+class _TestSet(NamedTuple):
+    images: Tensor
+    labels: Tensor
+
+
+_kept: "weakref.WeakKeyDictionary[Any, _TestSet]" = weakref.WeakKeyDictionary()
+
+
+def evaluate_synset(
+    it_eval: int, net: nn.Module, images_train: Tensor, labels_train: Tensor, testloader: Iterable[Any], args: Any
+) -> tuple[nn.Module, float, float]:
+    """Train `net` on a condensed set and test it: (net, training accuracy of the last epoch, test accuracy).
+
+    The public function of this name (DatasetCondensation, utils.py): SGD with momentum 0.9 and weight decay 5e-4,
+    args.epoch_eval_train + 1 epochs in batches of args.batch_train, a tenth of args.lr_net after the middle, every
+    batch augmented. It draws what the public function draws from the global generators, so that both train alike to
+    rounding.
+
+    it_eval: a number for the line that is printed. net: any module that gives logits [N, classes]. images_train:
+    normalised [N, C, H, W]; labels_train: integers [N]. testloader: gives (images, labels); it is read when it is first
+    used, and its images are kept on the device for the networks after, if they fit: make another loader for other
+    images. args: device, lr_net, epoch_eval_train, batch_train, and for the augmentation dsa, dsa_strategy, dsa_param.
+
+    Raises FastDMError for `args` without one of these, and for the augmentation of plain DC (args.dc_aug_param).
+    """
+    device = torch.empty(0, device=_of(args, "device")).device
+    lr, epochs, batch_train = (
+        float(_of(args, "lr_net")),
+        int(_of(args, "epoch_eval_train")),
+        int(_of(args, "batch_train")),
+    )
+    strategy, param = _augmentation(args)
+    net = net.to(device)
+    images, labels = images_train.detach().to(device), labels_train.to(device).long()
+    # The public code's order and draws: this loader's items are numbers, so that reading one at a time costs nothing.
+    numbers: Any = range(len(images))
+    order: DataLoader[Any] = DataLoader(numbers, batch_train, shuffle=True, collate_fn=torch.tensor)
+
+    began = time.monotonic()
+    optimizer = _sgd(net, lr)
+    net.train()
+    loss_train = right = torch.zeros((), device=device)
+    for epoch in range(epochs + 1):
+        loss_train, right = torch.zeros((), device=device), torch.zeros((), device=device)
+        for index in order:
+            rows = index.to(device)
+            batch, truth = images[rows].float(), labels[rows]
+            if strategy:
+                batch = DiffAugment(batch, strategy, param=param)
+            logits = net(batch)
+            loss = functional.cross_entropy(logits, truth)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            loss_train += loss.detach() * len(rows)
+            right += (logits.detach().argmax(1) == truth).sum()
+        if epoch == epochs // 2 + 1:
+            optimizer = _sgd(net, 0.1 * lr)
+    acc_train = right.item() / len(images)  # waits for the device
+    seconds = time.monotonic() - began
+    acc_test = _accuracy(net, testloader, device)
+    print(
+        f"Evaluate_{it_eval:02d}: epoch = {epochs:04d} train time = {seconds:.0f} s train loss = "
+        f"{loss_train.item() / len(images):.6f} train acc = {acc_train:.4f}, test acc = {acc_test:.4f}"
+    )
+    return net, acc_train, acc_test
+
+
+def _of(args: Any, name: str) -> Any:
+    try:
+        return getattr(args, name)
+    except AttributeError as error:
+        raise FastDMError(f"args has no {name}, which evaluate_synset needs") from error
+
+
+def _augmentation(args: Any) -> tuple[str, Any]:
+    """Strategy and parameters of DSA, "" for no augmentation."""
+    if _of(args, "dsa"):
+        strategy = _of(args, "dsa_strategy")
+        return ("" if strategy in (None, "none", "None") else strategy), _of(args, "dsa_param")
+    plain = getattr(args, "dc_aug_param", None)
+    if plain is not None and plain.get("strategy", "none") != "none":
+        raise FastDMError("args.dsa is off, and args.dc_aug_param asks for the augmentation of plain DC: use args.dsa")
+    return "", None
+
+
+def _sgd(net: nn.Module, lr: float) -> torch.optim.SGD:
+    return torch.optim.SGD(net.parameters(), lr, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
+
+
+@torch.no_grad()
+def _accuracy(net: nn.Module, testloader: Iterable[Any], device: torch.device) -> float:
+    net.eval()
+    right, total = torch.zeros((), dtype=torch.int64, device=device), 0
+    for images, labels in _test_batches(testloader, device):
+        right += (net(images).argmax(1) == labels).sum()
+        total += len(labels)
+    if total == 0:
+        raise FastDMError("testloader gives no images to test on")
+    return right.item() / total
+
+
+def _test_batches(testloader: Iterable[Any], device: torch.device) -> Iterable[tuple[Tensor, Tensor]]:
+    """The test images in batches, read from the loader only the first time."""
+    kept = _kept.get(testloader) if isinstance(testloader, DataLoader) else None
+    if kept is None or kept.images.device != device:
+        batches: list[tuple[Tensor, Tensor]] = []
+        size, fits = 0, True
+        for datum in testloader:
+            batches.append((datum[0].float().to(device), datum[1].long().to(device)))
+            size += batches[-1][0].nbytes
+            fits = fits and size * CACHE_SHARE <= free_memory(device)
+            if not fits:
+                yield from batches
+                batches.clear()
+        if not batches:
+            return
+        kept = _TestSet(*(torch.cat(parts) for parts in zip(*batches, strict=True)))
+        if isinstance(testloader, DataLoader):
+            _kept[testloader] = kept
+    elif isinstance(testloader, DataLoader):
+        # What a pass over the loader draws, so that the networks after train as they would have.
+        torch.empty((), dtype=torch.int64).random_(generator=testloader.generator)
+    yield from zip(kept.images.split(TEST_BATCH), kept.labels.split(TEST_BATCH), strict=True)

@@ -1,0 +1,162 @@
+"""PyTorch's map-style datasets, such as torchvision's, as a `Dataset`."""
+
+from collections.abc import Iterable, Sized
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import IterableDataset
+
+from fastdm.data.arrays import Split, as_images, empty_images, make_dataset
+from fastdm.data.decode import Pixels, eight_bits, resize
+from fastdm.data.folders import folder_name
+from fastdm.data.pool import Dataset
+from fastdm.errors import FastDMError, whole_number
+from fastdm.system.notes import Tally
+
+
+def is_map_style(source: object) -> bool:
+    """Whether `source` is a PyTorch dataset, or like one: items by number, and neither an array nor a sequence."""
+    if isinstance(source, Tensor | np.ndarray | list | tuple | str | bytes | dict) or hasattr(source, "__array__"):
+        return False
+    return isinstance(source, torch.utils.data.Dataset) or (
+        hasattr(source, "__getitem__") and hasattr(source, "__len__")
+    )
+
+
+def parts_of(source: object) -> tuple[Any, ...]:
+    """The one or two map-style datasets that `source` is or holds (train, test); empty if it is something else."""
+    if is_map_style(source):
+        return (source,)
+    if isinstance(source, tuple | list) and len(source) == 2 and all(map(is_map_style, source)):
+        return tuple(source)
+    return ()
+
+
+def open_map_style(parts: tuple[Any, ...], name: str | None, size: tuple[int, int] | None) -> Dataset:
+    """A training part, and one to test on if there is a second, of items (PIL image, tensor or array, label).
+
+    Every item is read once, in order, with its transform. Grey PIL images stay grey, others become RGB (see
+    `eight_bits`). The names of the classes are those in `classes`, which datasets of torchvision have.
+    """
+    name = name or _name(parts[0])
+    names = [_classes(part) for part in parts]
+    if len(parts) == 2 and None not in names and names[0] != names[1]:
+        raise FastDMError(
+            f"data set {name}: the training part has the classes {_listed(names[0])}, the test part "
+            f"{_listed(names[1])}; they must be the same, since labels are numbers among them"
+        )
+    tally = Tally()
+    try:
+        splits = [
+            _read(part, f"data set {name}, {which} part", size, tally)
+            for part, which in zip(parts, ("training", "test"), strict=False)
+        ]
+    finally:
+        tally.report(f"data set {name}")
+    return make_dataset(name, splits[0], splits[1] if len(splits) == 2 else None, names[0])
+
+
+def _read(part: Any, where: str, size: tuple[int, int] | None, tally: Tally) -> Split:
+    if isinstance(part, IterableDataset) or not isinstance(part, Sized):
+        raise FastDMError(f"{where}: {type(part).__name__} cannot be read by number; it must be a map-style dataset")
+    try:
+        count = len(part)
+    except Exception as error:  # whatever the user's code raises
+        raise FastDMError(f"{where}: its length is not known ({type(error).__name__}: {error})") from error
+    if count == 0:
+        raise FastDMError(f"{where}: there is no image")
+    images, shape = torch.empty(0), None
+    labels = []
+    for number in range(count):
+        item = f"{where}, item {number}"
+        picture, label = _item(part, number, item)
+        pixels = _pixels(picture, item, tally)
+        if size is not None and pixels.shape[1:] != size:
+            pixels = resize(pixels, size)
+        if shape is None:
+            shape = pixels.shape
+            images = empty_images(count, shape, "a smaller image_size, or a packed file (fastdm pack), needs less")
+            rows = images.numpy()
+        if pixels.shape != shape:
+            first, this = ("x".join(map(str, each)) for each in (shape, pixels.shape))
+            raise FastDMError(
+                f"{item} is {this}, but the first is {first}; bring all to one shape with image_size= or a transform"
+            )
+        rows[number] = pixels
+        labels.append(label)
+    return images, torch.tensor(labels)
+
+
+def _item(part: Any, number: int, item: str) -> tuple[Any, int]:
+    try:
+        values = part[number]
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever the user's code raises
+        raise FastDMError(f"{item} cannot be read: {type(error).__name__}: {error}") from error
+    if not isinstance(values, tuple | list) or len(values) < 2:
+        raise FastDMError(f"{item} is a {type(values).__name__}; it must be (image, label)")
+    picture, label = values[:2]
+    if isinstance(label, Tensor | np.ndarray) and np.prod(label.shape) == 1:
+        label = label.item()
+    try:
+        return picture, whole_number("its label", label, 0)
+    except FastDMError as error:
+        raise FastDMError(f"{item}: {error}") from error
+
+
+def _pixels(picture: object, item: str, tally: Tally) -> Pixels:
+    """uint8 [C, H, W]."""
+    if isinstance(picture, Image.Image):
+        try:
+            levels = np.asarray(eight_bits(picture, tally, item))
+        except OSError as error:
+            raise FastDMError(f"{item}: {error}") from error
+        return levels[None] if levels.ndim == 2 else levels.transpose(2, 0, 1)
+    if not isinstance(picture, Tensor | np.ndarray):
+        raise FastDMError(f"{item} has a {type(picture).__name__} for an image; it must be a PIL image or a tensor")
+    if isinstance(picture, Tensor) and picture.is_floating_point() and ((picture < 0) | (picture > 1)).any():
+        raise FastDMError(
+            f"{item} has pixels of {float(picture.min()):g}..{float(picture.max()):g}; they must lie in [0, 1]: take "
+            "Normalize out of the transform, fastdm normalises by itself"
+        )
+    if picture.ndim not in (2, 3):
+        raise FastDMError(f"{item} is an image of shape {list(picture.shape)}; it must be [C, H, W] or [H, W]")
+    pixels: Pixels = as_images(item.removeprefix("data set "), picture[None]).numpy()[0]
+    return pixels
+
+
+def _name(part: Any) -> str:
+    """As its folder where it has class folders, else as its class, such as CIFAR10."""
+    innermost = _innermost(part)
+    if hasattr(innermost, "class_to_idx") and hasattr(innermost, "samples") and hasattr(innermost, "root"):
+        return folder_name(Path(innermost.root))
+    return type(innermost).__name__
+
+
+def _classes(part: Any) -> list[str] | None:
+    classes = getattr(_innermost(part), "classes", None)
+    if isinstance(classes, str) or not isinstance(classes, Iterable) or not isinstance(classes, Sized):
+        return None
+    return [str(each) for each in classes] or None
+
+
+def _innermost(part: Any) -> Any:
+    """What a Subset or a ConcatDataset is made from (of several, the first)."""
+    for _ in range(10):
+        if hasattr(part, "dataset"):
+            part = part.dataset
+        elif getattr(part, "datasets", None):
+            part = part.datasets[0]
+        else:
+            break
+    return part
+
+
+def _listed(names: list[str] | None) -> str:
+    names = names or []
+    return f"{', '.join(names[:5])}{', …' if len(names) > 5 else ''} ({len(names)})"

@@ -1,0 +1,35 @@
+"""Let a piece of work end before a signal is heeded."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name))
+"""What asks a program to stop: Ctrl-C, a batch system's end of time, a terminal that closes, and its warning before."""
+
+
+@contextmanager
+def deferred() -> Iterator[None]:
+    """Hold back the signals that stop a program until the block has ended, however many there are.
+
+    What they would have done, such as raising KeyboardInterrupt, is then done once, unless the block itself raised.
+    Those that are ignored, or that end the process at once, stay as they are. Outside the main thread nothing is held
+    back: signals never interrupt other threads.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    arrived: list[tuple[int, FrameType | None]] = []
+    before = {number: handler for number in STOPPING if callable(handler := signal.getsignal(number))}
+    try:
+        for number in before:
+            signal.signal(number, lambda number, frame: arrived.append((number, frame)))
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if arrived:
+        number, frame = arrived[0]
+        before[signal.Signals(number)](number, frame)

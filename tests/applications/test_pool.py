@@ -1,0 +1,122 @@
+"""Training a pool: what is kept, that it repeats and resumes bit for bit, and its file."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import fastdm
+from bench.baselines.public_step import random_dataset
+from fastdm.applications import pool as pool_room
+from fastdm.data.pool import Dataset
+from fastdm.errors import FastDMError
+from fastdm.networks.trained import NetworkPool, load_parameters
+
+OPTIONS: dict[str, Any] = {
+    "networks": 2,
+    "epochs": 3,
+    "states": 4,
+    "network": "ConvNetD1",
+    "batch_train": 16,
+    "device": "cpu",
+    "precision": "fp32",
+}
+
+
+@pytest.fixture
+def dataset() -> Dataset:
+    made = random_dataset([20, 21, 22], (1, 8, 8))
+    return dataclasses.replace(made, test=made.train)
+
+
+def train(dataset: Dataset, **changes: Any) -> NetworkPool:
+    return fastdm.train_pool(dataset, **{**OPTIONS, **changes})
+
+
+def test_a_pool_repeats_bit_for_bit_and_follows_the_seed(dataset: Dataset) -> None:
+    first = train(dataset)
+    assert torch.equal(first.weights, train(dataset).weights)
+    assert not torch.equal(first.weights, train(dataset, seed=1).weights)
+    assert len(first.weights.flatten(0, 1).unique(dim=0)) == 2 * 4
+    # A network's start does not depend on how many there are.
+    assert torch.equal(first.weights[:1, 0], train(dataset, networks=1).weights[:, 0])
+
+
+def test_the_last_state_has_the_accuracy_that_is_stated(dataset: Dataset) -> None:
+    pool = train(dataset, epochs=20, lr_net=0.05, cutmix=False)
+    network = pool.build()
+    mean, std = dataset.mean[0], dataset.std[0]
+    images = (dataset.train.images / 255 - mean) / std
+    for row, stated in zip(pool.weights, pool.accuracies, strict=True):
+        load_parameters(network, row[-1])
+        right = (network(images).argmax(1) == dataset.train.labels).double().mean()
+        assert right == pytest.approx(stated)
+        load_parameters(network, row[0])
+    assert min(pool.accuracies) > 0.4
+
+
+def test_an_interrupted_training_resumes_bit_for_bit(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped between two snapshots, in the middle of an epoch, at all snapshots in turn."""
+    whole = train(dataset)
+    path = tmp_path / "pool.safetensors"
+    after = pool_room._Training.after
+    for stop in (5, 9):
+
+        def stopping(self: Any, done: int, momentum: Any, stop: int = stop) -> None:
+            after(self, done, momentum)
+            if done == stop:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(pool_room._Training, "after", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            train(dataset, save_path=path, resume=True)
+        assert not path.exists()
+    monkeypatch.setattr(pool_room._Training, "after", after)
+    with pytest.raises(FastDMError, match="was interrupted: resume it"):
+        train(dataset, save_path=path)
+    with pytest.raises(FastDMError, match=r"lr_net was 0\.01 and is 0\.02"):
+        train(dataset, save_path=path, resume=True, lr_net=0.02)
+    resumed = train(dataset, save_path=path, resume=True)
+    assert torch.equal(resumed.weights, whole.weights)
+    assert resumed.accuracies == whole.accuracies
+    assert [each.name for each in tmp_path.iterdir()] == [path.name]
+    # A complete pool is what is resumed, without training.
+    monkeypatch.setattr(pool_room, "_train", None)
+    assert torch.equal(train(dataset, save_path=path, resume=True).weights, whole.weights)
+    with pytest.raises(FastDMError, match="already exists"):
+        train(dataset, save_path=path)
+
+
+def test_a_pool_survives_its_file_and_damage_is_noticed(dataset: Dataset, tmp_path: Path) -> None:
+    pool = train(dataset)
+    path = tmp_path / "pool.safetensors"
+    pool.save(path)
+    loaded = NetworkPool.load(path)
+    assert torch.equal(loaded.weights, pool.weights)
+    assert loaded.summary() == pool.summary()
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(FastDMError, match="checksum does not match"):
+        NetworkPool.load(path)
+    with pytest.raises(FastDMError, match="is not a pool of trained networks"):
+        NetworkPool.load(tmp_path / "absent.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"networks": 0}, "networks is 0"),
+        ({"epochs": 0}, "epochs is 0"),
+        ({"states": 1}, "states is 1"),
+        ({"network": "ConvNt"}, "unknown network 'ConvNt'"),
+        ({"save_path": "pool.pt"}, "must end in .safetensors"),
+    ],
+)
+def test_bad_settings_are_refused(changes: dict[str, Any], message: str, dataset: Dataset) -> None:
+    with pytest.raises(FastDMError, match=message):
+        train(dataset, **changes)

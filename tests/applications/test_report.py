@@ -1,0 +1,347 @@
+"""The page on runs: what it shows, that it needs nothing from outside, that nothing in it can break it."""
+
+import base64
+import dataclasses
+import io
+import itertools
+import json
+import re
+import shlex
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+import fastdm
+from bench.baselines.public_step import random_dataset
+from fastdm.applications.report.baselines import measure_baselines
+from fastdm.applications.report.command import repeating_command
+from fastdm.applications.report.figures import loss_lines
+from fastdm.applications.report.page import render, write_report
+from fastdm.applications.report.published import published_accuracy
+from fastdm.applications.report.reading import RunRecord, read_log, read_run
+from fastdm.applications.report.sheets import PIXELS, Layout, synthetic_frames
+from fastdm.applications.report.svg import number_text
+from fastdm.cli import app
+from fastdm.data.pool import Dataset, Pool
+from fastdm.errors import FastDMError
+from fastdm.runs.about import About
+
+CPU = torch.device("cpu")
+EVIL = '<script>alert("x")</script>'
+
+
+class Page(HTMLParser):
+    """Elements, ids and texts of a page; void elements are those of HTML, every other one must be closed in order."""
+
+    VOID = ("meta", "link", "input", "br", "img")
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self._open: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self._open and self._open[-1] not in ("style", "script"):
+            self.text += data
+
+    def attributes(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+def dataset_of(classes: int, each: int = 6, names: tuple[str, ...] | None = None) -> Dataset:
+    data = random_dataset([each] * classes, shape=(3, 8, 8))
+    test = Pool(data.train.images[::2].clone(), torch.arange(classes + 1) * (each // 2))
+    return dataclasses.replace(data, test=test, class_names=names or data.class_names)
+
+
+def make_run(folder: Path, data: Dataset, **options: Any) -> Path:
+    settings = {"ipc": 2, "iterations": 6, "batch_real": 4, "network": "ConvNetD1", "picture_every": 2, **options}
+    fastdm.condense(data, device="cpu", save_path=folder, **settings)
+    return folder
+
+
+def evaluate(folder: Path, accuracies: list[float]) -> None:
+    """As if the set had been evaluated."""
+    protocol = {
+        "networks": ["ConvNetD1"], "strategy": "flip", "num_eval": len(accuracies), "epochs": 1, "lr_net": 0.01,
+        "batch_train": 8, "seed": 0, "precision": None,
+    }  # fmt: skip
+    content = {"set_crc32": "0", "protocol": protocol, "accuracies": {"ConvNetD1": accuracies}}
+    (folder / "evaluation.json").write_text(json.dumps(content))
+
+
+@pytest.fixture(scope="module")
+def data() -> Dataset:
+    return dataset_of(3)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, data: Dataset) -> Path:
+    folder = make_run(tmp_path_factory.mktemp("runs") / "first", data)
+    evaluate(folder, [0.5, 0.75])
+    return folder
+
+
+def frames_on(page: str) -> dict[str, Any]:
+    found = re.search(r'<script type="application/json" id="frames">(.*?)</script>', page, re.DOTALL)
+    assert found is not None
+    content: dict[str, Any] = json.loads(found[1])
+    return content
+
+
+def test_the_page_shows_the_run(run: Path, data: Dataset) -> None:
+    html = render([read_run(run)], dataset=data)
+    page = Page(html)
+    for text in ("first", "random", "class 0", "62.5", "± 12.5", "ConvNetD1", "measured peak"):
+        assert text in page.text + " ".join(str(a.get("aria-label")) for a in page.attributes("svg")), text
+    # Initial images, three pictures of which the last is the set itself.
+    frames = frames_on(html)
+    assert frames["iterations"] == [0, 2, 4, 6]
+    assert (frames["runs"][0]["at"], len(frames["runs"][0]["sheets"])) == ([0, 2, 4, 6], 3)
+    (slider,) = (attributes for attributes in page.attributes("input") if attributes["type"] == "range")
+    assert (slider["min"], slider["max"], slider["value"]) == ("0", "3", "3")
+
+
+def test_the_page_needs_nothing_from_outside(run: Path, data: Dataset) -> None:
+    html = render([read_run(run)], dataset=data)
+    page = Page(html)
+    links = [value for _, attributes in page.elements for name, value in attributes.items() if name in ("src", "href")]
+    assert all(link is not None and link.startswith(("#", "data:")) for link in links)
+    assert all(url.startswith("data:image/webp;base64,") for url in re.findall(r"url\(([^)$]*)\)", html) if url)
+    assert not re.search(r"https?://|@import|//cdn", html)
+    (policy,) = (a["content"] for a in page.attributes("meta") if a.get("http-equiv") == "Content-Security-Policy")
+    assert policy is not None
+    assert "default-src 'none'" in policy
+
+
+def test_every_figure_and_picture_has_a_text_and_ids_are_unique(run: Path, data: Dataset) -> None:
+    page = Page(render([read_run(run), read_run(run, "again")], dataset=data))
+    for tag, attributes in page.elements:
+        if attributes.get("role") == "img":
+            assert attributes["aria-label"], tag
+        if tag == "svg":
+            assert attributes.get("role") == "img" or attributes["aria-hidden"] == "true"
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    named = [a[name] for _, a in page.elements for name in ("aria-labelledby", "for") if name in a]
+    assert set(named) <= set(ids)
+    headings = [int(tag[1]) for tag, _ in page.elements if re.fullmatch("h[1-6]", tag)]
+    assert headings[0] == 1
+    assert all(after - before <= 1 for before, after in itertools.pairwise(headings))
+
+
+def test_names_and_settings_are_escaped(tmp_path: Path) -> None:
+    data = dataclasses.replace(dataset_of(2, names=(EVIL, "</style>&amp;")), name=EVIL)
+    folder = make_run(tmp_path / "run", data)
+    settings = json.loads((folder / "settings.json").read_text())
+    (folder / "settings.json").write_text(json.dumps({**settings, EVIL: f"</script>{EVIL}"}))
+    about = About.read(folder)
+    assert about is not None
+    dataclasses.replace(about, notes=[EVIL], machine={EVIL: EVIL}).write(folder)
+    html = render([read_run(folder, EVIL)], dataset=data)
+    page = Page(html)
+    assert EVIL not in html
+    assert page.text.count(EVIL) > 5
+    assert "</style>&amp;" in page.text
+    assert [a.get("type") for a in page.attributes("script")] == ["application/json", None]
+
+
+def test_the_sheet_holds_the_images(run: Path, data: Dataset) -> None:
+    """Small pictures are lossless: every tile is the image of the set, or of the picture of that iteration."""
+    record = read_run(run)
+    frames = synthetic_frames(record, data, 10_000_000)
+    assert frames is not None
+    assert frames.initial
+    assert record.synthetic is not None
+    start = fastdm.random_selection(data, ipc=2, seed=0)
+    grid = torch.from_numpy(_pixels(record.pictures[0][1].read_bytes()).copy()).movedim(2, 0)
+    for number, expected in ((0, start.pixels()), (3, record.synthetic.pixels())):
+        for c in range(3):
+            for j in range(2):
+                assert torch.equal(_tile(frames.sheets[number][1], frames.layout, 2 * c + j), expected[2 * c + j])
+    cell = slice(2 + 10, 2 + 10 + 8)  # the second image of a row, behind gaps of 2
+    assert torch.equal(_tile(frames.sheets[1][1], frames.layout, 1), grid[:, 2:10, cell])
+
+
+def _pixels(content: bytes) -> Any:
+    import numpy as np
+
+    return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+
+
+def _tile(url: str, layout: Layout, number: int) -> torch.Tensor:
+    sheet = torch.from_numpy(_pixels(base64.b64decode(url.partition(",")[2])).copy()).movedim(2, 0)
+    row, column = divmod(number, layout.across)
+    return sheet[:, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8]
+
+
+def test_a_thousand_classes_stay_below_20_mb() -> None:
+    """Noise, which compresses worst, of 1,000 classes of 64x64, at ten images per class, over more than 24 pictures."""
+    layout = Layout.fit(1000, 10, 64, 64)
+    assert layout.classes * layout.images * layout.height * layout.width <= PIXELS
+    images = torch.randn(1000, 3, 64, 64)
+    synthetic = fastdm.SyntheticSet(images, tuple(map(str, range(1000))), (0.5,) * 3, (0.25,) * 3, "noise")
+    about = About({"name": "noise", "class_names": synthetic.class_names, "image_shape": (3, 64, 64)})
+    record = RunRecord(
+        name="noise", folder=Path("noise"), settings={"ipc": 1, "seed": 0}, about=about, synthetic=synthetic,
+        losses=[(number, 1.0) for number in range(20_000)], seconds=1.0, pictures=[], protocol={},
+        evaluation=fastdm.evaluation.protocol.Evaluation({}), during=[], baselines={}, profile={},
+    )  # fmt: skip
+    html = render([record])
+    assert len(html.encode()) < 20_000_000
+    assert html.count('class="tile run-0"') == 1000
+
+
+def test_a_budget_takes_quality_first_and_then_pictures(run: Path, data: Dataset) -> None:
+    record = read_run(run)
+    sizes = []
+    for budget in (10_000_000, 4000, 300):
+        frames = synthetic_frames(record, data, budget)
+        assert frames is not None
+        assert frames.sheets[-1][0] == 6
+        sizes.append((len(frames.sheets), sum(len(url) for _, url in frames.sheets)))
+    assert sizes[0][0] == 4
+    assert sizes[2][0] < 4
+    assert sizes[0][1] >= sizes[1][1] >= sizes[2][1]
+
+
+def test_runs_side_by_side_mark_what_differs(run: Path, data: Dataset, tmp_path: Path) -> None:
+    other = make_run(tmp_path / "second", data, lr_img=0.5, seed=3)
+    written = write_report([run, other], tmp_path / "page.html", dataset=data, png=tmp_path / "png")
+    html = written[0].read_text()
+    page = Page(html)
+    differing = re.findall(r'<tr class="differ"><th scope="row">(\w+)', html)
+    assert differing == ["lr_img", "seed"]
+    assert page.text.count("This command repeats the run:") == 2
+    assert sorted(path.name for path in written[1:]) == ["images_1.png", "images_2.png", "loss.png"]
+    for path in written[1:]:
+        with Image.open(path) as picture:
+            assert picture.format == "PNG"
+            assert picture.size[0] > 100
+
+
+def test_the_command_repeats_the_run(run: Path, data: Dataset, tmp_path: Path) -> None:
+    """It is parsed by condense itself, and makes the same set."""
+    import numpy as np
+
+    record = read_run(run)
+    arguments = shlex.split(repeating_command(record))[1:]
+    images = data.train.images.movedim(1, -1).numpy()
+    np.savez(tmp_path / "random.npz", x_train=images, y_train=data.train.labels.numpy())
+    arguments[arguments.index("--dataset") + 1] = str(tmp_path / "random.npz")
+    arguments[arguments.index("--num_eval") + 1] = "0"
+    with pytest.raises(SystemExit) as ended:
+        app([*arguments, "--save_path", str(tmp_path / "result"), "--device", "cpu"])
+    assert ended.value.code in (0, None)
+    again = read_run(tmp_path / "result" / "DM_random_ConvNetD1_2ipc_exp0")
+    assert again.settings == record.settings
+    assert len(list((tmp_path / "result").glob("report_DM_random_ConvNetD1_2ipc.html"))) == 1
+
+
+def test_the_command_names_what_is_not_the_default(run: Path) -> None:
+    record = read_run(run)
+    settings = {**record.settings, "networks": "trained", "clamp": False, "partition": 2}
+    protocol = {**record.protocol, "name": "idc", "cutmix": False, "networks": ["ConvNetW32", "ConvNetW64"]}
+    words = repeating_command(dataclasses.replace(record, settings=settings, protocol=protocol))
+    for part in ("--pool path/to/pool", "--no_clamp", "--partition 2", "--protocol idc", "--no_cutmix"):
+        assert part in words
+    pool = ["ConvNetW32", "ConvNetW64", "ConvNetW128", "ConvNetW256"]
+    words = repeating_command(dataclasses.replace(record, protocol={**protocol, "networks": pool}))
+    assert words.endswith("--eval_mode W")
+
+
+def test_the_loss_curve_is_the_mean_of_its_bins(run: Path) -> None:
+    losses = [(number, float(number % 2)) for number in range(1000)]
+    record = dataclasses.replace(read_run(run), losses=losses)
+    (line,) = loss_lines([record])
+    assert len(line.x) == 200
+    assert line.x[:2] == [2.0, 7.0]
+    assert line.mean[:2] == pytest.approx([0.4, 0.6])
+    # Nine bins of five: 22 or 23 ones of 45.
+    assert line.high[100] - line.mean[100] == pytest.approx(0.5, abs=0.001)
+
+
+def test_the_log_counts_the_seconds_of_all_sessions(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    seconds = [1.0, 2.0, 0.5, 1.5]
+    lines = [json.dumps({"iteration": i, "loss": 2.0 * i, "seconds": s}) for i, s in enumerate(seconds)]
+    log.write_text("\n".join([*lines, '{"iteration": 4, "lo']))
+    assert read_log(log) == ([(0, 0.0), (1, 2.0), (2, 4.0), (3, 6.0)], 3.5)
+    log.write_text("\n".join(["{", *lines]))
+    with pytest.raises(FastDMError, match="line 1 of"):
+        read_log(log)
+
+
+def test_baselines_are_measured_once_and_shown(run: Path, data: Dataset) -> None:
+    measure_baselines(read_run(run), data, CPU)
+    record = read_run(run)
+    assert {name: len(e.accuracies["ConvNetD1"]) for name, e in record.baselines.items()} == {
+        "random real images": 2,
+        "whole set": 2,
+    }
+    before = (run / "baselines.json").stat().st_mtime_ns
+    measure_baselines(record, data, CPU)
+    assert (run / "baselines.json").stat().st_mtime_ns == before
+    assert "not measured" not in Page(render([record], dataset=data)).text
+    (run / "baselines.json").unlink()
+
+
+def test_accuracies_on_the_way_are_a_curve(run: Path, data: Dataset) -> None:
+    lines = [{"iteration": i, "accuracies": {"ConvNetD1": [0.1 * i, 0.2]}} for i in (2, 4)]
+    (run / "evaluations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    html = render([read_run(run)], dataset=data)
+    (run / "evaluations.jsonl").unlink()
+    assert "Accuracy over the iterations. first: from 20 to 62.5" in html
+
+
+def test_published_figures() -> None:
+    assert published_accuracy("CIFAR10", 10) == (48.9, 0.6)
+    assert published_accuracy("CIFAR10", 1250) == (80.8, None)
+    assert published_accuracy("FashionMNIST", 10) is None
+
+
+def test_without_its_data_set_the_page_says_why(run: Path, tmp_path: Path) -> None:
+    text = Page(render([read_run(run)], data_path=tmp_path / "nowhere")).text
+    assert f"Real examples are not shown: there is no folder {tmp_path / 'nowhere'} to look for random in." in text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0, "0"), (1234.5, "1,234"), (12.34, "12.3"), (0.5, "0.5"), (100, "100"), (1e-7, "1e-07")]
+)
+def test_numbers_as_people_read_them(value: float, text: str) -> None:
+    assert number_text(value) == text
+
+
+def test_what_is_no_run_is_one_sentence(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(FastDMError, match="neither a run folder"):
+        write_report([tmp_path], tmp_path / "page.html")
+    for number in range(7):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "settings.json").write_text("{}")
+    with pytest.raises(FastDMError, match="at most 6"):
+        write_report([tmp_path], tmp_path / "page.html")
+    with pytest.raises(FastDMError, match=r"neither about\.json nor"):
+        read_run(tmp_path / "0")
+    broken = tmp_path / "0" / "about.json"
+    broken.write_text("{")
+    with pytest.raises(FastDMError, match="is damaged"):
+        read_run(tmp_path / "0")

@@ -1,0 +1,112 @@
+"""The gates in front of a step's speed, and what torch.compile is worth."""
+
+import dataclasses
+from pathlib import Path
+
+import jsonschema
+import pytest
+import torch
+
+from bench import report, step
+from bench.harness import records
+from bench.harness.records import Recorder, Row
+from bench.harness.workloads import CIFAR10, CPU, CPU_SIZES
+from fastdm.condensation.step import Step
+
+SMALL = next(size for size in CPU_SIZES if size.name == "scaling, 10 classes")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_step_passes(precision: str) -> None:
+    errors = step.check(SMALL, CPU, precision)
+    assert errors["correct"], errors
+
+
+def test_one_wrong_image_and_a_small_error_of_all_are_seen() -> None:
+    exact = torch.randn(10, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert step.compared(exact, exact, "fp32")["correct"]
+
+    one_wrong = exact.clone()
+    one_wrong[3] = 0
+    errors = step.compared(one_wrong, exact, "fp32")
+    assert errors["median_error"] == 0
+    assert not errors["correct"]
+
+    errors = step.compared(1.0001 * exact, exact, "fp32")
+    assert errors["error"] <= errors["tolerance"]
+    assert not errors["correct"]
+
+    assert not step.compared(exact * torch.nan, exact, "fp32")["correct"]
+
+
+def test_a_wrong_step_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step, "apart", lambda function, *args: {"correct": False, "error": 1.0})
+    assert step.measure(SMALL, CPU, "fp32", 0) == {"correct": False, "error": 1.0}
+
+
+def test_the_times_of_both_kinds_of_malloc_become_two_ratios(monkeypatch: pytest.MonkeyPatch) -> None:
+    def apart(function: object, *args: object) -> object:
+        if function is step.check:
+            return {"correct": True}
+        if function is step.cpu_peak:
+            return 100
+        raised = args[-1]
+        times = {"fastdm": [1.0], "public": [3.0 if raised else 6.0]}
+        return {"seconds": records.spreads(times)}
+
+    monkeypatch.setattr(step, "apart", apart)
+    row = step.measure(CIFAR10.smoke(), CPU, "fp32", 0)
+    assert row["ratio"] == {"public": 6.0, "raised": 3.0}
+    assert set(row["seconds"]) == {"fastdm", "public", "fastdm raised", "public raised"}
+    assert row["peak_mib"] == {"fastdm": 100, "public": 100}
+
+
+def measure_compiled(monkeypatch: pytest.MonkeyPatch, compile: object) -> Row:
+    """A row of a small network, with something quicker in the place of torch.compile."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # What the benchmark sets is undone.
+    monkeypatch.setattr(Step, "compile", compile)
+    return step.measure_compiled(dataclasses.replace(CIFAR10.smoke(), network="LeNet", size=32), seconds=0)
+
+
+def test_a_row_holds_both_times_and_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = measure_compiled(monkeypatch, lambda step: 1.5)
+    assert row["compile_seconds"] == 1.5
+    assert row["error"] == 0
+    assert row["correct"]
+    assert set(row["seconds"]) == {"eager", "compiled"}
+    assert row["ratio"] > 0
+
+
+def test_steps_that_differ_have_no_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    def spoil(step: Step) -> float:
+        step._mean += 0.1
+        return 1.0
+
+    row = measure_compiled(monkeypatch, spoil)
+    assert not row["correct"]
+    assert not {"seconds", "ratio", "paid_after"} & row.keys()
+
+
+def test_a_network_that_cannot_be_compiled_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(step: Step) -> float:
+        raise RuntimeError("no compiler")
+
+    row = Recorder(step.COMPILE, {}).add({"name": "LeNet"}, lambda: measure_compiled(monkeypatch, fail))
+    assert row["failure"] == "RuntimeError: no compiler"
+
+
+def test_compiling_pays_once_it_has_saved_its_time(folder: Path) -> None:
+    gains = step.gain({"eager": [0.5], "compiled": [0.25]}, 10.1)
+    assert gains["ratio"] == 2
+    assert gains["paid_after"] == 41
+    loses = step.gain({"eager": [0.25], "compiled": [0.5]}, 10.1)
+    assert "paid_after" not in loses
+    assert report.block(step.COMPILE) == ""
+    recorder = Recorder(step.COMPILE, {})
+    recorder.add({"name": "A", **gains})
+    recorder.add({"name": "B", **loses})
+    (result,) = step.COMPILE.load()
+    jsonschema.validate(result, records.SCHEMA)
+    page = report.block(step.COMPILE)
+    assert "| A | 500 | 250 | 2.00 | 41 iterations |" in page
+    assert "- B: 2.00\u00d7 the time without it" in page

@@ -1,0 +1,61 @@
+"""The waterfall: a stage whose losses are off has no speed, and what is right is timed before the next one is built."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bench import waterfall
+from bench.baselines.public_step import PublicStep
+from bench.harness.records import Recorder
+from bench.harness.workloads import CIFAR10, CPU
+
+WORK = CIFAR10.smoke()
+
+
+def run(chosen: list[waterfall.Stage]) -> list[dict[str, Any]]:
+    waterfall.waterfall(Recorder(waterfall.SUITE, {}), WORK, CPU, chosen, 0, 0.0)
+    return waterfall.SUITE.load()[0]["rows"]  # type: ignore[no-any-return]
+
+
+def stage(name: str, build: Any) -> waterfall.Stage:
+    return waterfall.Stage(name, "", "fp32", build)
+
+
+def test_every_stage_of_a_cpu_has_the_public_losses(folder: Path) -> None:
+    chosen = waterfall.stages(CPU, compiled=False)
+    rows = run(chosen)
+    assert [row["name"] for row in rows] == ["public", "batched", "batched bf16", "fastdm", "fastdm bf16"]
+    for row in rows:
+        assert row["correct"], row
+        assert row["times_public"] > 0
+        assert row["seconds"]["iteration"]["n"] >= 2
+
+
+def test_a_stage_is_timed_and_saved_before_the_next_is_built(folder: Path) -> None:
+    def public(dataset: Any, settings: Any, device: torch.device, _: torch.dtype) -> PublicStep:
+        return PublicStep(dataset, settings, device)
+
+    def killed(*_: Any) -> Any:
+        (row,) = waterfall.SUITE.load()[0]["rows"]
+        assert row["seconds"]
+        raise RuntimeError("no time")
+
+    first, second = run([stage("public", public), stage("compiled bf16", killed)])
+    assert first["seconds"]
+    assert second["failure"] == "RuntimeError: no time"
+
+
+def test_a_stage_whose_losses_are_off_has_no_speed(folder: Path) -> None:
+    (row,) = run([stage("fastdm", lambda *_: lambda iteration: 1.0)])
+    assert not row["correct"]
+    assert "seconds" not in row
+
+
+def test_torch_compile_is_built_last_and_the_headline_has_three_stages(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = torch.device("cuda", 0)
+    assert [one.name for one in waterfall.stages(cuda, compiled=True)][-1] == "compiled bf16"
+    headline = [one.name for one in waterfall.stages(cuda, compiled=True, headline=True)]
+    assert headline == ["fastdm bf16 graph", "public", "compiled bf16"]
+    assert [one.name for one in waterfall.stages(CPU, compiled=False, headline=True)] == ["fastdm", "public"]

@@ -1,0 +1,140 @@
+"""`evaluate_synset` against the public function, transcribed."""
+
+import copy
+from argparse import Namespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from fastdm.compat import DiffAugment, ParamDiffAug, evaluate_synset
+from fastdm.errors import FastDMError
+
+
+def arguments(**changes: Any) -> Namespace:
+    values = {
+        "device": "cpu", "lr_net": 0.05, "epoch_eval_train": 4, "batch_train": 4, "dsa": True,
+        "dsa_strategy": "color_crop_cutout_flip_scale_rotate", "dsa_param": ParamDiffAug(), "dc_aug_param": None,
+    }  # fmt: skip
+    return Namespace(**{**values, **changes})
+
+
+def public(net: nn.Module, images: Tensor, labels: Tensor, testloader: Any, args: Namespace) -> tuple[float, float]:
+    """(training accuracy of the last epoch, test accuracy), as the public code finds them."""
+    lr = args.lr_net
+    loader = DataLoader(TensorDataset(images, labels), batch_size=args.batch_train, shuffle=True)
+    optimizer = torch.optim.SGD(net.parameters(), lr=lr, momentum=0.9, weight_decay=5e-4)
+    train_accuracy = 0.0
+    for epoch in range(args.epoch_eval_train + 1):
+        net.train()
+        right = 0
+        for batch, truth in loader:
+            if args.dsa:
+                batch = DiffAugment(batch, args.dsa_strategy, param=args.dsa_param)
+            output = net(batch)
+            loss = nn.CrossEntropyLoss()(output, truth)
+            right += int((output.argmax(1) == truth).sum())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        train_accuracy = right / len(images)
+        if epoch == args.epoch_eval_train // 2 + 1:
+            optimizer = torch.optim.SGD(net.parameters(), lr=0.1 * lr, momentum=0.9, weight_decay=5e-4)
+    net.eval()
+    found = [(int((net(batch).argmax(1) == truth).sum()), len(truth)) for batch, truth in testloader]
+    return train_accuracy, sum(right for right, _ in found) / sum(count for _, count in found)
+
+
+def network(seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    layers = (nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 64, 3))
+    return nn.Sequential(*layers)
+
+
+class Counted(TensorDataset):
+    """Counts how often an image is read."""
+
+    read = 0
+
+    def __getitem__(self, index: Any) -> tuple[Tensor, ...]:
+        self.read += 1
+        return super().__getitem__(index)
+
+
+@pytest.fixture
+def data() -> tuple[Tensor, Tensor, Counted]:
+    generator = torch.Generator().manual_seed(0)
+    images, tests = torch.randn(10, 3, 8, 8, generator=generator), torch.randn(50, 3, 8, 8, generator=generator)
+    return images, torch.arange(10) % 3, Counted(tests, torch.arange(50) % 3)
+
+
+@pytest.mark.parametrize("changes", [{}, {"dsa": False}, {"dsa_strategy": "none"}], ids=["dsa", "off", "none"])
+def test_two_networks_train_as_with_the_public_function(
+    changes: dict[str, Any], data: tuple[Tensor, Tensor, Counted], capsys: pytest.CaptureFixture[str]
+) -> None:
+    images, labels, tests = data
+    theirs, ours = [], []
+    loader = DataLoader(tests, batch_size=16)
+    args = arguments(**changes)
+    first, second = network(1), network(2)
+    torch.manual_seed(5)
+    theirs = [public(net, images, labels, loader, args) for net in map(copy.deepcopy, (first, second))]
+    after = torch.rand(1)
+    tests.read = 0
+    torch.manual_seed(5)
+    trained = [evaluate_synset(number, net, images, labels, loader, args) for number, net in enumerate((first, second))]
+    assert torch.equal(torch.rand(1), after)  # the generator is where the public function leaves it
+    ours = [(train, test) for _, train, test in trained]
+    assert ours == theirs
+    assert trained[1][0] is second
+    assert tests.read == 50  # once, not for every network
+    assert "Evaluate_01: epoch = 0004 train time" in capsys.readouterr().out
+
+
+def test_the_weights_are_the_public_ones(data: tuple[Tensor, Tensor, Counted]) -> None:
+    images, labels, tests = data
+    net = network(3)
+    other = copy.deepcopy(net)
+    torch.manual_seed(5)
+    public(other, images, labels, DataLoader(tests, batch_size=16), arguments())
+    torch.manual_seed(5)
+    evaluate_synset(0, net, images, labels, DataLoader(tests, batch_size=16), arguments())
+    for ours, theirs in zip(net.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)  # the same operations in the same order
+
+
+def test_any_iterable_of_batches_is_a_testloader(data: tuple[Tensor, Tensor, Counted]) -> None:
+    images, labels, tests = data
+    batches = [(tests.tensors[0], tests.tensors[1].to(torch.int32))]
+    _, _, accuracy = evaluate_synset(0, network(1), images, labels, batches, arguments())
+    assert 0 <= accuracy <= 1
+    with pytest.raises(FastDMError, match="testloader gives no images"):
+        evaluate_synset(0, network(1), images, labels, [], arguments())
+
+
+def test_a_test_set_that_does_not_fit_is_read_batch_by_batch(
+    data: tuple[Tensor, Tensor, Counted], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, labels, tests = data
+    loader = DataLoader(tests, batch_size=16)
+    torch.manual_seed(5)
+    whole = evaluate_synset(0, network(1), images, labels, loader, arguments())[2]
+    monkeypatch.setattr("fastdm.compat.evaluation.free_memory", lambda _: 4 * 20 * 3 * 64 * 4)
+    tests.read = 0
+    for _ in range(2):
+        torch.manual_seed(5)
+        small = evaluate_synset(0, network(1), images, labels, DataLoader(tests, batch_size=16), arguments())[2]
+        assert small == whole
+    assert tests.read == 100
+
+
+def test_arguments_that_are_missing_or_ask_for_another_augmentation() -> None:
+    args = arguments()
+    del args.lr_net
+    with pytest.raises(FastDMError, match="args has no lr_net"):
+        evaluate_synset(0, network(1), torch.zeros(2, 3, 8, 8), torch.zeros(2), [], args)
+    plain = arguments(dsa=False, dc_aug_param={"strategy": "crop"})
+    with pytest.raises(FastDMError, match="asks for the augmentation of plain DC"):
+        evaluate_synset(0, network(1), torch.zeros(2, 3, 8, 8), torch.zeros(2), [], plain)

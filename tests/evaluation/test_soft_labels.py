@@ -1,0 +1,65 @@
+"""Labels by a teacher: their values, their file, and what is trained for."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import fastdm
+from fastdm.data.pool import Dataset
+from fastdm.errors import FastDMError
+from fastdm.evaluation.soft_labels import relabel
+from fastdm.networks.trained import NetworkPool, load_parameters
+from fastdm.synthetic.synthetic_set import SyntheticSet
+
+
+@pytest.fixture(scope="module")
+def digits() -> Dataset:
+    return fastdm.open_dataset("digits")
+
+
+@pytest.fixture(scope="module")
+def pool(digits: Dataset) -> NetworkPool:
+    return fastdm.train_pool(digits, networks=2, epochs=2, states=2, network="ConvNetD1", device="cpu")
+
+
+def test_labels_are_the_mean_of_the_last_states(digits: Dataset, pool: NetworkPool, tmp_path: Path) -> None:
+    labelled = relabel(fastdm.random_selection(digits, 2, partition=2), pool)
+    expected = torch.zeros(80, 10)
+    network = pool.build()
+    for row in pool.weights:
+        load_parameters(network, row[-1])
+        expected += network(labelled.expand().images).softmax(1) / 2
+    assert labelled.soft_labels is not None
+    torch.testing.assert_close(labelled.soft_labels.float(), expected, rtol=2**-10, atol=1e-6)  # float16
+    labelled.save(tmp_path / "set.safetensors")
+    loaded = SyntheticSet.load(tmp_path / "set.safetensors")
+    assert loaded.soft_labels is not None
+    assert torch.equal(loaded.soft_labels, labelled.soft_labels)
+    assert loaded.summary()["soft_labels"] is True
+
+
+def test_soft_labels_are_trained_for_and_random_images_measured_too(digits: Dataset, pool: NetworkPool) -> None:
+    chosen = fastdm.random_selection(digits, 3, seed=4)
+    options = {"num_eval": 1, "epochs": 15, "networks": ["ConvNetD1"], "device": "cpu"}
+    soft = fastdm.evaluate(chosen, digits, labels="soft", pool=pool, **options)  # type: ignore[arg-type]
+    again = fastdm.evaluate(relabel(chosen, pool), digits, labels="soft", pool=pool, **options)  # type: ignore[arg-type]
+    hard = fastdm.evaluate(chosen, digits, **options)  # type: ignore[arg-type]
+    assert soft.accuracies == again.accuracies != hard.accuracies
+    assert soft.random is not None
+    assert hard.random is None
+    other = fastdm.random_selection(digits, 3, seed=0)
+    alone = fastdm.evaluate(other, digits, labels="soft", pool=pool, **options)  # type: ignore[arg-type]
+    assert soft.random.accuracies == alone.accuracies
+
+
+def test_what_cannot_be_labelled_is_refused(digits: Dataset, pool: NetworkPool) -> None:
+    chosen = fastdm.random_selection(digits, 1)
+    with pytest.raises(FastDMError, match="there is no pool"):
+        fastdm.evaluate(chosen, digits, labels="soft", device="cpu")
+    with pytest.raises(FastDMError, match="is for condensed sets"):
+        fastdm.evaluate(fastdm.whole_set(digits), digits, labels="soft", pool=pool, device="cpu")
+    with pytest.raises(FastDMError, match=r"soft labels must be float16 \[10, 10\]"):
+        SyntheticSet(
+            chosen.images, chosen.class_names, chosen.mean, chosen.std, "digits", soft_labels=torch.ones(10, 10)
+        )

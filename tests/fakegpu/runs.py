@@ -1,0 +1,129 @@
+"""Whole runs on a small fake card: checkpoints, resuming, profiles, streams, evaluation. Each function is a check."""
+
+import io
+import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastdm.applications.profiling import profile
+from fastdm.condensation.build import build_step
+from fastdm.condensation.loop import condense
+from fastdm.condensation.settings import Settings
+from fastdm.data.batches import ResidentImages
+from fastdm.data.pool import Dataset
+from fastdm.evaluation.protocol import Protocol
+from fastdm.evaluation.training import LabelledImages, train_network
+from fastdm.networks.architectures import build_network
+from fastdm.synthetic.initial import random_selection
+from fastdm.system.device import precision_context
+from tests.fakegpu.gpu import recorded
+from tests.fakegpu.steps import SMALL, dataset
+
+LARGE = (10, 20_000, 3, 64, 64)
+"""2.3 GiB: more than half of a card of 4 GiB."""
+
+
+def check(device: torch.device) -> Iterator[dict[str, Any]]:
+    """A row for every check of this file, with what does not hold under `wrong`."""
+    for run in (
+        a_run_is_recorded_profiled_and_resumed,
+        a_stream_serves_the_chosen_backend,
+        a_pool_on_the_device_serves_as_it_is,
+        a_second_condensation_has_the_same_plan,
+        a_profile_without_kernel_times_is_written,
+        training_waits_once_for_its_key,
+    ):
+        wrong: list[str] = []
+        with recorded() as lines:
+            try:
+                run(device)
+            except Exception as error:
+                wrong.append(f"{type(error).__name__}: {error}"[:300])
+        wrong += [f"illegal: {line.what}" for line in lines if line.kind == "ILLEGAL"][:1]
+        yield {"name": run.__name__.replace("_", " "), "wrong": wrong}
+
+
+def a_run_is_recorded_profiled_and_resumed(device: torch.device) -> None:
+    options = {"ipc": 1, "batch_real": 16, "network": "ConvNet", "device": device, "backend": "triton"}
+    data = dataset(*SMALL)
+    with tempfile.TemporaryDirectory() as folder, _notes() as notes:
+        condense(data, **options, iterations=6, save_path=folder, save_every=2, profile=range(2, 4), progress=True)
+        assert {"trace.json", "memory.pickle"} <= {path.name for path in Path(folder, "profile").iterdir()}
+        condense(data, **options, iterations=8, save_path=folder, resume=True, progress=True)
+        assert len(Path(folder, "log.jsonl").read_text().splitlines()) >= 8
+    assert not [note for note in notes if "without a CUDA graph" in note], notes
+
+
+def a_stream_serves_the_chosen_backend(device: torch.device) -> None:
+    data = dataset(*LARGE)
+    for backend in ("triton", "auto"):
+        with _notes() as notes:
+            condense(data, ipc=1, batch_real=16, iterations=3, device=device, backend=backend, progress=True)
+        assert [note for note in notes if "are streamed" in note], notes
+
+
+def a_pool_on_the_device_serves_as_it_is(device: torch.device) -> None:
+    """However large it is, and whatever name the device goes by."""
+    torch.cuda.set_device(device)
+    data = dataset(*LARGE, device=str(device))
+    step, _ = _build(data, device)
+    assert isinstance(step._real, ResidentImages)
+    assert step._real._images.data_ptr() == data.train.to("cuda").images.data_ptr() == data.train.images.data_ptr()
+    step.close()
+    condense(data, ipc=1, batch_real=16, iterations=2, device="cuda")
+    torch.cuda.set_device(0)
+
+
+def a_second_condensation_has_the_same_plan(device: torch.device) -> None:
+    """The allocator keeps what the first one took: it must not look like memory that is gone."""
+    plans = []
+    for _ in range(3):
+        step, plan = _build(dataset(100, 300, 3, 32, 32), device, batch_real=256)
+        reason = step.capture()
+        assert not reason, reason
+        step.close()
+        plans.append((plan.residence, plan.chunk_classes, plan.micro_batch))
+        del step
+    assert plans[0] == plans[1] == plans[2], plans
+
+
+def a_profile_without_kernel_times_is_written(device: torch.device) -> None:
+    """The fake card has no CUPTI, as a machine whose driver lets nobody profile."""
+    with tempfile.TemporaryDirectory() as folder:
+        result = profile(dataset(*SMALL), Settings(ipc=1, batch_real=16), device, Path(folder))
+        assert result.graph
+        assert "no times of kernels" in json.loads(Path(folder, "profile.json").read_text())["verdict"]
+
+
+def training_waits_once_for_its_key(device: torch.device) -> None:
+    """Two networks, since the first one brings constants to the device as well."""
+    images = random_selection(dataset(*SMALL), ipc=10)
+    examples = LabelledImages.of(images, images.mean, images.std, device)
+    protocol = Protocol(("ConvNet",), "color_crop_cutout_flip_scale_rotate", 2, 3, 0.01, 32, 0, "tf32")
+    with precision_context("tf32", device) as dtype:
+        network = build_network("ConvNet", channels=3, num_classes=10, image_size=(32, 32), device=device)
+        for number in range(2):
+            with recorded() as lines:
+                train_network(network, examples, protocol, number, dtype)
+    waits = [line.what for line in lines if line.kind == "WAIT"]
+    assert len(waits) == 1, waits
+
+
+def _build(data: Dataset, device: torch.device, batch_real: int = 16) -> Any:
+    settings = Settings(ipc=1, batch_real=batch_real, init="noise").resolve(data, device)
+    with precision_context(settings.precision, device) as dtype:
+        return build_step(data, settings, device, dtype)
+
+
+@contextmanager
+def _notes() -> Iterator[list[str]]:
+    """What a run says within the block."""
+    notes: list[str] = []
+    with redirect_stdout(io.StringIO()) as out:
+        yield notes
+    notes += [json.loads(line).get("note", "") for line in out.getvalue().splitlines()]
