@@ -139,8 +139,8 @@ def _is_for_kernels(x: Tensor, families: tuple[str, ...]) -> bool:
     """
     if x.shape[1] not in (1, 3) or x.numel() == 0 or x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         return False
-    if not x.is_cpu or len(families) > 2:
-        return True
+    if not x.is_cpu or len(families) > 2 or torch.autograd.forward_ad._current_level >= 0:
+        return True  # PyTorch's grid_sample has no forward mode
     return x.numel() >= _MANY and not {"cutout", "flip"}.issuperset(families)
 
 
