@@ -1,11 +1,14 @@
 """What a step takes on a GPU, counted on cards that do not exist: plan, memory, graph, launches.
 
-python -m bench.fakegpu [--smoke]
+python -m bench.fakegpu
 """
 
+import json
+import subprocess
 import sys
 
 from bench.harness import arguments, cells
+from bench.harness.machine import REPOSITORY
 from bench.harness.records import Recorder, Suite
 
 SUITE = Suite(
@@ -31,19 +34,16 @@ SUITE = Suite(
 
 
 def main() -> int:
-    from tests.fakegpu.cards import run_all
-
     options = arguments.parser(__doc__).parse_args()
     recorder = Recorder(SUITE, {"smoke": options.smoke})
-    wrong = 0
-    for row in run_all():
-        wrong += bool(row["wrong"])
-        if "peak_mib" in row or row["wrong"]:
-            failed = {"failure": "; ".join(row.pop("wrong"))} if row["wrong"] else {}
-            recorder.add({**row, "name": f"{row['card']}: {row['name']}", **failed})
-        if options.smoke:
-            break
-    return 1 if wrong else 0
+    command = [sys.executable, "-m", "tests.fakegpu", "--json"]
+    with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for row in map(json.loads, process.stdout):
+            failed = {"failure": "; ".join(row["wrong"])} if row["wrong"] else {}
+            if "peak_mib" in row or failed:
+                recorder.add({**row, "name": f"{row['card']}: {row['name']}", **failed})
+    return process.returncode
 
 
 if __name__ == "__main__":
