@@ -16,6 +16,7 @@ from bench import (
     calls,
     compile,
     evaluation,
+    fakegpu,
     kernels,
     launches,
     loading,
@@ -30,7 +31,21 @@ from bench.harness.machine import REPOSITORY
 from bench.harness.records import Column, Result, Row, Suite
 
 README = REPOSITORY / "README.md"
-_MODULES = (accuracy, waterfall, step, calls, launches, loading, peaks, evaluation, kernels, compile, traffic, run)
+_MODULES = (
+    accuracy,
+    waterfall,
+    step,
+    calls,
+    launches,
+    loading,
+    peaks,
+    evaluation,
+    kernels,
+    compile,
+    traffic,
+    fakegpu,
+    run,
+)
 SUITES = {suite.name: suite for module in _MODULES for suite in vars(module).values() if isinstance(suite, Suite)}
 
 

@@ -28,6 +28,10 @@ def build_step(
 
     pool: the networks of networks="trained", which `matching_pool` has checked.
     """
+    if device.type == "cuda":
+        # Memory that PyTorch keeps from earlier work would be split by tensors that stay, and be lost for a graph,
+        # whose memory is its own.
+        torch.cuda.empty_cache()
     networks = _networks(dataset, settings, device, dtype, pool)
     plan = make_plan(
         networks.network,

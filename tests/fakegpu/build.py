@@ -42,8 +42,8 @@ def _build(out: Path) -> None:
         missing.write_text("#include <stdio.h>\n" + "".join(map(_not_there, functions)))
         names.write_text(f"{name} {{ global: *; }};\n")
         versions = [f"-Wl,--version-script={names}"] if source == "runtime.c" else []
-        linked = ("-shared", "-fPIC", "-w", f"-Wl,-soname,{name}", *versions, compiled, missing)
-        _run("cc", *linked, "-o", out / name, "-ldl", "-lpthread")
+        options = ["-shared", "-fPIC", "-w", f"-Wl,-soname,{name}", *versions]
+        _run("cc", *options, compiled, missing, "-o", out / name, "-ldl", "-lpthread")
 
 
 def _not_there(function: str) -> str:

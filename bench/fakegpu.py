@@ -1,0 +1,50 @@
+"""What a step takes on a GPU, counted on cards that do not exist: plan, memory, graph, launches.
+
+python -m bench.fakegpu
+"""
+
+import json
+import subprocess
+import sys
+
+from bench.harness import arguments, cells
+from bench.harness.machine import REPOSITORY
+from bench.harness.records import Recorder, Suite
+
+SUITE = Suite(
+    "fakegpu",
+    "Steps on GPUs that are not there",
+    "The plan, the allocations, the graph and the launches are real (see tests/fakegpu/README.md); nothing was "
+    "computed, and cuDNN's workspaces are missing. Nodes are those of an iteration's graph (0: it is streamed), "
+    "launches and waits those of the host in an iteration.",
+    ("kernels", "augmentation", "data", "networks", "objectives", "condensation", "system", "tests/fakegpu"),
+    [
+        ("card, data set", cells.text("name")),
+        ("real images", cells.text("residence")),
+        ("classes at a time", cells.number("chunk_classes", "{:.0f}")),
+        ("planned, GiB", cells.number("planned_mib", "{:.1f}", 1024)),
+        ("peak, GiB", cells.number("peak_mib", "{:.1f}", 1024)),
+        ("kept by the allocator, GiB", cells.number("reserved_mib", "{:.1f}", 1024)),
+        ("nodes", cells.number("nodes", "{:.0f}")),
+        ("launches", cells.number("launches", "{:,.0f}")),
+        ("waits", cells.number("waits", "{:.0f}")),
+    ],
+    everywhere=True,
+)
+
+
+def main() -> int:
+    options = arguments.parser(__doc__).parse_args()
+    recorder = Recorder(SUITE, {"smoke": options.smoke})
+    command = [sys.executable, "-m", "tests.fakegpu", "--json"]
+    with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for row in map(json.loads, process.stdout):
+            failed = {"failure": "; ".join(row["wrong"])} if row["wrong"] else {}
+            if "peak_mib" in row or failed:
+                recorder.add({**row, "name": f"{row['card']}: {row['name']}", **failed})
+    return process.returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
