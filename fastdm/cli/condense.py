@@ -3,38 +3,26 @@
 import dataclasses
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, cast
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 import typer
 
+from fastdm.cli import options
 from fastdm.cli.arguments import config_text
-from fastdm.cli.options import (
-    DEFAULT_IPC,
-    Backend,
-    BatchReal,
-    BatchTrain,
-    Checks,
-    ChunkMemory,
-    Config,
-    DataPath,
-    Dataset,
-    Device,
-    Epochs,
-    EvalMode,
-    ImageSize,
-    Ipc,
-    LrNet,
-    Method,
-    Model,
-    PrecisionOption,
-    ProtocolName,
-    Seed,
-    a_path,
-    iteration_range,
-    mebibytes,
-)
 from fastdm.cli.output import print_evaluation, print_outcome, print_total
 from fastdm.errors import FastDMError
+
+if TYPE_CHECKING:
+    import torch
+
+    from fastdm.condensation.settings import Settings
+    from fastdm.data.pool import Dataset
+    from fastdm.evaluation.protocol import Protocol
+    from fastdm.networks.trained import NetworkPool
+
+SETTINGS = {"iteration": "iterations", "dsa_strategy": "strategy", "model": "network"}
+"""Flags whose setting has another name."""
 
 NOT_SETTINGS = ("config", "overwrite", "resume", "verbose")
 """Flags that say how a command goes, not what it makes."""
@@ -42,108 +30,54 @@ NOT_SETTINGS = ("config", "overwrite", "resume", "verbose")
 
 def condense(
     ctx: typer.Context,
-    dataset: Dataset = "CIFAR10",
-    model: Model = None,
-    ipc: Ipc = DEFAULT_IPC,
-    eval_mode: EvalMode = "SS",
-    num_exp: Annotated[
-        int, typer.Option("--num_exp", min=1, help="Sets to condense, with the seeds seed, seed + 1, …")
-    ] = 5,
-    num_eval: Annotated[
-        int, typer.Option("--num_eval", min=0, help="Networks trained to evaluate each set; 0: no evaluation.")
-    ] = 20,
-    epoch_eval_train: Epochs = 1000,
-    iteration: Annotated[int, typer.Option("--Iteration", "--iterations", help="Updates of the pixels.")] = 20_000,
-    lr_img: Annotated[
-        float | None,
-        typer.Option("--lr_img", help="Learning rate of the pixels.  [default: 1; CIFAR10 from ipc 100: 10]"),
-    ] = None,
-    lr_net: LrNet = 0.01,
-    batch_real: BatchReal = 256,
-    batch_train: BatchTrain = None,
-    init: Annotated[str, typer.Option("--init", help="Start from 'real' images or from 'noise'.")] = "real",
-    dsa_strategy: Annotated[
-        str | None,
-        typer.Option(
-            "--dsa_strategy",
-            "--strategy",
-            help="Augmentations joined by _, or none.  [default: all six; digits are not flipped]",
-        ),
-    ] = None,
-    data_path: DataPath = Path("data"),
-    image_size: ImageSize = None,
-    save_path: Annotated[Path, a_path("--save_path", "Folder for results.")] = Path("result"),
-    method: Method = "DM",
-    dis_metric: Annotated[
-        str, typer.Option("--dis_metric", help="Accepted and ignored, as in the public DM.")
-    ] = "ours",
-    seed: Seed = 0,
-    device: Device = None,
-    precision: PrecisionOption = None,
-    backend: Backend = "auto",
-    aug_mode: Annotated[str, typer.Option("--aug_mode", help="S: one augmentation per class; M: all of them.")] = "S",
-    momentum: Annotated[float, typer.Option("--momentum", help="Momentum of the SGD on the pixels.")] = 0.5,
-    chunk_memory: ChunkMemory = None,
-    compile: Annotated[
-        bool,
-        typer.Option(
-            "--compile/--no_compile", help="torch.compile the networks; the default ConvNet is fused as it is."
-        ),
-    ] = False,
-    deterministic: Annotated[
-        bool, typer.Option("--deterministic", help="On a GPU: use repeatable algorithms only. A CPU always repeats.")
-    ] = False,
-    small_classes: Annotated[
-        str, typer.Option("--small_classes", help="A class smaller than batch_real: 'use_all' of it, or 'error'.")
-    ] = "use_all",
-    recipe: Annotated[
-        str,
-        typer.Option("--recipe", help="Settings to start from: dm, the paper's; trained, which needs a pool."),
-    ] = "dm",
-    partition: Annotated[
-        int, typer.Option("--partition", "--factor", help="f: every image holds f by f training images.")
-    ] = 1,
-    objective: Annotated[str, typer.Option("--objective", help="What is matched: mean, cov or mmd.")] = "mean",
-    networks: Annotated[str, typer.Option("--networks", help="Match in random or in trained networks.")] = "random",
-    pool: Annotated[
-        Path | None, typer.Option("--pool", help="Trained networks, a file that `fastdm pool` wrote.")
-    ] = None,
-    ce_weight: Annotated[
-        float, typer.Option("--ce_weight", help="Weight of the cross-entropy in trained networks.")
-    ] = 0.0,
-    ce_ahead: Annotated[
-        int, typer.Option("--ce_ahead", help="Snapshots that it may be later than the one that is matched in.")
-    ] = 6,
-    clamp: Annotated[
-        bool | None,
-        typer.Option(
-            "--clamp/--no_clamp",
-            help="Keep pixels, and take lr_img, in [0, 1].  [default: with a partition or trained networks]",
-        ),
-    ] = None,
-    protocol: ProtocolName = "dm",
-    checks: Checks = 1,
-    profile: Annotated[
-        str | None,
-        typer.Option("--profile", help="Iterations to profile, such as 100-102: a trace, and the ten costliest ops."),
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Resume from the checkpoints under save_path; keep what was evaluated.")
-    ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Start over where save_path already holds this run.")
-    ] = False,
-    save_every: Annotated[int, typer.Option("--save_every", min=1, help="Iterations between checkpoints.")] = 1000,
-    picture_every: Annotated[int, typer.Option("--picture_every", min=1, help="Iterations between pictures.")] = 1000,
-    eval_every: Annotated[
-        int | None,
-        typer.Option("--eval_every", min=1, help="Also evaluate the set every so many iterations.  [default: never]"),
-    ] = None,
-    tensorboard: Annotated[
-        bool, typer.Option("--tensorboard", help="Write losses, accuracies and pictures for TensorBoard.")
-    ] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Say what memory is used for.")] = False,
-    config: Config = None,
+    dataset: options.Dataset = "CIFAR10",
+    model: options.Model = None,
+    ipc: options.Ipc = options.DEFAULT_IPC,
+    eval_mode: options.EvalMode = "SS",
+    num_exp: options.NumExp = 5,
+    num_eval: options.NumEval = 20,
+    epoch_eval_train: options.Epochs = 1000,
+    iteration: options.Iteration = 20_000,
+    lr_img: options.LrImg = None,
+    lr_net: options.LrNet = 0.01,
+    batch_real: options.BatchReal = 256,
+    batch_train: options.BatchTrain = None,
+    init: options.Init = "real",
+    dsa_strategy: options.DsaStrategy = None,
+    data_path: options.DataPath = Path("data"),
+    image_size: options.ImageSize = None,
+    save_path: options.SavePath = Path("result"),
+    method: options.Method = "DM",
+    dis_metric: options.DisMetric = "ours",
+    seed: options.Seed = 0,
+    device: options.Device = None,
+    precision: options.PrecisionOption = None,
+    backend: options.Backend = "auto",
+    aug_mode: options.AugMode = "S",
+    momentum: options.Momentum = 0.5,
+    chunk_memory: options.ChunkMemory = None,
+    compile: options.Compile = False,
+    deterministic: options.Deterministic = False,
+    small_classes: options.SmallClasses = "use_all",
+    recipe: options.Recipe = "dm",
+    partition: options.Partition = 1,
+    objective: options.Objective = "mean",
+    networks: options.Networks = "random",
+    pool: options.Pool = None,
+    ce_weight: options.CeWeight = 0.0,
+    ce_ahead: options.CeAhead = 6,
+    clamp: options.Clamp = None,
+    protocol: options.ProtocolName = "dm",
+    checks: options.Checks = 1,
+    profile: options.Profile = None,
+    resume: options.Resume = False,
+    overwrite: options.Overwrite = False,
+    save_every: options.SaveEvery = 1000,
+    picture_every: options.PictureEvery = 1000,
+    eval_every: options.EvalEvery = None,
+    tensorboard: options.Tensorboard = False,
+    verbose: options.Verbose = False,
+    config: options.Config = None,
 ) -> None:
     """Condense a data set and evaluate the result; takes the public main_DM.py's flags.
 
@@ -151,95 +85,100 @@ def condense(
     per experiment with settings, flags (config.yaml), log, checkpoint and the set as safetensors, and report_DM_….html,
     a page that shows them. What is there already is refused: --resume continues it, --overwrite starts over.
     """
+    if resume and overwrite:
+        raise FastDMError("--resume continues a run, and --overwrite starts over: give one of them")
+    _condense(ctx, SimpleNamespace(**ctx.params))
+
+
+def _condense(context: typer.Context, flags: SimpleNamespace) -> None:
     from fastdm.applications.experiments import run_experiments
     from fastdm.applications.report.page import report_of
-    from fastdm.condensation.loop import matching_pool
-    from fastdm.condensation.recipes import recipe_settings
     from fastdm.data.sources import open_dataset
-    from fastdm.evaluation.measure import training_strategy
-    from fastdm.evaluation.protocol import Protocol
-    from fastdm.networks.architectures import evaluation_pool
     from fastdm.networks.trained import NetworkPool
     from fastdm.system.device import default_device
 
-    if resume and overwrite:
-        raise FastDMError("--resume goes on with a run, and --overwrite starts over: give one of them")
-    data = open_dataset(dataset, data_path=data_path, image_size=image_size)
-    chosen_device = default_device(device)
-    options: dict[str, Any] = {
-        "iteration": ("iterations", iteration),
-        "batch_real": ("batch_real", batch_real),
-        "lr_img": ("lr_img", lr_img),
-        "momentum": ("momentum", momentum),
-        "init": ("init", init),
-        "dsa_strategy": ("strategy", dsa_strategy),
-        "aug_mode": ("aug_mode", aug_mode.upper()),
-        "model": ("network", model),
-        "seed": ("seed", seed),
-        "precision": ("precision", precision),
-        "deterministic": ("deterministic", deterministic),
-        "small_classes": ("small_classes", small_classes),
-        "partition": ("partition", partition),
-        "objective": ("objective", objective),
-        "networks": ("networks", networks),
-        "ce_weight": ("ce_weight", ce_weight),
-        "ce_ahead": ("ce_ahead", ce_ahead),
-        "clamp": ("clamp", clamp),
+    data = open_dataset(flags.dataset, data_path=flags.data_path, image_size=flags.image_size)
+    device = default_device(flags.device)
+    pool = None if flags.pool is None else NetworkPool.load(flags.pool)
+    settings = _settings(context, data, device, pool)
+    protocol = _protocol(flags, settings, data) if flags.num_eval else None
+    path = run_experiments(
+        data,
+        settings,
+        protocol,
+        device,
+        num_exp=flags.num_exp,
+        save_path=flags.save_path,
+        resume=flags.resume,
+        report=print_evaluation,
+        pool=pool,
+        report_total=partial(print_total, experiments=flags.num_exp, model=settings.network, dataset=data.name),
+        name=name_in_files(flags.dataset, data.name),
+        eval_every=flags.eval_every,
+        backend=flags.backend,
+        chunk_memory=options.mebibytes(flags.chunk_memory),
+        compile=flags.compile,
+        profile=options.iteration_range(flags.profile),
+        overwrite=flags.overwrite,
+        save_every=flags.save_every,
+        picture_every=flags.picture_every,
+        progress=True,
+        verbose=flags.verbose,
+        tensorboard=flags.tensorboard,
+        config=_config(flags, settings),
+    )
+    folders = [flags.save_path / f"{path.stem.removeprefix('res_')}_exp{number}" for number in range(flags.num_exp)]
+    print_outcome(path, report_of(path, folders, data), folders, evaluated=protocol is not None)
+
+
+def _settings(
+    context: typer.Context, data: "Dataset", device: "torch.device", pool: "NetworkPool | None"
+) -> "Settings":
+    """The flags that are settings: those that are not given have the recipe's values."""
+    from fastdm.condensation.loop import matching_pool
+    from fastdm.condensation.recipes import recipe_settings
+    from fastdm.condensation.settings import Settings
+
+    flags = context.params
+    names = {field.name for field in dataclasses.fields(Settings)}
+    given = {
+        name: value
+        for flag, value in flags.items()
+        if (name := SETTINGS.get(flag, flag)) in names and _is_given(context, flag)
     }
-    trained = None if pool is None else NetworkPool.load(pool)
-    # What the command line does not name is the recipe's.
-    given = {name: value for flag, (name, value) in options.items() if _is_given(ctx, flag)}
-    settings = dataclasses.replace(recipe_settings(recipe, data, ipc), **given)
-    settings = matching_pool(settings, trained, data).resolve(data, chosen_device)
+    settings = dataclasses.replace(recipe_settings(flags["recipe"], data, flags["ipc"]), **given)
+    return matching_pool(settings, pool, data).resolve(data, device)
+
+
+def _protocol(flags: SimpleNamespace, settings: "Settings", data: "Dataset") -> "Protocol":
+    from fastdm.evaluation.measure import training_strategy
+    from fastdm.evaluation.protocol import Protocol
+    from fastdm.networks.architectures import evaluation_pool
+
     assert settings.network is not None
-    evaluated = evaluation_pool(eval_mode, settings.network)
-    measured_by = None
-    if num_eval:
-        measured_by = Protocol(
-            evaluated,
-            training_strategy(dataclasses.asdict(settings), data),
-            num_eval,
-            epoch_eval_train,
-            lr_net,
-            batch_train,
-            seed,
-            name=cast(Any, protocol),
-            checks=checks,
-        )
-    flags = {name: value for name, value in ctx.params.items() if name not in NOT_SETTINGS}
+    return Protocol(
+        evaluation_pool(flags.eval_mode, settings.network),
+        training_strategy(dataclasses.asdict(settings), data),
+        flags.num_eval,
+        flags.epoch_eval_train,
+        flags.lr_net,
+        flags.batch_train,
+        flags.seed,
+        name=flags.protocol,
+        checks=flags.checks,
+    )
+
+
+def _config(flags: SimpleNamespace, settings: "Settings") -> str:
+    """The file that repeats the run: the flags, with the values that settings took."""
+    kept = {name: value for name, value in vars(flags).items() if name not in NOT_SETTINGS}
     chosen = {
         "model": settings.network,
         "lr_img": settings.lr_img,
         "dsa_strategy": settings.strategy,
         "precision": settings.precision,
     }
-    path = run_experiments(
-        data,
-        settings,
-        measured_by,
-        chosen_device,
-        num_exp=num_exp,
-        save_path=save_path,
-        resume=resume,
-        report=print_evaluation,
-        pool=trained,
-        report_total=partial(print_total, experiments=num_exp, model=settings.network, dataset=data.name),
-        name=name_in_files(dataset, data.name),
-        eval_every=eval_every,
-        backend=backend,
-        chunk_memory=mebibytes(chunk_memory),
-        compile=compile,
-        profile=iteration_range(profile),
-        overwrite=overwrite,
-        save_every=save_every,
-        picture_every=picture_every,
-        progress=True,
-        verbose=verbose,
-        tensorboard=tensorboard,
-        config=config_text({**flags, **chosen}),
-    )
-    folders = [save_path / f"{path.stem.removeprefix('res_')}_exp{number}" for number in range(num_exp)]
-    print_outcome(path, report_of(path, folders, data), folders, evaluated=measured_by is not None)
+    return config_text(kept | chosen)
 
 
 def _is_given(context: typer.Context, flag: str) -> bool:

@@ -1,4 +1,4 @@
-"""Options that several commands share, and what their values mean."""
+"""The options of the commands, and what their values mean."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -122,6 +122,113 @@ Device = Annotated[
         "--device", parser=_device, metavar="TEXT", help="cpu, cuda, cuda:1 or 1, …  [default: a GPU if there is one]"
     ),
 ]
+
+
+NumExp = Annotated[int, typer.Option("--num_exp", min=1, help="Sets to condense, with the seeds seed, seed + 1, …")]
+
+NumEval = Annotated[
+    int, typer.Option("--num_eval", min=0, help="Networks trained to evaluate each set; 0: no evaluation.")
+]
+
+Iteration = Annotated[int, typer.Option("--Iteration", "--iterations", help="Updates of the pixels.")]
+
+LrImg = Annotated[
+    float | None,
+    typer.Option("--lr_img", help="Learning rate of the pixels.  [default: 1; CIFAR10 from ipc 100: 10]"),
+]
+
+Init = Annotated[str, typer.Option("--init", help="Start from 'real' images or from 'noise'.")]
+
+DsaStrategy = Annotated[
+    str | None,
+    typer.Option(
+        "--dsa_strategy",
+        "--strategy",
+        help="Augmentations joined by _, or none.  [default: all six; digits are not flipped]",
+    ),
+]
+
+SavePath = Annotated[Path, a_path("--save_path", "Folder for results.")]
+
+DisMetric = Annotated[str, typer.Option("--dis_metric", help="Accepted and ignored, as in the public DM.")]
+
+AugMode = Annotated[
+    str,
+    typer.Option(
+        "--aug_mode",
+        parser=str.upper,
+        metavar="TEXT",
+        help="S: one augmentation per class; M: all of them.",
+    ),
+]
+
+Momentum = Annotated[float, typer.Option("--momentum", help="Momentum of the SGD on the pixels.")]
+
+Compile = Annotated[
+    bool,
+    typer.Option("--compile/--no_compile", help="torch.compile the networks; the default ConvNet is fused as it is."),
+]
+
+Deterministic = Annotated[
+    bool, typer.Option("--deterministic", help="On a GPU: use repeatable algorithms only. A CPU always repeats.")
+]
+
+SmallClasses = Annotated[
+    str, typer.Option("--small_classes", help="A class smaller than batch_real: 'use_all' of it, or 'error'.")
+]
+
+Recipe = Annotated[
+    str,
+    typer.Option("--recipe", help="Settings to start from: dm, the paper's; trained, which needs a pool."),
+]
+
+Partition = Annotated[int, typer.Option("--partition", "--factor", help="f: every image holds f by f training images.")]
+
+Objective = Annotated[str, typer.Option("--objective", help="What is matched: mean, cov or mmd.")]
+
+Networks = Annotated[str, typer.Option("--networks", help="Match in random or in trained networks.")]
+
+Pool = Annotated[Path | None, typer.Option("--pool", help="Trained networks, a file that `fastdm pool` wrote.")]
+
+CeWeight = Annotated[float, typer.Option("--ce_weight", help="Weight of the cross-entropy in trained networks.")]
+
+CeAhead = Annotated[
+    int, typer.Option("--ce_ahead", help="Snapshots that it may be later than the one that is matched in.")
+]
+
+Clamp = Annotated[
+    bool | None,
+    typer.Option(
+        "--clamp/--no_clamp",
+        help="Keep pixels, and take lr_img, in [0, 1].  [default: with a partition or trained networks]",
+    ),
+]
+
+Profile = Annotated[
+    str | None,
+    typer.Option("--profile", help="Iterations to profile, such as 100-102: a trace, and the ten costliest ops."),
+]
+
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Resume from the checkpoints under save_path; keep what was evaluated.")
+]
+
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start over where save_path already holds this run.")]
+
+SaveEvery = Annotated[int, typer.Option("--save_every", min=1, help="Iterations between checkpoints.")]
+
+PictureEvery = Annotated[int, typer.Option("--picture_every", min=1, help="Iterations between pictures.")]
+
+EvalEvery = Annotated[
+    int | None,
+    typer.Option("--eval_every", min=1, help="Also evaluate the set every so many iterations.  [default: never]"),
+]
+
+Tensorboard = Annotated[
+    bool, typer.Option("--tensorboard", help="Write losses, accuracies and pictures for TensorBoard.")
+]
+
+Verbose = Annotated[bool, typer.Option("--verbose", help="Say what memory is used for.")]
 
 
 def iteration_range(text: str | None) -> range | None:
