@@ -27,7 +27,7 @@ test: $(VENV)/installed
 
 # test_core.py builds a program that goes through the instruction sets by itself.
 OPS := $(dir $(wildcard tests/kernels/*/__init__.py))
-ON_CPU := $(OPS) tests/csrc tests/test_compat.py --ignore tests/csrc/test_core.py
+ON_CPU := $(OPS) tests/csrc tests/compat --ignore tests/csrc/test_core.py
 test-lanes: $(VENV)/installed
 	TRITON_INTERPRET=1 $(PY) -m pytest $(OPS)
 	FASTDM_CPU=avx2 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PY) -m pytest $(ON_CPU)
