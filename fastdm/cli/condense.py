@@ -160,6 +160,7 @@ def condense(
     from fastdm.evaluation.protocol import Protocol
     from fastdm.networks.architectures import evaluation_pool
     from fastdm.networks.trained import NetworkPool
+    from fastdm.runs.options import RunOptions
     from fastdm.system.device import default_device
 
     if resume and overwrite:
@@ -220,23 +221,25 @@ def condense(
         chosen_device,
         num_exp=num_exp,
         save_path=save_path,
-        resume=resume,
         report=print_evaluation,
         pool=trained,
         report_total=partial(print_total, experiments=num_exp, model=settings.network, dataset=data.name),
         name=name_in_files(dataset, data.name),
         eval_every=eval_every,
-        backend=backend,
-        chunk_memory=mebibytes(chunk_memory),
-        compile=compile,
-        profile=iteration_range(profile),
-        overwrite=overwrite,
-        save_every=save_every,
-        picture_every=picture_every,
-        progress=True,
-        verbose=verbose,
-        tensorboard=tensorboard,
-        config=config_text({**flags, **chosen}),
+        options=RunOptions(
+            backend=backend,
+            chunk_memory=mebibytes(chunk_memory),
+            compile=compile,
+            profile=iteration_range(profile),
+            resume=resume,
+            overwrite=overwrite,
+            save_every=save_every,
+            picture_every=picture_every,
+            progress=True,
+            verbose=verbose,
+            tensorboard=tensorboard,
+            config=config_text({**flags, **chosen}),
+        ),
     )
     folders = [save_path / f"{path.stem.removeprefix('res_')}_exp{number}" for number in range(num_exp)]
     print_outcome(path, report_of(path, folders, data), folders, evaluated=measured_by is not None)
