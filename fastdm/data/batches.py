@@ -39,13 +39,13 @@ class ClassSampler:
     counts: images of each class in the batch, int64 [classes], on the CPU.
     """
 
-    def __init__(self, class_offsets: Tensor, batch_real: int, device: torch.device) -> None:
-        self.counts = class_offsets.diff().clamp(max=batch_real)
-        self._class_offsets = class_offsets.to(device)
+    def __init__(self, pool: Pool, batch_real: int, device: torch.device) -> None:
+        self.counts = pool.class_sizes.clamp(max=batch_real)
+        self._class_offsets = pool.numbered_offsets.to(device)
         labels = torch.repeat_interleave(torch.arange(len(self.counts)), self.counts)
         # One call of `draw` for all classes of one count; as a rule there is one count.
         self._calls = [
-            (size, classes.to(device), torch.isin(labels, classes).nonzero().squeeze(1).to(device))
+            (size, (pool.first_class + classes).to(device), torch.isin(labels, classes).nonzero().squeeze(1).to(device))
             for size in self.counts.unique().tolist()
             if size > 0
             for classes in [(self.counts == size).nonzero().squeeze(1)]
@@ -71,7 +71,7 @@ class ResidentImages:
     def __init__(self, pool: Pool, batch_real: int, key: Tensor) -> None:
         self._images = pool.images
         self._key = key
-        self._sampler = ClassSampler(pool.class_offsets, batch_real, key.device)
+        self._sampler = ClassSampler(pool, batch_real, key.device)
         self.counts = self._sampler.counts
 
     def begin(self, iteration: int) -> None:
@@ -96,7 +96,7 @@ class StreamedImages:
     def __init__(self, pool: Pool, batch_real: int, seed: int, device: torch.device) -> None:
         self._pool = pool
         self._seed = seed
-        self._sampler = ClassSampler(pool.class_offsets, batch_real, torch.device("cpu"))
+        self._sampler = ClassSampler(pool, batch_real, torch.device("cpu"))
         self.counts = self._sampler.counts
         self._device = device
         self._ahead: Generator[Batch, None, None] | None = None

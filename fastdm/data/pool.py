@@ -22,6 +22,9 @@ class Backing(Protocol):
     def gather(self, index: Tensor, out: Tensor) -> None:
         """Read the images of the index into out, uint8 [n, C, H, W] in memory. The index is in range."""
 
+    def part(self, rows: slice) -> "Backing":
+        """The same file for some of these images only: its index counts from their first."""
+
 
 @dataclass(frozen=True, eq=False)
 class Pool:
@@ -31,11 +34,14 @@ class Pool:
     class_offsets: int64 [classes + 1], on the CPU, rising from 0 to N.
     backing: the file that `images` is a mapping of. `gather` and `stream` read it the right way; touching
         `images` itself leaves that to the kernel.
+    first_class: number of its first class in the whole data set, 0 unless it is a part of one (see `classes`): draws
+        are keyed by that number.
     """
 
     images: Tensor
     class_offsets: Tensor
     backing: Backing | None = None
+    first_class: int = 0
 
     @property
     def num_classes(self) -> int:
@@ -54,6 +60,33 @@ class Pool:
     def __len__(self) -> int:
         return len(self.images)
 
+    def classes(self, first: int, stop: int) -> "Pool":
+        """The classes `first` to `stop` - 1 as a pool of their own, such as a process owns that shares the work.
+
+        Nothing is copied: it is a view of the same memory or the same file, of which only the images of these classes
+        are read or mapped. What is drawn of a class is the same as in the whole pool.
+
+        >>> import fastdm
+        >>> pool = fastdm.open_dataset("digits").train
+        >>> part = pool.classes(3, 5)
+        >>> part.num_classes, len(part) == int(pool.class_sizes[3:5].sum()), part.first_class
+        (2, True, 3)
+        """
+        if not 0 <= first < stop <= self.num_classes:
+            raise FastDMError(f"classes {first} to {stop} are not a part of {self.num_classes} classes")
+        offsets = self.class_offsets[first : stop + 1]
+        rows = slice(int(offsets[0]), int(offsets[-1]))
+        backing = None if self.backing is None else self.backing.part(rows)
+        return Pool(self.images[rows], offsets - offsets[0], backing, self.first_class + first)
+
+    @property
+    def numbered_offsets(self) -> Tensor:
+        """`class_offsets` by the numbers of the whole data set, whose classes before this part are empty here.
+
+        With it `fastdm.kernels.draw`, which is keyed by the number of a class, draws the same as from the whole set.
+        """
+        return torch.cat([self.class_offsets.new_zeros(self.first_class), self.class_offsets])
+
     def draw(self, seed: int, step: int, n: int, classes: Tensor | None = None, *, replace: bool = False) -> Tensor:
         """n distinct images of each class, uniform over all subsets of n: int64 [classes, n], ascending in each row.
 
@@ -62,8 +95,11 @@ class Pool:
         replace: draw every image from the whole class, so that images may repeat.
         Raises FastDMError if a class has fewer than n images, or with `replace` none.
         """
+        if self.first_class:
+            chosen = torch.arange(self.num_classes) if classes is None else classes
+            classes = chosen + self.first_class
         try:
-            return draw(torch.tensor([seed, step]), self.class_offsets, n, classes, replace=replace)
+            return draw(torch.tensor([seed, step]), self.numbered_offsets, n, classes, replace=replace)
         except ValueError as error:
             raise FastDMError(str(error)) from error
 
@@ -149,7 +185,7 @@ class Pool:
             rows = slice(start, start + 4096)
             index = torch.arange(start, min(start + 4096, len(self)))
             images[rows] = self.images[rows] if self.backing is None else self.gather(index)
-        return Pool(images, self.class_offsets)
+        return Pool(images, self.class_offsets, first_class=self.first_class)
 
 
 @dataclass(frozen=True, eq=False)

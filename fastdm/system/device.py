@@ -123,6 +123,12 @@ def free_memory(device: torch.device | None = None) -> int:
     return max(0, min(_machine_memory(), *_group_memory(Path("/proc/self/cgroup"), CGROUPS), *_limit_memory()))
 
 
+def processes_here() -> int:
+    """Processes of this job that share this machine's memory: what PyTorch's launcher says, else 1."""
+    number = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    return max(1, int(number)) if number.isdecimal() else 1
+
+
 def _machine_memory() -> int:
     try:
         fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())

@@ -381,6 +381,31 @@ def test_a_set_larger_than_memory_is_read_directly(packed: Path, monkeypatch: py
     assert type(open_packed(packed).train.backing) is module._Direct
 
 
+@pytest.mark.parametrize("io", ["auto", "mmap", "direct", "ram"])
+def test_a_part_of_the_classes_reads_the_same_images(packed: Path, io: Any) -> None:
+    whole = open_packed(packed, io).train
+    part = whole.classes(1, whole.num_classes)
+    index = part.draw(3, 4, 4)
+    assert torch.equal(index + whole.class_offsets[1], whole.draw(3, 4, 4)[1:])
+    assert torch.equal(part.gather(index), whole.gather(index + whole.class_offsets[1]))
+    assert torch.equal(part.classes(0, 1).gather(index[:1]), part.gather(index[:1]))
+
+
+def test_a_part_that_fits_into_memory_is_mapped_where_the_whole_is_not(
+    packed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fastdm.data.packed import reading as module
+
+    whole = open_packed(packed).train
+    largest = int(whole.class_sizes.max()) * whole.images[0].numel()
+    monkeypatch.setattr(module, "free_memory", lambda: largest * 4 // 3 + 1)
+    assert type(open_packed(packed).train.backing) is module._Direct
+    assert type(open_packed(packed).train.classes(0, 1).backing) is module._Mapped
+    assert type(open_packed(packed, "direct").train.classes(0, 1).backing) is module._Direct
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1000")
+    assert type(open_packed(packed).train.classes(0, 1).backing) is module._Direct
+
+
 def test_the_file_cannot_be_changed_through_its_mapping(packed: Path) -> None:
     before = packed.read_bytes()
     open_packed(packed, "mmap").train.images.fill_(0)

@@ -100,3 +100,37 @@ def test_a_missing_core_is_said_once(monkeypatch: pytest.MonkeyPatch, caplog: py
     native_module.native.cache_clear()
     assert len(caplog.records) == 1
     assert "without its C++ core" in caplog.text
+
+
+def test_a_part_of_the_classes_is_a_view_that_draws_as_the_whole(pool: Pool) -> None:
+    part = pool.classes(1, 3)
+    assert part.images.data_ptr() == pool.images[20].data_ptr()
+    assert part.class_offsets.tolist() == [0, 7, 37]
+    assert torch.equal(part.draw(5, 6, 7), pool.draw(5, 6, 7)[1:] - 20)
+    last = part.classes(1, 2)
+    assert last.first_class == 2
+    assert torch.equal(last.draw(5, 6, 9, replace=True), pool.draw(5, 6, 9, replace=True)[2:] - 27)
+    assert torch.equal(part.draw(5, 6, 7, torch.tensor([1])), pool.draw(5, 6, 7, torch.tensor([2])) - 20)
+
+
+def test_batches_of_a_part_are_those_of_the_whole(pool: Pool) -> None:
+    from fastdm.data.batches import real_images
+
+    key = torch.tensor([1, 2])
+    whole = real_images(pool, "in place", 10, 1, key)
+    rows = slice(10, 27)  # the first class has 10 images in a batch, the second all of its 7, the third 10
+    (expected,) = whole.batches([rows])
+    for residence in ("in place", "streamed"):
+        images = real_images(pool.classes(1, 3), residence, 10, 1, key)
+        images.begin(2)
+        (batch,) = images.batches([slice(0, 17)])
+        assert torch.equal(
+            batch.images if batch.index is None else batch.images[batch.index], expected.images[expected.index]
+        )
+        images.close()
+
+
+@pytest.mark.parametrize(("first", "stop"), [(-1, 2), (2, 2), (0, 4)])
+def test_classes_that_are_not_there_are_refused(pool: Pool, first: int, stop: int) -> None:
+    with pytest.raises(FastDMError, match=f"classes {first} to {stop} are not a part of 3 classes"):
+        pool.classes(first, stop)

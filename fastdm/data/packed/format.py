@@ -146,11 +146,13 @@ class PackedFile:
         if now[:2] == self._stat_key[:2] and now != self._stat_key:
             self._refuse("was changed after it was opened; open it again")
 
-    def populate(self, name: str) -> None:
-        """Bring a tensor into memory and its pages into the mapping, so that the first touch costs nothing later."""
+    def populate(self, name: str, rows: slice) -> None:
+        """Bring rows of a tensor into memory and their pages into the mapping, so that the first touch costs nothing
+        later."""
         entry = self.entries[name]
-        end = entry.begin + entry.bytes
-        for start in range(entry.begin // PAGE * PAGE, end, 64 << 20):
+        row_bytes = math.prod(entry.shape[1:]) * entry.dtype.itemsize
+        begin, end = entry.begin + rows.start * row_bytes, entry.begin + rows.stop * row_bytes
+        for start in range(begin // PAGE * PAGE, end, 64 << 20):
             try:
                 self._map.madvise(_MADV_POPULATE_READ, start, min(64 << 20, end - start))
             except OSError:  # before Linux 5.14

@@ -1,5 +1,6 @@
 """Open a packed data set in milliseconds, and read its images. The format is described in format.py."""
 
+import math
 import os
 import threading
 from pathlib import Path
@@ -11,7 +12,7 @@ from torch import Tensor
 from fastdm.data.packed.format import PARTS, PackedFile
 from fastdm.data.pool import Dataset, Pool, gather_images
 from fastdm.errors import FastDMError
-from fastdm.system.device import free_memory
+from fastdm.system.device import free_memory, processes_here
 from fastdm.system.native import logger, native
 
 IO = Literal["auto", "mmap", "direct", "ram", "device"]
@@ -36,9 +37,8 @@ def open_packed(path: str | os.PathLike[str], io: IO = "auto", device: torch.dev
         file = PackedFile(Path(path))
     except OSError as error:
         raise FastDMError(f"{path} cannot be opened: {error.strerror or error}") from error
-    if io == "auto":
-        io = _residency(file, device)
-    pools = {part: _pool(file, part, io, device) for part in file.offsets}
+    chosen = _residency(file, device) if io == "auto" else io
+    pools = {part: _pool(file, part, chosen, device, decided=io != "auto") for part in file.offsets}
     return Dataset(
         file.metadata.get("name", ""), pools["train"], pools.get("test"), file.class_names, file.mean, file.std
     )
@@ -50,53 +50,77 @@ def _residency(file: PackedFile, device: torch.device | str | None) -> IO:
     # The other half is for the networks.
     if gpu is not None and gpu.type == "cuda" and wanted <= free_memory(gpu) // 2:
         return "device"
-    return "mmap" if wanted <= free_memory() * 3 // 4 else "direct"
+    return "mmap" if _fits_memory(wanted) else "direct"
 
 
-def _pool(file: PackedFile, part: str, io: IO, device: torch.device | str | None) -> Pool:
+def _fits_memory(size: int) -> bool:
+    """Whether so many bytes may be held in memory, shared with the other processes of a job on this machine."""
+    return size <= free_memory() * 3 // 4 // processes_here()
+
+
+def _pool(file: PackedFile, part: str, io: IO, device: torch.device | str | None, decided: bool) -> Pool:
+    """decided: whether io was asked for; else a part that fits into memory may be mapped where the whole is not."""
     name = f"{PARTS[part]}images"
     images, offsets = file.tensor(name), file.offsets[part]
+    rows = slice(0, len(images))
     if io == "mmap":
-        return Pool(images, offsets, _Mapped(file, name))
+        return Pool(images, offsets, _Mapped(file, name, rows))
     if io == "direct":
-        return Pool(images, offsets, _Direct(file, name) if native() else _Mapped(file, name))
+        return Pool(images, offsets, _Direct(file, name, rows, decided) if native() else _Mapped(file, name, rows))
     if io == "device":
-        return Pool(images, offsets, _Mapped(file, name)).to(device or "cuda")
+        return Pool(images, offsets, _Mapped(file, name, rows)).to(device or "cuda")
     if io == "ram":
         return Pool(images.clone(), offsets)
     raise FastDMError(f"io {io!r} is not one of auto, mmap, direct, ram, device")
 
 
 class _Mapped:
-    """Gathers from the mapping, after bringing all of it into memory once."""
+    """Gathers from the mapping, after bringing all of its rows into memory once."""
 
-    def __init__(self, file: PackedFile, name: str) -> None:
-        self.file, self.name = file, name
-        self.images = file.tensor(name)
+    def __init__(self, file: PackedFile, name: str, rows: slice) -> None:
+        self._file, self._name, self._rows = file, name, rows
+        self._images = file.tensor(name)[rows]
         self._populated = False
         self._populating = threading.Lock()
 
     def gather(self, index: Tensor, out: Tensor) -> None:
-        self.file.check_unchanged()
+        self._file.check_unchanged()
         with self._populating:
-            if not self._populated and self.file.entries[self.name].bytes <= free_memory():
-                self.file.populate(self.name)
+            if not self._populated and self._images.numel() <= free_memory():
+                self._file.populate(self._name, self._rows)
             self._populated = True
-        gather_images(self.images, index, out)
+        gather_images(self._images, index, out)
+
+    def part(self, rows: slice) -> "_Mapped":
+        return _Mapped(self._file, self._name, _within(self._rows, rows))
 
 
 class _Direct:
-    """Reads past the page cache."""
+    """Reads past the page cache. decided: whether a part of it is read so too, however small it is."""
 
-    def __init__(self, file: PackedFile, name: str) -> None:
-        self.file, self.begin = file, file.entries[name].begin
+    def __init__(self, file: PackedFile, name: str, rows: slice, decided: bool) -> None:
+        self._file, self._name, self._rows, self._decided = file, name, rows, decided
+        entry = file.entries[name]
+        self._image_bytes = math.prod(entry.shape[1:])
+        self._begin = entry.begin + rows.start * self._image_bytes
         self._records = native().RecordFile(str(file.path))  # type: ignore[union-attr]
         if not self._records.direct:
             logger.info("%s: this file system has no direct reads; reading through the page cache", file.path)
 
     def gather(self, index: Tensor, out: Tensor) -> None:
-        self.file.check_unchanged()
+        self._file.check_unchanged()
         try:
-            self._records.read(self.begin, index, out)
+            self._records.read(self._begin, index, out)
         except OSError as error:
             raise FastDMError(str(error)) from error
+
+    def part(self, rows: slice) -> "_Mapped | _Direct":
+        within = _within(self._rows, rows)
+        if not self._decided and _fits_memory((within.stop - within.start) * self._image_bytes):
+            return _Mapped(self._file, self._name, within)
+        return _Direct(self._file, self._name, within, self._decided)
+
+
+def _within(outer: slice, inner: slice) -> slice:
+    """The rows `inner`, which count from the first of `outer`, counted as `outer` does."""
+    return slice(outer.start + inner.start, outer.start + inner.stop)
