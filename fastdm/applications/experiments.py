@@ -5,7 +5,6 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -16,6 +15,8 @@ from fastdm.data.pool import Dataset
 from fastdm.errors import FastDMError
 from fastdm.evaluation.measure import measure
 from fastdm.evaluation.protocol import Evaluation, Protocol
+from fastdm.networks.trained import NetworkPool
+from fastdm.runs.options import RunOptions
 from fastdm.synthetic.synthetic_set import SyntheticSet, save_public
 from fastdm.system.files import locked, make_folder, user_path, writing
 
@@ -31,24 +32,25 @@ def run_experiments(
     *,
     num_exp: int,
     save_path: Path,
-    resume: bool,
+    options: RunOptions,
     report: Callable[[str, Evaluation], None],
     report_total: Callable[[Evaluation], None] = lambda evaluation: None,
     name: str | None = None,
     eval_every: int | None = None,
-    **options: Any,
+    pool: NetworkPool | None = None,
 ) -> Path:
     """Condense `num_exp` sets with the seeds seed, seed + 1, …, and evaluate each by `protocol`, if there is one.
 
     settings: resolved. protocol: experiment e is evaluated with its seed + e. report: called with a title and what was
     measured; report_total: at the end, with the networks of all experiments together. name: what file names call the
-    data set. eval_every: iterations between further evaluations, during the run. options: those of `condense_resolved`.
+    data set. eval_every: iterations between further evaluations, during the run. options: of every run, but for
+    its save_path and observer.
 
     Writes under save_path a run folder per experiment, pictures of each set as the public code does, and `res_DM_….pt`:
     that one after each condensation and again after each evaluation, with all sets that there are and what was measured
     of them. With `resume`, an evaluation of the same set by the same protocol is not repeated. Returns the path of that
-    file. Raises FastDMError, before the first iteration, for an
-    evaluation that cannot be done, and if another process writes the same files.
+    file. Raises FastDMError, before the first iteration, for an evaluation that cannot be done, and if another process
+    writes the same files.
     """
     if protocol is not None:
         protocol.check(dataset)
@@ -59,7 +61,7 @@ def run_experiments(
     experiments = _Experiments([save_path / f"{stem}_exp{e}" for e in range(num_exp)], save_path / f"res_{stem}.pt")
     evaluations = []
     with _folder(save_path), locked(save_path / f".{stem}.lock", f"{save_path / stem}…"), experiments.noted():
-        if resume:
+        if options.resume:
             experiments.load()
         for experiment, folder in enumerate(experiments.folders):
             seeded = dataclasses.replace(settings, seed=settings.seed + experiment)
@@ -69,23 +71,22 @@ def run_experiments(
                 watch.evaluate(
                     its_protocol, range(eval_every, settings.iterations, eval_every), f"experiment {experiment}"
                 )
-            synthetic = condense_resolved(
-                dataset, seeded, device, save_path=folder, resume=resume, observer=watch, **options
-            )
+            its_options = dataclasses.replace(options, save_path=folder, observer=watch)
+            synthetic = condense_resolved(dataset, seeded, device, its_options, pool)
             watch.picture(settings.iterations, synthetic)
             experiments.sets[folder] = synthetic
             experiments.write()  # an evaluation takes long: whatever becomes of it, the set is there
             if its_protocol is None:
                 continue
             title = f"experiment {experiment}"
-            evaluation = read_evaluation(folder, synthetic, its_protocol) if resume else None
+            evaluation = read_evaluation(folder, synthetic, its_protocol) if options.resume else None
             if evaluation is not None:
                 title += ", measured before"
             else:
-                evaluation = measure(synthetic, dataset, its_protocol, device, progress=bool(options.get("progress")))
+                evaluation = measure(synthetic, dataset, its_protocol, device, progress=options.progress)
                 write_evaluation(folder, synthetic, its_protocol, evaluation)
                 experiments.write()
-                if options.get("tensorboard"):
+                if options.tensorboard:
                     watch.show(settings.iterations, evaluation)
             evaluations.append(evaluation)
             report(title, evaluation)

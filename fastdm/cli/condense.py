@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from fastdm.data.pool import Dataset
     from fastdm.evaluation.protocol import Protocol
     from fastdm.networks.trained import NetworkPool
+    from fastdm.runs.options import RunOptions
 
 SETTINGS = {"iteration": "iterations", "dsa_strategy": "strategy", "model": "network"}
 """Flags whose setting has another name."""
@@ -109,23 +110,12 @@ def _condense(context: typer.Context, flags: SimpleNamespace) -> None:
         device,
         num_exp=flags.num_exp,
         save_path=flags.save_path,
-        resume=flags.resume,
         report=print_evaluation,
         pool=pool,
         report_total=partial(print_total, experiments=flags.num_exp, model=settings.network, dataset=data.name),
         name=name_in_files(flags.dataset, data.name),
         eval_every=flags.eval_every,
-        backend=flags.backend,
-        chunk_memory=options.mebibytes(flags.chunk_memory),
-        compile=flags.compile,
-        profile=options.iteration_range(flags.profile),
-        overwrite=flags.overwrite,
-        save_every=flags.save_every,
-        picture_every=flags.picture_every,
-        progress=True,
-        verbose=flags.verbose,
-        tensorboard=flags.tensorboard,
-        config=_config(flags, settings),
+        options=_run_options(flags, settings),
     )
     folders = [flags.save_path / f"{path.stem.removeprefix('res_')}_exp{number}" for number in range(flags.num_exp)]
     print_outcome(path, report_of(path, folders, data), folders, evaluated=protocol is not None)
@@ -166,6 +156,25 @@ def _protocol(flags: SimpleNamespace, settings: "Settings", data: "Dataset") -> 
         flags.seed,
         name=flags.protocol,
         checks=flags.checks,
+    )
+
+
+def _run_options(flags: SimpleNamespace, settings: "Settings") -> "RunOptions":
+    from fastdm.runs.options import RunOptions
+
+    return RunOptions(
+        backend=flags.backend,
+        chunk_memory=options.mebibytes(flags.chunk_memory),
+        compile=flags.compile,
+        profile=options.iteration_range(flags.profile),
+        resume=flags.resume,
+        overwrite=flags.overwrite,
+        save_every=flags.save_every,
+        picture_every=flags.picture_every,
+        progress=True,
+        verbose=flags.verbose,
+        tensorboard=flags.tensorboard,
+        config=_config(flags, settings),
     )
 
 

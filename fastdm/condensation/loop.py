@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,35 +15,23 @@ from fastdm.condensation.build import build_step, op_by_op, prepare
 from fastdm.condensation.plan import MemoryPlan
 from fastdm.condensation.recipes import recipe_settings
 from fastdm.condensation.settings import Settings
+from fastdm.condensation.step import Step
 from fastdm.data.pool import Dataset
 from fastdm.data.sources import open_dataset
 from fastdm.errors import FastDMError, unknown, whole_number
 from fastdm.networks.trained import NetworkPool
 from fastdm.runs.about import About
-from fastdm.runs.events import check_installed
-from fastdm.runs.recording import check_chosen, peak_memory, recorded
+from fastdm.runs.options import RunOptions
+from fastdm.runs.recording import peak_memory, recorded
 from fastdm.runs.run import Run
 from fastdm.synthetic.synthetic_set import SyntheticSet, check_compatible
 from fastdm.system.device import chosen_backend, default_device, precision_context, undisturbed
-from fastdm.system.files import user_path
 from fastdm.system.machine import machine
 from fastdm.system.signals import deferred
 from fastdm.system.streams import stderr_to
 
 FINGERPRINT_IMAGES = 64
 """Images whose pixels identify a data set: few, since those of a packed file come from the disk."""
-
-
-class Observer(Protocol):
-    """Looks at the set during a run; it changes nothing."""
-
-    def wants(self, iteration: int) -> bool:
-        """Whether to look after so many iterations."""
-        ...
-
-    def look(self, iteration: int, synthetic: SyntheticSet) -> None:
-        """Called with the set as it is after so many iterations."""
-        ...
 
 
 @undisturbed()
@@ -116,11 +104,7 @@ def condense(
     networks = NetworkPool.load(pool) if isinstance(pool, str | Path) else pool
     settings = matching_pool(settings, networks, dataset)
     device = default_device(device)
-    return condense_resolved(
-        dataset,
-        settings.resolve(dataset, device),
-        device,
-        pool=networks,
+    run_options = RunOptions(
         backend=backend,
         chunk_memory=chunk_memory,
         compile=compile,
@@ -135,6 +119,7 @@ def condense(
         verbose=verbose,
         tensorboard=tensorboard,
     )
+    return condense_resolved(dataset, settings.resolve(dataset, device), device, run_options, networks)
 
 
 @undisturbed()
@@ -142,91 +127,72 @@ def condense_resolved(
     dataset: Dataset,
     settings: Settings,
     device: torch.device,
-    *,
+    options: RunOptions,
     pool: NetworkPool | None = None,
-    backend: str = "auto",
-    chunk_memory: int | None = None,
-    compile: bool = False,
-    save_path: str | Path | None = None,
-    resume: bool = False,
-    overwrite: bool = False,
-    save_every: int = 1000,
-    picture_every: int = 1000,
-    profile: range | None = None,
-    callback: Callable[[int, float, Tensor], None] | None = None,
-    observer: Observer | None = None,
-    progress: bool = False,
-    verbose: bool = False,
-    tensorboard: bool = False,
-    config: str | None = None,
 ) -> SyntheticSet:
-    """`condense` with a data set that is open, settings that are resolved for it, and a device that is there.
-
-    observer: looks at the set during the run. config: kept in the run folder, as config.yaml.
-    """
-    for name, every in (("save_every", save_every), ("picture_every", picture_every)):
-        if every < 1:
-            raise FastDMError(f"{name} is {every}; it must be at least 1")
-    if resume and overwrite:
-        raise FastDMError("resume goes on with a run, and overwrite starts over: ask for one of them")
+    """`condense` with a data set that is open, settings that are resolved for it, and a device that is there."""
+    options.check(settings.iterations)
     _check_classes(dataset, settings)
-    if profile is not None:
-        check_chosen(profile, settings.iterations, save_path)
-    if tensorboard:
-        _check_tensorboard(save_path)
-    folder = None if save_path is None else user_path(save_path)
-
     with (
-        chosen_backend(backend, device),
+        chosen_backend(options.backend, device),
         precision_context(settings.precision, device, deterministic=settings.deterministic) as dtype,
     ):
-        step, plan = build_step(dataset, settings, device, dtype, chunk_memory, pool)
-        run = Run(
-            folder,
-            {"images": step.images, "velocity": step.velocity},
-            lambda: _synthetic_set(dataset, settings, step.images),
-            settings.iterations,
-            {**settings.resume_key(), **fingerprint(dataset), **({"pool_crc32": pool.crc32()} if pool else {})},
-            resume_defaults=Settings().resume_key(),
-            resume=resume,
-            overwrite=overwrite,
-            save_every=save_every,
-            picture_every=picture_every,
-            progress=progress,
-            tensorboard=tensorboard,
-            config=config,
-        )
+        step, plan = build_step(dataset, settings, device, dtype, options.chunk_memory, pool)
+        synthetic = partial(_synthetic_set, dataset, settings, step.images)
+        state = {"images": step.images, "velocity": step.velocity}
+        key = _resume_key(dataset, settings, pool)
+        run = Run(state, synthetic, settings.iterations, key, options, Settings().resume_key())
         with closing(step), run:
-            notes = [*_small_classes(dataset, settings)]
-            for note in (_summary(dataset, settings, device), *notes):
-                run.say(note)
-            if verbose:
-                run.say(str(plan))
-            with stderr_to(run.messages() if compile else None):
-                prepared = [*prepare(step, device, compile)]
-            for note in prepared:
-                run.say(note)
-            about = _about(dataset, device, plan, [*run.notes, *notes, *prepared])
+            notes = [*_introduce(run, dataset, settings, device, plan), *_prepare(run, step, device)]
+            about = _about(dataset, device, plan, notes)
             run.describe(about)
-            iterations: Iterable[int] = run.iterations()
-            if profile is not None and folder is not None:
-                within = partial(op_by_op, step, run.say)
-                iterations = recorded(
-                    run.iterations(), profile, within, device, folder / "profile", run.say, run.messages()
-                )
+            observer = options.observer
             if observer is not None and run.first_iteration == 0 and observer.wants(0):
-                observer.look(0, _synthetic_set(dataset, settings, step.images))
-            for iteration in iterations:
+                observer.look(0, synthetic())
+            for iteration in _iterations(run, step, device):
                 with deferred():  # an iteration that is half done could not be resumed
                     loss = step(iteration)
                     run.after(iteration, loss, step.parts())
-                if callback is not None:
-                    callback(iteration, loss.item(), step.images)
+                if options.callback is not None:
+                    options.callback(iteration, loss.item(), step.images)
                 if observer is not None and observer.wants(iteration + 1):
-                    observer.look(iteration + 1, _synthetic_set(dataset, settings, step.images))
+                    observer.look(iteration + 1, synthetic())
             result = run.finish()
             run.describe(dataclasses.replace(about, peak_bytes=peak_memory(device)))
             return result
+
+
+def _introduce(run: Run, dataset: Dataset, settings: Settings, device: torch.device, plan: MemoryPlan) -> Iterator[str]:
+    """Say what is about to be done; yields what is worth a note in the run folder."""
+    run.say(_summary(dataset, settings, device))
+    for note in _small_classes(dataset, settings):
+        run.say(note)
+        yield note
+    if run.options.verbose:
+        run.say(str(plan))
+
+
+def _prepare(run: Run, step: Step, device: torch.device) -> Iterator[str]:
+    """`prepare` the step; yields what is worth a note, once it is said."""
+    with stderr_to(run.messages() if run.options.compile else None):
+        notes = [*prepare(step, device, run.options.compile)]
+    for note in notes:
+        run.say(note)
+        yield note
+
+
+def _iterations(run: Run, step: Step, device: torch.device) -> Iterable[int]:
+    """The remaining iterations, some of them profiled if that is asked for."""
+    folder, chosen = run.options.folder, run.options.profile
+    if folder is None or chosen is None:
+        return run.iterations()
+    within = partial(op_by_op, step, run.say)
+    return recorded(run.iterations(), chosen, within, device, folder / "profile", run.say, run.messages())
+
+
+def _resume_key(dataset: Dataset, settings: Settings, pool: NetworkPool | None) -> dict[str, Any]:
+    """What a checkpoint must have been made with to be resumed."""
+    return {**settings.resume_key(), **fingerprint(dataset), **({"pool_crc32": pool.crc32()} if pool else {})}
 
 
 def _about(dataset: Dataset, device: torch.device, plan: MemoryPlan, notes: list[str]) -> About:
@@ -250,12 +216,6 @@ def _summary(dataset: Dataset, settings: Settings, device: torch.device) -> str:
         f"of {'x'.join(map(str, dataset.image_shape))}; {settings.iterations:,} iterations, {settings.network}, "
         f"{settings.precision} on {device}{where}, seed {settings.seed}"
     )
-
-
-def _check_tensorboard(save_path: str | Path | None) -> None:
-    if save_path is None:
-        raise FastDMError("tensorboard needs a save_path, under which it writes")
-    check_installed()
 
 
 def _synthetic_set(dataset: Dataset, settings: Settings, images: Tensor) -> SyntheticSet:

@@ -23,6 +23,7 @@ from fastdm.runs.events import FOLDER as EVENTS
 from fastdm.runs.events import Events
 from fastdm.runs.log import FILE as LOG
 from fastdm.runs.log import append_losses, cut_log
+from fastdm.runs.options import RunOptions
 from fastdm.synthetic.synthetic_set import SyntheticSet
 from fastdm.system.files import atomic_write, locked, make_folder, reason
 from fastdm.system.progress import Progress
@@ -43,41 +44,31 @@ class Run:
 
     state: tensors by name that decide how the run continues; they are saved, and filled when it is resumed.
     synthetic: gives the set as it stands, on the CPU. resume_key: what a checkpoint must have been made with to be
-    resumed; resume_defaults: what holds for one that does not say. tensorboard: also write event files. config: the
-    content of config.yaml. With `folder` None nothing is written; else no other process can use the folder meanwhile.
+    resumed; resume_defaults: what holds for one that does not say. Without a save_path nothing is written; else no
+    other process can use the folder meanwhile.
     """
 
     def __init__(
         self,
-        folder: Path | None,
         state: Mapping[str, Tensor],
         synthetic: Callable[[], SyntheticSet],
         total: int,
         resume_key: dict[str, Any],
-        *,
+        options: RunOptions,
         resume_defaults: Mapping[str, Any] | None = None,
-        resume: bool,
-        overwrite: bool,
-        save_every: int,
-        picture_every: int,
-        progress: bool,
-        tensorboard: bool = False,
-        config: str | None = None,
     ) -> None:
+        self.options = options
         self.first_iteration = 0
-        self._folder = folder
+        self._folder = folder = options.folder
         self._state = state
         self._synthetic = synthetic
         self._resume_key = json.dumps(resume_key)
         self._resume_defaults = resume_defaults
-        self._save_every = save_every
-        self._picture_every = picture_every
         self._unread: list[Tensor] = []
         self._names: list[str] = []
         self._total = total
         self._saved: int | None = None  # the iteration of the newest checkpoint
         self._notes: list[str] = []
-        self._config = config
         self._events: Events | None = None
         with ExitStack() as resources:  # closed here if anything goes wrong, else when the run is left
             if folder is not None:
@@ -85,18 +76,18 @@ class Run:
                 _prepare(folder, needed=4 * sum(tensor.nbytes for tensor in state.values()))
                 resources.enter_context(locked(folder / LOCK, f"the run folder {folder}"))
                 with self._written():
-                    self._begin(folder, resume, overwrite)
-                    if tensorboard:
+                    self._begin(folder)
+                    if options.tensorboard:
                         self._events = resources.enter_context(closing(Events(folder, self.first_iteration or None)))
-            for note in () if progress else self._notes:
+            for note in () if options.progress else self._notes:
                 warnings.warn(note, stacklevel=4)
             self._resources = resources.pop_all()
         self._done = self.first_iteration
-        self._progress = Progress("condense", total, start=self._done) if progress else None
+        self._progress = Progress("condense", total, start=self._done) if options.progress else None
         self._began = self._read_at = time.monotonic()
 
-    def _begin(self, folder: Path, resume: bool, overwrite: bool) -> None:
-        if resume:
+    def _begin(self, folder: Path) -> None:
+        if self.options.resume:
             checkpoint = load_checkpoint(
                 folder, self._resume_key, defaults=self._resume_defaults, note=self._notes.append
             )
@@ -108,7 +99,7 @@ class Run:
                     )
                 self.first_iteration = self._saved = checkpoint.iteration
                 self._restore(checkpoint)
-        elif not overwrite and any((folder / name).exists() for name in (FILE, PREVIOUS, SET)):
+        elif not self.options.overwrite and any((folder / name).exists() for name in (FILE, PREVIOUS, SET)):
             raise FastDMError(
                 f"{folder} already holds a run: resume it, overwrite it, or choose another folder (--resume, "
                 "--overwrite, --save_path)"
@@ -118,9 +109,9 @@ class Run:
         cut_log(folder, self.first_iteration, self._notes.append)
         with atomic_write(folder / SETTINGS) as temporary:
             temporary.write_text(json.dumps(dict(self._synthetic().settings), indent=2) + "\n")
-        if self._config is not None:
+        if self.options.config is not None:
             with atomic_write(folder / CONFIG) as temporary:
-                temporary.write_text(self._config)
+                temporary.write_text(self.options.config)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         for name, tensor in self._state.items():
@@ -176,8 +167,8 @@ class Run:
         self._done = iteration + 1
         self._names = ["loss", *(parts or {})]
         self._unread.append(torch.stack([loss, *(parts or {}).values()]))
-        save = self._done % self._save_every == 0
-        picture = self._done % self._picture_every == 0
+        save = self._done % self.options.save_every == 0
+        picture = self._done % self.options.picture_every == 0
         if save or picture or self._done == self._total or time.monotonic() - self._read_at >= SECONDS_BETWEEN_READS:
             self._read_losses()
         if save:

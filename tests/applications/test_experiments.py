@@ -16,6 +16,7 @@ from fastdm.data import Dataset
 from fastdm.errors import FastDMError
 from fastdm.evaluation.measure import measure
 from fastdm.evaluation.protocol import Evaluation, Protocol
+from fastdm.runs.options import RunOptions
 from fastdm.synthetic.initial import random_selection
 from fastdm.synthetic.public_file import read_public
 from fastdm.synthetic.synthetic_set import SyntheticSet
@@ -47,12 +48,14 @@ def run(dataset: Dataset, folder: Path, protocol: Protocol | None, **options: An
     """The accuracies that the public code's file holds afterwards."""
     settings = Settings(ipc=1, iterations=2, batch_real=4, network="ConvNetD1", seed=1)
     settings = dataclasses.replace(settings, iterations=options.pop("iterations", 2)).resolve(dataset, CPU)
-    options = {"num_exp": 2, "resume": False, "report": lambda title, evaluation: None, **options}
-    path = run_experiments(dataset, settings, protocol, CPU, save_path=folder, **options)
+    of_runs = RunOptions(**{name: options.pop(name) for name in RUN_OPTIONS & options.keys()})
+    options = {"num_exp": 2, "report": lambda title, evaluation: None, **options}
+    path = run_experiments(dataset, settings, protocol, CPU, save_path=folder, options=of_runs, **options)
     assert path == folder / RESULT
     return read_public(path).accuracies
 
 
+RUN_OPTIONS = {field.name for field in dataclasses.fields(RunOptions)}
 PROTOCOL = Protocol(["MLP"], "none", num_eval=2, epochs=1, seed=1)
 
 

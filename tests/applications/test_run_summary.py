@@ -18,6 +18,7 @@ from fastdm.applications.run_summary import summarise_run, summarise_set
 from fastdm.condensation.settings import Settings
 from fastdm.errors import FastDMError
 from fastdm.evaluation.protocol import Evaluation, Protocol
+from fastdm.runs.options import RunOptions
 
 
 @pytest.fixture
@@ -99,7 +100,7 @@ def test_a_data_set_s_name_leads_nowhere(tmp_path: Path) -> None:
     settings = Settings(ipc=1, iterations=0, batch_real=4, network="ConvNetD1").resolve(dataset, cpu)
     folder = tmp_path / "a" / "b" / "c"
     path = run_experiments(
-        dataset, settings, None, cpu, num_exp=1, save_path=folder, resume=False, report=lambda *_: None
+        dataset, settings, None, cpu, num_exp=1, save_path=folder, options=RunOptions(), report=lambda *_: None
     )
     assert path == folder / "res_DM_.._.._up_ConvNetD1_1ipc.pt"
     assert path.exists()

@@ -17,6 +17,7 @@ from fastdm.condensation.settings import Settings
 from fastdm.data import Dataset
 from fastdm.errors import FastDMError
 from fastdm.evaluation.protocol import Evaluation, Protocol
+from fastdm.runs.options import RunOptions
 from fastdm.synthetic.synthetic_set import SyntheticSet
 
 CPU = torch.device("cpu")
@@ -33,7 +34,9 @@ def run(dataset: Dataset, folder: Path, **options: Any) -> list[str]:
     """The titles that are reported."""
     settings = Settings(ipc=1, iterations=6, batch_real=4, network="ConvNetD1", precision="fp32").resolve(dataset, CPU)
     reports: list[str] = []
-    options = {"num_exp": 1, "resume": False, "protocol": PROTOCOL, **options}
+    names = ("resume", "tensorboard", "picture_every")
+    of_runs = RunOptions(**{name: options.pop(name) for name in names if name in options})
+    options = {"num_exp": 1, "protocol": PROTOCOL, "options": of_runs, **options}
     run_experiments(
         dataset, settings, device=CPU, save_path=folder, report=lambda title, _: reports.append(title), **options
     )

@@ -1,0 +1,69 @@
+"""How a run goes: what it writes, shows and uses, as opposed to what it computes."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from torch import Tensor
+
+from fastdm.errors import FastDMError
+from fastdm.runs.events import check_installed
+from fastdm.runs.recording import check_chosen
+from fastdm.synthetic.synthetic_set import SyntheticSet
+from fastdm.system.files import user_path
+
+
+class Observer(Protocol):
+    """Looks at the set during a run; it changes nothing."""
+
+    def wants(self, iteration: int) -> bool:
+        """Whether to look after so many iterations."""
+        ...
+
+    def look(self, iteration: int, synthetic: SyntheticSet) -> None:
+        """Called with the set as it is after so many iterations."""
+        ...
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """The options of `fastdm.condense` that do not change its result beyond rounding; it describes them.
+
+    observer: looks at the set during the run. config: kept in the run folder, as config.yaml.
+    """
+
+    backend: str = "auto"
+    chunk_memory: int | None = None
+    compile: bool = False
+    save_path: str | Path | None = None
+    resume: bool = False
+    overwrite: bool = False
+    save_every: int = 1000
+    picture_every: int = 1000
+    profile: range | None = None
+    callback: Callable[[int, float, Tensor], None] | None = None
+    observer: Observer | None = None
+    progress: bool = False
+    verbose: bool = False
+    tensorboard: bool = False
+    config: str | None = None
+
+    def check(self, iterations: int) -> None:
+        """Raise FastDMError for options that a run of so many iterations cannot follow."""
+        for name, every in (("save_every", self.save_every), ("picture_every", self.picture_every)):
+            if every < 1:
+                raise FastDMError(f"{name} is {every}; it must be at least 1")
+        if self.resume and self.overwrite:
+            raise FastDMError("resume goes on with a run, and overwrite starts over: ask for one of them")
+        if self.profile is not None:
+            check_chosen(self.profile, iterations, self.save_path)
+        if self.tensorboard:
+            if self.save_path is None:
+                raise FastDMError("tensorboard needs a save_path, under which it writes")
+            check_installed()
+
+    @property
+    def folder(self) -> Path | None:
+        """The run folder, with `~` expanded."""
+        return None if self.save_path is None else user_path(self.save_path)
