@@ -102,6 +102,7 @@ def _condense(context: typer.Context, flags: SimpleNamespace) -> None:
     device = default_device(flags.device)
     pool = None if flags.pool is None else NetworkPool.load(flags.pool)
     settings = _settings(context, data, device, pool)
+    assert settings.network is not None
     protocol = _protocol(flags, settings, data) if flags.num_eval else None
     path = run_experiments(
         data,
@@ -145,9 +146,8 @@ def _protocol(flags: SimpleNamespace, settings: "Settings", data: "Dataset") -> 
     from fastdm.evaluation.protocol import Protocol
     from fastdm.networks.architectures import evaluation_pool
 
-    assert settings.network is not None
     return Protocol(
-        evaluation_pool(flags.eval_mode, settings.network),
+        evaluation_pool(flags.eval_mode, str(settings.network)),
         training_strategy(dataclasses.asdict(settings), data),
         flags.num_eval,
         flags.epoch_eval_train,
