@@ -93,18 +93,7 @@ def train_pool(
     steps = protocol.steps(len(dataset.train))
     states = max(protocol.epochs + 1, FEWEST_STATES) if states is None else whole_number("states", states, 2)
     states = min(states, steps + 1)
-    settings = {
-        "networks": networks,
-        "epochs": protocol.epochs,
-        "states": states,
-        "network": protocol.networks[0],
-        "lr_net": protocol.lr_net,
-        "batch_train": protocol.batch,
-        "cutmix": protocol.cutmix,
-        "strategy": protocol.strategy,
-        "seed": seed,
-        "precision": protocol.precision,
-    }
+    settings = _settings(protocol, states, seed)
     files = _Files(None if save_path is None else Path(save_path), {**settings, **fingerprint(dataset)})
     if (complete := files.begin(resume, overwrite)) is not None:
         return complete
@@ -121,6 +110,19 @@ def train_pool(
     )
     files.finish(pool)
     return pool
+
+
+def _settings(protocol: Protocol, states: int, seed: int) -> dict[str, Any]:
+    """What decides the pool besides the data, as its file keeps it."""
+    names = ("epochs", "lr_net", "cutmix", "strategy", "precision")
+    return {
+        "networks": protocol.num_eval,
+        "network": protocol.networks[0],
+        "states": states,
+        "batch_train": protocol.batch,
+        "seed": seed,
+        **{name: getattr(protocol, name) for name in names},
+    }
 
 
 def _train(

@@ -55,7 +55,7 @@ class RunOptions:
             if every < 1:
                 raise FastDMError(f"{name} is {every}; it must be at least 1")
         if self.resume and self.overwrite:
-            raise FastDMError("resume goes on with a run, and overwrite starts over: ask for one of them")
+            raise FastDMError("resume continues a run, and overwrite starts over: ask for one of them")
         if self.profile is not None:
             check_chosen(self.profile, iterations, self.save_path)
         if self.tensorboard:

@@ -151,7 +151,7 @@ def test_a_run_folder_belongs_to_one_run_at_a_time(dataset: Dataset, tmp_path: P
 
 
 def test_resume_and_overwrite_exclude_each_other(dataset: Dataset, tmp_path: Path) -> None:
-    with pytest.raises(FastDMError, match="resume goes on with a run, and overwrite starts over"):
+    with pytest.raises(FastDMError, match="resume continues a run, and overwrite starts over"):
         fastdm.condense(dataset, **SMALL, save_path=tmp_path, resume=True, overwrite=True)
 
 
