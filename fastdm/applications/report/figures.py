@@ -10,7 +10,7 @@ from fastdm.applications.report.published import WHOLE_SET, published_accuracy
 from fastdm.applications.report.reading import RunRecord
 from fastdm.applications.report.svg import Line, Point, bar_chart, line_chart, number_text, point_chart
 from fastdm.errors import FastDMError
-from fastdm.evaluation.protocol import Evaluation
+from fastdm.evaluation.outcome import Evaluation
 from fastdm.networks.architectures import default_network
 from fastdm.system.files import make_folder, writing
 
