@@ -58,6 +58,15 @@ def shown(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else printable(value)
 
 
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table on a terminal; nothing elsewhere, where its content has been printed as JSON lines."""
+    if on_terminal():
+        table = Table(*map(printable, columns), title=Text(printable(title)))
+        for row in rows:
+            table.add_row(*(Text(printable(each)) for each in row))
+        Console().print(table)
+
+
 def print_outcome(result: Path, page: Path, folders: Sequence[Path], *, evaluated: bool) -> None:
     """Where the sets, the page and the accuracies of a condensation are."""
     if not on_terminal():
