@@ -14,7 +14,8 @@ from fastdm.condensation.settings import Settings
 from fastdm.data.pool import Dataset
 from fastdm.errors import FastDMError
 from fastdm.evaluation.measure import measure
-from fastdm.evaluation.protocol import Evaluation, Protocol
+from fastdm.evaluation.outcome import Evaluation
+from fastdm.evaluation.protocol import Protocol
 from fastdm.networks.trained import NetworkPool
 from fastdm.runs.options import RunOptions
 from fastdm.synthetic.synthetic_set import SyntheticSet, save_public
@@ -150,19 +151,26 @@ def write_evaluation(folder: Path, synthetic: SyntheticSet, protocol: Protocol, 
     content = {
         "set_crc32": synthetic.crc32(),
         "protocol": dataclasses.asdict(protocol),
-        "accuracies": evaluation.accuracies,
+        **evaluation.summary(),
     }
+    lines = [f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in content.items()]
     with writing(folder / FILE) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
+        temporary.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 
 def read_evaluation(folder: Path, synthetic: SyntheticSet, protocol: Protocol | None = None) -> Evaluation | None:
     """What a run folder keeps of this very set, measured by this very protocol if one is given; None if nothing."""
     try:
         content = json.loads((folder / FILE).read_text())
-        same = content["set_crc32"] == synthetic.crc32()
+        same = content["set_crc32"] == synthetic.crc32() and bool(content["accuracies"])
         if protocol is not None:
             same = same and content["protocol"] == json.loads(json.dumps(dataclasses.asdict(protocol)))
-        return Evaluation(content["accuracies"]) if same else None
-    except (OSError, ValueError, KeyError, TypeError):  # not there, or not a file of ours: it will be measured again
+        return Evaluation.from_json(content) if same else None
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+    ):  # not there, or not a file of ours: it will be measured again
         return None

@@ -16,9 +16,10 @@ from fastdm.condensation.loop import fingerprint
 from fastdm.data.pool import Dataset
 from fastdm.data.sources import Source, open_dataset
 from fastdm.errors import FastDMError, whole_number
-from fastdm.evaluation.measure import side_by_side
+from fastdm.evaluation.ensemble import side_by_side
 from fastdm.evaluation.protocol import Protocol
-from fastdm.evaluation.training import LabelledImages, Momentum, Start, accuracy, draw_weights, train_network
+from fastdm.evaluation.testing import accuracy
+from fastdm.evaluation.training import LabelledImages, Momentum, Start, draw_weights, train_network
 from fastdm.networks.architectures import build_network, default_network
 from fastdm.networks.model import Network
 from fastdm.networks.trained import NetworkPool, flatten_parameters, load_parameters
@@ -101,7 +102,7 @@ def train_pool(
     trainings = _train(dataset, protocol, kept, files, device, progress)
     pool = NetworkPool(
         torch.stack([rows for rows, _ in trainings]),
-        protocol.networks[0],
+        next(iter(protocol.by_name())),
         dataset.image_shape,
         dataset.num_classes,
         dataset.name,
@@ -117,7 +118,7 @@ def _settings(protocol: Protocol, states: int, seed: int) -> dict[str, Any]:
     names = ("epochs", "lr_net", "cutmix", "strategy", "precision")
     return {
         "networks": protocol.num_eval,
-        "network": protocol.networks[0],
+        "network": next(iter(protocol.by_name())),
         "states": states,
         "batch_train": protocol.batch,
         "seed": seed,
@@ -137,7 +138,7 @@ def _train(
 
     def run(number: int, after_step: Callable[[], None]) -> tuple[Tensor, float | None]:
         network = build_network(
-            protocol.networks[0],
+            next(iter(protocol.by_name())),
             channels=channels,
             num_classes=dataset.num_classes,
             image_size=(height, width),

@@ -9,7 +9,8 @@ import torch
 from fastdm.data.pool import Dataset
 from fastdm.errors import FastDMError
 from fastdm.evaluation.measure import measure
-from fastdm.evaluation.protocol import Evaluation, Protocol
+from fastdm.evaluation.outcome import Evaluation
+from fastdm.evaluation.protocol import Protocol
 from fastdm.runs.events import FOLDER as EVENTS
 from fastdm.runs.events import Events
 from fastdm.synthetic.synthetic_set import SyntheticSet

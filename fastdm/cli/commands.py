@@ -8,6 +8,7 @@ import typer
 from fastdm.cli.arguments import Command
 from fastdm.cli.catalogue import catalogue
 from fastdm.cli.condense import condense
+from fastdm.cli.continual import continual
 from fastdm.cli.environment import environment
 from fastdm.cli.evaluate import evaluate
 from fastdm.cli.export import export
@@ -34,6 +35,7 @@ app = typer.Typer(
 COMMANDS: dict[str, Callable[..., None]] = {
     "condense": condense,
     "evaluate": evaluate,
+    "continual": continual,
     "export": export,
     "inspect": inspect,
     "pack": pack,

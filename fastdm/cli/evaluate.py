@@ -20,14 +20,12 @@ from fastdm.cli.options import (
     ProtocolName,
     Seed,
 )
-from fastdm.cli.output import print_evaluation
-from fastdm.errors import FastDMError, one_of
+from fastdm.cli.output import print_evaluation, print_saved
+from fastdm.errors import FastDMError
 from fastdm.system.files import user_path
 
 if TYPE_CHECKING:
     from fastdm.data.pool import Dataset as OpenDataset
-
-WHOLE_SET_EPOCHS = 200
 
 
 def evaluate(
@@ -82,7 +80,17 @@ def evaluate(
             "--epoch_whole_set",
             min=1,
             help="Epochs of the whole-set baseline, whose epochs have far more updates than those of a condensed set.  "
-            f"[default: {WHOLE_SET_EPOCHS}, as one trains on a whole set; at most epoch_eval_train]",
+            "[default: 200, as one trains on a whole set; at most epoch_eval_train]",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            parser=user_path,
+            metavar="FILE",
+            help="Write all that was measured as JSON, accuracies per class and confusion matrices too.",
         ),
     ] = None,
     seed: Seed = 0,
@@ -93,24 +101,18 @@ def evaluate(
 
     Set number e of a .pt file is evaluated with seed + e, as condense does it.
     """
-    from dataclasses import replace
-
-    from fastdm.evaluation.measure import measure, measure_soft, recorded_settings
-    from fastdm.evaluation.protocol import Evaluation, Protocol
+    from fastdm.applications import measured_file
+    from fastdm.evaluation.measure import recorded_settings
+    from fastdm.evaluation.protocol import Protocol
     from fastdm.networks.architectures import evaluation_pool
     from fastdm.networks.trained import NetworkPool
-    from fastdm.synthetic.initial import random_selection, whole_set
-    from fastdm.synthetic.synthetic_set import SyntheticSet
     from fastdm.system.device import default_device
 
+    if out is not None:
+        measured_file.check_writable(out)
     data = _dataset_of(file, dataset, data_path, image_size)
-    if experiment is None:
-        sets = dict(enumerate(SyntheticSet.load_all(file, dataset=data)))
-    else:
-        sets = {experiment: SyntheticSet.load(file, experiment=experiment, dataset=data)}
-    first = next(iter(sets.values()))
-    chosen_device = default_device(device)
-    network, strategy = recorded_settings(first, data)
+    sets = measured_file.load_sets(file, data, experiment)
+    network, strategy = recorded_settings(next(iter(sets.values())), data)
     protocol = Protocol(
         networks=evaluation_pool(eval_mode, model or network),
         strategy=dsa_strategy or strategy,
@@ -122,29 +124,24 @@ def evaluate(
         name=cast(Any, protocol_name),
         checks=checks,
     )
-
-    one_of("labels", labels, ("hard", "soft"))
-    soft, teachers = labels == "soft", None if pool is None else NetworkPool.load(pool)
-    several = len(sets) > 1 or experiment is not None
-    candidates: list[tuple[str, Any, Protocol]] = [
-        (f"{file}, set {number}" if several else str(file), synthetic, replace(protocol, seed=seed + number))
-        for number, synthetic in sets.items()
-    ]
-    if baselines:
-        few_epochs = replace(protocol, epochs=epoch_whole_set or min(WHOLE_SET_EPOCHS, epoch_eval_train))
-        candidates.append(("random real images", random_selection(data, first.ipc, seed), protocol))
-        candidates.append(("whole set", whole_set(data), few_epochs))
-    evaluations = []
-    for title, candidate, how in candidates:
-        if soft and isinstance(candidate, SyntheticSet):
-            evaluations.append(measure_soft(candidate, data, how, chosen_device, teachers, progress=True))
-        else:
-            evaluations.append(measure(candidate, data, how, chosen_device, progress=True))
-        print_evaluation(title, evaluations[-1], dataset=data.name)
-        if (random := evaluations[-1].random) is not None:
-            print_evaluation(f"{title}: random real images, labels of the same networks", random, dataset=data.name)
-        if len(evaluations) == len(sets) > 1:
-            print_evaluation(f"{file}, all {len(sets)} sets", Evaluation.pooled(evaluations), dataset=data.name)
+    measured = {}
+    for title, evaluation in measured_file.measured_sets(
+        file,
+        sets,
+        data,
+        protocol,
+        default_device(device),
+        labels=labels,
+        pool=None if pool is None else NetworkPool.load(pool),
+        several=len(sets) > 1 or experiment is not None,
+        baselines=baselines,
+        whole_set_epochs=epoch_whole_set,
+    ):
+        measured[title] = evaluation
+        print_evaluation(title, evaluation, dataset=data.name)
+    if out is not None:
+        measured_file.write_measured(out, data, measured)
+        print_saved(out)
 
 
 def _dataset_of(file: Path, named: str | None, data_path: Path, image_size: int | None) -> "OpenDataset":

@@ -103,6 +103,10 @@ PrecisionOption = Annotated[
     str | None, typer.Option("--precision", help="fp32, tf32 or bf16.  [default: the fastest of equal accuracy]")
 ]
 
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with what save_path holds.")]
+
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start over where save_path already holds results.")]
+
 Backend = Annotated[str, typer.Option("--backend", help="Op backend: auto, triton or reference.")]
 
 ChunkMemory = Annotated[

@@ -4,7 +4,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, pstdev
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -16,10 +16,13 @@ from fastdm.system.streams import on_terminal
 from fastdm.system.text import printable
 
 if TYPE_CHECKING:
-    from fastdm.evaluation.protocol import Evaluation
+    from fastdm.evaluation.outcome import Evaluation
 
 MOST_SHOWN = 8
 """Names that a table lists; of more it shows the first, and their number."""
+
+TOP5_FROM = 20
+"""Classes from which on a table shows the top-5 accuracy."""
 
 
 def print_json(content: Mapping[str, Any]) -> None:
@@ -55,6 +58,15 @@ def shown(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else printable(value)
 
 
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table on a terminal; nothing elsewhere, where its content has been printed as JSON lines."""
+    if on_terminal():
+        table = Table(*map(printable, columns), title=Text(printable(title)))
+        for row in rows:
+            table.add_row(*(Text(printable(each)) for each in row))
+        Console().print(table)
+
+
 def print_outcome(result: Path, page: Path, folders: Sequence[Path], *, evaluated: bool) -> None:
     """Where the sets, the page and the accuracies of a condensation are."""
     if not on_terminal():
@@ -70,22 +82,31 @@ def print_outcome(result: Path, page: Path, folders: Sequence[Path], *, evaluate
 
 def print_evaluation(title: str, evaluation: "Evaluation", **about: str) -> None:
     """A table on a terminal, with accuracies in percent; JSON lines elsewhere, with what they are `about`."""
-    rows = [(name, evaluation.mean[name], evaluation.std[name]) for name in evaluation.accuracies]
     if not on_terminal():
-        for name, mean, std in rows:
-            print_json({
-                "evaluation": title, **about, "network": name, "mean": mean, "std": std,
-                "accuracies": evaluation.accuracies[name],
-                **({"best": evaluation.best[name]} if evaluation.best else {}),
-            })  # fmt: skip
+        _print_lines(title, evaluation, about)
         return
-    table = Table("network", "accuracy %", "networks", title=Text(printable(title)))
-    sign = "±" if _can_write("±") else "+-"
-    for name, mean, std in rows:
-        count = len(evaluation.accuracies[name])
+    has_top5 = any(len(matrix) >= TOP5_FROM for matrix in evaluation.confusion.values())
+    columns = ["network", "accuracy %", *(["top-5 %"] if has_top5 else []), "networks"]
+    table = Table(*columns, title=Text(printable(title)))
+    for name, accuracies in evaluation.accuracies.items():
         best = f", best {100 * fmean(evaluation.best[name]):.2f}" if evaluation.best else ""
-        table.add_row(name, f"{100 * mean:.2f} {sign} {100 * std:.2f}{best}", str(count))
+        top5 = [percent(fmean(evaluation.top5[name]), pstdev(evaluation.top5[name]))] if has_top5 else []
+        row = [percent(evaluation.mean[name], evaluation.std[name]) + best, *top5, str(len(accuracies))]
+        table.add_row(printable(name), *row)
     Console().print(table)
+
+
+def _print_lines(title: str, evaluation: "Evaluation", about: Mapping[str, str]) -> None:
+    """A line for each network, with all but the confusion matrix, whose lines would be long."""
+    of_network = {kind: values for kind, values in evaluation.summary().items() if kind != "confusion"}
+    for name in evaluation.accuracies:
+        values = {kind: each[name] for kind, each in of_network.items() if name in each}
+        print_json({"evaluation": title, **about, "network": name, **values})
+
+
+def percent(mean: float, std: float) -> str:
+    """A mean with its spread, in percent."""
+    return f"{100 * mean:.2f} {'±' if _can_write('±') else '+-'} {100 * std:.2f}"
 
 
 def print_total(evaluation: "Evaluation", experiments: int, model: str, dataset: str) -> None:

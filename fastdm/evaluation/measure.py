@@ -1,33 +1,35 @@
 """`evaluate`: networks are trained on a set, side by side, and tested on real images."""
 
-import math
-import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from fastdm.augmentation import default_strategy
 from fastdm.data.pool import Dataset, Pool
 from fastdm.data.sources import Source, open_dataset
 from fastdm.errors import FastDMError, one_of
-from fastdm.evaluation.protocol import Evaluation, Protocol
+from fastdm.evaluation.ensemble import position, side_by_side
+from fastdm.evaluation.outcome import Evaluation
+from fastdm.evaluation.protocol import Protocol
 from fastdm.evaluation.soft_labels import relabel
-from fastdm.evaluation.training import LabelledImages, Momentum, accuracy, train_network
+from fastdm.evaluation.testing import Answers, classify
+from fastdm.evaluation.training import LabelledImages, Momentum, train_network
 from fastdm.networks.architectures import build_network, default_network
+from fastdm.networks.own import Builder, build_own
 from fastdm.networks.trained import NetworkPool
 from fastdm.synthetic.initial import random_selection
 from fastdm.synthetic.synthetic_set import SyntheticSet, check_compatible
 from fastdm.system.device import Precision, default_device, precision_context, undisturbed
 from fastdm.system.progress import Progress
 
-Job = TypeVar("Job")
-Result = TypeVar("Result")
+_MOST_NETWORKS = 1 << 20
+"""Networks of the user's own are seeded by seed · this + number."""
 
 
 def recorded_settings(train: SyntheticSet | Pool, dataset: Dataset) -> tuple[str, str]:
@@ -51,7 +53,7 @@ def evaluate(
     train: SyntheticSet | Pool,
     dataset: Source,
     *,
-    networks: Sequence[str] | None = None,
+    networks: Sequence[str | Builder] | None = None,
     num_eval: int = 20,
     epochs: int = 1000,
     lr_net: float = 0.01,
@@ -78,6 +80,10 @@ def evaluate(
     train: a condensed set, `random_selection(…)` or `whole_set(…)`; a set with a partition is decoded. dataset:
     anything that `open_dataset` takes, looked up under data_path. Its test images are normalised as the training images
     are.
+    networks: architectures, each by its name (`fastdm list networks`) or as a function without arguments that builds
+    any `torch.nn.Module` from images [N, C, H, W] to logits [N, classes], such as
+    `functools.partial(torchvision.models.resnet18, num_classes=10)`; its weights are those that it draws itself, from
+    PyTorch's global generator with a seed of their own. Results call it as the function is called.
     networks, strategy: by default those that the set was condensed with; where it does not say, ConvNet of the depth
     that suits the image size, and the data set's strategy (digits are not flipped). "none": no augmentation.
     checks: how many times the accuracy is measured during a training; the last, at its end, is the result, the highest
@@ -88,7 +94,11 @@ def evaluate(
     progress: show a bar on a terminal, JSON lines elsewhere.
 
     Weights, batches and augmentation follow from `seed` and the number of the network alone: on a CPU, the same call
-    gives the same accuracies. Raises FastDMError, before the first training, for whatever does not fit together.
+    gives the same accuracies. (Dropout in a module of your own draws from PyTorch's global generator, which networks
+    that are trained side by side share.)
+
+    Returns accuracies, top-1 and top-5, and the confusion matrix: see `fastdm.evaluation.outcome.Evaluation`. Raises
+    FastDMError, before the first training, for whatever does not fit together.
 
     >>> import fastdm
     >>> images = fastdm.random_selection("digits", ipc=1)
@@ -159,89 +169,73 @@ def measure(
     mean, std = (train.mean, train.std) if isinstance(train, SyntheticSet) else (dataset.mean, dataset.std)
     examples = LabelledImages.of(train, mean, std, device, soft=soft)
     tests = LabelledImages.of(dataset.test, mean, std, device)
-    measured = protocol.measured_after(len(examples))
-    names = list(dict.fromkeys(protocol.networks))
+    names = [*protocol.by_name()]
     jobs = [(name, number) for name in names for number in range(protocol.num_eval)]
     steps = protocol.steps(len(examples))
     bar = Progress("evaluate", len(jobs) * steps) if progress else None
     precision = protocol.precision or ("tf32" if device.type == "cuda" else "fp32")
 
+    def where(done: int, at_once: int) -> str:
+        return position(done, len(jobs), at_once, steps, protocol.all_epochs)
+
     with bar or nullcontext(), precision_context(precision, device) as dtype:
-
-        def run(job: tuple[str, int], after_step: Callable[[], None]) -> list[float]:
-            name, number = job
-            found = []
-            channels, height, width = dataset.image_shape
-            network = build_network(
-                name,
-                channels=channels,
-                num_classes=dataset.num_classes,
-                image_size=(height, width),
-                device=device,
-                drawn=False,
-            )
-
-            def after(done: int, momentum: Momentum) -> None:
-                if done in measured[:-1]:
-                    found.append(accuracy(network, tests, dtype))
-                    network.train()
-                after_step()
-
-            train_network(network, examples, protocol, number, dtype, after)
-            return [*found, accuracy(network, tests, dtype)]
-
-        def where(done: int, at_once: int) -> str:
-            return _position(done, len(jobs), at_once, steps, protocol.all_epochs)
-
-        results = iter(side_by_side(run, jobs, device, bar, where))
-    by_name = {name: [*islice(results, protocol.num_eval)] for name in names}
-    return Evaluation(
-        {name: [values[-1] for values in each] for name, each in by_name.items()},
-        {name: [max(values) for values in each] for name, each in by_name.items()} if protocol.checks > 1 else {},
+        trial = _Trial(dataset, protocol, examples, tests, device, dtype)
+        results = iter(side_by_side(trial, jobs, device, bar, where))
+    return Evaluation.pooled(
+        _evaluation(name, each, protocol.checks > 1) for name in names for each in islice(results, protocol.num_eval)
     )
 
 
-def side_by_side(
-    run: Callable[[Job, Callable[[], None]], Result],
-    jobs: Sequence[Job],
-    device: torch.device,
-    bar: Progress | None,
-    where: Callable[[int, int], str] | None = None,
-) -> list[Result]:
-    """`run(job, after_step)` for all jobs: one after another on a GPU, on a CPU as many at once as it has threads.
+@dataclass(frozen=True)
+class _Trial:
+    """The training of a network and its tests, as often as the protocol asks."""
 
-    Small networks leave threads waiting for each other when they share the work of one layer; a thread that has a
-    network to itself never waits.
-    """
-    lock, stopping, done = threading.Lock(), threading.Event(), 0
+    dataset: Dataset
+    protocol: Protocol
+    examples: LabelledImages
+    tests: LabelledImages
+    device: torch.device
+    dtype: torch.dtype
 
-    def after_step() -> None:
-        nonlocal done
-        if stopping.is_set():
-            raise RuntimeError("stopped because another training failed or was interrupted")
-        if bar is not None:
-            with lock:
-                done += 1
-                bar.update(done, where(done, workers) if where is not None else "")
+    def __call__(self, job: tuple[str, int], after_step: Callable[[], None]) -> list[Answers]:
+        name, number = job
+        network = self._network(name, number)
+        measured = self.protocol.measured_after(len(self.examples))
+        found = []
 
-    threads = torch.get_num_threads()
-    workers = min(threads, len(jobs)) if device.type == "cpu" else 1
-    # The number of threads is a setting of the thread that works with them.
-    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads // workers,)) as pool:
-        try:
-            return list(pool.map(lambda job: run(job, after_step), jobs))
-        finally:
-            stopping.set()
-            torch.set_num_threads(threads)
+        def after(done: int, momentum: Momentum) -> None:
+            if done in measured[:-1]:
+                found.append(classify(network, self.tests, self.dtype))
+                network.train()
+            after_step()
+
+        train_network(network, self.examples, self.protocol, number, self.dtype, after)
+        return [*found, classify(network, self.tests, self.dtype)]
+
+    def _network(self, name: str, number: int) -> nn.Module:
+        network = self.protocol.by_name()[name]
+        if not isinstance(network, str):
+            return build_own(network, (self.protocol.seed * _MOST_NETWORKS + number) % 2**63, self.device)
+        channels, height, width = self.dataset.image_shape
+        return build_network(
+            network,
+            channels=channels,
+            num_classes=self.dataset.num_classes,
+            image_size=(height, width),
+            device=self.device,
+            drawn=False,
+        )
 
 
-def _position(done: int, networks: int, at_once: int, steps: int, epochs: int) -> str:
-    """Where `done` updates are in the training of networks of `steps` updates, some of them side by side."""
-    group = (done - 1) // (at_once * steps)
-    first, last = group * at_once + 1, min((group + 1) * at_once, networks)
-    share = (done - group * at_once * steps) / ((last - first + 1) * steps)
-    which = f"network {first}" if first == last else f"networks {first} to {last}"
-    return f"{which} of {networks}, epoch {math.ceil(share * epochs)} of {epochs}"
+def _evaluation(name: str, tests: Sequence[Answers], is_checked: bool) -> Evaluation:
+    """One network's; is_checked: whether the best of its tests counts too."""
+    last = tests[-1]
+    return Evaluation(
+        {name: [last.accuracy]},
+        {name: [max(each.accuracy for each in tests)]} if is_checked else {},
+        top5={name: [last.top5]},
+        confusion={name: last.confusion.tolist()},
+    )
 
 
 def _check_train(train: object) -> None:

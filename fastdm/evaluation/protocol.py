@@ -1,55 +1,23 @@
-"""How an evaluation is done, and what it gives."""
+"""How an evaluation is done."""
 
 import math
-import statistics
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 from fastdm.augmentation import Strategy
 from fastdm.data.pool import Dataset
 from fastdm.errors import FastDMError, one_of, whole_number
 from fastdm.networks.architectures import build_network
+from fastdm.networks.own import Builder, check_own, network_name
 from fastdm.system.device import Precision
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """accuracies: for each architecture, the test accuracy in [0, 1] of every network at the end of its training.
-
-    best: the highest of the accuracies that were measured during its training, where there are such (`checks`): the
-    test images chose that moment, so it is no estimate, but what many papers print. random: where the labels are soft,
-    the same of random real images with labels by the same teacher.
-    """
-
-    accuracies: dict[str, list[float]]
-    best: dict[str, list[float]] = field(default_factory=dict)
-    random: "Evaluation | None" = None
-
-    @classmethod
-    def pooled(cls, evaluations: "Iterable[Evaluation]") -> "Evaluation":
-        """The networks of several evaluations as those of one."""
-        pooled = cls({})
-        for evaluation in evaluations:
-            for all_values, its_values in ((pooled.accuracies, evaluation.accuracies), (pooled.best, evaluation.best)):
-                for name, values in its_values.items():
-                    all_values.setdefault(name, []).extend(values)
-        return pooled
-
-    @property
-    def mean(self) -> dict[str, float]:
-        return {name: statistics.fmean(values) for name, values in self.accuracies.items()}
-
-    @property
-    def std(self) -> dict[str, float]:
-        """Standard deviation over the networks (division by their number, as the public code reports it)."""
-        return {name: statistics.pstdev(values) for name, values in self.accuracies.items()}
 
 
 @dataclass(frozen=True)
 class Protocol:
     """How an evaluation goes: arguments of `evaluate`, with the networks and the strategy decided.
 
+    networks: names, or functions that build a module (`fastdm.networks.own`).
     name: "dm", the public code of DC and DM, or "idc", that of IDC and its relatives (M3D, DSDM, DANCE, TGDD):
 
     | | dm | idc |
@@ -67,7 +35,7 @@ class Protocol:
     Raises FastDMError for values that make no sense; `check` for what a data set does not allow.
     """
 
-    networks: Sequence[str]
+    networks: Sequence[str | Builder]
     strategy: str
     num_eval: int = 20
     epochs: int = 1000
@@ -87,11 +55,28 @@ class Protocol:
             object.__setattr__(self, name, whole_number(name, getattr(self, name), 1))
         if not 0 < self.lr_net < math.inf:
             raise FastDMError(f"lr_net is {self.lr_net}; it must be above 0, and finite")
-        if isinstance(self.networks, str) or not self.networks:
+        if isinstance(self.networks, str) or callable(self.networks) or not self.networks:
             raise FastDMError(f"networks is {self.networks!r}; it must be a list of at least one name")
+        for network in self.networks:
+            if not (isinstance(network, str) or callable(network)):
+                raise FastDMError(
+                    f"networks has a {type(network).__name__} in it; each must be a name, or a function without "
+                    "arguments that builds a module"
+                )
         one_of("precision", self.precision, (None, *get_args(Precision)))
         whole_number("seed", self.seed, 0)
         Strategy.parse(self.strategy)
+
+    def by_name(self) -> dict[str, str | Builder]:
+        """The networks, each once, under the names that results call them by; FastDMError where two share one."""
+        found: dict[str, str | Builder] = {}
+        for network in self.networks:
+            name = network_name(network)
+            if found.setdefault(name, network) != network:
+                raise FastDMError(
+                    f"two networks are called {name}; build each in a function that has a name of its own"
+                )
+        return found
 
     @property
     def batch(self) -> int:
@@ -120,7 +105,11 @@ class Protocol:
                 f"data set {dataset.name} has no test part to measure accuracies on; it can be condensed without "
                 "(fastdm condense --num_eval 0)"
             )
-        for name in self.networks:
-            channels, *_ = dataset.image_shape
-            size = dataset.image_shape[1:]
-            build_network(name, channels=channels, num_classes=dataset.num_classes, image_size=size, drawn=False)
+        channels, *_ = shape = dataset.image_shape
+        for network in self.by_name().values():
+            if not isinstance(network, str):
+                check_own(network, shape, dataset.num_classes)
+                continue
+            build_network(
+                network, channels=channels, num_classes=dataset.num_classes, image_size=shape[1:], drawn=False
+            )

@@ -1,11 +1,11 @@
-"""Train one network on labelled images, and test it."""
+"""Train one network on labelled images."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from fastdm.augmentation import augment
@@ -20,8 +20,8 @@ from fastdm.synthetic.synthetic_set import SyntheticSet
 MOMENTUM = 0.9
 WEIGHT_DECAY = 5e-4
 ORDER_STREAM = 5  # the stream of `fastdm.kernels.uniform` that shuffles the training images
+_OWN_AT_ONCE = 64  # images that go through a module of the user's own on a CPU, untrained
 _SEED_BIT = 1 << 62  # keeps the draws apart from those of a condensation with the same seed
-_GPU_TEST_IMAGES = 1024  # that go through a network at once
 
 
 @dataclass(frozen=True)
@@ -82,9 +82,10 @@ class Start:
     momentum: Sequence[Tensor]
 
 
-def draw_weights(network: Network, examples: LabelledImages, protocol: Protocol, number: int) -> None:
-    """The weights from which `train_network` starts."""
-    initialise(network, _key(examples, protocol, number))
+def draw_weights(network: nn.Module, examples: LabelledImages, protocol: Protocol, number: int) -> None:
+    """The weights from which `train_network` starts; a module of the user's own keeps those that it has."""
+    if isinstance(network, Network):
+        initialise(network, _key(examples, protocol, number))
 
 
 def _key(examples: LabelledImages, protocol: Protocol, number: int) -> Tensor:
@@ -95,7 +96,7 @@ def _key(examples: LabelledImages, protocol: Protocol, number: int) -> Tensor:
 
 
 def train_network(
-    network: Network,
+    network: nn.Module,
     examples: LabelledImages,
     protocol: Protocol,
     number: int,
@@ -103,7 +104,7 @@ def train_network(
     after_step: Callable[[int, Momentum], None] = lambda done, momentum: None,
     start: Start | None = None,
 ) -> None:
-    """Initialise `network` as number `number` of the protocol's seed and train it by the protocol; see `Protocol`.
+    """Draw the weights of `network` as number `number` of the protocol's seed (see `draw_weights`), and train it.
 
     dtype: of the forward pass; weights and gradients are float32. Nothing waits for the device. after_step: called with
     the number of updates that are done and a function that gives the momentum of every parameter. start: go on from
@@ -112,7 +113,7 @@ def train_network(
     steps, per_epoch = protocol.steps(len(examples)), -(-len(examples) // protocol.batch)
     key = _key(examples, protocol, number)
     rows = torch.arange(min(protocol.batch, len(examples)), device=examples.images.device)
-    at_once = _images_at_once(network, examples, protocol.batch)
+    at_once = images_at_once(network.train(), examples, protocol.batch)
     optimizer = _sgd(network, protocol.lr_net)
     first = 0
     if start is None:
@@ -121,7 +122,6 @@ def train_network(
         first = start.done
         for parameter, momentum in zip(network.parameters(), start.momentum, strict=True):
             optimizer.state[parameter]["momentum_buffer"] = momentum.to(parameter.device).clone()
-    network.train()
 
     order = rows
     for step in range(first, steps):
@@ -141,7 +141,7 @@ def train_network(
         after_step(step + 1, partial(_momentum, network, optimizer))
 
 
-def _momentum(network: Network, optimizer: torch.optim.SGD) -> list[Tensor]:
+def _momentum(network: nn.Module, optimizer: torch.optim.SGD) -> list[Tensor]:
     return [optimizer.state[parameter]["momentum_buffer"] for parameter in network.parameters()]
 
 
@@ -185,7 +185,7 @@ def _parts(
 
 
 def _schedule(
-    optimizer: torch.optim.SGD, network: Network, protocol: Protocol, epoch: int, begins: bool
+    optimizer: torch.optim.SGD, network: nn.Module, protocol: Protocol, epoch: int, begins: bool
 ) -> torch.optim.SGD:
     """The optimizer of an epoch, counted from 0; begins: whether it is the epoch's first update."""
     if protocol.name == "dm":
@@ -201,27 +201,21 @@ def _schedule(
     return optimizer
 
 
-@torch.inference_mode()
-def accuracy(network: Network, examples: LabelledImages, dtype: torch.dtype) -> float:
-    """Share of the examples that `network` classifies rightly, with the statistics of training in BatchNorm."""
-    network.eval()
-    device = examples.images.device
-    right = torch.zeros((), dtype=torch.int64, device=device)
-    rows = torch.arange(len(examples), device=device)
-    for index in torch.split(rows, _images_at_once(network, examples, _GPU_TEST_IMAGES)):
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            logits = network(examples.batch(index))
-        right += (logits.argmax(1) == examples.labels[index]).sum()
-    return right.item() / len(examples)
-
-
-def _sgd(network: Network, lr: float) -> torch.optim.SGD:
+def _sgd(network: nn.Module, lr: float) -> torch.optim.SGD:
     return torch.optim.SGD(network.parameters(), lr, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY, fused=True)
 
 
-def _images_at_once(network: Network, examples: LabelledImages, batch: int) -> int:
-    """`batch`; on a CPU only as many as keep a layer's activations in its cache, unless BatchNorm joins them."""
-    if examples.images.device.type != "cpu" or network.uses_batch_statistics:
+def images_at_once(network: nn.Module, examples: LabelledImages, batch: int) -> int:
+    """How many of `batch` images go through the network together.
+
+    On a CPU only as many as keep a layer's activations in its cache, unless BatchNorm joins them. A module of the
+    user's own may join the images of a batch in any way while it is trained.
+    """
+    if examples.images.device.type != "cpu":
+        return batch
+    if not isinstance(network, Network):
+        return batch if network.training else min(batch, _OWN_AT_ONCE)
+    if network.uses_batch_statistics:
         return batch
     channels, height, width = examples.images.shape[1:]
     return min(batch, images_in_cache(network, (channels, height, width), torch.float32))

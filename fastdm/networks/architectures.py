@@ -1,6 +1,7 @@
 """The architectures that images are matched in and evaluated with, by name."""
 
 import math
+import re
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
@@ -208,6 +209,10 @@ _ARCHITECTURES: dict[str, Callable[[_Stack], None]] = {
     "ConvNetAP": partial(_convnet, pool="avg"),
 }
 
+_ANY_CONVNET = re.compile(
+    rf"ConvNet-d([1-9])-w([1-9]\d{{0,3}})-({'|'.join(ACTIVATIONS)})-({'|'.join(_NORMS)})-({'|'.join(_POOLS)})"
+)
+
 _POOLS_OF_NETWORKS = {
     "M": ("MLP", "ConvNet", "LeNet", "AlexNet", "VGG11", "ResNet18"),
     "B": ("ConvNetBN", "ConvNetASwishBN", "AlexNetBN", "VGG11BN", "ResNet18BN"),
@@ -220,8 +225,31 @@ _POOLS_OF_NETWORKS = {
 
 
 def network_names() -> list[str]:
-    """Every name that `build_network` takes."""
+    """The names that `build_network` takes, besides those of `convnet_name`."""
     return list(_ARCHITECTURES)
+
+
+def convnet_name(depth: int, width: int, activation: str, norm: str, pool: str) -> str:
+    """The name under which `build_network` builds such a ConvNet: see `build_convnet`.
+
+    >>> convnet_name(3, 128, "relu", "instance", "avg")
+    'ConvNet-d3-w128-relu-instance-avg'
+    """
+    name = f"ConvNet-d{depth}-w{width}-{activation}-{norm}-{pool}"
+    _architecture(name)
+    return name
+
+
+def _architecture(name: str) -> Callable[[_Stack], None]:
+    if name in _ARCHITECTURES:
+        return _ARCHITECTURES[name]
+    parts = _ANY_CONVNET.fullmatch(name)
+    if parts is None:
+        raise unknown("network", name, _ARCHITECTURES)
+    depth, width, activation, norm, pool = parts.groups()
+    if norm == "group" and int(width) % 4:
+        raise FastDMError(f"norm 'group' has 4 groups, so the width must be a multiple of 4, not {width}")
+    return partial(_convnet, depth=int(depth), width=int(width), activation=activation, norm=norm, pool=pool)
 
 
 def evaluation_pool(mode: str, network: str) -> list[str]:
@@ -230,11 +258,11 @@ def evaluation_pool(mode: str, network: str) -> list[str]:
     M: architectures, B: BatchNorm, W: width, D: depth, A: activation, P: pooling, N: norm, SS: `network` itself,
     S: itself with InstanceNorm in place of BatchNorm (a small set cannot estimate BatchNorm's statistics).
     """
-    _check_name(network)
+    _architecture(network)
     if mode == "SS":
         return [network]
     if mode == "S":
-        return [network.replace("BN", "")]
+        return [network.replace("BN", "").replace("-batch-", "-instance-")]
     if mode not in _POOLS_OF_NETWORKS:
         raise unknown("evaluation mode", mode, [*_POOLS_OF_NETWORKS, "S", "SS"])
     return list(_POOLS_OF_NETWORKS[mode])
@@ -261,7 +289,7 @@ def build_network(
     dtype: torch.dtype | None = None,
     drawn: bool = True,
 ) -> Network:
-    """The architecture `name` (one of `network_names()`) with PyTorch's default initialisation.
+    """The architecture `name` (one of `network_names()`, or a `convnet_name`) with PyTorch's default initialisation.
 
     image_size: side, or (height, width), of the images. `frozen` builds a network whose weights are only ever drawn,
     never trained, as distribution matching needs them: no parameter takes a gradient, norms have no scale and shift
@@ -277,10 +305,10 @@ def build_network(
 
     Raises FastDMError for an unknown name, and for images that are too small for the architecture.
     """
-    _check_name(name)
+    architecture = _architecture(name)
     with nullcontext() if drawn else torch.device("meta"):
         stack = _Stack(name, channels, _pair(image_size), affine and not frozen)
-        _ARCHITECTURES[name](stack)
+        architecture(stack)
         network = stack.build(num_classes, frozen)
     if not drawn:
         network = network.to_empty(device=device or torch.device("cpu"))
@@ -317,11 +345,6 @@ def build_convnet(
     stack = _Stack(f"a ConvNet of depth {depth}", channels, _pair(image_size), not frozen)
     _convnet(stack, width=width, depth=depth, activation=activation, norm=norm, pool=pool)
     return stack.build(num_classes, frozen)
-
-
-def _check_name(name: str) -> None:
-    if name not in _ARCHITECTURES:
-        raise unknown("network", name, _ARCHITECTURES)
 
 
 def _pair(image_size: int | tuple[int, int]) -> tuple[int, int]:

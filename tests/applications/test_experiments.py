@@ -15,7 +15,8 @@ from fastdm.condensation.settings import Settings
 from fastdm.data import Dataset
 from fastdm.errors import FastDMError
 from fastdm.evaluation.measure import measure
-from fastdm.evaluation.protocol import Evaluation, Protocol
+from fastdm.evaluation.outcome import Evaluation
+from fastdm.evaluation.protocol import Protocol
 from fastdm.runs.options import RunOptions
 from fastdm.synthetic.initial import random_selection
 from fastdm.synthetic.public_file import read_public
@@ -108,7 +109,7 @@ def test_the_sets_are_saved_before_they_are_evaluated(
     def fail(*args: object, **options: object) -> float:
         raise MemoryError("no memory")
 
-    monkeypatch.setattr("fastdm.evaluation.measure.accuracy", fail)
+    monkeypatch.setattr("fastdm.evaluation.measure.classify", fail)
     with pytest.raises(MemoryError):
         run(dataset, tmp_path, PROTOCOL)
     file = read_public(tmp_path / RESULT)

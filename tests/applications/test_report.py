@@ -28,6 +28,7 @@ from fastdm.applications.report.svg import number_text
 from fastdm.cli import app
 from fastdm.data.pool import Dataset, Pool
 from fastdm.errors import FastDMError
+from fastdm.evaluation.outcome import Evaluation
 from fastdm.runs.about import About
 
 CPU = torch.device("cpu")
@@ -204,7 +205,7 @@ def test_a_thousand_classes_stay_below_20_mb() -> None:
     record = RunRecord(
         name="noise", folder=Path("noise"), settings={"ipc": 1, "seed": 0}, about=about, synthetic=synthetic,
         losses=[(number, 1.0) for number in range(20_000)], seconds=1.0, pictures=[], protocol={},
-        evaluation=fastdm.evaluation.protocol.Evaluation({}), during=[], baselines={}, profile={},
+        evaluation=Evaluation({}), during=[], baselines={}, profile={},
     )  # fmt: skip
     html = render([record])
     assert len(html.encode()) < 20_000_000

@@ -17,7 +17,8 @@ from fastdm.applications.inspection import inspect
 from fastdm.applications.run_summary import summarise_run, summarise_set
 from fastdm.condensation.settings import Settings
 from fastdm.errors import FastDMError
-from fastdm.evaluation.protocol import Evaluation, Protocol
+from fastdm.evaluation.outcome import Evaluation
+from fastdm.evaluation.protocol import Protocol
 from fastdm.runs.options import RunOptions
 
 

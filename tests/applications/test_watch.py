@@ -16,7 +16,8 @@ from fastdm.applications.experiments import run_experiments
 from fastdm.condensation.settings import Settings
 from fastdm.data import Dataset
 from fastdm.errors import FastDMError
-from fastdm.evaluation.protocol import Evaluation, Protocol
+from fastdm.evaluation.outcome import Evaluation
+from fastdm.evaluation.protocol import Protocol
 from fastdm.runs.options import RunOptions
 from fastdm.synthetic.synthetic_set import SyntheticSet
 

@@ -13,7 +13,7 @@ import fastdm
 from fastdm import cli
 from fastdm.cli.options import _device
 from fastdm.errors import FastDMError
-from fastdm.evaluation.protocol import Evaluation
+from fastdm.evaluation.outcome import Evaluation
 
 QUICK = {
     "dataset": "digits", "ipc": 1, "Iteration": 2, "batch_real": 4, "num_exp": 1, "num_eval": 0, "device": "cpu",
@@ -101,7 +101,7 @@ def test_evaluations_take_the_public_prefix(tmp_path: Path, monkeypatch: pytest.
         asked.append(protocol.epochs)
         return Evaluation({"ConvNet": [0.5]})
 
-    monkeypatch.setattr("fastdm.evaluation.measure.measure", found)
+    monkeypatch.setattr("fastdm.applications.measured_file.measure", found)
     fastdm.random_selection("digits", 1).save(tmp_path / "set.safetensors")
     run("evaluate", tmp_path / "set.safetensors", "--epoch_eval", 7)
     assert asked == [7]

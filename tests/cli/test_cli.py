@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 import fastdm
 from fastdm import cli
 from fastdm.errors import FastDMError
-from fastdm.evaluation.protocol import Evaluation
+from fastdm.evaluation.outcome import Evaluation
 from fastdm.synthetic.initial import random_selection
 from fastdm.synthetic.synthetic_set import SyntheticSet, save_public
 from fastdm.system.signals import STOPPING
@@ -275,6 +275,22 @@ def test_evaluate_takes_all_sets_of_a_file(arrays: Path, tmp_path: Path) -> None
         printed(*words, "--experiment", "2")
 
 
+def test_evaluate_writes_all_that_was_measured(tmp_path: Path) -> None:
+    path, out = save_random("digits", tmp_path / "set.safetensors", network="MLP"), tmp_path / "new" / "found.json"
+    line, saved = printed("evaluate", path, *QUICK, "--out", out)
+    assert saved == {"saved": str(out)}
+    content = json.loads(out.read_text())
+    assert (content["dataset"], content["class_names"][9]) == ("digits", "9")
+    found = content["evaluations"][str(path)]
+    confusion = np.array(found["confusion"]["MLP"])
+    assert confusion.sum() == 2 * 360
+    assert confusion.trace() / confusion.sum() == pytest.approx(found["mean"]["MLP"])
+    assert line["per_class"] == found["per_class"]["MLP"]
+    assert line["top5"] == found["top5"]["MLP"]
+    with pytest.raises(FastDMError, match="is a folder; name a file in it"):
+        printed("evaluate", path, *QUICK, "--out", tmp_path)
+
+
 @pytest.mark.parametrize(
     ("flags", "epochs"),
     [
@@ -293,7 +309,7 @@ def test_the_whole_set_has_epochs_of_its_own(
         asked.append((type(train).__name__, protocol.epochs))
         return Evaluation({"ConvNet": [0.5]})
 
-    monkeypatch.setattr("fastdm.evaluation.measure.measure", found)
+    monkeypatch.setattr("fastdm.applications.measured_file.measure", found)
     path = save_random(arrays, tmp_path / "set.safetensors")
     lines = printed("evaluate", path, "--dataset", arrays, "--baselines", *flags)
     assert [line["evaluation"] for line in lines] == [str(path), "random real images", "whole set"]

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 import fastdm
 from fastdm import cli
 from fastdm.cli import output
-from fastdm.evaluation.protocol import Evaluation
+from fastdm.evaluation.outcome import Evaluation
 from fastdm.system import progress, streams
 from fastdm.system.streams import Output
 from fastdm.system.text import printable, size_text

@@ -13,9 +13,12 @@ from fastdm.condensation.loop import condense
 from fastdm.data import Dataset, open_dataset
 from fastdm.errors import FastDMError
 from fastdm.evaluation import measure
-from fastdm.evaluation.measure import _position, evaluate, recorded_settings
-from fastdm.evaluation.protocol import Evaluation, Protocol
-from fastdm.evaluation.training import LabelledImages, accuracy, train_network
+from fastdm.evaluation.ensemble import position
+from fastdm.evaluation.measure import evaluate, recorded_settings
+from fastdm.evaluation.outcome import Evaluation
+from fastdm.evaluation.protocol import Protocol
+from fastdm.evaluation.testing import accuracy
+from fastdm.evaluation.training import LabelledImages, train_network
 from fastdm.kernels import table
 from fastdm.networks import footprint
 from fastdm.networks.architectures import build_network
@@ -261,7 +264,7 @@ def test_one_failure_stops_all(blobs: Dataset, monkeypatch: pytest.MonkeyPatch) 
     def fail(*args: object) -> float:
         raise MemoryError("no memory")
 
-    monkeypatch.setattr(measure, "accuracy", fail)
+    monkeypatch.setattr(measure, "classify", fail)
     with pytest.raises(MemoryError, match="no memory"):
         evaluate(random_selection(blobs, 1), blobs, networks=(TINY,), num_eval=3, epochs=1, device="cpu")
 
@@ -315,7 +318,7 @@ def test_an_ipc_beyond_the_smallest_class(blobs: Dataset) -> None:
 
 def test_the_place_of_an_evaluation_is_said_in_networks_and_epochs() -> None:
     """Three networks of 2 updates in each of 301 epochs, two of them side by side."""
-    where = [_position(done, networks=3, at_once=2, steps=602, epochs=301) for done in (1, 4, 5, 1204, 1205, 1806)]
+    where = [position(done, networks=3, at_once=2, steps=602, epochs=301) for done in (1, 4, 5, 1204, 1205, 1806)]
     assert where == [
         "networks 1 to 2 of 3, epoch 1 of 301",
         "networks 1 to 2 of 3, epoch 1 of 301",

@@ -6,21 +6,19 @@ from pathlib import Path
 
 from markupsafe import Markup
 
+from fastdm.applications.line_plot import check_matplotlib, write_lines
 from fastdm.applications.report.published import WHOLE_SET, published_accuracy
 from fastdm.applications.report.reading import RunRecord
 from fastdm.applications.report.svg import Line, Point, bar_chart, line_chart, number_text, point_chart
-from fastdm.errors import FastDMError
-from fastdm.evaluation.protocol import Evaluation
+from fastdm.evaluation.outcome import Evaluation
 from fastdm.networks.architectures import default_network
-from fastdm.system.files import make_folder, writing
+from fastdm.system.files import make_folder
 
 BINS = 200
 """Points of a loss curve, at most: each is the mean of as many iterations."""
 
 MARKS = {"condensed": "circle", "random real images": "square", "whole set": "triangle", "published DM": "diamond"}
 """What is compared in the accuracy chart, with its mark; the number of the mark's colour is its place."""
-
-_DPI = 300
 
 
 def loss_lines(records: Sequence[RunRecord]) -> list[Line]:
@@ -147,28 +145,16 @@ def memory_chart(record: RunRecord) -> Markup | None:
 
 def write_png(records: Sequence[RunRecord], folder: Path) -> list[Path]:
     """The curves, the accuracies and the sets as PNG files for papers; returns their paths."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise FastDMError("figures as PNG are drawn by matplotlib: pip install 'fastdm[report]'") from error
+    check_matplotlib()
     make_folder(folder)
     written = []
     for name, label, lines in (
         ("loss", "mean loss per class", loss_lines(records)),
         ("accuracy", "test accuracy, %", accuracy_lines(records)),
     ):
-        if not lines:
-            continue
-        figure = Figure(figsize=(5, 3), layout="constrained")
-        axes = figure.add_subplot(xlabel="iteration", ylabel=label)
-        for line in lines:
-            axes.fill_between(line.x, line.low, line.high, alpha=0.2, linewidth=0, color=f"C{line.number}")
-            axes.plot(line.x, line.mean, color=f"C{line.number}", label=line.name)
-        if len(lines) > 1:
-            axes.legend(frameon=False)
-        written.append(folder / f"{name}.png")
-        with writing(written[-1]) as temporary:
-            figure.savefig(temporary, dpi=_DPI, format="png")
+        if lines:
+            written.append(folder / f"{name}.png")
+            write_lines(written[-1], "iteration", label, lines)
     for number, record in enumerate(records, 1):
         if record.synthetic is not None:
             written.append(folder / f"images_{number}.png")

@@ -10,7 +10,7 @@ from typing import Any
 from fastdm.applications.experiments import FILE as EVALUATION
 from fastdm.applications.watch import FILE as DURING
 from fastdm.errors import FastDMError
-from fastdm.evaluation.protocol import Evaluation
+from fastdm.evaluation.outcome import Evaluation
 from fastdm.runs.about import About
 from fastdm.runs.log import FILE as LOG
 from fastdm.runs.run import SET, SETTINGS
@@ -198,7 +198,6 @@ def _pictures(folder: Path) -> list[tuple[int, Path]]:
 
 def _evaluation(path: Path, content: Mapping[str, Any]) -> Evaluation:
     try:
-        accuracies = {str(name): [*map(float, values)] for name, values in content.get("accuracies", {}).items()}
+        return Evaluation.from_json(content)
     except (TypeError, ValueError, AttributeError) as error:
         raise FastDMError(f"{path} is damaged ({error})") from error
-    return Evaluation({name: values for name, values in accuracies.items() if values})

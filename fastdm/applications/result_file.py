@@ -1,0 +1,55 @@
+"""Results of a long job in a file of JSON, written again after each, so that the job can go on where it was."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fastdm.errors import FastDMError
+from fastdm.system.files import writing
+
+
+class ResultFile:
+    """`{"settings": …, "results": […]}`: what the job was started with, and a record for each result.
+
+    resume: go on with what the file holds. overwrite: start over. Raises FastDMError for a file that is there without
+    either, for one that was begun with other settings, and for a damaged one.
+    """
+
+    def __init__(self, path: Path, settings: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
+        if resume and overwrite:
+            raise FastDMError("resume goes on with the results that there are, and overwrite starts over: ask for one")
+        self.path = path
+        self.settings = json.loads(json.dumps(settings))
+        self.records: list[dict[str, Any]] = []
+        if overwrite or not path.exists():
+            return
+        if not resume:
+            raise FastDMError(f"{path} is there already: resume it, overwrite it, or choose another folder")
+        try:
+            content = json.loads(path.read_text())
+            before, self.records = dict(content["settings"]), [dict(record) for record in content["results"]]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise FastDMError(f"{path} is damaged ({error}); remove it, or overwrite it") from error
+        changed = [
+            f"{name} was {before.get(name)!r} and is {now!r}"
+            for name, now in self.settings.items()
+            if before.get(name) != now
+        ]
+        if changed:
+            raise FastDMError(
+                f"{path} was begun with other settings ({'; '.join(changed)}); use the same, or overwrite"
+            )
+
+    def find(self, **key: Any) -> dict[str, Any] | None:
+        """The record that has these values, None if there is none."""
+        matching = (record for record in self.records if key.items() <= record.items())
+        return next(matching, None)
+
+    def add(self, **record: Any) -> dict[str, Any]:
+        """Keep a record, and write the file."""
+        self.records.append(record)
+        lines = ",\n".join(f"  {json.dumps(each)}" for each in self.records)
+        with writing(self.path) as temporary:
+            temporary.write_text(f'{{"settings": {json.dumps(self.settings)},\n "results": [\n{lines}\n]}}\n')
+        return record

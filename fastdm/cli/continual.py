@@ -1,0 +1,118 @@
+"""`fastdm continual`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fastdm.cli.options import (
+    BatchReal,
+    BatchTrain,
+    DataPath,
+    Dataset,
+    Device,
+    Epochs,
+    ImageSize,
+    LrNet,
+    Model,
+    Overwrite,
+    PrecisionOption,
+    Resume,
+    Seed,
+    a_path,
+)
+from fastdm.cli.output import percent, print_json, print_saved, print_table
+from fastdm.system.streams import on_terminal
+
+WORDS = {"dm": "DM", "random": "random", "herding": "herding"}
+
+
+def continual(
+    dataset: Dataset = "CIFAR100",
+    method: Annotated[
+        list[str], typer.Option("--method", help="DM, random or herding; several side by side: give it several times.")
+    ] = ["DM"],  # noqa: B006
+    steps: Annotated[
+        int, typer.Option("--steps", min=1, help="Steps in which the classes come, equally many in each.")
+    ] = 5,
+    ipc: Annotated[int, typer.Option("--ipc", min=1, help="Images per class in the memory.")] = 20,
+    orders: Annotated[
+        int, typer.Option("--orders", min=1, help="Orders of the classes: the paper's, from the first.")
+    ] = 5,
+    model: Model = None,
+    iterations: Annotated[
+        int, typer.Option("--iterations", "--Iteration", help="Updates of the pixels in each step.")
+    ] = 20_000,
+    lr_img: Annotated[float | None, typer.Option("--lr_img", help="Learning rate of the pixels.  [default: 1]")] = None,
+    batch_real: BatchReal = 256,
+    dsa_strategy: Annotated[
+        str | None,
+        typer.Option(
+            "--dsa_strategy", "--strategy", help="Augmentations joined by _, or none.  [default: the data set's]"
+        ),
+    ] = None,
+    num_eval: Annotated[
+        int, typer.Option("--num_eval", min=1, help="Networks trained on the memory after each step.")
+    ] = 3,
+    epoch_eval_train: Epochs = 1000,
+    lr_net: LrNet = 0.01,
+    batch_train: BatchTrain = None,
+    herding_epochs: Annotated[
+        int, typer.Option("--herding_epochs", min=1, help="Epochs of the network whose features herding looks at.")
+    ] = 20,
+    data_path: DataPath = Path("data"),
+    image_size: ImageSize = None,
+    save_path: Annotated[Path, a_path("--save_path", "Folder for results, sets and the plot.")] = Path("continual"),
+    seed: Seed = 0,
+    device: Device = None,
+    precision: PrecisionOption = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Let the classes of a data set come in steps; train on a memory of a few images per class after each.
+
+    The paper's protocol: in every step the new classes are condensed (DM) or real images of them chosen, networks are
+    trained on the memory from scratch and tested on all classes so far; over several orders of the classes. Writes
+    SAVE_PATH/continual.json and continual.png; --resume goes on, also with further methods and orders.
+    """
+    from fastdm.applications.continual import PLOT, RESULTS, Continual, run_continual, table
+    from fastdm.condensation.settings import Settings
+    from fastdm.data.sources import open_dataset
+    from fastdm.evaluation.protocol import Protocol
+    from fastdm.system.device import default_device
+
+    data = open_dataset(dataset, data_path=data_path, image_size=image_size)
+    chosen = default_device(device)
+    settings = Settings(
+        ipc=ipc,
+        iterations=iterations,
+        batch_real=batch_real,
+        lr_img=lr_img,
+        strategy=dsa_strategy,
+        network=model,
+        seed=seed,
+        precision=precision,  # type: ignore[arg-type]  # Settings checks it
+    ).resolve(data, chosen)
+    assert settings.network is not None
+    assert settings.strategy is not None
+    protocol = Protocol([settings.network], settings.strategy, num_eval, epoch_eval_train, lr_net, batch_train, seed)
+    methods = [WORDS.get(each.lower(), each) for each in method]
+    what = Continual(data, settings, protocol, methods, steps, orders, herding_epochs)
+    records = run_continual(
+        what,
+        chosen,
+        save_path=save_path,
+        resume=resume,
+        overwrite=overwrite,
+        report=lambda record: None if on_terminal() else print_json({"dataset": data.name, **record}),
+        progress=True,
+    )
+    found = table(records)
+    classes = sorted({number for steps in found.values() for number in steps})
+    print_table(
+        f"{data.name}: accuracy % over the orders, by the number of classes",
+        ["method", *map(str, classes)],
+        [[name, *(percent(*of[number]) if number in of else "" for number in classes)] for name, of in found.items()],
+    )
+    print_saved(save_path / RESULTS)
+    print_saved(save_path / PLOT)

@@ -1,0 +1,85 @@
+"""Networks that users bring: any module that gives logits."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.models import resnet18
+
+from fastdm.data import Dataset, open_dataset
+from fastdm.errors import FastDMError
+from fastdm.evaluation.measure import evaluate
+from fastdm.evaluation.outcome import Evaluation
+from fastdm.networks.own import network_name
+from fastdm.synthetic.initial import random_selection
+
+
+@pytest.fixture(scope="module")
+def digits() -> Dataset:
+    return open_dataset("digits")
+
+
+@pytest.fixture(scope="module")
+def colours() -> Dataset:
+    """Two classes of 16x16 images, one darker than the other."""
+    labels = torch.arange(24) % 2
+    noise = torch.randint(0, 100, (24, 3, 16, 16), generator=torch.Generator().manual_seed(0))
+    images = (noise + 120 * labels[:, None, None, None]).to(torch.uint8)
+    return open_dataset((images[:16], labels[:16], images[16:], labels[16:]), name="colours")
+
+
+def linear() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+
+
+def on(dataset: Dataset, *networks: object, **options: object) -> Evaluation:
+    train = random_selection(dataset, 4)
+    return evaluate(train, dataset, networks=networks, device="cpu", **options)  # type: ignore[arg-type]
+
+
+def test_a_resnet_of_torchvision_learns(colours: Dataset) -> None:
+    found = on(colours, partial(resnet18, num_classes=2), "MLP", num_eval=1, epochs=20, strategy="none")
+    assert list(found.accuracies) == ["resnet18", "MLP"]
+    assert found.accuracies["resnet18"] == [1.0]
+
+
+def test_weights_are_drawn_from_the_seed_and_the_number(digits: Dataset) -> None:
+    options = {"epochs": 1, "lr_net": 1e-5}
+    state = torch.get_rng_state()
+    four = on(digits, linear, num_eval=4, **options).accuracies["linear"]
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(9)  # must not matter
+    assert on(digits, linear, num_eval=2, **options).accuracies["linear"] == four[:2]
+    assert on(digits, linear, num_eval=4, seed=1, **options).accuracies["linear"] != four
+    assert len(set(four)) > 1
+
+
+def test_names_are_those_of_the_functions() -> None:
+    class Build:
+        def __call__(self) -> nn.Module:
+            return linear()
+
+    builders = ("MLP", linear, partial(linear), nn.Identity, Build(), lambda: linear())
+    assert [network_name(each) for each in builders] == ["MLP", "linear", "linear", "Identity", "Build", "<lambda>"]
+
+
+class Refusing(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        raise ValueError("needs 3 channels\nand more")
+
+
+@pytest.mark.parametrize(
+    ("networks", "message"),
+    [
+        ([lambda: 3], "<lambda> gives a int; it must build a torch.nn.Module"),
+        ([Refusing], "Refusing cannot take 1x8x8 images: needs 3 channels$"),
+        ([nn.Flatten], r"Flatten gives \[2, 64\] for 2 images; it must give logits, a tensor \[2, 10\]"),
+        ([7], "networks has a int in it; each must be a name, or a function"),
+        ([linear, partial(linear)], "two networks are called linear; build each in a function that has a name"),
+        (linear, "it must be a list of at least one name"),
+    ],
+)
+def test_what_cannot_be_trained(networks: list[object], message: str, digits: Dataset) -> None:
+    with pytest.raises(FastDMError, match=message):
+        evaluate(random_selection(digits, 1), digits, networks=networks, device="cpu")  # type: ignore[arg-type]

@@ -1,0 +1,37 @@
+"""Greedy selection by the mean feature."""
+
+import pytest
+import torch
+
+from fastdm.data import open_dataset
+from fastdm.errors import FastDMError
+from fastdm.synthetic.herding import herded_selection, herding_order
+
+
+def test_each_pick_brings_the_mean_closest() -> None:
+    features = torch.randn(30, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    picked: list[int] = []
+    for _ in range(12):
+        distances = {
+            row: (features.mean(0) - features[[*picked, row]].mean(0)).norm().item()
+            for row in range(30)
+            if row not in picked
+        }
+        picked.append(min(distances, key=distances.__getitem__))
+    assert herding_order(features, 12).tolist() == picked
+    assert sorted(herding_order(features, 30).tolist()) == list(range(30))
+
+
+def test_real_images_of_every_class_are_selected() -> None:
+    digits = open_dataset("digits")
+    chosen = herded_selection(digits, 3, lambda images: images)
+    pixels = chosen.pixels()
+    for row, label in enumerate(chosen.labels.tolist()):
+        first, end = digits.train.class_offsets[label : label + 2].tolist()
+        assert (digits.train.images[first:end] == pixels[row]).flatten(1).all(1).any()
+    assert len(pixels.flatten(1).unique(dim=0)) == 30
+
+
+def test_more_images_than_a_class_has() -> None:
+    with pytest.raises(FastDMError, match="ipc is 200; it must be at least 1 and at most 1"):
+        herded_selection(open_dataset("digits"), 200, lambda images: images)
