@@ -58,7 +58,8 @@ class MemoryPlan:
         return (
             f"plan: pool {size_text(self.pool_bytes)}, {self.residence}; synthetic images with momentum "
             f"{size_text(self.images_bytes)}; networks {size_text(self.networks_bytes)}; "
-            f"{self.chunk_classes} classes at a time: real {size_text(self.real_bytes)}, synthetic {size_text(self.synthetic_bytes)} of a budget of "
+            f"{self.chunk_classes} classes at a time: real {size_text(self.real_bytes)}, "
+            f"synthetic {size_text(self.synthetic_bytes)} of a budget of "
             f"{size_text(self.budget_bytes)}"
         )
 
