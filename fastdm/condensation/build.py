@@ -8,7 +8,7 @@ import torch
 from fastdm.condensation.plan import MemoryPlan, make_plan
 from fastdm.condensation.settings import Settings
 from fastdm.condensation.step import Step
-from fastdm.data.pool import Dataset
+from fastdm.data.pool import Dataset, Pool
 from fastdm.errors import FastDMError
 from fastdm.networks.architectures import build_network
 from fastdm.networks.drawn import DrawnNetworks, RandomNetworks, TrainedNetworks
@@ -32,10 +32,27 @@ def build_step(
         # Memory that PyTorch keeps from earlier work would be split by tensors that stay, and be lost for a graph,
         # whose memory is its own.
         torch.cuda.empty_cache()
-    networks = _networks(dataset, settings, device, dtype, pool)
-    plan = make_plan(
+    networks = build_networks(dataset, settings, device, dtype, pool)
+    plan = plan_step(networks, dataset.train, settings, device, dtype, chunk_memory)
+    images = initial_images(
+        dataset, settings.ipc, settings.seed, init=settings.init, partition=settings.partition, device=device
+    )
+    return Step(dataset, images, networks, settings, plan, dtype), plan
+
+
+def plan_step(
+    networks: DrawnNetworks,
+    real: Pool,
+    settings: Settings,
+    device: torch.device,
+    dtype: torch.dtype,
+    chunk_memory: int | None = None,
+    free: int | None = None,
+) -> MemoryPlan:
+    """The plan of a step with these networks and real images; `free` as in `make_plan`."""
+    return make_plan(
         networks.network,
-        dataset.train,
+        real,
         ipc=settings.ipc,
         partition=settings.partition,
         passes=1 if networks.expert is networks.network or not settings.ce_weight else 2,
@@ -43,14 +60,12 @@ def build_step(
         dtype=dtype,
         device=device,
         chunk_memory=chunk_memory,
+        networks_bytes=networks.bytes,
+        free=free,
     )
-    images = initial_images(
-        dataset, settings.ipc, settings.seed, init=settings.init, partition=settings.partition, device=device
-    )
-    return Step(dataset, images, networks, settings, plan, dtype), plan
 
 
-def _networks(
+def build_networks(
     dataset: Dataset, settings: Settings, device: torch.device, dtype: torch.dtype, pool: NetworkPool | None
 ) -> DrawnNetworks:
     """The networks that the settings ask for; `pool` has been checked against them."""

@@ -28,8 +28,13 @@ MOST_ELEMENTS = 2**31 - 1
 @dataclass(frozen=True)
 class MemoryPlan:
     """chunk_classes: classes per forward and backward pass; micro_batch: real images that go through the network at
-    once; residence: how the real images come to the device; the rest is bytes: of the pool, of the synthetic images
-    with their momentum, and of one chunk, real images that are read ahead included."""
+    once; residence: how the real images come to the device.
+
+    The rest is bytes: of the pool, of the synthetic images with their momentum, of the passes of one chunk (of real
+    images, those that are read ahead included), which the budget bounds; and of what is there besides: real images
+    that are read ahead, networks with the pool that they are drawn from, the recorded iteration of a GPU (copies of
+    images and momentum, the numbers that parameters are drawn from), and its libraries.
+    """
 
     chunk_classes: int
     micro_batch: int
@@ -39,12 +44,22 @@ class MemoryPlan:
     real_bytes: int
     synthetic_bytes: int
     budget_bytes: int
+    ahead_bytes: int = 0
+    networks_bytes: int = 0
+    graph_bytes: int = 0
+    library_bytes: int = 0
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Of one chunk at its peak: real images are done with when synthetic ones begin, but for those read ahead."""
+        return self.ahead_bytes + max(self.real_bytes - self.ahead_bytes, self.synthetic_bytes)
 
     def __str__(self) -> str:
         return (
             f"plan: pool {size_text(self.pool_bytes)}, {self.residence}; synthetic images with momentum "
-            f"{size_text(self.images_bytes)}; {self.chunk_classes} classes at a time: "
-            f"real {size_text(self.real_bytes)}, synthetic {size_text(self.synthetic_bytes)} of a budget of "
+            f"{size_text(self.images_bytes)}; networks {size_text(self.networks_bytes)}; "
+            f"{self.chunk_classes} classes at a time: real {size_text(self.real_bytes)}, "
+            f"synthetic {size_text(self.synthetic_bytes)} of a budget of "
             f"{size_text(self.budget_bytes)}"
         )
 
@@ -72,7 +87,10 @@ class _Needs:
         """Bytes of the pass of real images, without gradient: a layer's results replace those before them."""
         images = classes * self.batch_real
         at_once = min(self.micro_batch or images, images)
-        return images * (self.ahead * self.pixels + self.image_bytes) + at_once * self.per_image.peak
+        return self.read_ahead(classes) + images * self.image_bytes + at_once * self.per_image.peak
+
+    def read_ahead(self, classes: int) -> int:
+        return classes * self.batch_real * self.ahead * self.pixels
 
     def synthetic(self, classes: int) -> int:
         """Bytes of the pass of synthetic images and its backward pass."""
@@ -93,21 +111,27 @@ def make_plan(
     dtype: torch.dtype,
     device: torch.device,
     chunk_memory: int | None = None,
+    networks_bytes: int = 0,
+    free: int | None = None,
 ) -> MemoryPlan:
     """Choose how the real images come to the device, and the chunk: as many classes as the budget holds.
 
     partition: every synthetic image is partition² images for the network; passes: networks that they go through, with
     the cross-entropy 2; batch_real: real images per class; chunk_memory: bytes that one chunk may take, by default what
     is free. A chunk is no larger than suits the device (see `_Limits`). A network with BatchNorm takes its statistics
-    over all classes together, so its only chunk holds all of them.
+    over all classes together, so its only chunk holds all of them. networks_bytes: of the networks, which are there
+    already. free: bytes that are left on the device, by default asked of it; with it, the device need not be there.
     Raises FastDMError if the budget does not hold one class, and says how many real images would fit.
     """
     channels, height, width = pool.images.shape[1:]
     pixels, decoded = channels * height * width, ipc * partition**2
     per_image = activations(network, (channels, height, width), dtype)
     limits = _limits(network, per_image, dtype, device)
+    if device.type == "cpu" and _stores_only_pooled(network, dtype):
+        per_image = replace(per_image, peak=per_image.between)
     images_bytes = 2 * pool.num_classes * ipc * pixels * 4
-    free, later = free_memory(device), _later_bytes(network, images_bytes, device)
+    free = free_memory(device) if free is None else free
+    graph, libraries = _graph_bytes(network, images_bytes, device), 0 if device.type == "cpu" else LIBRARY_BYTES
     fewest = pool.num_classes if network.uses_batch_statistics else 1
     for residence in possible_residences(pool, device, free):
         ahead = DEPTH if residence == "streamed" else 0
@@ -115,7 +139,8 @@ def make_plan(
             per_image, pixels, pixels * dtype.itemsize, ahead, batch_real, decoded, passes, limits.micro_batch
         )
         copied = pool.images.numel() if residence == "copied" else 0
-        budget = int(FREE_SHARE * (free - copied - later)) - images_bytes if chunk_memory is None else chunk_memory
+        left = int(FREE_SHARE * (free - copied - graph - libraries)) - images_bytes
+        budget = left if chunk_memory is None else chunk_memory
         if needs.total(fewest) <= budget:
             break
     else:
@@ -130,6 +155,10 @@ def make_plan(
         real_bytes=needs.real(chunk),
         synthetic_bytes=needs.synthetic(chunk),
         budget_bytes=budget,
+        ahead_bytes=needs.read_ahead(chunk),
+        networks_bytes=networks_bytes,
+        graph_bytes=graph if residence != "streamed" else 0,
+        library_bytes=libraries,
     )
 
 
@@ -158,25 +187,24 @@ def _limits(network: Network, per_image: Activations, dtype: torch.dtype, device
         return _Limits()
     if device.type == "cpu":
         in_cache = per_image.in_cache
-        return _Limits(in_cache, None, 4 * in_cache if _stores_only_pooled(network, dtype, device) else in_cache)
+        return _Limits(in_cache, None, 4 * in_cache if _stores_only_pooled(network, dtype) else in_cache)
     most = max(1, MOST_ELEMENTS * dtype.itemsize // per_image.largest)
     return _Limits(most, most, most)
 
 
-def _later_bytes(network: Network, images_bytes: int, device: torch.device) -> int:
-    """What a GPU holds besides the plan: libraries' memory, the numbers that parameters are drawn from, and copies of
-    the images and their momentum while the iteration is recorded."""
-    if device.type == "cpu":
-        return 0
+def _graph_bytes(network: Network, images_bytes: int, device: torch.device) -> int:
+    """What recording the iteration takes on a GPU: the numbers that parameters are drawn from, and copies of the images
+    and their momentum."""
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    return LIBRARY_BYTES + 2 * 4 * parameters + images_bytes
+    return 0 if device.type == "cpu" else 2 * 4 * parameters + images_bytes
 
 
-def _stores_only_pooled(network: Network, dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether every layer is a block that, without gradient, writes nothing but what it has pooled."""
-    example = torch.empty(0, dtype=dtype, device=device)
+def _stores_only_pooled(network: Network, dtype: torch.dtype) -> bool:
+    """Whether, on a CPU, every layer is a block that without gradient writes nothing but what it has pooled."""
+    example = torch.empty(0, dtype=dtype)
     return all(
-        isinstance(layer, Block) and stores_only_pooled(example, layer.conv.weight) for layer in network.features
+        isinstance(layer, Block) and stores_only_pooled(example, torch.empty(layer.conv.weight.shape))
+        for layer in network.features
     )
 
 

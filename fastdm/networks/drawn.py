@@ -27,6 +27,11 @@ class DrawnNetworks(Protocol):
         """
         ...
 
+    @property
+    def bytes(self) -> int:
+        """What they take on the device: their weights, and the pool that those come from."""
+        ...
+
 
 class RandomNetworks:
     """A new random network in every iteration, as the paper has it."""
@@ -36,6 +41,10 @@ class RandomNetworks:
 
     def draw(self, key: Tensor) -> None:
         initialise(self.network, key)
+
+    @property
+    def bytes(self) -> int:
+        return _bytes(self.network)
 
 
 class TrainedNetworks:
@@ -58,6 +67,11 @@ class TrainedNetworks:
         if self.expert is not self.network:
             load_parameters(self.expert, self._weights.index_select(0, first + later)[0])
 
+    @property
+    def bytes(self) -> int:
+        expert = 0 if self.expert is self.network else _bytes(self.expert)
+        return self._weights.nbytes + _bytes(self.network) + expert
+
     def choose(self, key: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Row of the network's first state, its state, and the expert's state: int64 [1] each."""
         last = self._states - 1
@@ -68,3 +82,7 @@ class TrainedNetworks:
         reach = (last - state).clamp_(max=self._ahead)
         later = state + (u[2:] * (reach + 1)).long().minimum(reach)
         return network * self._states, state, later.clamp_(min=min(_COMPETENT, last))
+
+
+def _bytes(network: Network) -> int:
+    return sum(parameter.nbytes for parameter in network.parameters())

@@ -1,9 +1,9 @@
 """Memory that a network's activations take."""
 
-import math
 import weakref
 from copy import deepcopy
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -21,12 +21,14 @@ class Activations:
     """Bytes that one image needs on its way through a network.
 
     total: of all layers' results together, which autograd keeps; peak: of the results that are needed at the same time
-    without it; largest: of the largest single result.
+    without it; largest: of the largest single result; between: of what goes into a layer and what comes out, without
+    anything in the layer, at most.
     """
 
     total: int
     peak: int
     largest: int
+    between: int
 
     @property
     def in_cache(self) -> int:
@@ -68,11 +70,15 @@ def activations(network: Network, image_shape: tuple[int, int, int], dtype: torc
     """Count on the meta device, which computes nothing. Two images are sent, since BatchNorm refuses one."""
     network = deepcopy(network).to("meta", dtype)
     images = torch.empty(2, *image_shape, dtype=dtype, device="meta")
+    ends = [_bytes(images)]
     with torch.no_grad(), _CountBytes() as count:
-        network.embed(images)
-    image = math.prod(image_shape) * dtype.itemsize
+        for layer in network.features:
+            images = layer(images)
+            ends.append(_bytes(images))
+    image = ends[0] // 2
     sizes = [image, *(size // 2 for size in count.results)]
-    return Activations(total=sum(sizes), peak=max(image, count.peak // 2), largest=max(sizes))
+    between = max(before + after for before, after in pairwise(ends)) // 2
+    return Activations(total=sum(sizes), peak=max(image, count.peak // 2), largest=max(sizes), between=between)
 
 
 def images_in_cache(network: Network, image_shape: tuple[int, int, int], dtype: torch.dtype) -> int:

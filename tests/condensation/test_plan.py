@@ -81,6 +81,24 @@ def test_activations_that_are_needed_at_a_time(network: str, peak: int) -> None:
     assert 4 * peak <= counted.peak <= 1.01 * 4 * peak  # means and deviations too
 
 
+def test_what_is_between_the_layers_of_a_convnet() -> None:
+    """Where blocks store only what they have pooled: the results of the first and of the second, 128·16² and 128·8²."""
+    network = build_network("ConvNet", channels=3, num_classes=10, image_size=(32, 32), frozen=True)
+    assert activations(network, (3, 32, 32), torch.float32).between == 4 * (128 * 16**2 + 128 * 8**2)
+
+
+def test_a_plan_for_a_device_that_is_not_here() -> None:
+    """What is left there is said in place of asked; nothing is drawn from it."""
+    network = build_network("ConvNet", channels=3, num_classes=100, image_size=(32, 32), frozen=True)
+    pools = [
+        make_plan(network, pool(100, 1), ipc=2, batch_real=64, dtype=torch.float32, device=GPU, free=free * GIB)
+        for free in (8, 80)
+    ]
+    images, parameters = 2 * 100 * 2 * 3 * 32 * 32 * 4, sum(each.numel() for each in network.parameters())
+    assert all(each.graph_bytes == images + 8 * parameters for each in pools)
+    assert pools[1].budget_bytes - pools[0].budget_bytes == pytest.approx(FREE_SHARE * 72 * GIB, abs=2)
+
+
 def test_the_chunk_follows_the_budget() -> None:
     """On a CPU a chunk is never larger than its cache; a budget below that makes it smaller, never over the budget."""
     free = plan()

@@ -52,6 +52,21 @@ def test_single_settings_take_the_place_of_a_recipes(dataset: Dataset, pool: Net
     assert pixels.max() <= 1 + 1e-6
 
 
+def test_the_plan_counts_the_pool_of_networks_and_both_that_are_drawn_from_it(
+    dataset: Dataset, pool: NetworkPool
+) -> None:
+    """In float32 a network takes as much as a snapshot of it: the pool's 2 × 3, the one that is matched in, and with a
+    cross-entropy further on the one that classifies."""
+    one = pool.weights[0, 0].nbytes
+    cpu = torch.device("cpu")
+    for ahead, held in ((0, 7), (6, 8)):
+        settings = recipe_settings("trained", dataset, 1)
+        settings = dataclasses.replace(settings, network=pool.network, ce_ahead=ahead).resolve(dataset, cpu)
+        step, plan = build_step(dataset, settings, cpu, torch.float32, pool=pool)
+        with closing(step):
+            assert plan.networks_bytes == held * one
+
+
 def test_the_parts_of_the_loss_are_logged_and_a_run_resumes(
     dataset: Dataset, pool: NetworkPool, tmp_path: Path
 ) -> None:

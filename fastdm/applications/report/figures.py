@@ -129,7 +129,8 @@ def memory_chart(record: RunRecord) -> Markup | None:
     """What the plan allowed for, and the most that was measured."""
     names = {
         "pool_bytes": "planned: real images",
-        "images_bytes": "planned: synthetic images, momentum, gradient",
+        "images_bytes": "planned: synthetic images, momentum",
+        "networks_bytes": "planned: networks",
         "real_bytes": "planned: pass of real images",
         "synthetic_bytes": "planned: pass of synthetic images",
     }
