@@ -22,6 +22,7 @@ from fastdm.evaluation.measure import measure
 from fastdm.evaluation.protocol import Protocol
 from fastdm.evaluation.training import LabelledImages, train_network
 from fastdm.networks.architectures import build_network
+from fastdm.runs.options import RunOptions
 from fastdm.synthetic.herding import herded_selection
 from fastdm.synthetic.initial import random_selection
 from fastdm.synthetic.synthetic_set import SyntheticSet
@@ -142,15 +143,8 @@ class _Maker:
         settings = dataclasses.replace(self.what.settings, seed=self.what.settings.seed + self.order)
         place = self.folder / f"{self.method}_order{self.order}_step{step}"
         if self.method == "DM":
-            return condense_resolved(
-                dataset,
-                settings,
-                self.device,
-                save_path=place,
-                resume=self.resume,
-                overwrite=self.overwrite,
-                progress=self.progress,
-            )
+            options = RunOptions(save_path=place, resume=self.resume, overwrite=self.overwrite, progress=self.progress)
+            return condense_resolved(dataset, settings, self.device, options)
         file = place.with_suffix(".safetensors")
         if self.resume and file.exists():
             return SyntheticSet.load(file, dataset=dataset)

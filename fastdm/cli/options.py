@@ -103,10 +103,6 @@ PrecisionOption = Annotated[
     str | None, typer.Option("--precision", help="fp32, tf32 or bf16.  [default: the fastest of equal accuracy]")
 ]
 
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with what save_path holds.")]
-
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start over where save_path already holds results.")]
-
 Backend = Annotated[str, typer.Option("--backend", help="Op backend: auto, triton or reference.")]
 
 ChunkMemory = Annotated[
@@ -213,11 +209,9 @@ Profile = Annotated[
     typer.Option("--profile", help="Iterations to profile, such as 100-102: a trace, and the ten costliest ops."),
 ]
 
-Resume = Annotated[
-    bool, typer.Option("--resume", help="Resume from the checkpoints under save_path; keep what was evaluated.")
-]
+Resume = Annotated[bool, typer.Option("--resume", help="Resume from what save_path holds; keep what was evaluated.")]
 
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start over where save_path already holds this run.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start over where save_path already holds results.")]
 
 SaveEvery = Annotated[int, typer.Option("--save_every", min=1, help="Iterations between checkpoints.")]
 
