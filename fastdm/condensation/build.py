@@ -8,7 +8,7 @@ import torch
 from fastdm.condensation.plan import MemoryPlan, make_plan
 from fastdm.condensation.settings import Settings
 from fastdm.condensation.step import Step
-from fastdm.data.pool import Dataset
+from fastdm.data.pool import Dataset, Pool
 from fastdm.errors import FastDMError
 from fastdm.networks.architectures import build_network
 from fastdm.networks.drawn import DrawnNetworks, RandomNetworks, TrainedNetworks
@@ -23,10 +23,12 @@ def build_step(
     dtype: torch.dtype,
     chunk_memory: int | None = None,
     pool: NetworkPool | None = None,
+    part: Pool | None = None,
 ) -> tuple[Step, MemoryPlan]:
     """The step for resolved settings, at its initial images, and the plan that it follows.
 
-    pool: the networks of networks="trained", which `matching_pool` has checked.
+    pool: the networks of networks="trained", which `matching_pool` has checked. part: the real images of those classes
+    that are this process's, by default all.
     """
     if device.type == "cuda":
         # Memory that PyTorch keeps from earlier work would be split by tensors that stay, and be lost for a graph,
@@ -35,7 +37,7 @@ def build_step(
     networks = _networks(dataset, settings, device, dtype, pool)
     plan = make_plan(
         networks.network,
-        dataset.train,
+        dataset.train if part is None else part,
         ipc=settings.ipc,
         partition=settings.partition,
         passes=1 if networks.expert is networks.network or not settings.ce_weight else 2,
@@ -45,9 +47,9 @@ def build_step(
         chunk_memory=chunk_memory,
     )
     images = initial_images(
-        dataset, settings.ipc, settings.seed, init=settings.init, partition=settings.partition, device=device
+        dataset, settings.ipc, settings.seed, init=settings.init, partition=settings.partition, device=device, part=part
     )
-    return Step(dataset, images, networks, settings, plan, dtype), plan
+    return Step(dataset, images, networks, settings, plan, dtype, part), plan
 
 
 def _networks(
