@@ -23,21 +23,23 @@ def build_step(
     dtype: torch.dtype,
     chunk_memory: int | None = None,
     pool: NetworkPool | None = None,
+    part: Pool | None = None,
 ) -> tuple[Step, MemoryPlan]:
     """The step for resolved settings, at its initial images, and the plan that it follows.
 
-    pool: the networks of networks="trained", which `matching_pool` has checked.
+    pool: the networks of networks="trained", which `matching_pool` has checked. part: the real images of those classes
+    that are this process's, by default all.
     """
     if device.type == "cuda":
         # Memory that PyTorch keeps from earlier work would be split by tensors that stay, and be lost for a graph,
         # whose memory is its own.
         torch.cuda.empty_cache()
     networks = build_networks(dataset, settings, device, dtype, pool)
-    plan = plan_step(networks, dataset.train, settings, device, dtype, chunk_memory)
+    plan = plan_step(networks, dataset.train if part is None else part, settings, device, dtype, chunk_memory)
     images = initial_images(
-        dataset, settings.ipc, settings.seed, init=settings.init, partition=settings.partition, device=device
+        dataset, settings.ipc, settings.seed, init=settings.init, partition=settings.partition, device=device, part=part
     )
-    return Step(dataset, images, networks, settings, plan, dtype), plan
+    return Step(dataset, images, networks, settings, plan, dtype, part), plan
 
 
 def plan_step(

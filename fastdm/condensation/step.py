@@ -12,7 +12,7 @@ from fastdm.augmentation import Strategy, augment
 from fastdm.condensation.plan import MemoryPlan
 from fastdm.condensation.settings import Settings
 from fastdm.data.batches import RealBatch, StreamedImages, real_images
-from fastdm.data.pool import Dataset
+from fastdm.data.pool import Dataset, Pool
 from fastdm.networks.drawn import DrawnNetworks
 from fastdm.objectives import build_objective
 from fastdm.objectives.cross_entropy import cross_entropy
@@ -28,6 +28,9 @@ class Step:
     above 1; velocity: SGD's momentum buffer, same shape. losses: those of the last iteration, divided by the number of
     classes, float32 [2]: the objective's, and the cross-entropy before it is weighted (0 without). Everything random is
     a function of (seed, iteration, class); nothing waits for the host.
+
+    part: the real images of some of the classes (`Pool.classes`), where other processes have the others: images and
+    losses are those of these classes, still divided by the number of all.
     """
 
     def __init__(
@@ -38,8 +41,10 @@ class Step:
         settings: Settings,
         plan: MemoryPlan,
         dtype: torch.dtype,
+        part: Pool | None = None,
     ) -> None:
         device = images.device
+        real = dataset.train if part is None else part
         self.images = images
         self.velocity = torch.zeros_like(images)
         self.losses = torch.zeros(2, dtype=torch.float32, device=device)
@@ -56,9 +61,11 @@ class Step:
         self._size = (images.shape[2], images.shape[3])
         self._one = torch.ones((), dtype=torch.float32, device=device)  # the gradient of a loss to itself
         self._key = torch.tensor([settings.seed, 0], device=device)
-        self._classes = torch.arange(dataset.num_classes, device=device)
-        self._real = real_images(dataset.train, plan.residence, settings.batch_real, settings.seed, self._key)
-        self._chunks = _chunks(self._real.counts, settings.ipc, settings.partition, plan.chunk_classes, device)
+        self._classes = torch.arange(real.first_class, real.first_class + real.num_classes, device=device)
+        self._real = real_images(real, plan.residence, settings.batch_real, settings.seed, self._key)
+        most = int(dataset.train.class_sizes.clamp(max=settings.batch_real).max())
+        self._chunks = _chunks(self._real.counts, real.first_class, settings, plan.chunk_classes, most, device)
+        self._num_classes = dataset.num_classes
         self._micro_batch = plan.micro_batch
         self._replay: Callable[[], Tensor] | None = None  # in place of _iterate, once it is recorded
 
@@ -96,7 +103,7 @@ class Step:
 
         self.images.addcmul_(self.velocity, self._lr, value=-1)  # S ← S − η ∇_S L
         self.images.clamp_(self._black, self._white)
-        return losses / len(self._classes)
+        return losses / self._num_classes
 
     def _cross_entropy(self, augmented: Tensor, features: Tensor, chunk: "_Chunk") -> Tensor:
         """Σ_c mean_j CE(x_cj, c) in the expert; features: those of the network that is matched in."""
@@ -165,17 +172,20 @@ class _Chunk:
     labels: Tensor
 
 
-def _chunks(counts: Tensor, ipc: int, partition: int, size: int, device: torch.device) -> list[_Chunk]:
-    """Split the classes, which have `counts` real images in the batch and `ipc` canvases, by `size` classes."""
-    decoded = torch.full_like(counts, ipc * partition**2)
+def _chunks(
+    counts: Tensor, first_class: int, settings: Settings, size: int, most: int, device: torch.device
+) -> list[_Chunk]:
+    """Split the classes, which have `counts` real images in the batch, by `size` classes; most: the largest count."""
+    per_class = settings.ipc * settings.partition**2
+    decoded = torch.full_like(counts, per_class)
     chunks = []
     for first in range(0, len(counts), size):
         classes = slice(first, min(first + size, len(counts)))
-        synthetic = _segments(decoded, classes, device)
-        images = slice(ipc * classes.start, ipc * classes.stop)
-        chunks.append(
-            _Chunk(classes, _segments(counts, classes, device), synthetic, images, synthetic.group + classes.start)
-        )
+        real = _segments(counts, classes, most, device)
+        synthetic = _segments(decoded, classes, per_class, device)
+        images = slice(settings.ipc * classes.start, settings.ipc * classes.stop)
+        labels = synthetic.group + first_class + classes.start
+        chunks.append(_Chunk(classes, real, synthetic, images, labels))
     return chunks
 
 
@@ -192,9 +202,9 @@ def _units(settings: Settings, mean: Tensor, std: Tensor) -> tuple[Tensor, Tenso
     return torch.full_like(std, settings.lr_img), -infinity, infinity
 
 
-def _segments(counts: Tensor, classes: slice, device: torch.device) -> Segments:
+def _segments(counts: Tensor, classes: slice, most: int, device: torch.device) -> Segments:
     """The rows of some classes in a class-sorted tensor that holds `counts` images of each class."""
     starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])[classes.start : classes.stop + 1]
     group = torch.repeat_interleave(torch.arange(len(starts) - 1), counts[classes])
     rows = slice(int(starts[0]), int(starts[-1]))
-    return Segments(rows, (starts - starts[0]).to(device), group.to(device), int(counts[classes].max()))
+    return Segments(rows, (starts - starts[0]).to(device), group.to(device), tuple(counts[classes].tolist()), most)

@@ -20,31 +20,17 @@ class ClassMeans:
         group, offsets = segments.group, segments.offsets
         if micro_batch >= len(group):
             return network.embed_mean(augment(batch, group), offsets)
-        total: Tensor | None = None
-        for start in range(0, len(group), micro_batch):
-            rows = slice(start, start + micro_batch)
-            features = network.embed(augment(batch.rows(rows), group[rows]))
-            features = features.to(torch.promote_types(features.dtype, torch.float32))
-            share = _sums(features, offsets, start)
-            total = share if total is None else total.add_(share)
-        assert total is not None
-        return total / offsets.diff().clamp(min=1)[:, None]
+        means: Tensor | None = None
+        for classes, rows in segments.passes(micro_batch):
+            images = rows.stop - rows.start
+            bounds = (offsets[classes.start : classes.stop + 1] - rows.start).clamp(0, images)
+            mean = network.embed_mean(augment(batch.rows(rows), group[rows]), bounds)
+            means = mean.new_zeros(len(segments.counts), mean.shape[1]) if means is None else means
+            means[classes] += mean * (images / sum(segments.counts[classes]))
+        assert means is not None
+        return means
 
     def loss(self, target: Tensor, features: Tensor, real: Segments, synthetic: Segments) -> Tensor:
         """Squared distance of the class means: float32 scalar; target: float32 [classes, D], as `real` gives it."""
         one_each = torch.arange(len(target) + 1, device=target.device)
         return class_mean_difference(target, features, one_each, synthetic.offsets)
-
-
-def _sums(features: Tensor, offsets: Tensor, first: int) -> Tensor:
-    """Sums over the classes [classes, D] of the features [n, D] of a class-sorted batch's rows from `first` on.
-
-    In a fixed order and in the features' precision, which index_add_ and, in TF32, a product on a GPU have not.
-    """
-    bounds = (offsets - first).clamp(0, len(features))
-    if features.is_cuda:
-        return torch.segment_reduce(features, "sum", offsets=bounds, axis=0)
-    # On a CPU a product with the 0/1 membership of images in classes is faster, and as exact.
-    rows = torch.arange(len(features))
-    membership = (rows >= bounds[:-1, None]) & (rows < bounds[1:, None])
-    return membership.to(features.dtype) @ features

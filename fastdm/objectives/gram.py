@@ -28,7 +28,12 @@ def wide(features: Tensor) -> Tensor:
 
 
 def gram(x: Tensor, y: Tensor) -> Tensor:
-    """Inner products of the rows of every class: [classes, n, D], [classes, m, D] → [classes, n, m]."""
+    """Inner products of the rows of every class: [classes, n, D], [classes, m, D] → [classes, n, m].
+
+    On a CPU one after the other: in a batch of one, a product is rounded in another way than in a larger one.
+    """
+    if not x.is_cuda:
+        return torch.stack([a @ b.T for a, b in zip(x, y, strict=True)])
     return torch.bmm(x, y.transpose(1, 2))
 
 

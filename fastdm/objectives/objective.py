@@ -1,6 +1,6 @@
 """What an objective is: a statistic of the real images' embeddings, and a loss that pulls the synthetic ones to it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,13 +20,35 @@ class Segments:
 
     rows: of the whole tensor, those of the chunk. offsets: int64 [classes + 1], counted from the chunk's first row; the
     images of class c are `offsets[c]` to `offsets[c + 1]`. group: int64 [rows], the class of each, counted from the
-    chunk's first class. most: images of the largest class.
+    chunk's first class. counts: images of each class. most: images of the largest class of all chunks.
     """
 
     rows: slice
     offsets: Tensor
     group: Tensor
+    counts: tuple[int, ...]
     most: int
+
+    def passes(self, most: int) -> Iterator[tuple[slice, slice]]:
+        """Split the chunk into passes of at most `most` images: (classes, rows), both counted from its first.
+
+        A pass is of whole classes, or of an even share of one that is larger, so that what is summed over the images of
+        a class does not depend on the classes that share its chunk.
+        """
+        first = start = end = 0
+        for number, count in enumerate(self.counts):
+            if end > start and end + count - start > most:
+                yield slice(first, number), slice(start, end)
+                first, start = number, end
+            shares = -(-count // most)
+            if shares > 1:
+                for share in range(shares):
+                    rows = slice(end + count * share // shares, end + count * (share + 1) // shares)
+                    yield slice(number, number + 1), rows
+                first, start = number + 1, end + count
+            end += count
+        if end > start:
+            yield slice(first, len(self.counts)), slice(start, end)
 
     def padded(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Features [rows, D] by class, [classes, most, D], with zeros where a class is smaller, and a mask [classes,

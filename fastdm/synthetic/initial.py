@@ -10,7 +10,6 @@ from fastdm.augmentation import augment
 from fastdm.data.pool import Dataset, Pool
 from fastdm.data.sources import Source, open_dataset
 from fastdm.errors import FastDMError
-from fastdm.kernels import draw
 from fastdm.synthetic.partition import check_partition, shrink
 from fastdm.synthetic.synthetic_set import SyntheticSet
 from fastdm.system.device import undisturbed
@@ -27,18 +26,21 @@ def initial_images(
     init: Literal["real", "noise"] = "real",
     partition: int = 1,
     device: torch.device | None = None,
+    part: Pool | None = None,
 ) -> Tensor:
     """Random real images of every class, or N(0, 1) noise: float32 [classes * ipc, C, H, W], normalised, on `device`.
 
     Both follow from the seed alone, whatever the device. With a partition, each is a canvas of partition² real images,
-    shrunk by the mean of their pixels.
+    shrunk by the mean of their pixels. part: the real images of some of the classes (`Pool.classes`), of which alone
+    the images are then given.
     """
+    real = dataset.train if part is None else part
     if init == "noise":
         generator = torch.Generator().manual_seed(seed)
         shape = (dataset.num_classes * ipc, *dataset.image_shape)
-        return torch.randn(shape, generator=generator, dtype=torch.float32).to(device)
-    key = torch.tensor([seed, INIT_STEP])
-    images = dataset.train.read(draw(key, dataset.train.class_offsets, ipc * partition**2).flatten())
+        first, last = ipc * real.first_class, ipc * (real.first_class + real.num_classes)
+        return torch.randn(shape, generator=generator, dtype=torch.float32)[first:last].to(device, copy=True)
+    images = real.read(real.draw(seed, INIT_STEP, ipc * partition**2).flatten())
     return shrink(augment(images, [], mean=dataset.mean, std=dataset.std), partition).to(device)
 
 

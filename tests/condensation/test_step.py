@@ -5,6 +5,7 @@ import gc
 import weakref
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,10 +18,11 @@ from fastdm.condensation.settings import Settings
 from fastdm.condensation.step import Step
 from fastdm.data.packed.reading import open_packed
 from fastdm.data.packing import pack
-from fastdm.data.pool import Dataset
+from fastdm.data.pool import Dataset, Pool
 from fastdm.kernels import use_backend
 from fastdm.networks.architectures import build_network
 from fastdm.networks.drawn import RandomNetworks
+from fastdm.objectives.objective import Segments
 from fastdm.synthetic.initial import initial_images
 from tests.oracles import BF16_BOUND, clear_classes
 
@@ -36,6 +38,7 @@ def run_step(
     steps: int = STEPS,
     compile: bool = False,
     dtype: torch.dtype = torch.float32,
+    part: Pool | None = None,
 ) -> tuple[Tensor, list[float]]:
     settings = settings.resolve(dataset, CPU)
     assert settings.network is not None
@@ -50,7 +53,8 @@ def run_step(
     plan = MemoryPlan(
         chunk_classes, micro_batch, "in place" if dataset.train.backing is None else "streamed", 0, 0, 0, 0, 0
     )
-    step = Step(dataset, initial_images(dataset, settings.ipc, settings.seed), networks, settings, plan, dtype)
+    images = initial_images(dataset, settings.ipc, settings.seed, init=settings.init, part=part)
+    step = Step(dataset, images, networks, settings, plan, dtype, part)
     with closing(step):
         if compile:
             step.compile()
@@ -170,6 +174,54 @@ def test_a_small_class_is_used_whole() -> None:
     whole, _ = run_step(dataset, settings, chunk_classes=2, micro_batch=64, steps=2)
     exact, _ = run_step(dataset, dataclasses.replace(settings, batch_real=9), chunk_classes=1, micro_batch=4, steps=2)
     torch.testing.assert_close(whole, exact, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "dtype"),
+    [
+        pytest.param({}, torch.float32, id="means"),
+        pytest.param({}, torch.bfloat16, id="bfloat16"),
+        pytest.param({"objective": "mmd", "init": "noise"}, torch.float32, id="mmd"),
+        pytest.param({"objective": "cov"}, torch.float32, id="covariances"),
+    ],
+)
+def test_a_class_does_not_depend_on_those_that_it_is_computed_with(options: dict[str, Any], dtype: torch.dtype) -> None:
+    """On those of its chunk as little as on those of its process: to the last bit, also in a ragged batch."""
+    dataset = random_dataset([40, 30, 35, 20, 50], (3, 8, 8))
+    settings = Settings(ipc=2, batch_real=33, network="ConvNetD1", **options)
+    parts = [dataset.train.classes(first, stop) for first, stop in ((0, 1), (1, 4), (4, 5))]
+    for micro_batch in (20, 66):
+        whole, losses = run_step(dataset, settings, chunk_classes=5, micro_batch=micro_batch, steps=2, dtype=dtype)
+        for chunk_classes in (1, 2):
+            runs = [
+                run_step(
+                    dataset,
+                    settings,
+                    chunk_classes=chunk_classes,
+                    micro_batch=micro_batch,
+                    steps=2,
+                    dtype=dtype,
+                    part=part,
+                )
+                for part in (None, *parts)
+            ]
+            assert torch.equal(runs[0][0], whole)
+            assert torch.equal(torch.cat([images for images, _ in runs[1:]]), whole)
+            assert sum(part_losses[1] for _, part_losses in runs[1:]) == pytest.approx(losses[1], rel=1e-5)
+
+
+@pytest.mark.parametrize("most", [1, 4, 7, 33, 100])
+def test_the_passes_of_a_chunk_hold_every_image_once_and_no_pass_is_too_large(most: int) -> None:
+    counts = (5, 30, 1, 0, 33, 7)
+    segments = Segments(slice(0, 76), torch.tensor([0, 5, 35, 36, 36, 69, 76]), torch.empty(0), counts, 33)
+    passes = list(segments.passes(most))
+    assert [row for _, rows in passes for row in range(rows.start, rows.stop)] == list(range(76))
+    assert all(rows.stop - rows.start <= most for _, rows in passes)
+    starts = [sum(counts[:number]) for number in range(len(counts) + 1)]
+    for classes, rows in passes:
+        assert starts[classes.start] <= rows.start < rows.stop <= starts[classes.stop]
+        whole = (starts[classes.start], starts[classes.stop]) == (rows.start, rows.stop)
+        assert whole or classes.stop - classes.start == 1
 
 
 def test_streamed_equals_resident(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ D = 12
 def segments(counts: list[int]) -> Segments:
     offsets = torch.tensor([0, *counts]).cumsum(0)
     group = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
-    return Segments(slice(0, sum(counts)), offsets, group, max(counts))
+    return Segments(slice(0, sum(counts)), offsets, group, tuple(counts), max(counts))
 
 
 def plain_mmd(s: Tensor, r: Tensor) -> Tensor:
