@@ -42,8 +42,8 @@ def export(synthetic: SyntheticSet | str | Path, out: str | Path) -> Exported:
     synthetic: the set, or the file of one. out says by its suffix what is written:
 
     - none: a folder of PNG files, a folder for each class, as torchvision's `ImageFolder` takes it, with `about.json`
-      (mean, std, class names, settings). Class folders are called as the classes where that is a valid file name and
-      sorts in the order of the labels; else each name is preceded by its label. Read back, images have 3 channels.
+      (mean, std, class names, settings). Class folders are named after the classes if those are valid file names
+      that sort in the order of the labels; else the label is put in front. Read back, images have 3 channels.
     - `.npz`: `x_train`, uint8 [N, H, W, C], and `y_train`, int64 [N];
     - `.pt`: the public code's `{"data": [[images, labels]], "accs_all_exps": {}}`, normalised float32, and with them
       `classes`, `images_train` (uint8 [N, C, H, W]) and `labels_train`, as its data set files have them.

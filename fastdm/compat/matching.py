@@ -17,7 +17,9 @@ def dm_loss(
     strategy: str | None,
     seed: int,
 ) -> Tensor:
-    """Σ_c ‖ mean_i ψ(A(real_c,i)) − mean_j ψ(A(synthetic_c,j)) ‖² (Zhao & Bilen, WACV 2023, equation 4): a scalar.
+    """The DM loss of one iteration (Zhao & Bilen, WACV 2023, equation 4), a scalar with gradient to `image_syn`:
+
+    Σ_c ‖ mean_i ψ(A(real_c,i)) − mean_j ψ(A(synthetic_c,j)) ‖².
 
     embed: ψ, any function of images [N, C, H, W] that gives [N, D], such as `net.embed`; it sees all classes together,
     twice: the real images without gradient, and the synthetic ones. image_syn: [classes * ipc, C, H, W], class-sorted,
@@ -26,7 +28,8 @@ def dm_loss(
     of its own, the same for its real and its synthetic images; they follow from `seed` and the class alone, and no
     global generator is touched: give every iteration another seed.
 
-    With InstanceNorm it is the sum that a loop over the classes gives, to rounding, in one pass. Raises FastDMError for
+    With InstanceNorm it is the sum that a loop over the classes gives, to rounding, in one pass. A network with
+    BatchNorm normalises over all classes here, in the loop over one class. Raises FastDMError for
     tensors that do not fit together.
 
     >>> import fastdm, torch

@@ -24,8 +24,8 @@ class Settings:
     ipc: synthetic images per class.
     iterations: pixel updates, each with a new random network.
     batch_real: real images per class and iteration, drawn without replacement.
-    lr_img: learning rate of the pixels, normalised ones or, with `clamp`, in [0, 1] (a step is 1 / std² times as long
-    in normalised pixels); None takes a value for the data set (see `resolve`).
+    lr_img: learning rate of the normalised pixels or, with `clamp`, of pixels in [0, 1]; None takes a value for the
+    data set (see `resolve`).
     momentum: momentum of the SGD on the pixels.
     init: "real" starts from random real images, "noise" from N(0, 1).
     strategy: DSA families joined by underscores, or "none"; None takes the data set's (digits are not flipped).
@@ -47,8 +47,8 @@ class Settings:
     class, summed over classes as the matching loss is; 0 leaves it out.
     ce_ahead: that snapshot is 0 to `ce_ahead` snapshots later than the one that is matched in; 0: the same one, which
     saves a forward and a backward pass.
-    clamp: whether pixels stay between black and white, 0 and 1; None: where the partition is above 1 or the networks
-    are trained.
+    clamp: whether pixels are kept between black and white, and learnt in units of [0, 1]; None: where the partition is
+    above 1 or the networks are trained.
 
     Raises FastDMError for a value that makes no sense.
 
@@ -109,8 +109,8 @@ class Settings:
         """Replace every None by the value for this data set and device.
 
         lr_img: 1; 10 for CIFAR-10 at an ipc of 100 and more (the public code's commands); with `clamp` 0.02 for each
-        image of a class, at least 0.05 (twice to five times what DANCE takes for 10,000 iterations, which suits the
-        hundreds to thousands of a CPU). deterministic: False on a CPU, which repeats anyway. The others: see
+        image of a class, at least 0.05 (twice to five times what DANCE takes for 10,000 iterations: chosen for runs of
+        hundreds to thousands). deterministic: False on a CPU, which repeats anyway. The others: see
         `default_strategy`, `default_network` and `fastest_precision`. Raises FastDMError for images that the partition
         cannot divide.
         """

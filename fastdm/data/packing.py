@@ -44,12 +44,12 @@ def pack(
         that would end without training images is an error in any case.
     resume: continue a packing that was stopped, if its source and settings are still the same.
     name: what the data set is called, by default as its folder.
-    progress: show it.
+    progress: show a bar on a terminal, JSON lines elsewhere.
 
-    Until it is complete the file is called `out.partial`, with a journal next to it. A link is followed. Returns the
-    file, opened; its `skipped` lists the images that could not be decoded. What else is left out or converted is
-    counted and named in one warning of the logger "fastdm". Raises FastDMError for a source that cannot be packed and
-    for a full disk.
+    Until it is complete the file is called `out.partial`, with a journal next to it. A symbolic link there is followed.
+    Returns the file, opened; its `skipped` lists the images that could not be decoded. What else is left out or
+    converted is counted and named in one warning of the logger "fastdm". Raises FastDMError for a source that cannot be
+    packed and for a full disk.
 
     >>> import fastdm, tempfile
     >>> packed = fastdm.pack("digits", tempfile.mkdtemp() + "/digits.fastdm")

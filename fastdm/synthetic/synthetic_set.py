@@ -41,8 +41,8 @@ _GRID_FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
 class SyntheticSet:
     """A small set of images in place of a data set.
 
-    images: float32 [classes * ipc, C, H, W], normalised: pixel = (x − mean) / std with x in [0, 1] (where it was never
-    clipped: also beyond). Class-sorted: image j of class c is row `c * ipc + j`.
+    images: float32 [classes * ipc, C, H, W], normalised: pixel = (x − mean) / std with x in [0, 1], or beyond
+    where the set was condensed without `clamp`. Class-sorted: image j of class c is row `c * ipc + j`.
     partition: f; above 1 the images are canvases, each of f × f training images, which `expand` decodes.
     soft_labels: float16 [N * f², classes], probabilities for every decoded image, or None.
     class_names, mean, std, dataset: as in the `Dataset` that was condensed (`dataset` is its name); settings: what the
@@ -182,7 +182,7 @@ class SyntheticSet:
     def load(
         cls, path: str | Path, *, experiment: int = 0, dataset: Dataset | None = None, normalised: bool | None = None
     ) -> "SyntheticSet":
-        """Set number `experiment`, counted from 0, of those that `load_all` reads."""
+        """Read one set of a file: number `experiment`, counted from 0, of those that `load_all` reads."""
         sets = cls.load_all(path, dataset=dataset, normalised=normalised)
         if not 0 <= experiment < len(sets):
             raise FastDMError(f"{path} holds {len(sets)} sets, counted from 0; there is no set {experiment}")
@@ -258,7 +258,7 @@ class SyntheticSet:
         return result
 
     def pixels(self) -> Tensor:
-        """The images as they are looked at: de-normalised, clipped to [0, 1], uint8 [N, C, H, W] on the CPU."""
+        """The images for display: de-normalised, clipped to [0, 1], uint8 [N, C, H, W] on the CPU."""
         return (self._denormalised().clamp(0, 1) * 255 + 0.5).to(torch.uint8)
 
     def _denormalised(self) -> Tensor:
