@@ -61,9 +61,10 @@ def train_pool(
     shift of norms, and without the biases that norms cancel: so matching in them costs no more than in random networks.
 
     data, data_path, image_size: as in `open_dataset`. networks: how many are trained, each from weights of its own, for
-    `epochs` epochs in batches of `batch_train`, from the learning rate `lr_net`. states: snapshots of each, spread evenly over its updates, start and end included; by default one per epoch and the
-    start, and at least 13. network: architecture, by default the ConvNet that suits the image size. cutmix: False
-    trains without. precision: of the forward passes, by default the fastest of equal accuracy.
+    `epochs` epochs in batches of `batch_train`, from the learning rate `lr_net`. states: snapshots of each, spread
+    evenly over its updates, start and end included; by default one per epoch and the start, and at least 13. network:
+    architecture, by default the ConvNet that suits the image size. cutmix: False trains without. precision: of the
+    forward passes, by default the fastest of equal accuracy.
     save_path: the file of the pool, .safetensors. Until it is complete, a file next to it keeps each network with its
     snapshots, and resume continues from there: the result is that of an uninterrupted training. overwrite: start over.
     progress: show a bar on a terminal, JSON lines elsewhere.
