@@ -24,6 +24,7 @@ from fastdm.evaluation.measure import measure
 from fastdm.evaluation.protocol import Protocol
 from fastdm.networks.architectures import convnet_name
 from fastdm.runs.log import FILE as LOG
+from fastdm.runs.options import RunOptions
 from fastdm.synthetic.initial import random_selection
 from fastdm.synthetic.synthetic_set import SyntheticSet
 from fastdm.system.device import undisturbed
@@ -134,7 +135,7 @@ def run_search(
     """Train all networks on all proxies and the whole set; returns what each proxy is worth, see `summary`.
 
     save_path: folder for a record of each network on each (search.json), their summary (summary.json) and the run
-    folder of the condensation; resume goes on with what it holds, also with further networks and proxies. report:
+    folder of the condensation; resume continues from what it holds, also with further networks and proxies. report:
     called with each record.
     """
     make_folder(save_path)
@@ -144,17 +145,11 @@ def run_search(
         for proxy in (*what.proxies, WHOLE_SET):
             images: SyntheticSet | Pool = what.dataset.train
             if proxy == "condensed":
-                folder = save_path / CONDENSED
-                images = condense_resolved(
-                    what.dataset,
-                    what.settings,
-                    device,
-                    save_path=folder,
-                    resume=resume,
-                    overwrite=overwrite,
-                    progress=progress,
+                options = RunOptions(
+                    save_path=save_path / CONDENSED, resume=resume, overwrite=overwrite, progress=progress
                 )
-                _, condensing = read_log(folder / LOG)
+                images = condense_resolved(what.dataset, what.settings, device, options)
+                _, condensing = read_log(save_path / CONDENSED / LOG)
             elif proxy == "random":
                 images = random_selection(
                     what.dataset, what.settings.ipc, what.settings.seed, partition=what.settings.partition
