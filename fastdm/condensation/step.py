@@ -26,9 +26,9 @@ class Step:
     """The synthetic images, and the iteration that changes them.
 
     images: float32 [classes * ipc, C, H, W], normalised, class-sorted, updated in place: canvases, if the partition is
-    above 1; velocity: SGD's momentum buffer, same shape. losses: those of the last iteration, divided by the number of
-    classes: the objective's and, where it is in use, the cross-entropy before it is weighted. Everything random is a
-    function of (seed, iteration, class); nothing waits for the host.
+    above 1; velocity: SGD's momentum buffer, same shape. losses: that of the last iteration, divided by the number of
+    classes, and where the cross-entropy is in use its parts, the objective's and the cross-entropy before it is
+    weighted. Everything random is a function of (seed, iteration, class); nothing waits for the host.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Step:
         device = images.device
         self.images = images
         self.velocity = torch.zeros_like(images)
-        self.losses = torch.zeros(2 if settings.ce_weight else 1, device=device)
+        self.losses = torch.zeros(3 if settings.ce_weight else 1, device=device)
         self._networks = networks
         self._objective = build_objective(settings.objective)
         self._ce_weight = settings.ce_weight
@@ -68,7 +68,7 @@ class Step:
         self._key[1:].fill_(iteration)  # fill_: an assignment would wait for the device
         self._real.begin(iteration)
         self.losses = self._iterate() if self._replay is None else self._replay()
-        return self.losses[0] + self._ce_weight * self.losses[1] if self._ce_weight else self.losses[0]
+        return self.losses[0]
 
     def _iterate(self) -> Tensor:
         """The iteration that the key names (Algorithm 1, lines 2 to 5)."""
@@ -95,7 +95,8 @@ class Step:
             self._update(chunk.images, gradient)
             parts = [part.detach() for part in parts]
             losses = [total + part for total, part in zip(losses, parts, strict=True)] if losses else parts
-        return torch.stack(losses) / len(self._classes)
+        means = torch.stack(losses) / len(self._classes)
+        return torch.cat([means[:1] + self._ce_weight * means[1:], means]) if self._ce_weight else means
 
     def _update(self, images: slice, gradient: Tensor) -> None:
         """S ← S − η ∇_S L, for some classes: those of other chunks do not depend on them."""
@@ -121,7 +122,7 @@ class Step:
 
     def parts(self) -> dict[str, Tensor]:
         """What the last loss consists of, by name, if of more than the objective: scalars on the device."""
-        return {"matching": self.losses[0], "cross_entropy": self.losses[1]} if self._ce_weight else {}
+        return {"matching": self.losses[1], "cross_entropy": self.losses[2]} if self._ce_weight else {}
 
     def compile(self) -> float:
         """Let torch.compile fuse the network's layers; returns the seconds it took, RuntimeError where it fails.
