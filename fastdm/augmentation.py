@@ -6,9 +6,8 @@ class makes it Siamese: real and synthetic images of a class share the row. One 
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from functools import lru_cache
-from types import ModuleType
+from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fastdm.errors import FastDMError
-from fastdm.kernels import dsa, table, uniform
+from fastdm.kernels import draw_tables, dsa, table
 
 FAMILIES = ("color", "crop", "cutout", "flip", "scale", "rotate")
 """The families of transformations in the order in which one call of `dsa` applies them."""
@@ -97,16 +96,21 @@ class Strategy:
         (as the public evaluation does) instead of once per row.
         Returns tables float32 [G, 16] on the device of `key`, to be applied one after the other (see `augment`).
         """
-        u = uniform(key, rows, _NUM_UNIFORM, DSA_STREAM)
-        columns = _columns(self, size, u.device)
-        values = columns.values(columns.numbers(u))
-        if self.mode == "M":
-            return self._of_runs(columns, values)
         if not self.families:
             return []
-        # Clamped because the float32 product may round up to its end.
-        choice = (u[: 1 if one_family else None, :1] * len(self.families)).floor().clamp(max=len(self.families) - 1)
-        return [columns.pick(values, choice)]
+        source, rules = _rules(self, size, key.device)
+        drawn = draw_tables(
+            key,
+            rows,
+            source,
+            rules,
+            numbers=_NUM_UNIFORM,
+            runs=len(self.runs()),
+            choose=self.mode == "S",
+            one_family=one_family,
+            stream=DSA_STREAM,
+        )
+        return list(drawn)
 
     def tables(
         self, draws: Mapping[str, Sequence[Tensor]], size: tuple[int, int], device: torch.device
@@ -117,7 +121,7 @@ class Strategy:
         cutout integers within `crop_range` and `cutout_range`.
         """
         on_cpu = device.type == "cpu"
-        columns = _numpy_columns(self, size) if on_cpu else _columns(self, size, device)
+        columns = _numpy_rules(self, size) if on_cpu else table.Rules(torch, *_rules(self, size, device)[1])
         shape = len(draws[self.families[0]][0]), table.COLUMNS
         numbers: Any = np.zeros(shape, np.float32) if on_cpu else torch.zeros(shape, dtype=torch.float32, device=device)
         for family in self.families:
@@ -125,11 +129,9 @@ class Strategy:
                 values = drawn.numpy() if on_cpu else drawn
                 for column in its_columns:
                     numbers[:, column] = values
-        tables = self._of_runs(columns, columns.values(numbers))
+        values = columns.values(numbers)
+        tables = [columns.pick(values, run) for run in range(len(self.runs()))]
         return [torch.from_numpy(rows) for rows in tables] if on_cpu else tables
-
-    def _of_runs(self, columns: "_Columns", values: Any) -> list[Any]:
-        return [columns.pick(values, run) for run in range(len(self.runs()))]
 
     def runs(self) -> list[list[str]]:
         """The families that act together: in mode "S" each alone; in mode "M" they are split where their order differs
@@ -158,53 +160,12 @@ class Strategy:
         return int(size * self.ratio_cutout + 0.5)
 
 
-@dataclass(frozen=True)
-class _Columns:
-    """How the columns of the table come from uniform numbers, float32 [16] each: all columns in one operation, since on
-    a GPU every operation on so small a table costs a launch.
+@cache
+def _rules(strategy: Strategy, size: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor]:
+    """`source` and `rules` of `fastdm.kernels.draw_tables`.
 
-    source: which uniform number. is_integer, span, most, start: it becomes start + floor(span · u), the floor at most
-    `most`, which is span − 1.
-    centre, scale, shift, low, high: the parameter is scale · (number - centre) + shift, kept within low and high.
-    run: which of the strategy's runs the column belongs to. identity: its value where that one is not applied.
-    All are tensors, or all are NumPy arrays, whose operations cost a fraction on the CPU.
+    Kept for good, because bringing constants to a GPU would make the host wait, and a recorded graph reads them.
     """
-
-    library: ModuleType
-    source: Any
-    is_integer: Any
-    span: Any
-    most: Any
-    start: Any
-    centre: Any
-    scale: Any
-    shift: Any
-    low: Any
-    high: Any
-    run: Any
-    identity: Any
-
-    def numbers(self, u: Tensor) -> Tensor:
-        """What the families draw, as `DRAWS` names it, from uniform numbers [G, _NUM_UNIFORM]: [G, 16]."""
-        u = u[:, self.source] * self.span
-        return torch.where(self.is_integer, u.floor().minimum(self.most) + self.start, u)
-
-    def values(self, numbers: Any) -> Any:
-        """The parameters of all families: [G, 16]."""
-        values = ((numbers - self.centre) * self.scale + self.shift).clip(self.low, self.high)
-        cos, sin = values[:, table.ROTATE_COS], values[:, table.ROTATE_SIN]
-        self.library.cos(cos, out=cos)
-        self.library.sin(sin, out=sin)
-        return values
-
-    def pick(self, values: Any, run: Any) -> Any:
-        """The table that applies one run: the same in all rows, or each row its own, [G, 1]."""
-        return self.library.where(self.run == run, values, self.identity)
-
-
-@lru_cache(maxsize=256)
-def _columns(strategy: Strategy, size: tuple[int, int], device: torch.device) -> _Columns:
-    """Kept, because bringing constants to a GPU would make the host wait, and cannot be recorded in a graph."""
     ranges = {"crop": strategy.crop_range, "cutout": strategy.cutout_range}
     angle = math.radians(strategy.ratio_rotate)
     shrink = 1.0 / strategy.ratio_scale
@@ -228,30 +189,29 @@ def _columns(strategy: Strategy, size: tuple[int, int], device: torch.device) ->
             # Every index of the hole is clamped, so the hole is never empty.
             limits[column] = (0.0, size[axis] - 1.0)
 
-    # source, is_integer, span, most, start, centre, scale, shift, low, high, run of a column that nothing is drawn for.
-    columns = [(0, False, 1.0, 0.0, 0.0, 0.0, 1.0, 0.0, -math.inf, math.inf, -1)] * table.COLUMNS
+    # Of a column that nothing is drawn for.
+    sources, columns = (
+        [0] * table.COLUMNS,
+        [(0.0, 1.0, 0.0, 0.0, 0.0, 1.0, 0.0, -math.inf, math.inf, -1.0)] * table.COLUMNS,
+    )
     source = 1
     for family, draws in DRAWS.items():
         run = next((number for number, families in enumerate(strategy.runs()) if family in families), -1)
         for axis, its_columns in enumerate(draws):
             first, end = ranges[family](size[axis]) if family in ranges else (0, 1)
             for column in its_columns:
-                numbers = (source, family in ranges, float(end - first), float(end - first - 1), float(first))
+                numbers = (float(family in ranges), float(end - first), float(end - first - 1), float(first))
                 parameter = (*affine.get(column, (0.0, 1.0, 0.0)), *limits.get(column, (-math.inf, math.inf)))
-                columns[column] = (*numbers, *parameter, run)
+                sources[column], columns[column] = source, (*numbers, *parameter, float(run))
             source += 1
-    constants = [
-        torch.tensor(values, device=device, dtype=torch.float32 if isinstance(values[0], float) else None)
-        for values in zip(*columns, strict=True)
-    ]
-    return _Columns(torch, *constants, *table.identity(1, device))
+    rules = torch.cat([torch.tensor(columns).T, table.identity(1)])
+    return torch.tensor(sources, device=device), rules.to(device)
 
 
-@lru_cache(maxsize=256)
-def _numpy_columns(strategy: Strategy, size: tuple[int, int]) -> _Columns:
-    columns = _columns(strategy, size, torch.device("cpu"))
-    constants = (getattr(columns, field.name) for field in fields(columns)[1:])
-    return _Columns(np, *(constant.numpy() for constant in constants))
+@cache
+def _numpy_rules(strategy: Strategy, size: tuple[int, int]) -> table.Rules:
+    _, rules = _rules(strategy, size, torch.device("cpu"))
+    return table.Rules(np, *rules.numpy())
 
 
 def augment(
@@ -270,26 +230,31 @@ def augment(
     Without tables (no augmentation) the images are only gathered, normalised and converted.
     """
     if not tables:
-        tables, group = [table.identity(1, device=images.device)], None
+        tables, group = [_identity(images.device)], None
     if dtype is None:
         dtype = images.dtype if images.is_floating_point() else torch.float32
-    first, *rest = tables
     # Between two calls the images keep the working precision.
-    between = torch.promote_types(dtype, torch.float32)
-    images = dsa(
-        images,
-        first,
-        group,
-        index=index,
-        mean=mean,
-        std=std,
-        dtype=between if rest else dtype,
-        channels_last=channels_last and not rest,
-    )
-    for position, rows in enumerate(rest, 1):
-        last = position == len(rest)
-        images = dsa(images, rows, group, dtype=dtype if last else between, channels_last=channels_last and last)
+    between = dtype if len(tables) == 1 else torch.promote_types(dtype, torch.float32)
+    last = len(tables) - 1
+    for position, rows in enumerate(tables):
+        images = dsa(
+            images,
+            rows,
+            group,
+            index=index,
+            mean=mean,
+            std=std,
+            dtype=dtype if position == last else between,
+            channels_last=channels_last and position == last,
+        )
+        index = mean = std = None
     return images
+
+
+@cache
+def _identity(device: torch.device) -> Tensor:
+    """Kept, because on a GPU every column is a launch."""
+    return table.identity(1, device)
 
 
 DSA_STRATEGY = "color_crop_cutout_flip_scale_rotate"

@@ -5,17 +5,21 @@ from .augmentation.op import dsa
 from .blocks.op import conv_norm_relu_pool, norm_relu_pool, norm_relu_pool_mean, stores_only_pooled
 from .class_means.op import class_mean_difference
 from .dispatch import use_backend
-from .random.op import draw, uniform
+from .random.op import draw, draw_tables, uniform, uniform_weights
+from .sgd.op import sgd_step
 
 __all__ = [
     "class_mean_difference",
     "conv_norm_relu_pool",
     "draw",
+    "draw_tables",
     "dsa",
     "norm_relu_pool",
     "norm_relu_pool_mean",
+    "sgd_step",
     "stores_only_pooled",
     "table",
     "uniform",
+    "uniform_weights",
     "use_backend",
 ]

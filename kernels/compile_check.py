@@ -34,6 +34,7 @@ from .augmentation import triton as augmentation
 from .blocks import triton as blocks
 from .class_means import triton as class_means
 from .random import triton as random
+from .sgd import triton as sgd
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -143,6 +144,9 @@ def _block_cases() -> Iterator[Case]:
         yield Case(name, partial(blocks.norm_relu_pool_backward, *back), 16)
         if size == 8:
             yield Case(name, partial(blocks.norm_relu_pool_mean, x, _index(11), *plain), 16)
+        if size == 8 and last:
+            flat = (grad_out.contiguous(), *back[1:])  # the gradient of flattened features
+            yield Case(f"{name}, flat gradient", partial(blocks.norm_relu_pool_backward, *flat))
     # The other activations and poolings, and the affine part, once.
     x = _meta(100, 128, 16, 16, dtype=bf16, last=True)
     weight, grad_out = _meta(128), _meta(100, 128, 8, 8, dtype=bf16, last=True)
@@ -160,6 +164,8 @@ def _class_mean_cases() -> Iterator[Case]:
         a = (features, features, offsets, offsets, "zero")
         yield Case(name, partial(class_means.class_mean_difference, *a), 16)
         yield Case(f"class_means {_name(dtype)} 2048", partial(row_means.class_means, features, offsets), 16)
+        c = (_meta(10, 2048), features, None, offsets, "zero")
+        yield Case(f"{name}, real means", partial(class_means.class_mean_difference, *c), 16)
         b = (_meta(), _meta(10, 2048), offsets, 100, dtype)
         yield Case(name, partial(class_means.class_mean_difference_backward, *b), 16)
 
@@ -167,11 +173,25 @@ def _class_mean_cases() -> Iterator[Case]:
 def _random_cases() -> Iterator[Case]:
     yield Case("uniform 10x16", partial(random.uniform, _index(2), _index(10), 16, 2))
     yield Case("uniform 10x36928", partial(random.uniform, _index(2), _index(10), 36_928, 3))
+    # ConvNet-3's: its first layer, and one of the others.
+    layout, bounds = [0, 0, 128, 3, 9, 3456, 3456, 128, 128, 9], [0.2, 0.03]
+    for dtype in (torch.bfloat16, torch.float32):
+        weights = (_meta(150_912, dtype=dtype), _index(2), layout, bounds, 3)
+        yield Case(f"uniform weights {_name(dtype)} 3x128, 128x128", partial(random.uniform_weights, *weights))
+    tables = (_index(2), _index(10), _index(16), _meta(11, 16), 12)
+    for name, runs, choose in (("S", 6, True), ("M", 1, False)):
+        yield Case(f"draw tables, mode {name}", partial(random.draw_tables, *tables, runs, choose, False, 2))
     # DM's batch, and twice to the most that can be drawn: as many images per thread as fit, of the widest comparison.
     for n in (256, 2048, 8192):
         yield Case(f"draw 10x{n}", partial(random.draw, _index(2), _index(11), n, _index(10)))
     repeated = partial(random.draw, _index(2), _index(11), 256, _index(10), replace=True)
     yield Case("draw with repeats 10x256", repeated)
+
+
+def _sgd_cases() -> Iterator[Case]:
+    images, per_channel = _meta(100, 3, 32, 32), _meta(3, 1, 1)
+    arguments = (images, images, images, per_channel, per_channel, per_channel, 0.5)
+    yield Case("sgd step 100x3x32²", partial(sgd.sgd_step, *arguments), 16)
 
 
 def cases() -> Iterator[Case]:
@@ -180,6 +200,7 @@ def cases() -> Iterator[Case]:
     yield from _block_cases()
     yield from _class_mean_cases()
     yield from _random_cases()
+    yield from _sgd_cases()
 
 
 def launches(case: Case) -> list[tuple[Any, dict[str, Any], dict[str, Any]]]:
@@ -200,6 +221,7 @@ _TYPES = {
     torch.float16: "fp16",
     torch.bfloat16: "bf16",
     torch.uint8: "u8",
+    torch.int32: "i32",
     torch.int64: "i64",
 }
 

@@ -40,3 +40,25 @@ def class_means(features: Tensor, offsets: Tensor) -> Tensor:
     owner = torch.repeat_interleave(sizes, output_size=len(features))
     sums = features.new_zeros(len(sizes), features.shape[1]).index_add_(0, owner, features)
     return sums / sizes.clamp(min=1)[:, None]
+
+
+WEIGHT_ROW = 4096
+"""Numbers per row of the `uniform` that `uniform_weights` reads."""
+PART = 5
+"""Numbers that describe a part of the buffer of `uniform_weights`: start, first, outer, channels, pixels."""
+
+
+def fill_weights(out: Tensor, numbers: Tensor, layout: list[int], bounds: list[float]) -> None:
+    """Write the parts that `uniform_weights` describes; numbers: those in [0, 1), row after row, which are lost."""
+    numbers = numbers.flatten().sub_(0.5)
+    for part, bound in zip(range(0, len(layout), PART), bounds, strict=True):
+        start, first, outer, channels, pixels = layout[part : part + PART]
+        count = outer * channels * pixels
+        drawn = numbers[first : first + count].view(outer, channels, pixels)
+        torch.mul(drawn, 2 * bound, out=out[start : start + count].view(outer, pixels, channels).transpose(1, 2))
+
+
+def weight_rows(layout: list[int], device: torch.device) -> Tensor:
+    """Return the rows of the `uniform` that `fill_weights` needs for a layout."""
+    first, outer, channels, pixels = layout[1 - PART :]
+    return torch.arange(-(-(first + outer * channels * pixels) // WEIGHT_ROW), device=device)

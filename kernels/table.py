@@ -5,6 +5,10 @@ order color, crop, cutout, flip, scale, rotate. Shifts and cutout bounds are int
 belongs to the image size it was drawn for.
 """
 
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -53,3 +57,62 @@ def identity(rows: int, device: torch.device | str | None = None) -> Tensor:
     for column, value in _IDENTITY.items():
         table[:, column] = value
     return table
+
+
+RULES = ("is_integer", "span", "most", "start", "centre", "scale", "shift", "low", "high", "run", "identity")
+"""The rows of a tensor float32 [11, 16] that says how columns come from uniform numbers: those of `Rules`."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How the columns of the table come from uniform numbers, [16] each: all columns in one operation.
+
+    is_integer, span, most, start: where is_integer is not 0, the uniform number u becomes start + floor(span · u), the
+    floor at most `most`, which is span − 1; elsewhere span · u.
+    centre, scale, shift, low, high: the parameter is scale · (number - centre) + shift, kept within low and high, for
+    the columns of the rotation its cosine and sine.
+    run: number of the table that the column belongs to, −1 for none. identity: its value in the others.
+    All are float32 tensors, or all are NumPy arrays, whose operations cost a fraction on the CPU.
+    """
+
+    library: ModuleType
+    is_integer: Any
+    span: Any
+    most: Any
+    start: Any
+    centre: Any
+    scale: Any
+    shift: Any
+    low: Any
+    high: Any
+    run: Any
+    identity: Any
+
+    def numbers(self, u: Tensor) -> Tensor:
+        """Return what is drawn, from the uniform number of every column: [G, 16]."""
+        u = u * self.span
+        return torch.where(self.is_integer != 0, u.floor().minimum(self.most) + self.start, u)
+
+    def values(self, numbers: Any) -> Any:
+        """Return the parameters of all families: [G, 16]."""
+        values = ((numbers - self.centre) * self.scale + self.shift).clip(self.low, self.high)
+        cos, sin = values[:, ROTATE_COS], values[:, ROTATE_SIN]
+        self.library.cos(cos, out=cos)
+        self.library.sin(sin, out=sin)
+        return values
+
+    def pick(self, values: Any, run: Any) -> Any:
+        """Return the table of one run: the same in all rows, or each row its own, [G, 1]."""
+        return self.library.where(self.run == run, values, self.identity)
+
+
+def tables_of(u: Tensor, source: Tensor, rules: Tensor, runs: int, choose: bool, one_family: bool) -> Tensor:
+    """Return what `draw_tables` draws, from uniform numbers [G, numbers]."""
+    columns = Rules(torch, *rules)
+    values = columns.values(columns.numbers(u[:, source]))
+    if not choose:
+        return torch.stack([columns.pick(values, run) for run in range(runs)])
+    # Clamped because the float32 product may round up to its end.
+    choice = (u[: 1 if one_family else None, :1] * runs).floor().clamp(max=runs - 1)
+    table: Tensor = columns.pick(values, choice)
+    return table[None]

@@ -14,7 +14,7 @@ NAMES = {
     "fastdm.data": "Dataset Pool open_dataset",
     "fastdm.networks": "build_network build_convnet network_names",
     "fastdm.kernels": "dsa norm_relu_pool norm_relu_pool_mean conv_norm_relu_pool class_mean_difference uniform draw "
-    "use_backend table",
+    "uniform_weights draw_tables sgd_step use_backend table",
     "fastdm._native": "gather",
 }
 OPS = (

@@ -13,6 +13,7 @@ from fastdm.condensation.plan import MemoryPlan
 from fastdm.condensation.settings import Settings
 from fastdm.data.batches import RealBatch, StreamedImages, real_images
 from fastdm.data.pool import Dataset, Pool
+from fastdm.kernels import sgd_step
 from fastdm.networks.drawn import DrawnNetworks
 from fastdm.objectives import build_objective
 from fastdm.objectives.cross_entropy import cross_entropy
@@ -25,9 +26,9 @@ class Step:
     """The synthetic images, and the iteration that changes them.
 
     images: float32 [classes * ipc, C, H, W], normalised, class-sorted, updated in place: canvases, if the partition is
-    above 1; velocity: SGD's momentum buffer, same shape. losses: those of the last iteration, divided by the number of
-    classes, float32 [2]: the objective's, and the cross-entropy before it is weighted (0 without). Everything random is
-    a function of (seed, iteration, class); nothing waits for the host.
+    above 1; velocity: SGD's momentum buffer, same shape. losses: that of the last iteration, divided by the number of
+    classes, and where the cross-entropy is in use its parts, the objective's and the cross-entropy before it is
+    weighted. Everything random is a function of (seed, iteration, class); nothing waits for the host.
 
     part: the real images of some of the classes (`Pool.classes`), where other processes have the others: images and
     losses are those of these classes, still divided by the number of all.
@@ -47,7 +48,7 @@ class Step:
         real = dataset.train if part is None else part
         self.images = images
         self.velocity = torch.zeros_like(images)
-        self.losses = torch.zeros(2, dtype=torch.float32, device=device)
+        self.losses = torch.zeros(3 if settings.ce_weight else 1, device=device)
         self._networks = networks
         self._objective = build_objective(settings.objective)
         self._ce_weight = settings.ce_weight
@@ -74,14 +75,14 @@ class Step:
         self._key[1:].fill_(iteration)  # fill_: an assignment would wait for the device
         self._real.begin(iteration)
         self.losses = self._iterate() if self._replay is None else self._replay()
-        return self.losses[0] + self._ce_weight * self.losses[1] if self._ce_weight else self.losses[0]
+        return self.losses[0]
 
     def _iterate(self) -> Tensor:
         """The iteration that the key names (Algorithm 1, lines 2 to 5)."""
         self._networks.draw(self._key)  # ψ ~ P: a network with random weights, or a trained one
         omega = self._strategy.draw(self._key, self._classes, self._size)  # ω_c ~ Ω, for every class
-        network, losses = self._networks.network, torch.zeros_like(self.losses)
-        self.velocity.mul_(self._momentum)
+        network = self._networks.network
+        losses: list[Tensor] = []
         batches = self._real.batches([chunk.real.rows for chunk in self._chunks])  # B_c ~ T, for every class
         for chunk, batch in zip(self._chunks, batches, strict=True):
             tables = [table[chunk.classes] for table in omega]
@@ -92,18 +93,29 @@ class Step:
             synthetic = expand(images, self._partition)  # S_c
             augmented = self._augment(synthetic, tables, chunk.synthetic.group)  # A(S_c, ω_c)
             features = network.embed(augmented)
-            loss = matching = self._objective.loss(target, features, chunk.real, chunk.synthetic)
-            losses[0] += matching.detach()
+            parts = [self._objective.loss(target, features, chunk.real, chunk.synthetic)]
+            loss = parts[0]
             if self._ce_weight:
-                classification = self._cross_entropy(augmented, features, chunk)
-                losses[1] += classification.detach()
-                loss = matching + self._ce_weight * classification
+                parts.append(self._cross_entropy(augmented, features, chunk))
+                loss = parts[0] + self._ce_weight * parts[1]
             (gradient,) = torch.autograd.grad(loss, images, self._one.to(loss))
-            self.velocity[chunk.images] += gradient
+            self._update(chunk.images, gradient)
+            parts = [part.detach() for part in parts]
+            losses = [total + part for total, part in zip(losses, parts, strict=True)] if losses else parts
+        means = torch.stack(losses) / self._num_classes
+        return torch.cat([means[:1] + self._ce_weight * means[1:], means]) if self._ce_weight else means
 
-        self.images.addcmul_(self.velocity, self._lr, value=-1)  # S ← S − η ∇_S L
-        self.images.clamp_(self._black, self._white)
-        return losses / self._num_classes
+    def _update(self, images: slice, gradient: Tensor) -> None:
+        """S ← S − η ∇_S L, for some classes: those of other chunks do not depend on them."""
+        sgd_step(
+            self.images[images],
+            self.velocity[images],
+            gradient,
+            self._lr,
+            self._black,
+            self._white,
+            momentum=self._momentum,
+        )
 
     def _cross_entropy(self, augmented: Tensor, features: Tensor, chunk: "_Chunk") -> Tensor:
         """Σ_c mean_j CE(x_cj, c) in the expert; features: those of the network that is matched in."""
@@ -117,7 +129,7 @@ class Step:
 
     def parts(self) -> dict[str, Tensor]:
         """What the last loss consists of, by name, if of more than the objective: scalars on the device."""
-        return {"matching": self.losses[0], "cross_entropy": self.losses[1]} if self._ce_weight else {}
+        return {"matching": self.losses[1], "cross_entropy": self.losses[2]} if self._ce_weight else {}
 
     def compile(self) -> float:
         """Let torch.compile fuse the network's layers; returns the seconds it took, RuntimeError where it fails.

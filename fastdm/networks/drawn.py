@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastdm.kernels import uniform
-from fastdm.networks.model import Network, initialise
+from fastdm.networks.model import Network, WeightBuffer, reset_norms
 from fastdm.networks.trained import NetworkPool, load_parameters
 
 POOL_STREAM = 6  # the stream of `fastdm.kernels.uniform` that chooses a network and its states
@@ -34,13 +34,17 @@ class DrawnNetworks(Protocol):
 
 
 class RandomNetworks:
-    """A new random network in every iteration, as the paper has it."""
+    """A new random network in every iteration, as the paper has it: its weights are views of one buffer from now on."""
 
     def __init__(self, network: Network) -> None:
         self.network = self.expert = network
+        reset_norms(network)
+        self._weights = WeightBuffer(network)
+        for parameter, drawn in zip(self._weights.parameters, self._weights.views, strict=True):
+            parameter.data = drawn
 
     def draw(self, key: Tensor) -> None:
-        initialise(self.network, key)
+        self._weights.draw(key)
 
     @property
     def bytes(self) -> int:

@@ -2,16 +2,16 @@
 
 import math
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fastdm.kernels import conv_norm_relu_pool, norm_relu_pool, norm_relu_pool_mean, uniform
+from fastdm.kernels import conv_norm_relu_pool, norm_relu_pool, norm_relu_pool_mean, uniform_weights
 
 INIT_STREAM = 3  # the stream of `fastdm.kernels.uniform` that network weights are drawn from
-_ROW = 4096  # values per row of that draw
+_ALIGNMENT = 64  # elements: libraries have their fastest code for tensors that begin at a multiple
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "sigmoid": nn.Sigmoid,
     "relu": partial(nn.ReLU, inplace=True),
@@ -120,37 +120,68 @@ class Residual(nn.Module):
         return torch.relu_(self.main(x).add_(self.shortcut(x)))
 
 
+class WeightBuffer:
+    """The weights and biases of a network's convolutions and linear layers in one buffer, drawn in one launch.
+
+    They are drawn from PyTorch's default distribution, U(−1/√fan_in, 1/√fan_in), as numbers of `uniform_weights` in the
+    order of `network.modules()`, weight before bias: they depend on the key and the architecture only.
+
+    parameters: those of the network; views: of the buffer, the same in shape, memory format, dtype and device.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.parameters: list[nn.Parameter] = []
+        self.bounds: list[float] = []
+        for module in network.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                own = [*module.parameters(recurse=False)]  # the weight, and the bias if there is one
+                self.parameters += own
+                self.bounds += [1 / math.sqrt(module.weight[0].numel())] * len(own)
+        self.layout: list[tuple[int, ...]] = []
+        start = first = 0
+        for parameter in self.parameters:
+            self.layout.append((start, first, *_extents(parameter)))
+            first += parameter.numel()
+            start += -(-parameter.numel() // _ALIGNMENT) * _ALIGNMENT
+        self._buffer = self.parameters[0].new_empty(start) if self.parameters else torch.empty(0)
+        self.views = [
+            self._buffer.as_strided(parameter.shape, parameter.stride(), begin)
+            for parameter, (begin, *_) in zip(self.parameters, self.layout, strict=True)
+        ]
+
+    def draw(self, key: Tensor) -> None:
+        """Draw the buffer afresh, in place and without waiting for its device, where the key is: int64 [2], (seed,
+        step)."""
+        if self.parameters:
+            uniform_weights(self._buffer, key, self.layout, self.bounds, INIT_STREAM)
+
+
+def _extents(parameter: Tensor) -> tuple[int, int, int]:
+    """(outer, channels, pixels) of a layout of `uniform_weights`."""
+    if parameter.is_contiguous():
+        return 1, 1, parameter.numel()
+    assert parameter.is_contiguous(memory_format=torch.channels_last)
+    return parameter.shape[0], parameter.shape[1], parameter[0, 0].numel()
+
+
 @torch.no_grad()
 def initialise(network: nn.Module, key: Tensor) -> None:
     """Draw all parameters of `network` afresh, in place, on their device and without waiting for it.
 
-    PyTorch's default distribution: weight and bias of convolutions and linear layers ~ U(−1/√fan_in, 1/√fan_in),
-    scale and shift of norms 1 and 0; running statistics of BatchNorm are reset. key: int64 [2], (seed, step), on the
-    device. The numbers are `uniform(key, rows, 4096, stream=3)` read row after row, in the order of
-    `network.modules()`, weight before bias: they depend on the key and the architecture only.
+    Convolutions and linear layers as a `WeightBuffer` draws them from the key, int64 [2], (seed, step), on the device;
+    scale and shift of norms are 1 and 0, and running statistics of BatchNorm are reset.
     """
-    drawn: list[tuple[Tensor, float]] = []  # parameter and its bound
+    reset_norms(network)
+    weights = WeightBuffer(network)
+    weights.draw(key)
+    for parameter, drawn in zip(weights.parameters, weights.views, strict=True):
+        parameter.copy_(drawn)
+
+
+def reset_norms(network: nn.Module) -> None:
+    """Set what norms hold to what they begin with."""
     for module in network.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            bound = 1 / math.sqrt(module.weight[0].numel())
-            drawn.append((module.weight, bound))
-            if module.bias is not None:
-                drawn.append((module.bias, bound))
-        elif isinstance(module, nn.BatchNorm2d | nn.GroupNorm | nn.LayerNorm):
+        if isinstance(module, nn.BatchNorm2d | nn.GroupNorm | nn.LayerNorm):
             module.reset_parameters()
         elif isinstance(module, Block):
             module.reset_norm()
-
-    rows = _rows(-(-sum(parameter.numel() for parameter, _ in drawn) // _ROW), key.device)
-    values = uniform(key, rows, _ROW, INIT_STREAM).flatten().sub_(0.5)
-    start = 0
-    for parameter, bound in drawn:
-        stop = start + parameter.numel()
-        torch.mul(values[start:stop].view_as(parameter), 2 * bound, out=parameter)
-        start = stop
-
-
-@lru_cache(maxsize=64)
-def _rows(count: int, device: torch.device) -> Tensor:
-    """0 to count − 1, kept because on a GPU every operation costs a launch."""
-    return torch.arange(count, device=device)

@@ -32,5 +32,4 @@ class ClassMeans:
 
     def loss(self, target: Tensor, features: Tensor, real: Segments, synthetic: Segments) -> Tensor:
         """Squared distance of the class means: float32 scalar; target: float32 [classes, D], as `real` gives it."""
-        one_each = torch.arange(len(target) + 1, device=target.device)
-        return class_mean_difference(target, features, one_each, synthetic.offsets)
+        return class_mean_difference(target, features, None, synthetic.offsets)

@@ -49,6 +49,10 @@ def norm_relu_pool_backward(
     load().norm_relu_pool_backward(
         grad.detach(), x, mean, rstd, floats(weight), floats(bias), channels_last, grad_x, grad_weight, grad_bias
     )
+    if weight is None:
+        grad_weight = x.new_empty(0, dtype=torch.float32)
+    if bias is None:
+        grad_bias = x.new_empty(0, dtype=torch.float32)
     return as_nchw(grad_x, channels_last), grad_weight, grad_bias
 
 

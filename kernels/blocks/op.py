@@ -222,9 +222,12 @@ def _(
     "(Tensor grad, Tensor x, Tensor mean, Tensor rstd, Tensor? weight, Tensor? bias, str activation, str pool)"
     " -> (Tensor, Tensor, Tensor)",
 )
-def _(grad: Tensor, x: Tensor, mean: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _(
+    grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor | None, bias: Tensor | None, *_: Any
+) -> tuple[Tensor, Tensor, Tensor]:
     grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=memory_format_of(x))
-    return grad_x, mean.new_empty(x.shape[1]), mean.new_empty(x.shape[1])
+    grad_weight, grad_bias = (mean.new_empty(0 if each is None else len(each)) for each in (weight, bias))
+    return grad_x, grad_weight, grad_bias
 
 
 @define(

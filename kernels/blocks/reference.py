@@ -44,13 +44,15 @@ def norm_relu_pool_backward(
     activation: str,
     pool: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients to x, weight and bias (the latter two [C], also where the affine part is absent)."""
+    """Return the gradients to x, weight and bias, [0] where there is none."""
     work = working_dtype(x.dtype)
     normed = (x.to(work) - mean[:, :, None, None]) * rstd[:, :, None, None]
     scaled = _affine(normed, weight, bias)
     grad_scaled = _pool_backward(grad.to(work), _ACTIVATIONS[activation](scaled), pool)
     grad_scaled = grad_scaled * _slope(scaled, activation)
-    grad_weight, grad_bias = (grad_scaled * normed).sum((0, 2, 3)), grad_scaled.sum((0, 2, 3))
+    absent = mean.new_empty(0)
+    grad_weight = absent if weight is None else (grad_scaled * normed).sum((0, 2, 3))
+    grad_bias = absent.clone() if bias is None else grad_scaled.sum((0, 2, 3))
     g = grad_scaled if weight is None else grad_scaled * weight.to(work)[:, None, None]
     centred = g - g.mean((2, 3), keepdim=True) - normed * (g * normed).mean((2, 3), keepdim=True)
     grad_x = (centred * rstd[:, :, None, None]).to(x.dtype, memory_format=memory_format_of(x))

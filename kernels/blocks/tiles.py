@@ -99,8 +99,11 @@ def store(ptr, taps, first, channel, IMAGE: tl.constexpr, TILE: tl.constexpr):
 
 
 @triton.jit
-def pooled(first, channel, IMAGE: tl.constexpr, TILE: tl.constexpr):
-    """Return where the pooled pixels of a tile lie in the pooled image: offset and mask."""
+def pooled(first, channel, IMAGE: tl.constexpr, TILE: tl.constexpr, LAST: tl.constexpr):
+    """Return where the pooled pixels of a tile lie in the pooled image: offset and mask.
+
+    LAST: whether the pooled image is channels-last, which may differ from that of the tile.
+    """
     H: tl.constexpr = IMAGE[0] // 2
     W: tl.constexpr = IMAGE[1] // 2
     C: tl.constexpr = IMAGE[2]
@@ -108,7 +111,7 @@ def pooled(first, channel, IMAGE: tl.constexpr, TILE: tl.constexpr):
     i = window // TILE[1]
     j = window % TILE[1]
     mask = (i < H) & (j < W) & (channel < C)
-    if TILE[0]:
+    if LAST:
         return (i * W + j) * C + channel, mask
     else:
         return channel * (H * W) + i * W + j, mask

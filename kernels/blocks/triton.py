@@ -122,7 +122,7 @@ def norm_relu_pool_fwd_kernel(
         if POOL == "none":
             store(out_ptr, a, first, channel, IMAGE, TILE)
         else:
-            offset, mask = pooled(first, channel, IMAGE, TILE)
+            offset, mask = pooled(first, channel, IMAGE, TILE, TILE[0])
             tl.store(out_ptr + offset, _pool(a, POOL).to(out_ptr.dtype.element_ty), mask=mask)
     tl.store(mean_ptr + n * C + channel, tl.reshape(mean, (CHANNELS,)), mask=channel < C)
     tl.store(rstd_ptr + n * C + channel, tl.reshape(rstd, (CHANNELS,)), mask=channel < C)
@@ -169,11 +169,8 @@ def norm_relu_pool_mean_kernel(
 
     out_ptr += (tl.program_id(2) * tl.num_programs(0) + label) * (C * (H // 2) * (W // 2))
     # Flattened in NCHW order, whatever the format of the images.
-    window, channel = spread(tl.arange(0, WINDOWS), channel, TILE[0])
-    i = window // TILE[1]
-    j = window % TILE[1]
-    offset = channel * ((H // 2) * (W // 2)) + i * (W // 2) + j
-    tl.store(out_ptr + offset, total, mask=(i < H // 2) & (j < W // 2) & (channel < C))
+    offset, mask = pooled(0, channel, IMAGE, TILE, False)
+    tl.store(out_ptr + offset, total, mask=mask)
 
 
 @triton.jit
@@ -209,6 +206,7 @@ def _grads(
     channel,
     IMAGE: tl.constexpr,
     TILE: tl.constexpr,
+    GRAD_LAST: tl.constexpr,
     ACTIVATION: tl.constexpr,
     POOL: tl.constexpr,
     ACC: tl.constexpr,
@@ -226,7 +224,7 @@ def _grads(
     if POOL == "none":
         g = load(grad_ptr, first, channel, IMAGE, TILE, ACC)
     else:
-        offset, mask = pooled(first, channel, IMAGE, TILE)
+        offset, mask = pooled(first, channel, IMAGE, TILE, GRAD_LAST)
         g = tl.load(grad_ptr + offset, mask=mask, other=0).to(ACC)
         g = _pool_backward(g, (z_0, z_1, z_2, z_3), ACTIVATION, POOL)
     g_0 = g[0] * _slope(z_0, ACTIVATION)
@@ -249,6 +247,7 @@ def norm_relu_pool_bwd_kernel(
     grad_bias_ptr,
     IMAGE: tl.constexpr,
     TILE: tl.constexpr,
+    GRAD_LAST: tl.constexpr,
     ACTIVATION: tl.constexpr,
     POOL: tl.constexpr,
     ACC: tl.constexpr,
@@ -274,21 +273,27 @@ def norm_relu_pool_bwd_kernel(
     grad_bias = weight * 0
     grad_weight = weight * 0
     for first in range(0, TOTAL, WINDOWS):
-        y, g = _grads(grad_ptr, x_ptr, mean, rstd, weight, bias, first, channel, IMAGE, TILE, ACTIVATION, POOL, ACC)
+        y, g = _grads(
+            grad_ptr, x_ptr, mean, rstd, weight, bias, first, channel, IMAGE, TILE, GRAD_LAST, ACTIVATION, POOL, ACC
+        )
         grad_bias += sum_taps(g, TILE)
         grad_weight += sum_taps(_products(g, y), TILE)
     b = grad_bias / (H * W)
     a = grad_weight / (H * W)
     factor = weight * rstd
     for first in range(0, TOTAL, WINDOWS):
-        y, g = _grads(grad_ptr, x_ptr, mean, rstd, weight, bias, first, channel, IMAGE, TILE, ACTIVATION, POOL, ACC)
+        y, g = _grads(
+            grad_ptr, x_ptr, mean, rstd, weight, bias, first, channel, IMAGE, TILE, GRAD_LAST, ACTIVATION, POOL, ACC
+        )
         dx_0 = (g[0] - b - y[0] * a) * factor
         dx_1 = (g[1] - b - y[1] * a) * factor
         dx_2 = (g[2] - b - y[2] * a) * factor
         dx_3 = (g[3] - b - y[3] * a) * factor
         store(grad_x_ptr, (dx_0, dx_1, dx_2, dx_3), first, channel, IMAGE, TILE)
-    tl.store(grad_weight_ptr + n * C + channel, tl.reshape(grad_weight, (CHANNELS,)), mask=channel < C)
-    tl.store(grad_bias_ptr + n * C + channel, tl.reshape(grad_bias, (CHANNELS,)), mask=channel < C)
+    if grad_weight_ptr is not None:
+        tl.store(grad_weight_ptr + n * C + channel, tl.reshape(grad_weight, (CHANNELS,)), mask=channel < C)
+    if grad_bias_ptr is not None:
+        tl.store(grad_bias_ptr + n * C + channel, tl.reshape(grad_bias, (CHANNELS,)), mask=channel < C)
 
 
 _SHARES = 32
@@ -335,12 +340,18 @@ def norm_relu_pool_backward(
     last = is_channels_last(x)
     tile = choose_tile(x, tiles.ROOM)
     grad_x = launch.empty(x.shape, x.dtype, x.device, last)
-    grad_weight = launch.empty((n, c), mean.dtype, x.device)
-    grad_bias = launch.empty((n, c), mean.dtype, x.device)
+    # Of each image, to be added up; none for what is absent.
+    grad_weight, grad_bias = (
+        None if each is None else launch.empty((n, c), mean.dtype, x.device) for each in (weight, bias)
+    )
+    if pool == "none":
+        grad = grad.contiguous(memory_format=memory_format(last))
+    elif not is_channels_last(grad):
+        grad = grad.contiguous()
     launch.start(
         norm_relu_pool_bwd_kernel,
         (n, triton.cdiv(c, tile.channels)),
-        grad_ptr=grad.contiguous(memory_format=memory_format(last)),
+        grad_ptr=grad,
         x_ptr=x if last else x.contiguous(),
         mean_ptr=mean,
         rstd_ptr=rstd,
@@ -349,11 +360,13 @@ def norm_relu_pool_backward(
         grad_x_ptr=grad_x,
         grad_weight_ptr=grad_weight,
         grad_bias_ptr=grad_bias,
+        GRAD_LAST=is_channels_last(grad),
         ACTIVATION=activation,
         POOL=pool,
         **tile.constants(x),
     )
-    return grad_x, grad_weight.sum(0), grad_bias.sum(0)
+    sums = [mean.new_empty(0) if each is None else each.sum(0) for each in (grad_weight, grad_bias)]
+    return grad_x, sums[0], sums[1]
 
 
 def norm_relu_pool_mean(

@@ -12,12 +12,13 @@ from ..numerics import working_dtype
 
 
 def class_mean_difference(
-    real: Tensor, synthetic: Tensor, real_offsets: Tensor, synthetic_offsets: Tensor, *, empty: str = "zero"
+    real: Tensor, synthetic: Tensor, real_offsets: Tensor | None, synthetic_offsets: Tensor, *, empty: str = "zero"
 ) -> Tensor:
     """Return Σ_c ‖mean_i real[c, i] − mean_j synthetic[c, j]‖², the loss of distribution matching.
 
     real, synthetic: floating point [N, D] and [M, D], their rows sorted by class.
-    real_offsets, synthetic_offsets: int64 [classes + 1], rising from 0 to N and M.
+    real_offsets, synthetic_offsets: int64 [classes + 1], rising from 0 to N and M. Without real_offsets real holds one
+        row for each class, such as its mean.
     empty: "zero": a class that has no rows on one side adds nothing. "error": ValueError (known on the CPU only).
 
     Returns a float32 scalar (float64 for float64), summed in a fixed order. The gradient flows to synthetic only.
@@ -34,17 +35,24 @@ def class_mean_difference(
         check_floating_point(name, features)
     if real.shape[1] != synthetic.shape[1]:
         raise ValueError(f"real has {real.shape[1]} features and synthetic {synthetic.shape[1]}; they must agree")
-    check_offsets("real_offsets", real_offsets, real.device)
     check_offsets("synthetic_offsets", synthetic_offsets, real.device)
-    if real_offsets.shape != synthetic_offsets.shape:
-        raise ValueError(f"there are {len(real_offsets)} real_offsets and {len(synthetic_offsets)} synthetic_offsets")
+    if real_offsets is None:
+        if len(real) != len(synthetic_offsets) - 1:
+            raise ValueError(f"real has {len(real)} rows for {len(synthetic_offsets) - 1} classes; give real_offsets")
+    else:
+        check_offsets("real_offsets", real_offsets, real.device)
+        if real_offsets.shape != synthetic_offsets.shape:
+            raise ValueError(
+                f"there are {len(real_offsets)} real_offsets and {len(synthetic_offsets)} synthetic_offsets"
+            )
     if empty not in ("zero", "error"):
         raise ValueError(f"empty is {empty!r}; it must be 'zero' or 'error'")
     loss: Tensor
     args = (real, synthetic, real_offsets, synthetic_offsets, empty)
     if synthetic.requires_grad and torch.is_grad_enabled():
         # Dynamo cannot trace an autograd function that gets one tensor twice: the sides may share theirs.
-        args = (real.detach(), synthetic, real_offsets.detach(), synthetic_offsets, empty)
+        own_offsets = None if real_offsets is None else real_offsets.detach()
+        args = (real.detach(), synthetic, own_offsets, synthetic_offsets, empty)
         loss = _ClassMeanDifference.apply(*args)
     else:
         with torch.no_grad():
@@ -55,7 +63,7 @@ def class_mean_difference(
 class _ClassMeanDifference(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, real: Tensor, synthetic: Tensor, real_offsets: Tensor, synthetic_offsets: Tensor, empty: str
+        ctx: Any, real: Tensor, synthetic: Tensor, real_offsets: Tensor | None, synthetic_offsets: Tensor, empty: str
     ) -> Tensor:
         loss: Tensor
         loss, difference = torch.ops.fastdm.class_mean_difference(
@@ -75,25 +83,30 @@ class _ClassMeanDifference(torch.autograd.Function):
         return None, grad_synthetic, None, None, None
 
 
-def _check_values(real: Tensor, synthetic: Tensor, real_offsets: Tensor, synthetic_offsets: Tensor, empty: str) -> None:
-    check_offset_values("real_offsets", real_offsets, len(real))
+def _check_values(
+    real: Tensor, synthetic: Tensor, real_offsets: Tensor | None, synthetic_offsets: Tensor, empty: str
+) -> None:
+    if real_offsets is not None:
+        check_offset_values("real_offsets", real_offsets, len(real))
     check_offset_values("synthetic_offsets", synthetic_offsets, len(synthetic))
     if empty == "error":
-        absent = (real_offsets.diff() == 0) | (synthetic_offsets.diff() == 0)
+        absent = synthetic_offsets.diff() == 0
+        if real_offsets is not None:
+            absent |= real_offsets.diff() == 0
         if absent.any():
             raise ValueError(f"class {int(absent.nonzero()[0])} is empty; give it images, or choose empty='zero'")
 
 
 @define(
     "class_mean_difference",
-    "(Tensor real, Tensor synthetic, Tensor real_offsets, Tensor synthetic_offsets, str empty) -> (Tensor, Tensor)",
+    "(Tensor real, Tensor synthetic, Tensor? real_offsets, Tensor synthetic_offsets, str empty) -> (Tensor, Tensor)",
     _check_values,
 )
 def _(
-    real: Tensor, synthetic: Tensor, real_offsets: Tensor, synthetic_offsets: Tensor, empty: str
+    real: Tensor, synthetic: Tensor, real_offsets: Tensor | None, synthetic_offsets: Tensor, empty: str
 ) -> tuple[Tensor, Tensor]:
     work = working_dtype(real.dtype)
-    shape = (real_offsets.shape[0] - 1, real.shape[1])
+    shape = (synthetic_offsets.shape[0] - 1, real.shape[1])
     return real.new_empty((), dtype=work), real.new_empty(shape, dtype=work)
 
 

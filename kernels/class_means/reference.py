@@ -7,12 +7,16 @@ from ..numerics import class_means, working_dtype
 
 
 def class_mean_difference(
-    real: Tensor, synthetic: Tensor, real_offsets: Tensor, synthetic_offsets: Tensor, empty: str
+    real: Tensor, synthetic: Tensor, real_offsets: Tensor | None, synthetic_offsets: Tensor, empty: str
 ) -> tuple[Tensor, Tensor]:
     """Return Σ_c ‖mean of real[c] − mean of synthetic[c]‖² and the differences [classes, D]."""
     work = working_dtype(real.dtype)
-    difference = class_means(real.to(work), real_offsets) - class_means(synthetic.to(work), synthetic_offsets)
-    full = (real_offsets.diff() > 0) & (synthetic_offsets.diff() > 0)
+    full = synthetic_offsets.diff() > 0
+    real = real.to(work)
+    if real_offsets is not None:
+        full &= real_offsets.diff() > 0
+        real = class_means(real, real_offsets)
+    difference = real - class_means(synthetic.to(work), synthetic_offsets)
     difference = torch.where(full[:, None], difference, 0)
     return difference.square().sum(), difference
 

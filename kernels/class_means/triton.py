@@ -28,13 +28,17 @@ def class_mean_difference_fwd_kernel(
 ):
     label = tl.program_id(0).to(tl.int64)
     d = tl.program_id(1) * FEATURES + tl.arange(0, FEATURES)
-    real_first = tl.load(real_offsets_ptr + label)
-    real_last = tl.load(real_offsets_ptr + label + 1)
     first = tl.load(synthetic_offsets_ptr + label)
     last = tl.load(synthetic_offsets_ptr + label + 1)
-    real_mean = mean_of_rows(real_ptr, real_first, real_last, d, D, ROWS, FEATURES, ACC)
+    full = last > first
+    if real_offsets_ptr is None:
+        real_mean = tl.load(real_ptr + label * D + d, mask=d < D, other=0).to(ACC)
+    else:
+        real_first = tl.load(real_offsets_ptr + label)
+        real_last = tl.load(real_offsets_ptr + label + 1)
+        real_mean = mean_of_rows(real_ptr, real_first, real_last, d, D, ROWS, FEATURES, ACC)
+        full &= real_last > real_first
     mean = mean_of_rows(synthetic_ptr, first, last, d, D, ROWS, FEATURES, ACC)
-    full = (real_last > real_first) & (last > first)
     difference = tl.where(full & (d < D), real_mean - mean, 0.0)
     tl.store(difference_ptr + label * D + d, difference, mask=d < D)
     tl.store(partial_ptr + label * tl.num_programs(1) + tl.program_id(1), tl.sum(difference * difference))
@@ -65,9 +69,9 @@ def class_mean_difference_bwd_kernel(
 
 
 def class_mean_difference(
-    real: Tensor, synthetic: Tensor, real_offsets: Tensor, synthetic_offsets: Tensor, empty: str
+    real: Tensor, synthetic: Tensor, real_offsets: Tensor | None, synthetic_offsets: Tensor, empty: str
 ) -> tuple[Tensor, Tensor]:
-    classes, features = real_offsets.shape[0] - 1, real.shape[1]
+    classes, features = synthetic_offsets.shape[0] - 1, real.shape[1]
     dtype = working_dtype(real.dtype)
     difference = launch.empty((classes, features), dtype, real.device)
     blocks = triton.cdiv(features, FEATURES)
@@ -77,7 +81,7 @@ def class_mean_difference(
         (classes, blocks),
         real_ptr=real.contiguous(),
         synthetic_ptr=synthetic.contiguous(),
-        real_offsets_ptr=real_offsets.contiguous(),
+        real_offsets_ptr=launch.contiguous(real_offsets),
         synthetic_offsets_ptr=synthetic_offsets.contiguous(),
         difference_ptr=difference,
         partial_ptr=partial,

@@ -1,1 +1,1 @@
-"""Counter-based random numbers: `uniform`, and `draw` for the images of every class."""
+"""Random numbers by counter, and the draws of weights, augmentations and images that read them."""

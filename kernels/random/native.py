@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 
 from ..extension import load
+from ..numerics import WEIGHT_ROW, fill_weights, weight_rows
+from ..table import tables_of
 
 
 def uniform(key: Tensor, rows: Tensor, n: int, stream: int) -> Tensor:
@@ -11,6 +13,24 @@ def uniform(key: Tensor, rows: Tensor, n: int, stream: int) -> Tensor:
     seed, step = key.tolist()
     load().uniform(seed, step, rows.contiguous(), stream, out)
     return out
+
+
+def uniform_weights(out: Tensor, key: Tensor, layout: list[int], bounds: list[float], stream: int) -> None:
+    fill_weights(out, uniform(key, weight_rows(layout, key.device), WEIGHT_ROW, stream), layout, bounds)
+
+
+def draw_tables(
+    key: Tensor,
+    rows: Tensor,
+    source: Tensor,
+    rules: Tensor,
+    numbers: int,
+    runs: int,
+    choose: bool,
+    one_family: bool,
+    stream: int,
+) -> Tensor:
+    return tables_of(uniform(key, rows, numbers, stream), source, rules, runs, choose, one_family)
 
 
 def draw(key: Tensor, class_offsets: Tensor, n: int, classes: Tensor, replace: bool = False) -> Tensor:

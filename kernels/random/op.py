@@ -1,10 +1,14 @@
-"""`uniform` and `draw`: checks, schemas."""
+"""`uniform` and what is drawn through it: `uniform_weights`, `draw_tables` and `draw`; checks, schemas."""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from ..checks import check_index_values, check_offsets, check_tensor
+from ..checks import check_floating_point, check_index_values, check_offsets, check_tensor
 from ..dispatch import define
+from ..numerics import PART
+from ..table import COLUMNS, RULES
 
 
 def uniform(key: Tensor, rows: Tensor, n: int, stream: int) -> Tensor:
@@ -31,12 +35,51 @@ def uniform(key: Tensor, rows: Tensor, n: int, stream: int) -> Tensor:
     """
     _check_key(key)
     check_tensor("rows", rows, 1, torch.int64, key.device)
-    if not 0 <= stream < 2**32:
-        raise ValueError(f"stream is {stream}; it must be within 0 to 2**32 - 1")
+    _check_stream(stream)
     if n < 0:
         raise ValueError(f"n is {n}; it must not be negative")
     out: Tensor = torch.ops.fastdm.uniform(key, rows, n, stream)
     return out
+
+
+def uniform_weights(
+    out: Tensor, key: Tensor, layout: Sequence[Sequence[int]], bounds: Sequence[float], stream: int
+) -> None:
+    """Draw the initial weights of a network's layers, which lie in one buffer, in one launch.
+
+    A weight is (u − ½) · 2 · bound, of number i = first, first + 1, … of `uniform(key, rows, 4096, stream)` read row
+    after row: what is drawn does not depend on how it lies in memory.
+
+    out: floating point, contiguous; it is written in place, in its dtype after float32 arithmetic.
+    key: int64 [2], as for `uniform`.
+    layout: (start, first, outer, channels, pixels) of each layer, in the order of `first`. Weight [o, c, p] of [outer,
+        channels, pixels] is number first + (o · channels + c) · pixels + p, and lies at start + (o · pixels + p) ·
+        channels + c: a convolution's in channels-last order, or any other's as it is, with one channel.
+    bounds: of each layer.
+
+    Raises TypeError for a wrong dtype, ValueError for wrong shapes and devices, and for parts outside the buffer.
+
+    >>> import torch
+    >>> from fastdm.kernels import uniform, uniform_weights
+    >>> key, out = torch.tensor([7, 0]), torch.zeros(6)
+    >>> uniform_weights(out, key, [(0, 0, 1, 3, 2)], [0.5], 3)
+    >>> torch.equal(out.view(2, 3).T.flatten(), uniform(key, torch.tensor([0]), 6, 3)[0] - 0.5)
+    True
+    """
+    check_tensor("out", out, 1, None, key.device)
+    check_floating_point("out", out)
+    _check_key(key)
+    _check_stream(stream)
+    if len(layout) != len(bounds) or not layout:
+        raise ValueError(f"there are {len(layout)} parts in the layout and {len(bounds)} bounds; give one for each")
+    for start, first, outer, channels, pixels in layout:
+        if min(start, first, outer, channels, pixels) < 0 or start + outer * channels * pixels > len(out):
+            raise ValueError(
+                f"the part {start, first, outer, channels, pixels} of the layout does not fit into {len(out)} elements"
+            )
+    if not out.is_contiguous() or len(out) >= 2**31:
+        raise ValueError("out must be contiguous, and shorter than 2**31")
+    torch.ops.fastdm.uniform_weights(out, key, [number for part in layout for number in part], list(bounds), stream)
 
 
 def draw(key: Tensor, class_offsets: Tensor, n: int, classes: Tensor | None = None, *, replace: bool = False) -> Tensor:
@@ -71,6 +114,59 @@ def draw(key: Tensor, class_offsets: Tensor, n: int, classes: Tensor | None = No
     return out
 
 
+def draw_tables(
+    key: Tensor,
+    rows: Tensor,
+    source: Tensor,
+    rules: Tensor,
+    *,
+    numbers: int,
+    runs: int,
+    choose: bool,
+    one_family: bool = False,
+    stream: int,
+) -> Tensor:
+    """Draw the parameters of `dsa`, from the key and the number of each row alone, in one launch.
+
+    Column c of row g comes from the uniform number u = `uniform(key, rows, numbers, stream)[g, source[c]]` as
+    `fastdm.kernels.table.Rules` says. A column with a run of its own holds its identity value in the tables of others.
+
+    key: int64 [2], (seed, step), as for `uniform`; rows: int64 [G], what distinguishes the rows.
+    source: int64 [16], below `numbers`; rules: float32 [11, 16], whose rows are `fastdm.kernels.table.RULES`.
+    runs: number of runs. choose: draw one run for each row, min(floor(runs · u[g, 0]), runs − 1), rather than a table
+        for every run; one_family: that of the first row for all of them.
+
+    Returns float32 [runs, G, 16], or [1, G, 16] if one run is chosen: on a GPU the same up to two units in the last
+    place, for cosine, sine, and products that are added without rounding. Raises TypeError for a wrong dtype,
+    ValueError for wrong shapes and devices.
+
+    >>> import torch
+    >>> from fastdm.augmentation import Strategy
+    >>> (rows,) = Strategy.parse("flip").draw(torch.tensor([0, 1]), torch.arange(4), (8, 8))  # calls draw_tables
+    >>> rows.shape
+    torch.Size([4, 16])
+    """
+    _check_key(key)
+    _check_stream(stream)
+    check_tensor("rows", rows, 1, torch.int64, key.device)
+    check_tensor("source", source, 1, torch.int64, key.device)
+    check_tensor("rules", rules, 2, torch.float32, key.device)
+    if len(source) != COLUMNS or rules.shape != (len(RULES), COLUMNS):
+        raise ValueError(
+            f"source and rules have the shapes {tuple(source.shape)} and {tuple(rules.shape)}; they must be "
+            f"[{COLUMNS}] and [{len(RULES)}, {COLUMNS}]"
+        )
+    if runs < 1 or numbers < 1:
+        raise ValueError(f"runs is {runs} and numbers {numbers}; they must be at least 1")
+    tables: Tensor = torch.ops.fastdm.draw_tables(key, rows, source, rules, numbers, runs, choose, one_family, stream)
+    return tables
+
+
+def _check_stream(stream: int) -> None:
+    if not 0 <= stream < 2**32:
+        raise ValueError(f"stream is {stream}; it must be within 0 to 2**32 - 1")
+
+
 def _check_key(key: Tensor) -> None:
     check_tensor("key", key, 1, torch.int64)
     if key.shape[0] != 2:
@@ -91,6 +187,31 @@ def _(key: Tensor, rows: Tensor, n: int, stream: int) -> Tensor:
     return torch.empty((rows.shape[0], n), dtype=torch.float32, device=key.device)
 
 
+@define("uniform_weights", "(Tensor(a!) out, Tensor key, int[] layout, float[] bounds, int stream) -> ()")
+def _(out: Tensor, key: Tensor, layout: list[int], bounds: list[float], stream: int) -> None:
+    assert len(layout) == PART * len(bounds)
+
+
 @define("draw", "(Tensor key, Tensor class_offsets, SymInt n, Tensor classes, bool replace) -> Tensor", _check_values)
 def _(key: Tensor, class_offsets: Tensor, n: int, classes: Tensor, replace: bool) -> Tensor:
     return torch.empty((classes.shape[0], n), dtype=torch.int64, device=key.device)
+
+
+@define(
+    "draw_tables",
+    "(Tensor key, Tensor rows, Tensor source, Tensor rules, int numbers, int runs, bool choose, bool one_family,"
+    " int stream) -> Tensor",
+    lambda key, rows, source, rules, numbers, *_: check_index_values("source", source, numbers),
+)
+def _(
+    key: Tensor,
+    rows: Tensor,
+    source: Tensor,
+    rules: Tensor,
+    numbers: int,
+    runs: int,
+    choose: bool,
+    one_family: bool,
+    stream: int,
+) -> Tensor:
+    return rules.new_empty(1 if choose else runs, rows.shape[0], COLUMNS)

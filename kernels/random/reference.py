@@ -6,7 +6,8 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from ..numerics import DRAW_STREAM
+from ..numerics import DRAW_STREAM, WEIGHT_ROW, fill_weights, weight_rows
+from ..table import tables_of
 
 _MASK = 0xFFFFFFFF
 
@@ -35,6 +36,26 @@ def random_words(key: Tensor, rows: Tensor, n: int, stream: int) -> Tensor:
 def uniform(key: Tensor, rows: Tensor, n: int, stream: int) -> Tensor:
     """Return float32 [len(rows), n]: the upper 24 bits of each word · 2⁻²⁴."""
     return (random_words(key, rows, n, stream) >> 8).to(torch.float32) * 2.0**-24
+
+
+def uniform_weights(out: Tensor, key: Tensor, layout: list[int], bounds: list[float], stream: int) -> None:
+    """Fill the parts of a buffer; see the public function."""
+    fill_weights(out, uniform(key, weight_rows(layout, key.device), WEIGHT_ROW, stream), layout, bounds)
+
+
+def draw_tables(
+    key: Tensor,
+    rows: Tensor,
+    source: Tensor,
+    rules: Tensor,
+    numbers: int,
+    runs: int,
+    choose: bool,
+    one_family: bool,
+    stream: int,
+) -> Tensor:
+    """Draw the tables [runs, G, 16]; see the public function."""
+    return tables_of(uniform(key, rows, numbers, stream), source, rules, runs, choose, one_family)
 
 
 def draw(key: Tensor, class_offsets: Tensor, n: int, classes: Tensor, replace: bool = False) -> Tensor:

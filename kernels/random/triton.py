@@ -1,16 +1,26 @@
-"""Counter-based random numbers and the draws of images as Triton kernels."""
+"""Counter-based random numbers, and the draws of weights, augmentations and images, as Triton kernels."""
+
+import math
+from functools import cache
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .. import launch
-from ..numerics import DRAW_STREAM
+from .. import launch, table
+from ..numerics import DRAW_STREAM, PART, WEIGHT_ROW
 
 STREAM: tl.constexpr = tl.constexpr(DRAW_STREAM)
+FIELDS: tl.constexpr = tl.constexpr(PART)
+ROW: tl.constexpr = tl.constexpr(WEIGHT_ROW)
+COLUMNS: tl.constexpr = tl.constexpr(table.COLUMNS)
+ROTATE_COS: tl.constexpr = tl.constexpr(table.ROTATE_COS)
+ROTATE_SIN: tl.constexpr = tl.constexpr(table.ROTATE_SIN)
 _WARPS = 4
 _BLOCK = 1024
+_ROWS = 32
+"""Rows of a table that a program draws."""
 _MOST_DRAWN = 8192
 """Images of a class that one program can draw; its sort spills beyond 16 per thread."""
 
@@ -26,12 +36,17 @@ def _word(seed, step, row, stream, j):
 
 
 @triton.jit
+def uniform_value(seed, step, row, stream, j):
+    """Return value j of a row of `uniform`."""
+    # 24 bits are exact in float32, in int32 too.
+    return (_word(seed, step, row, stream, j) >> 8).to(tl.int32).to(tl.float32) * (1.0 / 16777216.0)
+
+
+@triton.jit
 def uniform_kernel(key_ptr, rows_ptr, out_ptr, n, stream_id, BLOCK: tl.constexpr):
     row = tl.load(rows_ptr + tl.program_id(0))
     j = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    words = _word(tl.load(key_ptr), tl.load(key_ptr + 1), row, stream_id, j)
-    # 24 bits are exact in float32, in int32 too.
-    values = (words >> 8).to(tl.int32).to(tl.float32) * (1.0 / 16777216.0)
+    values = uniform_value(tl.load(key_ptr), tl.load(key_ptr + 1), row, stream_id, j)
     tl.store(out_ptr + tl.program_id(0).to(tl.int64) * n + j, values, mask=j < n)
 
 
@@ -54,6 +69,122 @@ def uniform(key: Tensor, rows: Tensor, n: int, stream: int) -> Tensor:
         stream_id=stream,  # Triton's launcher takes `stream` for itself.
         BLOCK=block,
         num_warps=warps,
+    )
+    return out
+
+
+@triton.jit
+def uniform_weights_kernel(key_ptr, layout_ptr, bounds_ptr, out_ptr, stream_id, BLOCK: tl.constexpr):
+    part_ptr = layout_ptr + tl.program_id(1) * FIELDS
+    first = tl.load(part_ptr + 1)
+    outer = tl.load(part_ptr + 2)
+    channels = tl.load(part_ptr + 3)
+    pixels = tl.load(part_ptr + 4)
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = i < outer * channels * pixels
+    vector = i // channels
+    number = first + (vector // pixels * channels + i % channels) * pixels + vector % pixels
+    values = uniform_value(tl.load(key_ptr), tl.load(key_ptr + 1), number // ROW, stream_id, number % ROW)
+    values = (values - 0.5) * (2 * tl.load(bounds_ptr + tl.program_id(1)))
+    tl.store(out_ptr + tl.load(part_ptr) + i, values.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+@cache
+def _on_device(layout: tuple[int, ...], bounds: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Kept for good, because a recorded graph reads them, and bringing them to a GPU would make the host wait."""
+    return (
+        torch.tensor(layout, dtype=torch.int32, device=device),
+        torch.tensor(bounds, dtype=torch.float32, device=device),
+    )
+
+
+def uniform_weights(out: Tensor, key: Tensor, layout: list[int], bounds: list[float], stream: int) -> None:
+    sizes = [math.prod(layout[part + 2 : part + PART]) for part in range(0, len(layout), PART)]
+    parts, limits = _on_device(tuple(layout), tuple(bounds), out.device)
+    launch.start(
+        uniform_weights_kernel,
+        (triton.cdiv(max(sizes), _BLOCK), len(sizes)),
+        key_ptr=key.contiguous(),
+        layout_ptr=parts,
+        bounds_ptr=limits,
+        out_ptr=out,
+        stream_id=stream,
+        BLOCK=_BLOCK,
+        num_warps=_WARPS,
+    )
+
+
+@triton.jit
+def draw_tables_kernel(
+    key_ptr,
+    rows_ptr,
+    source_ptr,
+    rules_ptr,
+    out_ptr,
+    n_rows,
+    runs,
+    stream_id,
+    CHOOSE: tl.constexpr,
+    ONE_FAMILY: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    seed = tl.load(key_ptr)
+    step = tl.load(key_ptr + 1)
+    g = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    row = tl.load(rows_ptr + g, mask=g < n_rows, other=0)[:, None]
+    column = tl.arange(0, COLUMNS)[None, :]
+    rules_ptr += column  # the rows of `table.RULES`
+    u = uniform_value(seed, step, row, stream_id, tl.load(source_ptr + column)) * tl.load(rules_ptr + COLUMNS)
+    whole = tl.minimum(tl.floor(u), tl.load(rules_ptr + 2 * COLUMNS)) + tl.load(rules_ptr + 3 * COLUMNS)
+    number = tl.where(tl.load(rules_ptr) != 0, whole, u)
+    value = (number - tl.load(rules_ptr + 4 * COLUMNS)) * tl.load(rules_ptr + 5 * COLUMNS)
+    value += tl.load(rules_ptr + 6 * COLUMNS)
+    value = tl.minimum(tl.maximum(value, tl.load(rules_ptr + 7 * COLUMNS)), tl.load(rules_ptr + 8 * COLUMNS))
+    value = tl.where(column == ROTATE_COS, tl.cos(value), tl.where(column == ROTATE_SIN, tl.sin(value), value))
+    run = tl.load(rules_ptr + 9 * COLUMNS)
+    identity = tl.load(rules_ptr + 10 * COLUMNS)
+
+    out_ptr += g[:, None] * COLUMNS + column
+    mask = (g < n_rows)[:, None] & (column < COLUMNS)
+    if CHOOSE:
+        chooser = tl.load(rows_ptr) + row * 0 if ONE_FAMILY else row
+        choice = tl.floor(uniform_value(seed, step, chooser, stream_id, column * 0) * runs)
+        choice = tl.minimum(choice, tl.cast(runs - 1, tl.float32))
+        tl.store(out_ptr, tl.where(run == choice, value, identity), mask=mask)
+    else:
+        for r in range(runs):
+            table_ptr = out_ptr + tl.cast(r, tl.int64) * n_rows * COLUMNS
+            tl.store(table_ptr, tl.where(run == tl.cast(r, tl.float32), value, identity), mask=mask)
+
+
+def draw_tables(
+    key: Tensor,
+    rows: Tensor,
+    source: Tensor,
+    rules: Tensor,
+    numbers: int,
+    runs: int,
+    choose: bool,
+    one_family: bool,
+    stream: int,
+) -> Tensor:
+    n = rows.shape[0]
+    out = launch.empty((1 if choose else runs, n, source.shape[0]), torch.float32, key.device)
+    launch.start(
+        draw_tables_kernel,
+        (triton.cdiv(n, _ROWS),),
+        key_ptr=key.contiguous(),
+        rows_ptr=rows.contiguous(),
+        source_ptr=source.contiguous(),
+        rules_ptr=rules.contiguous(),
+        out_ptr=out,
+        n_rows=n,
+        runs=runs,
+        stream_id=stream,
+        CHOOSE=choose,
+        ONE_FAMILY=one_family,
+        ROWS=_ROWS,
+        num_warps=_WARPS,
     )
     return out
 

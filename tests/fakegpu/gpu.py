@@ -55,6 +55,7 @@ def install() -> None:
     _c.fake_launch.argtypes = [ctypes.c_char_p, *[ctypes.c_uint] * 3, ctypes.c_void_p]
     _replace_libraries()
     _replace_triton()
+    torch.cuda.init()
 
 
 def launch(name: str, grid: Sequence[int] = (1, 1, 1), stream: int | None = None) -> None:

@@ -1,18 +1,23 @@
 """One step on a fake card: it captures, is one launch, never waits, and stays within its plan."""
 
 import gc
+import math
 import weakref
-from contextlib import closing
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from fastdm.condensation.build import build_step
 from fastdm.condensation.plan import LIBRARY_BYTES, MemoryPlan
+from fastdm.condensation.recipes import recipe_settings
 from fastdm.condensation.settings import Settings
 from fastdm.condensation.step import Step
 from fastdm.data.pool import Dataset, Pool
+from fastdm.networks.architectures import build_network
+from fastdm.networks.trained import NetworkPool
 from fastdm.system.device import precision_context
 from tests.fakegpu.gpu import WORK, Line, recorded
 
@@ -32,13 +37,44 @@ def dataset(classes: int, each: int, *shape: int, ragged: bool = False, device: 
 
 @dataclass(frozen=True)
 class Case:
-    """A data set's classes, images of each, and shape, with settings besides the defaults."""
+    """A data set's classes, images of each, and shape, with settings besides those of a recipe."""
 
     name: str
     sizes: tuple[int, ...]
     settings: dict[str, Any] = field(default_factory=dict)
     ragged: bool = False
     chunk_memory: int | None = None
+    recipe: str = "dm"
+
+    def dataset(self) -> Dataset:
+        return dataset(*self.sizes, ragged=self.ragged)
+
+    def resolved(self, data: Dataset, device: torch.device) -> Settings:
+        defaults = {"ipc": 1, "batch_real": 16 if self.is_small else 256, "init": "noise"}
+        return replace(recipe_settings(self.recipe, data, 1), **(defaults | self.settings)).resolve(data, device)
+
+    @property
+    def is_small(self) -> bool:
+        """Whether a class has so few images that a batch must be smaller than the paper's."""
+        return self.sizes[1] <= 300
+
+    @property
+    def with_more_classes(self) -> "Case":
+        return replace(self, sizes=(2 * self.sizes[0], *self.sizes[1:]))
+
+
+def trained(settings: Settings, data: Dataset) -> NetworkPool | None:
+    """A pool whose weights were never written, if the settings ask for one."""
+    if settings.networks == "random":
+        return None
+    assert settings.network is not None
+    channels, *size = data.image_shape
+    network = build_network(
+        settings.network, channels=channels, num_classes=data.num_classes, image_size=(size[0], size[1]), affine=False
+    )
+    parameters = sum(math.prod(parameter.shape) for parameter in network.parameters())
+    weights = torch.empty(2, 3, parameters)
+    return NetworkPool(weights, settings.network, data.image_shape, data.num_classes, data.name)
 
 
 SMALL = (10, 40, 3, 32, 32)
@@ -51,6 +87,12 @@ KINDS = [
     Case("classes of several sizes", SMALL, {"batch_real": 38}, ragged=True),
     Case("grey", (10, 40, 1, 28, 28)),
     Case("no augmentation", SMALL, {"strategy": "none"}),
+    *(Case(f"objective {name}", SMALL, {"objective": name}) for name in ("mmd", "cov")),
+    Case("partition 2", SMALL, {"partition": 2}),
+    Case("trained networks", SMALL, {"networks": "trained"}),
+    Case("recipe trained", SMALL, recipe="trained"),
+    Case("recipe trained, ConvNetBN", SMALL, {"network": "ConvNetBN"}, recipe="trained"),
+    Case("recipe trained, chunks", (100, 300, 3, 32, 32), {"batch_real": 128}, chunk_memory=2 << 30, recipe="trained"),
     Case("chunks", (100, 300, 3, 32, 32), {"batch_real": 256}, chunk_memory=2 << 30),
     Case("a class in parts", (2, 300, 3, 256, 256), {"batch_real": 256, "network": "ConvNetD6"}),
     *(Case(name, SMALL, {"network": name}) for name in ("MLP", "AlexNet", "VGG11", "ResNet18", "ConvNetBN")),
@@ -70,19 +112,24 @@ SETS = [
 """The shapes of real data sets, which small cards stream."""
 
 
+@contextmanager
+def _built(case: Case, device: torch.device) -> Iterator[tuple[Step, MemoryPlan]]:
+    data = case.dataset()
+    settings = case.resolved(data, device)
+    with precision_context(settings.precision, device, deterministic=settings.deterministic) as dtype:
+        step, plan = build_step(data, settings, device, dtype, case.chunk_memory, trained(settings, data))
+        with closing(step):
+            yield step, plan
+
+
 def check(case: Case, device: torch.device) -> dict[str, Any]:
     """What the case takes, and under `wrong` what does not hold."""
-    data = dataset(*case.sizes, ragged=case.ragged)
-    defaults = {"ipc": 1, "batch_real": 16 if case in KINDS else 256, "init": "noise"}
-    settings = Settings(**(defaults | case.settings)).resolve(data, device)
     gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
-    with precision_context(settings.precision, device, deterministic=settings.deterministic) as dtype:
-        step, plan = build_step(data, settings, device, dtype, case.chunk_memory)
-        with closing(step):
-            row = _run(step, plan)
+    with _built(case, device) as (step, plan):
+        row = _run(step, plan)
     peak = torch.cuda.max_memory_allocated(device) - before
     planned = plan.images_bytes + plan.real_bytes + plan.synthetic_bytes
     planned += plan.pool_bytes if plan.residence == "copied" else 0
@@ -95,6 +142,11 @@ def check(case: Case, device: torch.device) -> dict[str, Any]:
     del step
     if gone() is not None:
         row["wrong"].append("the step and its memory stay until garbage is collected")
+    if case.is_small and plan.chunk_classes == case.sizes[0]:
+        with _built(case.with_more_classes, device) as (step, _), recorded() as iteration:
+            step(0)
+        if (more := _count(iteration, *WORK)) != row["ops"]:
+            row["wrong"].append(f"{row['ops']} launches become {more} with twice the classes")
     return {
         "residence": plan.residence,
         "chunk_classes": plan.chunk_classes,

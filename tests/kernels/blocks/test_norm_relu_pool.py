@@ -158,6 +158,23 @@ def test_half_precision_is_float32_inside(
         assert (error <= 8 * tolerance(x) + ULP[dtype] * reference.abs()).all()
 
 
+@pytest.mark.parametrize("pool", ["avg", "none"])
+def test_the_gradient_may_come_in_the_other_memory_format(
+    pool: str, last: bool, device: torch.device, generator: torch.Generator
+) -> None:
+    """As that of flattened features does."""
+    x = arranged(torch.randn(2, 5, 6, 10, generator=generator), last).to(device)
+    found = []
+    for format_of_grad in (last, not last):
+        leaf = x.clone().requires_grad_()
+        out = norm_relu_pool(leaf, pool=pool)
+        grad = torch.randn(out.shape, generator=generator.manual_seed(1))
+        out.backward(arranged(grad, format_of_grad).to(device))
+        assert leaf.grad.stride() == x.stride()
+        found.append(leaf.grad)
+    assert (found[0] - found[1]).abs().max() <= 2 * tolerance(x.cpu()) * float(grad.abs().max())
+
+
 @pytest.mark.parametrize("n", [1, 257])
 def test_any_number_of_images(n: int, device: torch.device, generator: torch.Generator) -> None:
     x = torch.randn(n, 1, 2, 2, generator=generator)
@@ -189,9 +206,10 @@ def test_opcheck(last: bool, device: torch.device, generator: torch.Generator, m
     grad = torch.rand(2, 3, 3, 2, device=device)
     ops = torch.ops.fastdm
     torch.library.opcheck(ops.norm_relu_pool.default, (x, weight, None, 1e-5, "relu", "avg"))
-    torch.library.opcheck(
-        ops.norm_relu_pool_backward.default, (grad, x, statistics, statistics, None, None, "relu", "avg")
-    )
+    for affine in ((None, None), (weight, None), (weight, weight)):
+        torch.library.opcheck(
+            ops.norm_relu_pool_backward.default, (grad, x, statistics, statistics, *affine, "relu", "avg")
+        )
     offsets = torch.tensor([0, 2], device=device)
     torch.library.opcheck(ops.norm_relu_pool_mean.default, (x, offsets, None, None, 1e-5, "relu", "avg"))
 

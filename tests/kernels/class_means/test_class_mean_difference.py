@@ -56,6 +56,18 @@ def test_one_class_of_any_size(device: torch.device, generator: torch.Generator)
     assert abs(float(loss - expected)) <= 3 * 2 * (2 * largest) * 257 * FLOAT32_EPS * largest
 
 
+def test_real_may_be_the_means_themselves(device: torch.device, generator: torch.Generator) -> None:
+    """Loss and gradient are those of classes of one row each, bit for bit."""
+    means = torch.randn(5, 70, generator=generator).to(device)
+    offsets = torch.tensor(SYNTHETIC, device=device)
+    found = []
+    for real_offsets in (None, torch.arange(6, device=device)):
+        leaf = torch.randn(7, 70, generator=generator.manual_seed(1)).to(device).requires_grad_()
+        loss = class_mean_difference(means, leaf, real_offsets, offsets)
+        found.append((loss, *torch.autograd.grad(loss, leaf)))
+    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
+
+
 def test_the_loss_repeats_bit_for_bit(device: torch.device, generator: torch.Generator) -> None:
     real = torch.randn(REAL[-1], 200, generator=generator).to(device)
     offsets = torch.tensor(REAL, device=device)
@@ -77,6 +89,7 @@ def test_opcheck(device: torch.device, generator: torch.Generator, monkeypatch: 
     offsets = torch.tensor([0, 2, 5], device=device)
     ops = torch.ops.fastdm
     torch.library.opcheck(ops.class_mean_difference.default, (features, features, offsets, offsets, "zero"))
+    torch.library.opcheck(ops.class_mean_difference.default, (features[:2], features, None, offsets, "zero"))
     torch.library.opcheck(
         ops.class_mean_difference_backward.default,
         (torch.tensor(1.0, device=device), features[:2], offsets, 5, torch.float16),
@@ -114,6 +127,8 @@ def test_bad_arguments_are_refused() -> None:
         class_mean_difference(features[:, :2], features, offsets, offsets)
     with pytest.raises(ValueError, match="3 real_offsets and 2 synthetic_offsets"):
         class_mean_difference(features, features, offsets, offsets[[0, 2]])
+    with pytest.raises(ValueError, match="real has 4 rows for 2 classes; give real_offsets"):
+        class_mean_difference(features, features, None, offsets)
     with pytest.raises(ValueError, match="synthetic_offsets must rise from 0 to the number of rows, 4"):
         class_mean_difference(features, features, offsets, torch.tensor([0, 2, 5]))
     with pytest.raises(ValueError, match="class 0 is empty"):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastdm.kernels import draw, uniform, use_backend
+from fastdm.kernels import draw, uniform, uniform_weights, use_backend
 from fastdm.kernels.numerics import DRAW_STREAM
 from fastdm.kernels.random import reference
 
@@ -37,6 +37,25 @@ def test_uniform_takes_the_upper_24_bits_of_its_words(device: torch.device) -> N
             counter = [torch.tensor(v) for v in (step, row, stream, j // 4)]
             word = int(reference.philox((seed & 0xFFFFFFFF, seed >> 32), counter)[j % 4])
             assert values[r, j].item() == (word >> 8) / 2**24
+
+
+LAYOUT = [(0, 0, 5, 3, 9), (192, 135, 1, 1, 5), (256, 140, 2, 2100, 1)]  # the last one goes beyond a row of numbers
+BOUNDS = [0.2, 1 / 3, 0.7]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])  # the interpreter does not round to bfloat16
+def test_weights_are_uniform_numbers_between_their_bounds(dtype: torch.dtype, device: torch.device) -> None:
+    """Bit for bit, wherever they lie; what lies between the parts is not written."""
+    key = torch.tensor([-3, 8])
+    out = torch.full((4480,), 77.0, dtype=dtype, device=device)
+    uniform_weights(out, key.to(device), LAYOUT, BOUNDS, 3)
+    numbers = reference.uniform(key, torch.arange(2), 4096, 3).flatten()
+    expected = torch.full((4480,), 77.0, dtype=dtype)
+    for (start, first, outer, channels, pixels), bound in zip(LAYOUT, BOUNDS, strict=True):
+        count = outer * channels * pixels
+        drawn = ((numbers[first : first + count] - 0.5) * (2 * bound)).to(dtype)
+        expected[start : start + count] = drawn.view(outer, channels, pixels).transpose(1, 2).flatten()
+    assert torch.equal(out.cpu(), expected)
 
 
 def floyd(key: Tensor, class_offsets: Tensor, n: int, label: int) -> list[int]:
@@ -115,12 +134,21 @@ def test_bad_arguments_are_refused() -> None:
         uniform(key, torch.arange(3), 4, 2**32)
     with pytest.raises(ValueError, match="seed, step"):
         uniform(torch.zeros(3, dtype=torch.int64), torch.arange(3), 4, 0)
+    with pytest.raises(ValueError, match=r"the part \(4, 0, 1, 1, 5\) of the layout does not fit into 8 elements"):
+        uniform_weights(torch.zeros(8), key, [(4, 0, 1, 1, 5)], [1.0], 3)
+    with pytest.raises(ValueError, match="1 parts in the layout and 2 bounds"):
+        uniform_weights(torch.zeros(8), key, [(0, 0, 1, 1, 5)], [1.0, 2.0], 3)
+    with pytest.raises(TypeError, match="it must be floating point"):
+        uniform_weights(torch.zeros(8).int(), key, [(0, 0, 1, 1, 5)], [1.0], 3)
 
 
 def test_opcheck(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()  # It compares storage offsets, which canaries shift.
     key, offsets = torch.tensor([1, 2], device=device), torch.tensor([0, 5, 8], device=device)
     torch.library.opcheck(torch.ops.fastdm.uniform.default, (key, offsets, 6, 2))
+    out = torch.zeros(4480, device=device)
+    layout = [number for part in LAYOUT for number in part]
+    torch.library.opcheck(torch.ops.fastdm.uniform_weights.default, (out, key, layout, BOUNDS, 3))
     for replace in (False, True):
         torch.library.opcheck(torch.ops.fastdm.draw.default, (key, offsets, 3, torch.arange(2, device=device), replace))
 
