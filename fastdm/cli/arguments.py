@@ -12,6 +12,7 @@ from fastdm.system.text import printable
 from fastdm.version import __version__
 
 CONFIG = "--config"
+PRESET = "--preset"
 _MOST_BYTES = 1 << 20
 
 
@@ -22,7 +23,8 @@ class Command(TyperCommand):
         if not ctx.resilient_parsing:  # as for completion, where a word may be anything
             flags = _Flags(self.params)
             words = flags.completed(args)
-            args = [*flags.configured(words), *words]
+            configured = flags.configured(words)
+            args = [*flags.preset([*configured, *words]), *configured, *words]
         return list(super().parse_args(ctx, args))
 
 
@@ -51,14 +53,27 @@ class _Flags:
 
     def configured(self, words: list[str]) -> list[str]:
         """The flags in the file that `--config` names; those on the command line come later, and hold."""
-        if CONFIG not in self._by_name:
+        path = self._value(CONFIG, words)
+        return [] if path is None else self._from_file(user_path(path))
+
+    def preset(self, words: list[str]) -> list[str]:
+        """The flags of the preset that `--preset` names, as far as the command has them; all others hold."""
+        name = self._value(PRESET, words)
+        if name is None:
             return []
-        path = None
+        from fastdm.condensation.presets import find_preset
+
+        options = find_preset(name).options
+        return [f"--{flag}={value}" for flag, value in options.items() if f"--{flag}" in self._by_name]
+
+    def _value(self, wanted: str, words: list[str]) -> str | None:
+        """What the words give to a flag, if the command has it; the last holds."""
+        found = None
         for word, following in zip(words, [*words[1:], None], strict=True):
             flag, equals, value = word.partition("=")
-            if flag.startswith("--") and _plain(flag) == CONFIG:
-                path = value if equals else following
-        return [] if path is None else self._from_file(user_path(path))
+            if flag.startswith("--") and _plain(flag) == wanted and wanted in self._by_name:
+                found = value if equals else following
+        return found
 
     def _from_file(self, path: Path) -> list[str]:
         words: list[str] = []

@@ -28,10 +28,17 @@ def _augmentations() -> list[str]:
     return list(FAMILIES)
 
 
+def _presets() -> list[str]:
+    from fastdm.condensation.presets import PRESETS
+
+    return list(PRESETS)
+
+
 KINDS: dict[str, Callable[[], list[str]]] = {
     "networks": _networks,
     "datasets": _datasets,
     "augmentations": _augmentations,
+    "presets": _presets,
 }
 
 
@@ -39,11 +46,13 @@ def catalogue(
     kind: Annotated[
         str,
         typer.Argument(
-            parser=a_choice({name: name for name in KINDS}), metavar="KIND", help="networks, datasets or augmentations."
+            parser=a_choice({name: name for name in KINDS}),
+            metavar="KIND",
+            help="networks, datasets, augmentations or presets.",
         ),
     ],
 ) -> None:
-    """List the names that --model, --dataset and --dsa_strategy take."""
+    """List the names that --model, --dataset, --dsa_strategy and --preset take."""
     names = KINDS[kind]()
     if not on_terminal():
         print_json({kind: names})

@@ -14,6 +14,7 @@ from fastdm.cli.evaluate import evaluate
 from fastdm.cli.export import export
 from fastdm.cli.inspect import inspect
 from fastdm.cli.pack import pack
+from fastdm.cli.plan import plan
 from fastdm.cli.pool import pool
 from fastdm.cli.profile import profile
 from fastdm.cli.report import report
@@ -41,6 +42,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "export": export,
     "inspect": inspect,
     "pack": pack,
+    "plan": plan,
     "pool": pool,
     "profile": profile,
     "report": report,

@@ -11,28 +11,25 @@ import typer
 from fastdm.cli import options
 from fastdm.cli.arguments import config_text
 from fastdm.cli.output import print_evaluation, print_outcome, print_total
+from fastdm.cli.settings import given_settings, named_dataset
 from fastdm.errors import FastDMError
 
 if TYPE_CHECKING:
-    import torch
-
     from fastdm.condensation.settings import Settings
     from fastdm.data.pool import Dataset
     from fastdm.evaluation.protocol import Protocol
-    from fastdm.networks.trained import NetworkPool
     from fastdm.runs.options import RunOptions
 
-SETTINGS = {"iteration": "iterations", "dsa_strategy": "strategy", "model": "network"}
-"""Flags whose setting has another name."""
-
-NOT_SETTINGS = ("config", "overwrite", "resume", "verbose")
+NOT_SETTINGS = ("config", "overwrite", "preset", "resume", "source", "verbose")
 """Flags that say how a command goes, not what it makes."""
 
 
 def condense(
     ctx: typer.Context,
+    source: options.Source = None,
     dataset: options.Dataset = "CIFAR10",
     model: options.Model = None,
+    preset: options.Preset = None,
     ipc: options.Ipc = options.DEFAULT_IPC,
     eval_mode: options.EvalMode = "SS",
     num_exp: options.NumExp = 5,
@@ -88,12 +85,16 @@ def condense(
     """
     if resume and overwrite:
         raise FastDMError("--resume continues a run, and --overwrite starts over: give one of them")
-    _condense(ctx, SimpleNamespace(**ctx.params))
+    named = named_dataset(ctx)
+    if named is None and preset is not None:
+        raise FastDMError(f"preset {preset} needs a data set: name a packed one, such as fastdm pack writes")
+    _condense(ctx, SimpleNamespace(**{**ctx.params, "dataset": named or dataset}))
 
 
 def _condense(context: typer.Context, flags: SimpleNamespace) -> None:
     from fastdm.applications.experiments import run_experiments
     from fastdm.applications.report.page import report_of
+    from fastdm.condensation.presets import find_preset
     from fastdm.data.sources import open_dataset
     from fastdm.networks.trained import NetworkPool
     from fastdm.system.device import default_device
@@ -101,9 +102,11 @@ def _condense(context: typer.Context, flags: SimpleNamespace) -> None:
     data = open_dataset(flags.dataset, data_path=flags.data_path, image_size=flags.image_size)
     device = default_device(flags.device)
     pool = None if flags.pool is None else NetworkPool.load(flags.pool)
-    settings = _settings(context, data, device, pool)
+    if flags.preset is not None:
+        find_preset(flags.preset).check(flags.preset, data)
+    settings = given_settings(context, data, pool).resolve(data, device)
     assert settings.network is not None
-    protocol = _protocol(flags, settings, data) if flags.num_eval else None
+    protocol = protocol_of(flags, settings, data) if flags.num_eval else None
     path = run_experiments(
         data,
         settings,
@@ -122,26 +125,8 @@ def _condense(context: typer.Context, flags: SimpleNamespace) -> None:
     print_outcome(path, report_of(path, folders, data), folders, evaluated=protocol is not None)
 
 
-def _settings(
-    context: typer.Context, data: "Dataset", device: "torch.device", pool: "NetworkPool | None"
-) -> "Settings":
-    """The flags that are settings: those that are not given have the recipe's values."""
-    from fastdm.condensation.loop import matching_pool
-    from fastdm.condensation.recipes import recipe_settings
-    from fastdm.condensation.settings import Settings
-
-    flags = context.params
-    names = {field.name for field in dataclasses.fields(Settings)}
-    given = {
-        name: value
-        for flag, value in flags.items()
-        if (name := SETTINGS.get(flag, flag)) in names and _is_given(context, flag)
-    }
-    settings = dataclasses.replace(recipe_settings(flags["recipe"], data, flags["ipc"]), **given)
-    return matching_pool(settings, pool, data).resolve(data, device)
-
-
-def _protocol(flags: SimpleNamespace, settings: "Settings", data: "Dataset") -> "Protocol":
+def protocol_of(flags: SimpleNamespace, settings: "Settings", data: "Dataset") -> "Protocol":
+    """How the flags have the set evaluated."""
     from fastdm.evaluation.measure import training_strategy
     from fastdm.evaluation.protocol import Protocol
     from fastdm.networks.architectures import evaluation_pool
@@ -188,12 +173,6 @@ def _config(flags: SimpleNamespace, settings: "Settings") -> str:
         "precision": settings.precision,
     }
     return config_text(kept | chosen)
-
-
-def _is_given(context: typer.Context, flag: str) -> bool:
-    """Whether the command line or a configuration names the flag, as opposed to its default."""
-    source = context.get_parameter_source(flag)
-    return source is not None and source.name != "DEFAULT"
 
 
 def name_in_files(given: str, name: str) -> str:

@@ -43,6 +43,19 @@ NETWORKS = "ConvNet, ConvNetD4, ConvNetBN, MLP, LeNet, AlexNet, VGG11, ResNet18,
 
 Dataset = Annotated[str, typer.Option("--dataset", help=SOURCE)]
 
+Source = Annotated[
+    str | None, typer.Argument(metavar="[DATASET]", help="The data set, as --dataset names it.", show_default=False)
+]
+
+Preset = Annotated[
+    str | None,
+    typer.Option(
+        "--preset",
+        help="Options for a known data set: cifar10, cifar100, tinyimagenet, imagenet64 or imagenet128; those on the "
+        "command line and of --config hold.",
+    ),
+]
+
 DataPath = Annotated[Path, a_path("--data_path", "Where named data sets are, or are downloaded to.")]
 
 Config = Annotated[

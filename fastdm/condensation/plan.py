@@ -34,6 +34,9 @@ class MemoryPlan:
     images, those that are read ahead included), which the budget bounds; and of what is there besides: real images
     that are read ahead, networks with the pool that they are drawn from, the recorded iteration of a GPU (copies of
     images and momentum, the numbers that parameters are drawn from), and its libraries.
+
+    chunk_bytes: what a chunk is expected to take at its peak. The budget is for more: it counts every result of the
+    synthetic images twice, and their pass and that of the real images as if they were at the same time.
     """
 
     chunk_classes: int
@@ -48,11 +51,7 @@ class MemoryPlan:
     networks_bytes: int = 0
     graph_bytes: int = 0
     library_bytes: int = 0
-
-    @property
-    def chunk_bytes(self) -> int:
-        """Of one chunk at its peak: real images are done with when synthetic ones begin, but for those read ahead."""
-        return self.ahead_bytes + max(self.real_bytes - self.ahead_bytes, self.synthetic_bytes)
+    chunk_bytes: int = 0
 
     def __str__(self) -> str:
         return (
@@ -95,6 +94,12 @@ class _Needs:
     def synthetic(self, classes: int) -> int:
         """Bytes of the pass of synthetic images and its backward pass."""
         return classes * self.decoded * 2 * self.passes * self.per_image.total
+
+    def peak(self, classes: int) -> int:
+        """Bytes that are expected at the same time: real images are done with when synthetic ones begin."""
+        ahead = self.read_ahead(classes)
+        synthetic = classes * self.decoded * self.passes * self.per_image.both_ways
+        return ahead + max(self.real(classes) - ahead, synthetic)
 
     def total(self, classes: int) -> int:
         return self.real(classes) + self.synthetic(classes)
@@ -159,6 +164,7 @@ def make_plan(
         networks_bytes=networks_bytes,
         graph_bytes=graph if residence != "streamed" else 0,
         library_bytes=libraries,
+        chunk_bytes=needs.peak(chunk),
     )
 
 

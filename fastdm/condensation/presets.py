@@ -25,9 +25,8 @@ class Preset:
 
     @property
     def options(self) -> dict[str, Any]:
-        """All of it as options of `fastdm condense`."""
-        named = {} if self.dataset is None else {"dataset": self.dataset}
-        return {**named, **self.settings, **self.evaluation}
+        """All of it but the data set as options of `fastdm condense`."""
+        return {**self.settings, **self.evaluation}
 
     def check(self, name: str, dataset: Dataset) -> None:
         """Raise FastDMError for images of another size; a part of the classes is welcome."""

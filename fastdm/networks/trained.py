@@ -122,6 +122,25 @@ class NetworkPool:
             raise FastDMError(f"{path} is not a pool of trained networks, or is damaged: {error}") from error
 
 
+def unread_pool(
+    network: str, image_shape: tuple[int, int, int], num_classes: int, networks: int, states: int
+) -> NetworkPool:
+    """A pool of which only the shape is known, on the meta device: to plan for."""
+    channels, height, width = image_shape
+    built = build_network(
+        network,
+        channels=channels,
+        num_classes=num_classes,
+        image_size=(height, width),
+        affine=False,
+        drawn=False,
+        device="meta",
+    )
+    parameters = sum(parameter.numel() for parameter in built.parameters())
+    weights = torch.empty(networks, states, parameters, device="meta")
+    return NetworkPool(weights, network, image_shape, num_classes, "planned")
+
+
 def flatten_parameters(network: Network) -> Tensor:
     """The parameters of a network in their order, as a row of a pool: float32 [parameters] on the CPU."""
     rows = [parameter.detach().contiguous().flatten() for parameter in network.parameters()]

@@ -123,6 +123,16 @@ def free_memory(device: torch.device | None = None) -> int:
     return max(0, min(_machine_memory(), *_group_memory(Path("/proc/self/cgroup"), CGROUPS), *_limit_memory()))
 
 
+def resident_memory() -> int:
+    """Bytes of this process that are in memory now, with the pages of files that it has mapped; 0 where the system does
+    not show it."""
+    try:
+        fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        return int(fields["VmRSS"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return 0
+
+
 def processes_here() -> int:
     """Processes of this job that share this machine's memory: what PyTorch's launcher says, else 1."""
     number = os.environ.get("LOCAL_WORLD_SIZE", "1")

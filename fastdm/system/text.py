@@ -19,3 +19,11 @@ def printable(text: object) -> str:
     return "".join(
         each if each.isprintable() else each.encode("unicode_escape", "surrogatepass").decode() for each in str(text)
     )
+
+
+def duration_text(seconds: float) -> str:
+    """A time: "0.85 ms", "12 s", "3.4 min", "19 h", "12 days"."""
+    for unit, size, end in (("ms", 1e-3, 1), ("s", 1, 120), ("min", 60, 7200), ("h", 3600, 172_800)):
+        if seconds < end:
+            return f"{seconds / size:.2g} {unit}" if seconds < 10 * size else f"{seconds / size:.0f} {unit}"
+    return f"{seconds / 86_400:,.0f} days" if seconds >= 864_000 else f"{seconds / 86_400:.2g} days"

@@ -50,12 +50,17 @@ def _residency(file: PackedFile, device: torch.device | str | None) -> IO:
     # The other half is for the networks.
     if gpu is not None and gpu.type == "cuda" and wanted <= free_memory(gpu) // 2:
         return "device"
-    return "mmap" if _fits_memory(wanted) else "direct"
+    return "mmap" if fits_memory(wanted, _share()) else "direct"
 
 
-def _fits_memory(size: int) -> bool:
-    """Whether so many bytes may be held in memory, shared with the other processes of a job on this machine."""
-    return size <= free_memory() * 3 // 4 // processes_here()
+def fits_memory(size: int, free: int) -> bool:
+    """Whether a file of so many bytes is mapped where so many are free, and not read directly."""
+    return size <= free * 3 // 4
+
+
+def _share() -> int:
+    """The free memory of this process, where it shares the machine with others of its job."""
+    return free_memory() // processes_here()
 
 
 def _pool(file: PackedFile, part: str, io: IO, device: torch.device | str | None, decided: bool) -> Pool:
@@ -116,7 +121,7 @@ class _Direct:
 
     def part(self, rows: slice) -> "_Mapped | _Direct":
         within = _within(self._rows, rows)
-        if not self._decided and _fits_memory((within.stop - within.start) * self._image_bytes):
+        if not self._decided and fits_memory((within.stop - within.start) * self._image_bytes, _share()):
             return _Mapped(self._file, self._name, within)
         return _Direct(self._file, self._name, within, self._decided)
 

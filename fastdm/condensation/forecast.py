@@ -1,0 +1,191 @@
+"""What a condensation will take, before anything is read: the bytes of every part, and the time."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+
+from fastdm.condensation.build import build_networks, plan_step
+from fastdm.condensation.calibration import Rate
+from fastdm.condensation.plan import MemoryPlan
+from fastdm.condensation.settings import Settings
+from fastdm.condensation.work import count_work, flops_of
+from fastdm.data.packed.reading import fits_memory
+from fastdm.data.pool import Dataset, Pool
+from fastdm.errors import FastDMError
+from fastdm.evaluation.protocol import Protocol
+from fastdm.networks.architectures import build_network
+from fastdm.networks.own import build_own
+from fastdm.networks.trained import NetworkPool
+
+Place = Literal["device", "host"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Bytes of a part. place: in a GPU's memory or in the machine's. source: where the number comes from."""
+
+    name: str
+    bytes: int
+    place: Place
+    source: str
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Of one process; all processes of a job take as much, or less.
+
+    classes: those of the process. plan: that of its step. parts: what is in memory at the peak, and where. memory:
+    bytes that are free on the device. read_bytes: of real images in an iteration.
+
+    rate: where the times come from, None where there are none. seconds: of an iteration; serial: the share of them that
+    does not become less with more processes. total_seconds: of all iterations; evaluation_seconds: of the trainings and
+    tests of one evaluation, one process computing, None without one.
+    """
+
+    device: str
+    ranks: int
+    classes: int
+    plan: MemoryPlan
+    parts: tuple[Part, ...]
+    memory: int
+    read_bytes: int
+    rate: str | None = None
+    seconds: float | None = None
+    serial: float | None = None
+    total_seconds: float | None = None
+    evaluation_seconds: float | None = None
+
+    def bytes(self, place: Place) -> int:
+        """Of all parts at that place."""
+        return sum(part.bytes for part in self.parts if part.place == place)
+
+    def summary(self) -> dict[str, Any]:
+        """All of it, as JSON takes it."""
+        parts = [
+            {"part": part.name, **{key: getattr(part, key) for key in ("bytes", "place", "source")}}
+            for part in self.parts
+        ]
+        own = {name: value for name, value in vars(self).items() if name not in ("plan", "parts")}
+        totals = {"device_bytes": self.bytes("device"), "host_bytes": self.bytes("host")}
+        plan = {"chunk_classes": self.plan.chunk_classes, "residence": self.plan.residence}
+        return {**own, **totals, **plan, "parts": parts}
+
+
+def forecast(
+    dataset: Dataset,
+    settings: Settings,
+    device: torch.device,
+    rate: Rate | None,
+    *,
+    memory: int,
+    process_bytes: int = 0,
+    ranks: int = 1,
+    protocol: Protocol | None = None,
+    pool: NetworkPool | None = None,
+    chunk_memory: int | None = None,
+    name: str | None = None,
+) -> Forecast:
+    """Forecast a condensation of a data set, of which the shape suffices, by resolved settings.
+
+    device: it need not be there. rate: of the device, None for no times. memory: bytes that are free on it.
+    process_bytes: what a process takes before it condenses anything. ranks: processes, each with a device of its own
+    (on a CPU, with its part of the memory), that share the classes. protocol: of the evaluation. pool: as for
+    `condense`; of its weights, too, the shape suffices. name: what the device is called.
+
+    Raises FastDMError for what will not fit, and for more ranks than classes.
+    """
+    if not 1 <= ranks <= dataset.num_classes:
+        raise FastDMError(f"ranks is {ranks}; it must be at least 1 and at most {dataset.num_classes}, one per class")
+    dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
+    own = dataset.train.classes(0, math.ceil(dataset.num_classes / ranks))
+    networks = build_networks(dataset, settings, torch.device("meta"), dtype, pool)
+    free = memory - networks.bytes if device.type != "cpu" else memory // ranks
+    plan = plan_step(networks, own, settings, device, dtype, chunk_memory, free)
+    work = count_work(networks, own, settings, dtype)
+    found = Forecast(
+        device=name or str(device),
+        ranks=ranks,
+        classes=own.num_classes,
+        plan=plan,
+        parts=_parts(plan, settings, pool, process_bytes, held=_held(plan, own, device, memory // ranks)),
+        memory=memory,
+        read_bytes=work.read,
+    )
+    if rate is None:
+        return found
+    # Processes on the CPU share it: together they are no faster.
+    whole = work if device.type != "cpu" else count_work(networks, dataset.train, settings, dtype)
+    seconds = rate.iteration(whole)
+    return replace(
+        found,
+        rate=rate.source,
+        seconds=seconds,
+        serial=rate.fixed() / seconds,
+        total_seconds=seconds * settings.iterations,
+        evaluation_seconds=None if protocol is None else _evaluation_seconds(dataset, settings, protocol, rate),
+    )
+
+
+def _held(plan: MemoryPlan, real: Pool, device: torch.device, memory: int) -> tuple[Place, int]:
+    """Where the computation is, and how much of the pool of real images is kept there.
+
+    A GPU that streams keeps none; nor does a machine whose memory does not hold the file, which is then read directly.
+    """
+    if device.type != "cpu":
+        return "device", 0 if plan.residence == "streamed" else plan.pool_bytes
+    on_disk = real.backing is not None and not fits_memory(plan.pool_bytes, memory)
+    return "host", 0 if on_disk else plan.pool_bytes
+
+
+def _parts(
+    plan: MemoryPlan, settings: Settings, pool: NetworkPool | None, process_bytes: int, *, held: tuple[Place, int]
+) -> tuple[Part, ...]:
+    """The parts of a plan, and those that the machine holds besides; held: of the pool of real images, and where."""
+    pool_bytes = 0 if pool is None or settings.networks == "random" else pool.weights.nbytes
+    one = plan.images_bytes // 2
+    place, pool_held = held
+    counted = "counted from shapes"
+    found = [
+        Part("pool of real images", pool_held, place, counted),
+        Part("synthetic images", one, place, counted),
+        Part("optimiser (momentum)", one, place, counted),
+        Part("chunk of classes", plan.chunk_bytes, place, "counted layer by layer, as the step is planned"),
+        Part("networks", plan.networks_bytes - pool_bytes, place, counted),
+        Part("pool of trained networks", pool_bytes, place, counted),
+        Part("graph of the iteration", plan.graph_bytes, place, counted),
+        Part("libraries", plan.library_bytes, place, "an allowance for cuDNN and cuBLAS"),
+        Part("process", process_bytes, "host", "measured: this process after two small iterations"),
+        Part("check and copy of the result", 3 * one // 2, "host", counted),
+    ]
+    if place == "device":
+        found += [
+            Part("pool of trained networks, on the host", pool_bytes, "host", counted),
+            Part("pinned buffers of images read ahead", plan.ahead_bytes, "host", counted),
+        ]
+    return tuple(part for part in found if part.bytes)
+
+
+def _evaluation_seconds(dataset: Dataset, settings: Settings, protocol: Protocol, rate: Rate) -> float:
+    """Of all trainings, forward and back to the weights and to the images before, and of testing."""
+    images = dataset.num_classes * settings.ipc * settings.partition**2
+    trained = images * protocol.all_epochs
+    tested = 0 if dataset.test is None else len(dataset.test) * protocol.checks
+    channels, *size = dataset.image_shape
+    flops = 0.0
+    for network in protocol.networks:
+        built = (
+            build_own(network, 0, "meta")
+            if callable(network)
+            else build_network(
+                network,
+                channels=channels,
+                num_classes=dataset.num_classes,
+                image_size=(size[0], size[1]),
+                drawn=False,
+                device="meta",
+            )
+        )
+        flops += flops_of(built, dataset.image_shape) * (3 * trained + tested)
+    return protocol.num_eval * flops / rate.flops()
