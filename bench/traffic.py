@@ -10,6 +10,7 @@ some do: group_norm reads its input twice.
 
 import os
 import sys
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -26,6 +27,10 @@ from bench.harness.counter import OpCounter
 from bench.harness.records import Recorder, Row, Suite
 from fastdm.augmentation import FAMILIES, Strategy
 from fastdm.kernels import class_mean_difference, dsa, norm_relu_pool, norm_relu_pool_mean
+
+
+COMPILED_ROOM = 4096
+"""Windows · channels of a tile where kernels are compiled: the interpreter takes larger ones."""
 
 
 def eager(function: Callable[[], object]) -> int:
@@ -77,6 +82,40 @@ def kernels(function: Callable[[], object]) -> tuple[int, int]:
     ):
         function()
     return moved["create_masked_load"], moved["create_masked_store"]
+
+
+def memory_reads(function: Callable[[], object], sector: int, cache: int) -> int:
+    """Bytes that a call reads from memory in sectors, behind a cache of so many bytes that drops what is oldest.
+
+    The programs run in the order of a GPU, the first axis of the grid fastest, and their tiles are those that are
+    compiled.
+    """
+    from triton.runtime import interpreter
+
+    from fastdm.kernels.blocks import tiles
+
+    builder = type(interpreter.interpreter_builder)
+    inner = builder.create_masked_load
+    touched: dict[tuple[int, ...], list[Any]] = {}
+
+    def load(self: Any, pointers: Any, mask: Any, *args: Any) -> Any:
+        addresses = np.broadcast_to(pointers.data, mask.data.shape)[mask.data]
+        sectors = np.unique(addresses.astype(np.int64) // sector)
+        touched.setdefault(tuple(reversed(self.grid_idx)), []).append(sectors)
+        return inner(self, pointers, mask, *args)
+
+    with mock.patch.object(builder, "create_masked_load", load), mock.patch.object(tiles, "ROOM", COMPILED_ROOM):
+        function()
+    held: OrderedDict[int, None] = OrderedDict()
+    misses = 0
+    for program in sorted(touched):
+        for number in np.concatenate(touched[program]).tolist():
+            misses += number not in held
+            held[number] = None
+            held.move_to_end(number)
+            if len(held) > cache // sector:
+                held.popitem(last=False)
+    return misses * sector
 
 
 def row(name: str, unit: str, size: float, ours: Sequence[float], plain: float) -> Row:
@@ -154,12 +193,31 @@ def others() -> Iterator[Row]:
         lambda: torch.autograd.grad(out, one, grad),
         lambda: torch.autograd.grad(plain_out, other, grad),
     )
+    yield from _from_memory(images(6, 32, 64, 64))
     offsets = torch.tensor([0, 32, 64])
     means = partial(norm_relu_pool_mean, last, offsets)
     yield counted("norm_relu_pool_mean", 2 * last.numel(), means, lambda: class_means(plain(last)))
     real, synthetic = torch.randn(2, 64, 512, generator=generator)
     difference = partial(class_mean_difference, real, synthetic, offsets, offsets)
     yield counted("class_mean_difference", 8 * real.numel(), difference, lambda: loss(real, synthetic))
+
+
+def _from_memory(x: Tensor) -> Iterator[Row]:
+    """The blocks' kernels on images of 64² pixels, larger than a tile, with a cache of two images.
+
+    On a GPU there are thousands of images in a launch and tens in the cache. Plain PyTorch reads x once an operation.
+    """
+    leaf = _leaf(x)
+    out = norm_relu_pool(leaf)
+    grad = torch.ones_like(out)
+    calls: dict[str, Callable[[], object]] = {
+        "norm_relu_pool 64²": lambda: norm_relu_pool(x),
+        "norm_relu_pool, gradient 64²": lambda: torch.autograd.grad(out, leaf, grad, retain_graph=True),
+    }
+    for name, call in calls.items():
+        for sector in (32, 64):
+            read = memory_reads(call, sector, cache=4 * x[0].numel())
+            yield row(f"{name}, reads of memory in {sector} B", "X", 2 * x.numel(), (read, 0), 2 * x.numel())
 
 
 def _leaf(x: Tensor) -> Tensor:

@@ -141,6 +141,27 @@ def centre(taps, mean, first, IMAGE: tl.constexpr, TILE: tl.constexpr):
 
 
 @triton.jit
+def place(IMAGE: tl.constexpr, TILE: tl.constexpr):
+    """Return the image and the channels of a program, and these as a vector.
+
+    The tiles of an image follow each other: what one reads of a pixel lies next to what the others do, and reaches them
+    through the cache while it is there.
+    """
+    TILES: tl.constexpr = (IMAGE[2] + TILE[3] - 1) // TILE[3]
+    return tl.program_id(0) // TILES, tl.program_id(0) % TILES * TILE[3] + tl.arange(0, TILE[3])
+
+
+@triton.jit
+def pixels(first, IMAGE: tl.constexpr, TILE: tl.constexpr, ACC: tl.constexpr):
+    """Return how many pixels of the image the tile at window `first` has."""
+    WIDE: tl.constexpr = TILE[1]
+    WINDOWS: tl.constexpr = TILE[2]
+    rows = min(IMAGE[0] - first // WIDE * 2, 2 * WINDOWS // WIDE if WINDOWS > WIDE else 2)
+    columns = max(min(IMAGE[1] - first % WIDE * 2, 2 * WINDOWS if WINDOWS < WIDE else 2 * WIDE), 0)
+    return tl.cast(rows * columns, ACC)
+
+
+@triton.jit
 def sum_taps(taps, TILE: tl.constexpr):
     """Sum the taps of a tile over its windows: one value per channel."""
     return tl.sum((taps[0] + taps[1]) + (taps[2] + taps[3]), 0 if TILE[0] else 1, keep_dims=True)
@@ -155,6 +176,10 @@ class Tile(NamedTuple):
     channels: int
     warps: int
 
+    def programs(self, x: Tensor, images: int) -> int:
+        """Return the programs that `place` shares out: one for every tile of channels of so many images."""
+        return images * triton.cdiv(x.shape[1], self.channels)
+
     def constants(self, x: Tensor) -> dict[str, Any]:
         """Return the arguments that every kernel takes for images x [N, C, H, W]."""
         _, c, h, w = x.shape
@@ -167,9 +192,7 @@ class Tile(NamedTuple):
 
 
 _SECTOR = 32
-"""Bytes that global memory moves at once: what a channels-last tile reads of a pixel, if the image fits."""
-_VECTOR = 16
-"""Bytes of one load, the least that a channels-last tile reads of a pixel."""
+"""Bytes that global memory moves at once: what a channels-last tile reads of a pixel."""
 _WARPS = 16
 _WINDOWS_PER_THREAD = 8
 """With four taps each they take 32 registers in the forward kernel, and twice as many in the backward kernel."""
@@ -182,13 +205,8 @@ def choose_tile(x: Tensor, largest: int) -> Tile:
     _, c, h, w = x.shape
     wide = triton.next_power_of_2((w + 1) // 2)
     total = (h + 1) // 2 * wide
-    whole, room = triton.next_power_of_2(total), ROOM
-    if is_channels_last(x):
-        channels, least = (max(size // x.element_size(), 1) for size in (_SECTOR, _VECTOR))
-        if whole * channels > room and whole * least <= largest:
-            channels, room = least, largest
-    else:
-        channels = max(1024 // whole, 1)
+    whole = triton.next_power_of_2(total)
+    channels = max(_SECTOR // x.element_size() if is_channels_last(x) else 1024 // whole, 1)
     channels = min(triton.next_power_of_2(c), channels)
-    windows = min(whole, room // channels)
+    windows = min(whole, (largest if whole * channels <= largest else ROOM) // channels)
     return Tile(wide, total, windows, channels, min(_WARPS, max(1, windows * channels // (32 * _WINDOWS_PER_THREAD))))

@@ -1,8 +1,9 @@
 """InstanceNorm, activation and 2×2 pooling in one pass, as Triton kernels on tiles of an image (`tiles.py`).
 
-The kernels are written for images of several tiles, which they read three times (mean, centred squares, result). Where
-an image is one tile the loops fold at compile time and their loads merge into one; the compile check shows it. The
-variance is the mean of the centred squares, never E[x²] − mean².
+The kernels are written for images of several tiles, which they read twice (statistics, result). Where an image is one
+tile the loops fold at compile time and their loads merge into one; the compile check shows it. The variance is the mean
+of the centred squares, never E[x²] − mean²: those of each tile about its mean, which are combined as they come (Chan,
+Golub & LeVeque, 1983).
 """
 
 import triton
@@ -13,7 +14,7 @@ from .. import launch
 from ..numerics import LEAKY_SLOPE, is_channels_last, memory_format, pooled_shape, working_dtype
 from ..row_means import class_means
 from . import tiles
-from .tiles import centre, choose_tile, load, pooled, spread, store, sum_taps
+from .tiles import centre, choose_tile, load, pixels, place, pooled, spread, store, sum_taps
 
 SLOPE: tl.constexpr = tl.constexpr(LEAKY_SLOPE)
 
@@ -100,22 +101,27 @@ def norm_relu_pool_fwd_kernel(
     WINDOWS: tl.constexpr = TILE[2]
     CHANNELS: tl.constexpr = TILE[3]
     TOTAL: tl.constexpr = (H + 1) // 2 * TILE[1]
-    n = tl.program_id(0).to(tl.int64)
-    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    n, channel = place(IMAGE, TILE)
+    n = n.to(tl.int64)
     x_ptr += n * (C * H * W)
     out_ptr += n * (C * H * W if POOL == "none" else C * (H // 2) * (W // 2))
-    weight, bias = _load_affine(weight_ptr, bias_ptr, channel, IMAGE, TILE, ACC)
-    eps = tl.cast(eps, ACC)
 
-    mean = weight * 0
+    count = tl.cast(0.0, ACC)
+    mean = tl.zeros((CHANNELS,), ACC)
+    _, mean = spread(mean, mean, TILE[0])
+    squares = mean
     for first in range(0, TOTAL, WINDOWS):
-        mean += sum_taps(load(x_ptr, first, channel, IMAGE, TILE, ACC), TILE)
-    mean = mean / (H * W)
-    variance = weight * 0
-    for first in range(0, TOTAL, WINDOWS):
-        d = centre(load(x_ptr, first, channel, IMAGE, TILE, ACC), mean, first, IMAGE, TILE)
-        variance += sum_taps(_products(d, d), TILE)
-    rstd = tl.rsqrt(variance / (H * W) + eps)
+        own_count = pixels(first, IMAGE, TILE, ACC)
+        x = load(x_ptr, first, channel, IMAGE, TILE, ACC)
+        own_mean = sum_taps(x, TILE) / tl.maximum(own_count, 1.0)
+        d = centre(x, own_mean, first, IMAGE, TILE)
+        share = own_count / (count + own_count)
+        squares += sum_taps(_products(d, d), TILE) + (own_mean - mean) * (own_mean - mean) * count * share
+        mean += (own_mean - mean) * share
+        count += own_count
+    rstd = tl.rsqrt(squares / (H * W) + tl.cast(eps, ACC))
+    # Loaded only now: values that live through the sums above would spill.
+    weight, bias = _load_affine(weight_ptr, bias_ptr, channel, IMAGE, TILE, ACC)
     for first in range(0, TOTAL, WINDOWS):
         d = centre(load(x_ptr, first, channel, IMAGE, TILE, ACC), mean, first, IMAGE, TILE)
         a = _activated(d, rstd * weight, bias, ACTIVATION)
@@ -135,6 +141,7 @@ def norm_relu_pool_mean_kernel(
     weight_ptr,
     bias_ptr,
     out_ptr,
+    n_classes,
     eps,
     IMAGE: tl.constexpr,
     TILE: tl.constexpr,
@@ -147,16 +154,16 @@ def norm_relu_pool_mean_kernel(
     C: tl.constexpr = IMAGE[2]
     WINDOWS: tl.constexpr = TILE[2]
     CHANNELS: tl.constexpr = TILE[3]
-    label = tl.program_id(0).to(tl.int64)
-    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    label, channel = place(IMAGE, TILE)
+    label = label.to(tl.int64)
     weight, bias = _load_affine(weight_ptr, bias_ptr, channel, IMAGE, TILE, ACC)
     eps = tl.cast(eps, ACC)
 
     # A program adds up its share of a class's images; the shares are added afterwards, in their order.
     class_first = tl.load(offsets_ptr + label)
     class_last = tl.load(offsets_ptr + label + 1)
-    share = tl.cdiv(class_last - class_first, tl.num_programs(2))
-    share_first = class_first + tl.program_id(2) * share
+    share = tl.cdiv(class_last - class_first, tl.num_programs(1))
+    share_first = class_first + tl.program_id(1) * share
     share_last = tl.minimum(share_first + share, class_last)
     total = tl.zeros((WINDOWS, CHANNELS) if TILE[0] else (CHANNELS, WINDOWS), ACC)
     for n in range(share_first, share_last):
@@ -167,7 +174,7 @@ def norm_relu_pool_mean_kernel(
         total += _pool(_activated(d, tl.rsqrt(variance + eps) * weight, bias, ACTIVATION), POOL)
     total /= tl.maximum(class_last - class_first, 1).to(ACC)
 
-    out_ptr += (tl.program_id(2) * tl.num_programs(0) + label) * (C * (H // 2) * (W // 2))
+    out_ptr += (tl.program_id(1) * tl.cast(n_classes, tl.int64) + label) * (C * (H // 2) * (W // 2))
     # Flattened in NCHW order, whatever the format of the images.
     offset, mask = pooled(0, channel, IMAGE, TILE, False)
     tl.store(out_ptr + offset, total, mask=mask)
@@ -258,8 +265,8 @@ def norm_relu_pool_bwd_kernel(
     WINDOWS: tl.constexpr = TILE[2]
     CHANNELS: tl.constexpr = TILE[3]
     TOTAL: tl.constexpr = (H + 1) // 2 * TILE[1]
-    n = tl.program_id(0).to(tl.int64)
-    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    n, channel = place(IMAGE, TILE)
+    n = n.to(tl.int64)
     x_ptr += n * (C * H * W)
     grad_x_ptr += n * (C * H * W)
     grad_ptr += n * (C * H * W if POOL == "none" else C * (H // 2) * (W // 2))
@@ -311,7 +318,7 @@ def norm_relu_pool(
     rstd = launch.empty((n, c), working_dtype(x.dtype), x.device)
     launch.start(
         norm_relu_pool_fwd_kernel,
-        (n, triton.cdiv(c, tile.channels)),
+        (tile.programs(x, n),),
         x_ptr=x if last else x.contiguous(),
         weight_ptr=weight,
         bias_ptr=bias,
@@ -350,7 +357,7 @@ def norm_relu_pool_backward(
         grad = grad.contiguous()
     launch.start(
         norm_relu_pool_bwd_kernel,
-        (n, triton.cdiv(c, tile.channels)),
+        (tile.programs(x, n),),
         grad_ptr=grad,
         x_ptr=x if last else x.contiguous(),
         mean_ptr=mean,
@@ -389,12 +396,13 @@ def norm_relu_pool_mean(
     sums = launch.empty((shares, classes, c * h * w), working_dtype(x.dtype), x.device)
     launch.start(
         norm_relu_pool_mean_kernel,
-        (classes, triton.cdiv(c, tile.channels), shares),
+        (tile.programs(x, classes), shares),
         x_ptr=x if is_channels_last(x) else x.contiguous(),
         offsets_ptr=offsets.contiguous(),
         weight_ptr=weight,
         bias_ptr=bias,
         out_ptr=sums,
+        n_classes=classes,
         eps=eps,
         ACTIVATION=activation,
         POOL=pool,
