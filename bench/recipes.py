@@ -1,0 +1,239 @@
+"""Accuracy of each addition to DM at small budgets: partition, a pool of trained networks, cross-entropy.
+
+    python -m bench.recipes --data_path data [--only FashionMNIST-1 …] [--rungs dm partition …] [--seeds 0 1 2]
+                            [--protocols idc dm] [--iterations N] [--validation]
+
+A seed decides one condensed set: initial images, networks, draws. Its accuracy is that of the last epoch, mean and
+standard deviation over networks; random images of the same number, under the same protocol, are the rung "random".
+A run replaces the rows that it measures and keeps the others of this machine, each with the commit that it comes from.
+Seconds are those of the processor, over all threads, so that what else it is doing does not count.
+
+validation: a tenth of every class is held out of the training images and tested on in place of the test images; that is
+where weights and learning rates are chosen.
+"""
+
+import argparse
+import dataclasses
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import fastdm
+from bench.harness import arguments, cells, machine, plots
+from bench.harness.records import STEP, Recorder, Result, Row, Suite, same_machine
+from fastdm.data.pool import Dataset, Pool
+from fastdm.networks.trained import NetworkPool
+
+BATCH_REAL = 64
+NETWORKS = 3
+EPOCHS = 300
+
+MODE_M = {"strategy": "color_crop_cutout", "aug_mode": "M"}
+TRAINED = {"recipe": "trained"}
+RUNGS: dict[str, dict[str, Any]] = {
+    "random": {},
+    "dm": {},
+    "dm, mode M": MODE_M,
+    "dm, mode M, clamp": MODE_M | {"clamp": True},
+    "initial canvases": MODE_M | {"partition": 2, "iterations": 0},
+    "partition alone": {"partition": 2, "clamp": False},
+    "partition": MODE_M | {"partition": 2},
+    "pool": TRAINED | {"ce_weight": 0.0},
+    "trained": TRAINED,
+    "trained, weight 10": TRAINED | {"ce_weight": 10.0},
+}
+"""Settings of each, besides the budget; a partition of 2 is the recipe's too."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A data set and a budget: iterations, and epochs of the two networks of the pool."""
+
+    dataset: str
+    ipc: int
+    iterations: int
+    pool_epochs: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.dataset}-{self.ipc}"
+
+
+CASES = [Case("FashionMNIST", 1, 500, 2), Case("FashionMNIST", 10, 300, 2), Case("CIFAR10", 10, 400, 3)]
+
+
+def held_out(dataset: Dataset, every: int = 10) -> Dataset:
+    """The data set with every tenth training image of a class as its test image, and out of the training images."""
+    offsets = dataset.train.class_offsets
+    classes = [torch.arange(int(first), int(last)) for first, last in itertools.pairwise(offsets)]
+
+    def part(choose: Callable[[torch.Tensor], torch.Tensor]) -> Pool:
+        rows = [choose(places) for places in classes]
+        ends = torch.tensor([0, *(len(places) for places in rows)]).cumsum(0)
+        return Pool(dataset.train.read(torch.cat(rows)), ends)
+
+    train = part(lambda places: places[torch.arange(len(places)) % every != 0])
+    return dataclasses.replace(dataset, train=train, test=part(lambda places: places[::every]))
+
+
+class Timed:
+    """Seconds that the processor worked, over all threads."""
+
+    def __enter__(self) -> "Timed":
+        self._begin = time.process_time()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds = round(time.process_time() - self._begin, 1)
+
+
+def measure(
+    case: Case, dataset: Dataset, rung: str, settings: Mapping[str, Any], seed: int, options: argparse.Namespace
+) -> Row:
+    row: Row = {}
+    condensed: Any = fastdm.random_selection(dataset, case.ipc, seed)
+    if rung != "random":
+        losses: list[float] = []
+        how: dict[str, Any] = {"iterations": case.iterations, "batch_real": options.batch_real} | dict(settings)
+        how |= {} if options.lr_img is None else {"lr_img": options.lr_img}
+        with Timed() as spent:
+            condensed = fastdm.condense(
+                dataset, case.ipc, seed=seed, device=options.device, callback=lambda _, x, __: losses.append(x), **how
+            )
+        row["condensation_seconds"] = spent.seconds
+        row |= {name: condensed.settings[name] for name in ("precision", "lr_img", "ce_weight")}
+        if losses:
+            row["loss_first_25"] = round(statistics.fmean(losses[:25]), 3)
+            row["loss_last_25"] = round(statistics.fmean(losses[-25:]), 3)
+    for protocol in options.protocols:
+        with Timed() as spent:
+            evaluation = fastdm.evaluate(
+                condensed,
+                dataset,
+                num_eval=NETWORKS,
+                epochs=options.epochs,
+                protocol=protocol,
+                seed=seed,
+                device=options.device,
+                precision="bf16",
+            )
+        ((network, mean),) = evaluation.mean.items()
+        row[protocol] = round(100 * mean, 2)
+        row[f"{protocol}_std"] = round(100 * evaluation.std[network], 2)
+        row[f"{protocol}_seconds"] = spent.seconds
+    return row
+
+
+def _bars(result: Result) -> Any:
+    """Accuracy under "idc", mean over seeds, of each rung and case."""
+    rows = [row for row in result["rows"] if "idc" in row and not row["validation"]]
+    names = list(dict.fromkeys(row["name"] for row in rows))
+    rungs = [rung for rung in RUNGS if any(row["rung"] == rung for row in rows)]
+    if not rows:
+        return None
+
+    def mean(rung: str, name: str) -> float:
+        found = [row["idc"] for row in rows if (row["rung"], row["name"]) == (rung, name)]
+        return statistics.fmean(found) if found else float("nan")
+
+    colors = [plots.THEIRS, plots.OTHER, plots.LINE, plots.OURS]
+    series = [
+        plots.Series(rung, [mean(rung, name) for name in names], colors[number % 4])
+        for number, rung in enumerate(rungs)
+    ]
+    return plots.bars(result, names, series, "test accuracy, %", row_inches=0.2 * len(rungs))[0]
+
+
+_COLUMNS = [
+    ("set", cells.text("name")),
+    ("images", cells.text("rung")),
+    ("seed", cells.text("seed")),
+    ("held out", lambda row: "yes" if row["validation"] else ""),
+    ("lr", cells.number("lr_img")),
+    ("weight of CE", lambda row: f"{row['ce_weight']:g}" if row.get("ce_weight") else ""),
+    ("idc", cells.plus_minus("idc", "idc_std")),
+    ("dm", cells.plus_minus("dm", "dm_std")),
+    ("loss, first 25", cells.number("loss_first_25")),
+    ("last 25", cells.number("loss_last_25")),
+    ("pool, %", cells.text("pool_accuracies")),
+    ("pool, s", cells.number("pool_seconds", "{:.0f}")),
+    ("condensation, s", cells.number("condensation_seconds", "{:.0f}")),
+    ("evaluation, s", cells.number("idc_seconds", "{:.0f}")),
+]
+SUITE = Suite(
+    "recipes",
+    "Additions to DM",
+    f"Test accuracy in % of one condensed set per row, mean and standard deviation over {NETWORKS} networks at the last "
+    "epoch, under the protocols of IDC and of DM. Seconds of the processor, over all threads.",
+    (*STEP, "synthetic", "evaluation", "applications"),
+    _COLUMNS,
+    plots={"bars": _bars},
+)
+
+
+def main() -> None:
+    parser = arguments.parser(__doc__, device=True, data=True)
+    parser.add_argument("--only", nargs="+", default=[case.name for case in CASES], help="data set and ipc")
+    parser.add_argument("--rungs", nargs="+", default=list(RUNGS), choices=list(RUNGS), metavar="RUNG")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--protocols", nargs="+", default=["idc", "dm"], choices=["idc", "dm"])
+    parser.add_argument("--iterations", type=int, help="in place of the case's")
+    parser.add_argument("--pool_epochs", type=int, help="in place of the case's")
+    parser.add_argument("--batch_real", type=int, default=BATCH_REAL)
+    parser.add_argument("--lr_img", type=float, help="in place of the default")
+    parser.add_argument("--epochs", type=int, default=EPOCHS, help="of the evaluation")
+    parser.add_argument("--validation", action="store_true", help="hold out training images, and test on them")
+    parser.add_argument("--pools", type=Path, default=Path("result/pools"), help="folder that keeps trained networks")
+    options = parser.parse_args()
+    cases = [case for case in CASES if case.name in options.only]
+    if options.smoke:
+        cases, options.epochs = [Case("digits", 1, 2, 1)], 1
+    change = {"iterations": options.iterations, "pool_epochs": options.pool_epochs}
+    cases = [dataclasses.replace(case, **{k: v for k, v in change.items() if v is not None}) for case in cases]
+
+    recorder = Recorder(SUITE, {"networks": NETWORKS, "smoke": options.smoke}, options.device)
+    recorder.rows += same_machine(machine.describe(options.device), SUITE.name)
+    for case in cases:
+        dataset = fastdm.open_dataset(case.dataset, data_path=options.data_path)
+        dataset = held_out(dataset) if options.validation else dataset
+        in_pool = [rung for rung in options.rungs if "recipe" in RUNGS[rung]]
+        pool, about = trained(case, dataset, options) if in_pool else (None, {})
+        for seed, rung in itertools.product(options.seeds, options.rungs):
+            row: Row = {
+                "name": f"{case.dataset} ipc {case.ipc}, {case.iterations} iterations",
+                "rung": rung,
+                "seed": seed,
+                "validation": options.validation,
+                "batch_real": options.batch_real,
+                "epochs": options.epochs,
+                "given_lr_img": options.lr_img,
+                "pool_epochs": case.pool_epochs if rung in in_pool else None,
+            }
+            recorder.rows = [earlier for earlier in recorder.rows if any(earlier[key] != row[key] for key in row)]
+            row |= {"commit": machine.commit()} | (about if rung in in_pool else {})
+            how = RUNGS[rung] | ({"pool": pool} if rung in in_pool else {})
+            recorder.add(row, partial(measure, case, dataset, rung, how, seed, options))
+
+
+def trained(case: Case, dataset: Dataset, options: argparse.Namespace) -> tuple[NetworkPool, Row]:
+    """Two networks trained on the data set, kept in a file; and what they reach and took."""
+    path = options.pools / f"{case.dataset}-{case.pool_epochs}{'-held-out' * options.validation}.safetensors"
+    seconds = path.with_suffix(".seconds")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    how: dict[str, Any] = {"device": options.device, "precision": "bf16", "save_path": path, "resume": True}
+    with Timed() as spent:
+        pool = fastdm.train_pool(dataset, networks=2, epochs=case.pool_epochs, **how)
+    if not seconds.exists():
+        seconds.write_text(str(spent.seconds))
+    accuracies = " ".join(f"{100 * value:.1f}" for value in pool.accuracies)
+    return pool, {"pool_accuracies": accuracies, "pool_seconds": float(seconds.read_text())}
+
+
+if __name__ == "__main__":
+    main()
