@@ -28,12 +28,6 @@ from fastdm.augmentation import FAMILIES, Strategy
 from fastdm.kernels import class_mean_difference, dsa, norm_relu_pool, norm_relu_pool_mean
 
 
-def eager(function: Callable[[], object]) -> int:
-    with OpCounter() as count:
-        function()
-    return count.moved
-
-
 def interpret() -> None:
     """Have Triton interpret the kernels of this process, in which nothing must have imported it yet."""
     if "triton" in sys.modules and os.environ.get("TRITON_INTERPRET") != "1":
@@ -77,6 +71,13 @@ def kernels(function: Callable[[], object]) -> tuple[int, int]:
     ):
         function()
     return moved["create_masked_load"], moved["create_masked_store"]
+
+
+def eager(function: Callable[[], object]) -> int:
+    """Bytes that plain PyTorch moves in a call."""
+    with OpCounter() as count:
+        function()
+    return count.moved
 
 
 def row(name: str, unit: str, size: float, ours: Sequence[float], plain: float) -> Row:
@@ -141,39 +142,36 @@ def others() -> Iterator[Row]:
         pairs = zip(class_means(real), class_means(synthetic), strict=True)
         return torch.stack([(one - other).square().sum() for one, other in pairs]).sum()
 
-    def counted(name: str, size: int, ours: Callable[[], object], theirs: Callable[[], object]) -> Row:
-        return row(name, "X", size, kernels(ours), eager(theirs))
+    def gradient(op: Callable[[Tensor], Tensor]) -> Callable[[], object]:
+        leaf = x.clone().requires_grad_()
+        out = op(leaf)
+        return partial(torch.autograd.grad, out, leaf, torch.ones_like(out))
 
     x, last = images(4, 16, 32, 32), images(64, 16, 8, 8)
-    (one, out), (other, plain_out) = ((leaf, op(leaf)) for op in (norm_relu_pool, plain) for leaf in [_leaf(x)])
-    grad = torch.ones_like(out)
-    yield counted("norm_relu_pool", 2 * x.numel(), lambda: norm_relu_pool(x), lambda: plain(x))
-    yield counted(
-        "norm_relu_pool, gradient",
-        2 * x.numel(),
-        lambda: torch.autograd.grad(out, one, grad),
-        lambda: torch.autograd.grad(plain_out, other, grad),
-    )
     offsets = torch.tensor([0, 32, 64])
-    means = partial(norm_relu_pool_mean, last, offsets)
-    yield counted("norm_relu_pool_mean", 2 * last.numel(), means, lambda: class_means(plain(last)))
     real, synthetic = torch.randn(2, 64, 512, generator=generator)
-    difference = partial(class_mean_difference, real, synthetic, offsets, offsets)
-    yield counted("class_mean_difference", 8 * real.numel(), difference, lambda: loss(real, synthetic))
-
-
-def _leaf(x: Tensor) -> Tensor:
-    return x.clone().requires_grad_()
+    forms: dict[str, tuple[int, Callable[[], object], Callable[[], object]]] = {
+        "norm_relu_pool": (2 * x.numel(), lambda: norm_relu_pool(x), lambda: plain(x)),
+        "norm_relu_pool, gradient": (2 * x.numel(), gradient(norm_relu_pool), gradient(plain)),
+        "norm_relu_pool_mean": (
+            2 * last.numel(),
+            lambda: norm_relu_pool_mean(last, offsets),
+            lambda: class_means(plain(last)),
+        ),
+        "class_mean_difference": (
+            8 * real.numel(),
+            lambda: class_mean_difference(real, synthetic, offsets, offsets),
+            lambda: loss(real, synthetic),
+        ),
+    }
+    for name, (size, ours, theirs) in forms.items():
+        yield row(name, "X", size, kernels(ours), eager(theirs))
 
 
 def measure(smoke: bool = False) -> Iterator[Row]:
     interpret()
     yield from () if smoke else augmentations()
     yield from others()
-
-
-def _in_units(key: str) -> cells.Cell:
-    return lambda row: f"{row[key]:.3g} {row['unit']}"
 
 
 SUITE = Suite(
@@ -183,13 +181,9 @@ SUITE = Suite(
     "every operation counted as reading its arguments and writing its results once. P: the batch in float32; X: the "
     "input of the op.",
     ("kernels",),
-    [
-        ("op", cells.text("name")),
-        ("read", _in_units("read")),
-        ("written", _in_units("written")),
-        ("together", _in_units("ours")),
-        ("plain PyTorch", _in_units("eager")),
-    ],
+    cells.columns(
+        "op | name; read | read | unit; written | written | unit; together | ours | unit; plain PyTorch | eager | unit"
+    ),
     everywhere=True,
 )
 
