@@ -27,13 +27,13 @@ def measure(work: Workload, device: torch.device, networks: int, epochs: int, cl
     def run() -> None:
         fastdm.evaluate(condensed, dataset, num_eval=networks, epochs=epochs, seed=next(seeds), device=device)
 
-    seconds = [timed(run, 1, device) for _ in range(3)]
+    seconds = records.spread([timed(run, 1, device) for _ in range(3)])
     return {
         "networks": networks,
         "epochs": epochs,
         "test_images": class_tests * work.classes,
-        "seconds": {"all": records.spread(seconds)},
-        "networks_epochs_per_s": networks * epochs / records.spread(seconds)["median"],
+        "seconds": {"all": seconds},
+        "networks_epochs_per_s": networks * epochs / seconds["median"],
     }
 
 
@@ -42,14 +42,12 @@ SUITE = Suite(
     "Evaluation",
     "Training of networks on a condensed set, and their test.",
     (*STEP, "evaluation"),
-    [
-        ("size", cells.text("name")),
-        ("networks", cells.text("networks")),
-        ("epochs", cells.text("epochs")),
-        ("test images", cells.number("test_images", "{:,.0f}")),
-        ("s", cells.spread("all", 1.0)),
-        ("networks × epochs per s", cells.number("networks_epochs_per_s")),
-    ],
+    cells.columns(
+        """
+        size | name; networks; epochs; test images | test_images | ,.0f
+        s | all | s; networks × epochs per s | networks_epochs_per_s | .3g
+        """
+    ),
 )
 
 

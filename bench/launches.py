@@ -62,13 +62,12 @@ def measure(loop: str, aug_mode: str) -> Row:
 
 
 def _counts(result: Result) -> Any:
-    rows = result["rows"]
     series = [
-        plots.Series(f"{classes} classes", values, color, [f"{value:,}" for value in values])
+        (f"{classes} classes", key, color, cells.number(key, "{:,.0f}"))
         for classes, color in zip(CLASSES, (plots.OURS, plots.OTHER), strict=True)
-        if (values := [row[f"ops_{classes}_classes"] for row in rows])
+        for key in [f"ops_{classes}_classes"]
     ]
-    return plots.bars(result, [row["name"] for row in rows], series, "ops per iteration", limits=(10, 100_000))[0]
+    return plots.grouped(result, "ops per iteration", series, log=True)
 
 
 SUITE = Suite(
@@ -77,13 +76,12 @@ SUITE = Suite(
     "Counted by dispatch: ops that do work, which on a GPU are launches of at least one kernel, and the bytes of all "
     "results. The package's count does not depend on the classes of a chunk. “device” is the path of a GPU.",
     STEP,
-    [
-        ("loop", cells.text("name")),
-        ("ops, 10 classes", cells.number("ops_10_classes", "{:,.0f}")),
-        ("ops, 100 classes", cells.number("ops_100_classes", "{:,.0f}")),
-        ("MB allocated, 10 classes", cells.number("bytes_10_classes", "{:.3g}", 1e6)),
-        ("MB allocated, 100 classes", cells.number("bytes_100_classes", "{:.3g}", 1e6)),
-    ],
+    cells.columns(
+        """
+        loop | name; ops, 10 classes | ops_10_classes | ,.0f; ops, 100 classes | ops_100_classes | ,.0f
+        MB allocated, 10 classes | bytes_10_classes | .3g/1e6; MB allocated, 100 classes | bytes_100_classes | .3g/1e6
+        """
+    ),
     plots={"counts": _counts},
 )
 

@@ -21,22 +21,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.baselines import public_loop
+from bench.baselines.public_augment import Param, diff_augment
 from bench.harness import arguments, cells
 from bench.harness.counter import OpCounter
 from bench.harness.records import Recorder, Row, Suite
 from fastdm.augmentation import FAMILIES, Strategy
 from fastdm.kernels import class_mean_difference, dsa, norm_relu_pool, norm_relu_pool_mean
 
-
 COMPILED_ROOM = 4096
 """Windows · channels of a tile where kernels are compiled: the interpreter takes larger ones."""
-
-
-def eager(function: Callable[[], object]) -> int:
-    with OpCounter() as count:
-        function()
-    return count.moved
 
 
 def interpret() -> None:
@@ -118,6 +111,13 @@ def memory_reads(function: Callable[[], object], sector: int, cache: int) -> int
     return misses * sector
 
 
+def eager(function: Callable[[], object]) -> int:
+    """Bytes that plain PyTorch moves in a call."""
+    with OpCounter() as count:
+        function()
+    return count.moved
+
+
 def row(name: str, unit: str, size: float, ours: Sequence[float], plain: float) -> Row:
     """Everything in units of `size` bytes."""
     read, written = (value / size for value in ours)
@@ -140,8 +140,8 @@ def augmentation(families: str) -> dict[str, list[float]]:
     # A batch as large as DM's for the public code, in which what does not grow with the batch is nothing.
     large, large_grad = torch.randn(2, 256, *shape, generator=generator)
     large_leaf = large.clone().requires_grad_()
-    large_out = public_loop.diff_augment(large_leaf, families, 0, "M")
-    forward = eager(lambda: public_loop.diff_augment(large, families, 0, "M"))
+    large_out = diff_augment(large_leaf, families, 0, Param("M"))
+    forward = eager(lambda: diff_augment(large, families, 0, Param("M")))
     backward = eager(lambda: torch.autograd.grad(large_out, large_leaf, large_grad))
     calls: dict[str, tuple[Callable[[], object], int]] = {
         "uint8 → bfloat16": (read, forward),
@@ -180,26 +180,31 @@ def others() -> Iterator[Row]:
         pairs = zip(class_means(real), class_means(synthetic), strict=True)
         return torch.stack([(one - other).square().sum() for one, other in pairs]).sum()
 
-    def counted(name: str, size: int, ours: Callable[[], object], theirs: Callable[[], object]) -> Row:
-        return row(name, "X", size, kernels(ours), eager(theirs))
+    def gradient(op: Callable[[Tensor], Tensor]) -> Callable[[], object]:
+        leaf = x.clone().requires_grad_()
+        out = op(leaf)
+        return partial(torch.autograd.grad, out, leaf, torch.ones_like(out))
 
     x, last = images(4, 16, 32, 32), images(64, 16, 8, 8)
-    (one, out), (other, plain_out) = ((leaf, op(leaf)) for op in (norm_relu_pool, plain) for leaf in [_leaf(x)])
-    grad = torch.ones_like(out)
-    yield counted("norm_relu_pool", 2 * x.numel(), lambda: norm_relu_pool(x), lambda: plain(x))
-    yield counted(
-        "norm_relu_pool, gradient",
-        2 * x.numel(),
-        lambda: torch.autograd.grad(out, one, grad),
-        lambda: torch.autograd.grad(plain_out, other, grad),
-    )
-    yield from _from_memory(images(6, 32, 64, 64))
     offsets = torch.tensor([0, 32, 64])
-    means = partial(norm_relu_pool_mean, last, offsets)
-    yield counted("norm_relu_pool_mean", 2 * last.numel(), means, lambda: class_means(plain(last)))
     real, synthetic = torch.randn(2, 64, 512, generator=generator)
-    difference = partial(class_mean_difference, real, synthetic, offsets, offsets)
-    yield counted("class_mean_difference", 8 * real.numel(), difference, lambda: loss(real, synthetic))
+    forms: dict[str, tuple[int, Callable[[], object], Callable[[], object]]] = {
+        "norm_relu_pool": (2 * x.numel(), lambda: norm_relu_pool(x), lambda: plain(x)),
+        "norm_relu_pool, gradient": (2 * x.numel(), gradient(norm_relu_pool), gradient(plain)),
+        "norm_relu_pool_mean": (
+            2 * last.numel(),
+            lambda: norm_relu_pool_mean(last, offsets),
+            lambda: class_means(plain(last)),
+        ),
+        "class_mean_difference": (
+            8 * real.numel(),
+            lambda: class_mean_difference(real, synthetic, offsets, offsets),
+            lambda: loss(real, synthetic),
+        ),
+    }
+    for name, (size, ours, theirs) in forms.items():
+        yield row(name, "X", size, kernels(ours), eager(theirs))
+    yield from _from_memory(images(6, 32, 64, 64))
 
 
 def _from_memory(x: Tensor) -> Iterator[Row]:
@@ -207,7 +212,7 @@ def _from_memory(x: Tensor) -> Iterator[Row]:
 
     On a GPU there are thousands of images in a launch and tens in the cache. Plain PyTorch reads x once an operation.
     """
-    leaf = _leaf(x)
+    leaf = x.clone().requires_grad_()
     out = norm_relu_pool(leaf)
     grad = torch.ones_like(out)
     calls: dict[str, Callable[[], object]] = {
@@ -220,18 +225,10 @@ def _from_memory(x: Tensor) -> Iterator[Row]:
             yield row(f"{name}, reads of memory in {sector} B", "X", 2 * x.numel(), (read, 0), 2 * x.numel())
 
 
-def _leaf(x: Tensor) -> Tensor:
-    return x.clone().requires_grad_()
-
-
 def measure(smoke: bool = False) -> Iterator[Row]:
     interpret()
     yield from () if smoke else augmentations()
     yield from others()
-
-
-def _in_units(key: str) -> cells.Cell:
-    return lambda row: f"{row[key]:.3g} {row['unit']}"
 
 
 SUITE = Suite(
@@ -241,13 +238,9 @@ SUITE = Suite(
     "every operation counted as reading its arguments and writing its results once. P: the batch in float32; X: the "
     "input of the op.",
     ("kernels",),
-    [
-        ("op", cells.text("name")),
-        ("read", _in_units("read")),
-        ("written", _in_units("written")),
-        ("together", _in_units("ours")),
-        ("plain PyTorch", _in_units("eager")),
-    ],
+    cells.columns(
+        "op | name; read | read | unit; written | written | unit; together | ours | unit; plain PyTorch | eager | unit"
+    ),
     everywhere=True,
 )
 

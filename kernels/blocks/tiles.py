@@ -178,7 +178,7 @@ class Tile(NamedTuple):
 
     def programs(self, x: Tensor, images: int) -> int:
         """Return the programs that `place` shares out: one for every tile of channels of so many images."""
-        return images * triton.cdiv(x.shape[1], self.channels)
+        return images * int(triton.cdiv(x.shape[1], self.channels))
 
     def constants(self, x: Tensor) -> dict[str, Any]:
         """Return the arguments that every kernel takes for images x [N, C, H, W]."""
