@@ -10,7 +10,7 @@ import typer
 
 from fastdm.cli import options
 from fastdm.cli.arguments import config_text
-from fastdm.cli.output import print_evaluation, print_outcome, print_total
+from fastdm.cli.output import among_ranks, print_evaluation, print_outcome, print_total
 from fastdm.errors import FastDMError
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from fastdm.evaluation.protocol import Protocol
     from fastdm.networks.trained import NetworkPool
     from fastdm.runs.options import RunOptions
+    from fastdm.system.ranks import Ranks
 
 SETTINGS = {"iteration": "iterations", "dsa_strategy": "strategy", "model": "network"}
 """Flags whose setting has another name."""
@@ -74,6 +75,7 @@ def condense(
     resume: options.Resume = False,
     overwrite: options.Overwrite = False,
     save_every: options.SaveEvery = 1000,
+    save_minutes: options.SaveMinutes = None,
     picture_every: options.PictureEvery = 1000,
     eval_every: options.EvalEvery = None,
     tensorboard: options.Tensorboard = False,
@@ -85,13 +87,21 @@ def condense(
     Writes under SAVE_PATH: res_DM_{dataset}_{model}_{ipc}ipc.pt (the public code's format), vis_DM_….png, a run folder
     per experiment with settings, flags (config.yaml), log, checkpoint and the set as safetensors, and report_DM_….html,
     a page that shows them. What is there already is refused: --resume continues it, --overwrite starts over.
+
+    Several processes that torchrun or srun started share the classes, and the networks of evaluations.
     """
+    from fastdm.system.ranks import was_restarted
+
     if resume and overwrite:
         raise FastDMError("--resume continues a run, and --overwrite starts over: give one of them")
-    _condense(ctx, SimpleNamespace(**ctx.params))
+    flags = SimpleNamespace(**ctx.params)
+    with among_ranks() as ranks:
+        if was_restarted():
+            flags.resume, flags.overwrite = True, False
+        _condense(ctx, flags, ranks)
 
 
-def _condense(context: typer.Context, flags: SimpleNamespace) -> None:
+def _condense(context: typer.Context, flags: SimpleNamespace, ranks: "Ranks") -> None:
     from fastdm.applications.experiments import run_experiments
     from fastdm.applications.report.page import report_of
     from fastdm.data.sources import open_dataset
@@ -119,7 +129,8 @@ def _condense(context: typer.Context, flags: SimpleNamespace) -> None:
         options=_run_options(flags, settings),
     )
     folders = [flags.save_path / f"{path.stem.removeprefix('res_')}_exp{number}" for number in range(flags.num_exp)]
-    print_outcome(path, report_of(path, folders, data), folders, evaluated=protocol is not None)
+    if ranks.first:
+        print_outcome(path, report_of(path, folders, data), folders, evaluated=protocol is not None)
 
 
 def _settings(
@@ -170,6 +181,7 @@ def _run_options(flags: SimpleNamespace, settings: "Settings") -> "RunOptions":
         resume=flags.resume,
         overwrite=flags.overwrite,
         save_every=flags.save_every,
+        save_minutes=flags.save_minutes,
         picture_every=flags.picture_every,
         progress=True,
         verbose=flags.verbose,

@@ -277,12 +277,12 @@ class Run:
                     f"keeps it finite{self._kept()}"
                 )
         if self._folder is not None and self._writes and losses:
-            seconds = round(self._read_at - self._began, 3)
-            for iteration in range(first, first + len(losses)):
-                if (pause := self._pauses.pop(iteration, None)) is not None:
-                    losses[iteration - first]["checkpoint_pause"] = round(pause, 4)
+            logged = [
+                {**values, **({"checkpoint_pause": self._pauses.pop(iteration)} if iteration in self._pauses else {})}
+                for iteration, values in enumerate(losses, first)
+            ]
             with self._written():
-                append_losses(self._folder, first, losses, seconds)
+                append_losses(self._folder, first, logged, round(self._read_at - self._began, 3))
                 if self._events is not None:
                     self._events.losses(first, [values["loss"] for values in losses])
         if self._progress is not None and losses:
@@ -294,7 +294,7 @@ class Run:
             return None
         start = time.monotonic()
         copied = self._state.copy()
-        self._pauses[self._done - 1] = time.monotonic() - start
+        self._pauses[self._done - 1] = round(time.monotonic() - start, 6)
         return copied
 
     def _save(self, copied: State | None = None) -> None:

@@ -38,13 +38,8 @@ def initial_images(
     if init == "noise":
         generator = torch.Generator().manual_seed(seed)
         shape = (dataset.num_classes * ipc, *dataset.image_shape)
-<<<<<<< HEAD
         first, last = ipc * real.first_class, ipc * (real.first_class + real.num_classes)
         return torch.randn(shape, generator=generator, dtype=torch.float32)[first:last].to(device, copy=True)
-=======
-        noise = torch.randn(shape, generator=generator, dtype=torch.float32)
-        return noise[ipc * real.first_class : ipc * (real.first_class + real.num_classes)].to(device, copy=True)
->>>>>>> 8157fff (Checkpoints in shards, written in the background; ranks)
     images = real.read(real.draw(seed, INIT_STEP, ipc * partition**2).flatten())
     return shrink(augment(images, [], mean=dataset.mean, std=dataset.std), partition).to(device)
 
