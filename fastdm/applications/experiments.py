@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -20,6 +20,7 @@ from fastdm.networks.trained import NetworkPool
 from fastdm.runs.options import RunOptions
 from fastdm.synthetic.synthetic_set import SyntheticSet, save_public
 from fastdm.system.files import locked, make_folder, user_path, writing
+from fastdm.system.ranks import Ranks, shared
 
 FILE = "evaluation.json"
 """In a run folder: what was measured of its set, and how."""
@@ -61,13 +62,14 @@ def run_experiments(
     stem = f"DM_{file_name(name or dataset.name)}_{settings.network}_{settings.ipc}ipc"
     experiments = _Experiments([save_path / f"{stem}_exp{e}" for e in range(num_exp)], save_path / f"res_{stem}.pt")
     evaluations = []
-    with _folder(save_path), locked(save_path / f".{stem}.lock", f"{save_path / stem}…"), experiments.noted():
+    with shared() as ranks, experiments.kept(ranks, save_path, stem):
         if options.resume:
             experiments.load()
         for experiment, folder in enumerate(experiments.folders):
             seeded = dataclasses.replace(settings, seed=settings.seed + experiment)
             its_protocol = protocol and dataclasses.replace(protocol, seed=protocol.seed + experiment)
-            watch = Watch(dataset, device, folder, save_path / f"vis_{stem}_exp{experiment}_iter", report)
+            picture = save_path / f"vis_{stem}_exp{experiment}_iter"
+            watch = Watch(dataset, device, folder, picture, report, writes=ranks.first)
             if its_protocol is not None and eval_every is not None:
                 watch.evaluate(
                     its_protocol, range(eval_every, settings.iterations, eval_every), f"experiment {experiment}"
@@ -81,11 +83,12 @@ def run_experiments(
                 continue
             title = f"experiment {experiment}"
             evaluation = read_evaluation(folder, synthetic, its_protocol) if options.resume else None
-            if evaluation is not None:
+            if all(ranks.exchange(evaluation is not None)) and evaluation is not None:
                 title += ", measured before"
             else:
                 evaluation = measure(synthetic, dataset, its_protocol, device, progress=options.progress)
-                write_evaluation(folder, synthetic, its_protocol, evaluation)
+                if ranks.first:
+                    write_evaluation(folder, synthetic, its_protocol, evaluation)
                 experiments.write()
                 if options.tensorboard:
                     watch.show(settings.iterations, evaluation)
@@ -121,6 +124,18 @@ class _Experiments:
         self.folders = folders
         self.path = path
         self.sets: dict[Path, SyntheticSet] = {}
+        self._writes = True
+
+    @contextmanager
+    def kept(self, ranks: Ranks, save_path: Path, stem: str) -> Iterator[None]:
+        """Keep the files to this job, of whose ranks the first one writes them; see `noted`."""
+        self._writes = ranks.first
+        with ExitStack() as stack:
+            if ranks.first:
+                stack.enter_context(_folder(save_path))
+                stack.enter_context(locked(save_path / f".{stem}.lock", f"{save_path / stem}…"))
+            stack.enter_context(self.noted())
+            yield
 
     @contextmanager
     def noted(self) -> Iterator[None]:
@@ -141,6 +156,8 @@ class _Experiments:
 
     def write(self) -> None:
         """Write the result file, with what was measured of each set."""
+        if not self._writes:
+            return
         ready = {folder: self.sets[folder] for folder in self.folders if folder in self.sets}
         kept = [read_evaluation(folder, synthetic) for folder, synthetic in ready.items()]
         save_public([*ready.values()], self.path, Evaluation.pooled(filter(None, kept)).accuracies)

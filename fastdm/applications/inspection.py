@@ -10,8 +10,8 @@ from fastdm.data.packed.format import PackedFile
 from fastdm.errors import FastDMError
 from fastdm.networks.trained import FORMAT as NETWORKS_FORMAT
 from fastdm.networks.trained import NetworkPool
-from fastdm.runs.checkpoint import FORMATS as CHECKPOINT_FORMATS
-from fastdm.runs.checkpoint import read_checkpoint
+from fastdm.runs.checkpoint import FORMAT as CHECKPOINT_FORMAT
+from fastdm.runs.checkpoint import SINGLE_FORMATS, read_checkpoint
 from fastdm.synthetic.public_file import PublicFile, read_public
 from fastdm.synthetic.set_file import is_safetensors
 from fastdm.synthetic.synthetic_set import SyntheticSet
@@ -22,12 +22,15 @@ from fastdm.system.files import user_path
 def inspect(path: str | Path, *, verify: bool = False) -> dict[str, Any]:
     """What a file holds.
 
-    verify: also compare the checksums of the images of a packed set, and of the tensors of a checkpoint; those of all
-    that a packed set says of its images, and of condensed sets, are compared always.
+    verify: also compare the checksums of the images of a packed set, and of the tensors of a checkpoint of version 0.1;
+    those of all that a packed set says of its images, and of what is smaller, are compared always.
 
     Raises FastDMError, naming the file, for one that is none of these, or damaged.
     """
     path = user_path(path)
+    if path.suffix == ".json":
+        checkpoint = read_checkpoint(path)
+        return {"kind": "checkpoint", "iteration": checkpoint.iteration, "settings": checkpoint.settings}
     if not is_safetensors(path):
         return _public_facts(read_public(path))
     try:
@@ -40,7 +43,9 @@ def inspect(path: str | Path, *, verify: bool = False) -> dict[str, Any]:
         if verify:
             packed.verify()
         return {"kind": "packed data set", **packed.summary()}
-    if metadata.get("format") in CHECKPOINT_FORMATS:
+    if metadata.get("format") == CHECKPOINT_FORMAT:
+        raise FastDMError(f"{path} is a part of a checkpoint: give {path.with_name('checkpoint.json')}, which names it")
+    if metadata.get("format") in SINGLE_FORMATS:
         return _checkpoint_facts(path, metadata, verify)
     if metadata.get("format") == NETWORKS_FORMAT:
         return {"kind": "pool of trained networks", **NetworkPool.load(path).summary()}

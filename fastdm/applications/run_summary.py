@@ -9,8 +9,12 @@ from typing import Any
 
 from fastdm.errors import FastDMError
 
-CHECKPOINT = "checkpoint.safetensors"
-PREVIOUS = "checkpoint-previous.safetensors"
+CHECKPOINTS = (
+    "checkpoint.json",
+    "checkpoint-previous.json",
+    "checkpoint.safetensors",
+    "checkpoint-previous.safetensors",
+)
 SET = "synthetic.safetensors"
 _MOST_HEADER = 100_000_000  # safetensors' own limit
 _LAST_LINES = 1 << 16
@@ -26,7 +30,7 @@ def summarise_run(folder: str | Path) -> dict[str, Any]:
     settings = _json(folder / "settings.json")
     if not isinstance(settings, dict):
         raise FastDMError(f"{folder} is not a run folder: it has no settings.json that could be read")
-    checkpoints = [iteration for name in (CHECKPOINT, PREVIOUS) if (iteration := _iteration(folder / name)) is not None]
+    checkpoints = [iteration for name in CHECKPOINTS if (iteration := _iteration(folder / name)) is not None]
     total = settings.get("iterations")
     facts: dict[str, Any] = {
         "kind": "run",
@@ -103,7 +107,8 @@ def _about(path: Path) -> dict[str, Any] | None:
 
 def _iteration(path: Path) -> int | None:
     try:
-        return int(_metadata(path)["iteration"])
+        index = _json(path) if path.suffix == ".json" else _metadata(path)
+        return int(index["iteration"])
     except (KeyError, TypeError, ValueError):
         return None
 

@@ -24,7 +24,10 @@ FILE = "evaluations.jsonl"
 
 
 class Watch:
-    """Looks at a run: a picture called `picture`{iteration}.png every 2,000 iterations, and evaluations."""
+    """Looks at a run: a picture called `picture`{iteration}.png every 2,000 iterations, and evaluations.
+
+    writes: whether this rank writes what it sees; all of them evaluate.
+    """
 
     def __init__(
         self,
@@ -33,12 +36,15 @@ class Watch:
         folder: Path,
         picture: Path,
         report: Callable[[str, Evaluation], None],
+        *,
+        writes: bool = True,
     ) -> None:
         self._dataset = dataset
         self._device = device
         self._folder = folder
         self._picture = picture
         self._report = report
+        self._writes = writes
         self._protocol: Protocol | None = None
         self._iterations = range(0)
         self._title = ""
@@ -55,22 +61,27 @@ class Watch:
             self.picture(iteration, synthetic)
         if iteration in self._iterations and self._protocol is not None:
             evaluation = measure(synthetic, self._dataset, self._protocol, self._device)
-            line = {"iteration": iteration, "mean": evaluation.mean, "accuracies": evaluation.accuracies}
-            try:
-                with (self._folder / FILE).open("a") as file:
-                    file.write(json.dumps(line) + "\n")
-            except OSError as error:
-                raise FastDMError(f"{self._folder / FILE} cannot be written: {reason(error)}") from error
+            if self._writes:
+                self._record(iteration, evaluation)
             self._report(f"{self._title}, iteration {iteration}", evaluation)
             self.show(iteration, evaluation)
 
+    def _record(self, iteration: int, evaluation: Evaluation) -> None:
+        line = {"iteration": iteration, "mean": evaluation.mean, "accuracies": evaluation.accuracies}
+        try:
+            with (self._folder / FILE).open("a") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise FastDMError(f"{self._folder / FILE} cannot be written: {reason(error)}") from error
+
     def picture(self, iteration: int, synthetic: SyntheticSet) -> None:
         """Write a picture of the set as it is after so many iterations."""
-        synthetic.save_grid(self._picture.with_name(f"{self._picture.name}{iteration}.png"))
+        if self._writes:
+            synthetic.save_grid(self._picture.with_name(f"{self._picture.name}{iteration}.png"))
 
     def show(self, iteration: int, evaluation: Evaluation) -> None:
         """Show what was measured in TensorBoard, if the run is shown there."""
-        if (self._folder / EVENTS).exists():
+        if self._writes and (self._folder / EVENTS).exists():
             events = Events(self._folder)
             events.accuracies(iteration, evaluation.mean)
             events.close()

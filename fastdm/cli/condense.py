@@ -10,7 +10,7 @@ import typer
 
 from fastdm.cli import options
 from fastdm.cli.arguments import config_text
-from fastdm.cli.output import print_evaluation, print_outcome, print_total
+from fastdm.cli.output import among_ranks, print_evaluation, print_outcome, print_total
 from fastdm.cli.settings import given_settings, named_dataset
 from fastdm.errors import FastDMError
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fastdm.data.pool import Dataset
     from fastdm.evaluation.protocol import Protocol
     from fastdm.runs.options import RunOptions
+    from fastdm.system.ranks import Ranks
 
 NOT_SETTINGS = ("config", "overwrite", "preset", "resume", "source", "verbose")
 """Flags that say how a command goes, not what it makes."""
@@ -71,6 +72,7 @@ def condense(
     resume: options.Resume = False,
     overwrite: options.Overwrite = False,
     save_every: options.SaveEvery = 1000,
+    save_minutes: options.SaveMinutes = None,
     picture_every: options.PictureEvery = 1000,
     eval_every: options.EvalEvery = None,
     tensorboard: options.Tensorboard = False,
@@ -82,16 +84,24 @@ def condense(
     Writes under SAVE_PATH: res_DM_{dataset}_{model}_{ipc}ipc.pt (the public code's format), vis_DM_….png, a run folder
     per experiment with settings, flags (config.yaml), log, checkpoint and the set as safetensors, and report_DM_….html,
     a page that shows them. What is there already is refused: --resume continues it, --overwrite starts over.
+
+    Several processes that torchrun or srun started share the classes, and the networks of evaluations.
     """
+    from fastdm.system.ranks import was_restarted
+
     if resume and overwrite:
         raise FastDMError("--resume continues a run, and --overwrite starts over: give one of them")
     named = named_dataset(ctx)
     if named is None and preset is not None:
         raise FastDMError(f"preset {preset} needs a data set: name a packed one, such as fastdm pack writes")
-    _condense(ctx, SimpleNamespace(**{**ctx.params, "dataset": named or dataset}))
+    flags = SimpleNamespace(**{**ctx.params, "dataset": named or dataset})
+    with among_ranks() as ranks:
+        if was_restarted():
+            flags.resume, flags.overwrite = True, False
+        _condense(ctx, flags, ranks)
 
 
-def _condense(context: typer.Context, flags: SimpleNamespace) -> None:
+def _condense(context: typer.Context, flags: SimpleNamespace, ranks: "Ranks") -> None:
     from fastdm.applications.experiments import run_experiments
     from fastdm.applications.report.page import report_of
     from fastdm.condensation.presets import find_preset
@@ -122,7 +132,8 @@ def _condense(context: typer.Context, flags: SimpleNamespace) -> None:
         options=_run_options(flags, settings),
     )
     folders = [flags.save_path / f"{path.stem.removeprefix('res_')}_exp{number}" for number in range(flags.num_exp)]
-    print_outcome(path, report_of(path, folders, data), folders, evaluated=protocol is not None)
+    if ranks.first:
+        print_outcome(path, report_of(path, folders, data), folders, evaluated=protocol is not None)
 
 
 def protocol_of(flags: SimpleNamespace, settings: "Settings", data: "Dataset") -> "Protocol":
@@ -155,6 +166,7 @@ def _run_options(flags: SimpleNamespace, settings: "Settings") -> "RunOptions":
         resume=flags.resume,
         overwrite=flags.overwrite,
         save_every=flags.save_every,
+        save_minutes=flags.save_minutes,
         picture_every=flags.picture_every,
         progress=True,
         verbose=flags.verbose,

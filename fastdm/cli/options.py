@@ -227,6 +227,9 @@ Resume = Annotated[bool, typer.Option("--resume", help="Resume from what save_pa
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start over where save_path already holds results.")]
 
 SaveEvery = Annotated[int, typer.Option("--save_every", min=1, help="Iterations between checkpoints.")]
+SaveMinutes = Annotated[
+    float | None, typer.Option("--save_minutes", help="Also minutes between checkpoints.  [default: any]")
+]
 
 PictureEvery = Annotated[int, typer.Option("--picture_every", min=1, help="Iterations between pictures.")]
 

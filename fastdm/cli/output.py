@@ -1,8 +1,10 @@
 """What commands print: tables and sentences on a terminal, JSON Lines elsewhere."""
 
 import json
+import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import TYPE_CHECKING, Any
@@ -17,12 +19,24 @@ from fastdm.system.text import printable
 
 if TYPE_CHECKING:
     from fastdm.evaluation.outcome import Evaluation
+    from fastdm.system.ranks import Ranks
 
 MOST_SHOWN = 8
 """Names that a table lists; of more it shows the first, and their number."""
 
 TOP5_FROM = 20
 """Classes from which on a table shows the top-5 accuracy."""
+
+
+@contextmanager
+def among_ranks() -> Iterator["Ranks"]:
+    """Join the ranks that torchrun or srun started; of these only the first one's output is shown."""
+    from fastdm.system.ranks import joined
+
+    with joined() as ranks, ExitStack() as stack:
+        if not ranks.first:
+            stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+        yield ranks
 
 
 def print_json(content: Mapping[str, Any]) -> None:

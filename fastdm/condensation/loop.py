@@ -15,19 +15,21 @@ from fastdm.condensation.build import build_step, op_by_op, prepare
 from fastdm.condensation.plan import MemoryPlan
 from fastdm.condensation.recipes import recipe_settings
 from fastdm.condensation.settings import Settings
+from fastdm.condensation.shards import Shard, shard
 from fastdm.condensation.step import Step
 from fastdm.data.pool import Dataset
 from fastdm.data.sources import open_dataset
 from fastdm.errors import FastDMError, unknown, whole_number
 from fastdm.networks.trained import NetworkPool
 from fastdm.runs.about import About
-from fastdm.runs.options import RunOptions
+from fastdm.runs.options import Observer, RunOptions
 from fastdm.runs.recording import peak_memory, recorded
 from fastdm.runs.run import Run
+from fastdm.runs.saving import State
 from fastdm.synthetic.synthetic_set import SyntheticSet, check_compatible
 from fastdm.system.device import chosen_backend, default_device, precision_context, undisturbed
 from fastdm.system.machine import machine
-from fastdm.system.signals import deferred
+from fastdm.system.ranks import Ranks, shared
 from fastdm.system.streams import stderr_to
 
 FINGERPRINT_IMAGES = 64
@@ -52,6 +54,7 @@ def condense(
     resume: bool = False,
     overwrite: bool = False,
     save_every: int = 1000,
+    save_minutes: float | None = None,
     picture_every: int = 1000,
     profile: range | None = None,
     callback: Callable[[int, float, Tensor], None] | None = None,
@@ -112,6 +115,7 @@ def condense(
         resume=resume,
         overwrite=overwrite,
         save_every=save_every,
+        save_minutes=save_minutes,
         picture_every=picture_every,
         profile=profile,
         callback=callback,
@@ -134,37 +138,64 @@ def condense_resolved(
     options.check(settings.iterations)
     _check_classes(dataset, settings)
     with (
+        shared() as ranks,
         chosen_backend(options.backend, device),
         precision_context(settings.precision, device, deterministic=settings.deterministic) as dtype,
     ):
-        step, plan = build_step(dataset, settings, device, dtype, options.chunk_memory, pool)
-        synthetic = partial(_synthetic_set, dataset, settings, step.images)
-        state = {"images": step.images, "velocity": step.velocity}
-        key = _resume_key(dataset, settings, pool)
-        run = Run(state, synthetic, settings.iterations, key, options, Settings().resume_key())
-        with closing(step), run:
-            notes = [*_introduce(run, dataset, settings, device, plan), *_prepare(run, step, device)]
+        own = shard(dataset, settings, ranks)
+        step, plan = build_step(dataset, settings, device, dtype, options.chunk_memory, pool, own.part)
+        synthetic = partial(_synthetic_set, dataset, settings, step.images, own, ranks)
+        with closing(step), _run(dataset, settings, step, own, synthetic, options, pool, ranks) as run:
+            notes = [*_introduce(run, dataset, settings, device, plan, ranks), *_prepare(run, step, device)]
             about = _about(dataset, device, plan, notes)
             run.describe(about)
-            observer = options.observer
-            if observer is not None and run.first_iteration == 0 and observer.wants(0):
-                observer.look(0, synthetic())
-            for iteration in _iterations(run, step, device):
-                with deferred():  # an iteration that is half done could not be resumed
+            if run.first_iteration == 0:
+                _look(options.observer, 0, synthetic)
+            for iteration in _iterations(run, step, device, ranks):
+                with run.undivided():
                     loss = step(iteration)
                     run.after(iteration, loss, step.parts())
                 if options.callback is not None:
                     options.callback(iteration, loss.item(), step.images)
-                if observer is not None and observer.wants(iteration + 1):
-                    observer.look(iteration + 1, synthetic())
+                _look(options.observer, iteration + 1, synthetic)
             result = run.finish()
             run.describe(dataclasses.replace(about, peak_bytes=peak_memory(device)))
             return result
 
 
-def _introduce(run: Run, dataset: Dataset, settings: Settings, device: torch.device, plan: MemoryPlan) -> Iterator[str]:
+def _run(
+    dataset: Dataset,
+    settings: Settings,
+    step: Step,
+    own: Shard,
+    synthetic: Callable[[bool], SyntheticSet | None],
+    options: RunOptions,
+    pool: NetworkPool | None,
+    ranks: Ranks,
+) -> Run:
+    """The run on disk, at the checkpoint that it resumes from."""
+    state = State(
+        {"images": step.images, "velocity": step.velocity},
+        own.rows,
+        lambda row: f"class {dataset.class_names[row // settings.ipc]!r}",
+    )
+    return Run(
+        state,
+        synthetic,
+        settings.iterations,
+        dataclasses.asdict(settings),
+        {**settings.resume_key(), **fingerprint(dataset), **({"pool_crc32": pool.crc32()} if pool else {})},
+        options,
+        resume_defaults=Settings().resume_key(),
+        ranks=ranks,
+    )
+
+
+def _introduce(
+    run: Run, dataset: Dataset, settings: Settings, device: torch.device, plan: MemoryPlan, ranks: Ranks
+) -> Iterator[str]:
     """Say what is about to be done; yields what is worth a note in the run folder."""
-    run.say(_summary(dataset, settings, device))
+    run.say(_summary(dataset, settings, device) + (f", {ranks.size} ranks" if ranks.size > 1 else ""))
     for note in _small_classes(dataset, settings):
         run.say(note)
         yield note
@@ -181,18 +212,19 @@ def _prepare(run: Run, step: Step, device: torch.device) -> Iterator[str]:
         yield note
 
 
-def _iterations(run: Run, step: Step, device: torch.device) -> Iterable[int]:
+def _look(observer: Observer | None, iteration: int, synthetic: Callable[[bool], SyntheticSet | None]) -> None:
+    """Let the observer look at the set, if it wants to: all ranks' together."""
+    if observer is not None and observer.wants(iteration) and (found := synthetic(True)) is not None:
+        observer.look(iteration, found)
+
+
+def _iterations(run: Run, step: Step, device: torch.device, ranks: Ranks) -> Iterable[int]:
     """The remaining iterations, some of them profiled if that is asked for."""
     folder, chosen = run.options.folder, run.options.profile
-    if folder is None or chosen is None:
+    if folder is None or chosen is None or not ranks.first:
         return run.iterations()
     within = partial(op_by_op, step, run.say)
     return recorded(run.iterations(), chosen, within, device, folder / "profile", run.say, run.messages())
-
-
-def _resume_key(dataset: Dataset, settings: Settings, pool: NetworkPool | None) -> dict[str, Any]:
-    """What a checkpoint must have been made with to be resumed."""
-    return {**settings.resume_key(), **fingerprint(dataset), **({"pool_crc32": pool.crc32()} if pool else {})}
 
 
 def _about(dataset: Dataset, device: torch.device, plan: MemoryPlan, notes: list[str]) -> About:
@@ -218,10 +250,18 @@ def _summary(dataset: Dataset, settings: Settings, device: torch.device) -> str:
     )
 
 
-def _synthetic_set(dataset: Dataset, settings: Settings, images: Tensor) -> SyntheticSet:
-    """The images as they stand, copied to the CPU, with what is needed to use them."""
+def _synthetic_set(
+    dataset: Dataset, settings: Settings, images: Tensor, own: Shard, ranks: Ranks, everywhere: bool
+) -> SyntheticSet | None:
+    """The images of all ranks as they stand, copied to the CPU, with what is needed to use them.
+
+    everywhere: at all ranks; else at the first one only, and None at the others.
+    """
+    whole = ranks.assemble(images, own.row_counts, everywhere=everywhere)
+    if whole is None:
+        return None
     return SyntheticSet(
-        images=images.detach().cpu().clone(),
+        images=whole,
         class_names=dataset.class_names,
         mean=dataset.mean,
         std=dataset.std,

@@ -38,7 +38,7 @@ def side_by_side(
                 bar.update(done, where(done, workers) if where is not None else "")
 
     threads = torch.get_num_threads()
-    workers = min(threads, len(jobs)) if device.type == "cpu" else 1
+    workers = max(1, min(threads, len(jobs))) if device.type == "cpu" else 1
     # The number of threads is a setting of the thread that works with them.
     with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads // workers,)) as pool:
         try:

@@ -2,8 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
-from itertools import islice
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +26,7 @@ from fastdm.synthetic.initial import random_selection
 from fastdm.synthetic.synthetic_set import SyntheticSet, check_compatible
 from fastdm.system.device import Precision, default_device, precision_context, undisturbed
 from fastdm.system.progress import Progress
+from fastdm.system.ranks import shared
 
 _MOST_NETWORKS = 1 << 20
 """Networks of the user's own are seeded by seed · this + number."""
@@ -172,18 +172,20 @@ def measure(
     names = [*protocol.by_name()]
     jobs = [(name, number) for name in names for number in range(protocol.num_eval)]
     steps = protocol.steps(len(examples))
-    bar = Progress("evaluate", len(jobs) * steps) if progress else None
     precision = protocol.precision or ("tf32" if device.type == "cuda" else "fp32")
 
-    def where(done: int, at_once: int) -> str:
-        return position(done, len(jobs), at_once, steps, protocol.all_epochs)
+    with shared() as ranks, precision_context(precision, device) as dtype:
+        own = jobs[ranks.rank :: ranks.size]
+        bar = Progress("evaluate", len(own) * steps) if progress and ranks.first else None
 
-    with bar or nullcontext(), precision_context(precision, device) as dtype:
-        trial = _Trial(dataset, protocol, examples, tests, device, dtype)
-        results = iter(side_by_side(trial, jobs, device, bar, where))
-    return Evaluation.pooled(
-        _evaluation(name, each, protocol.checks > 1) for name in names for each in islice(results, protocol.num_eval)
-    )
+        def where(done: int, at_once: int) -> str:
+            return position(done, len(own), at_once, steps, protocol.all_epochs)
+
+        with bar or nullcontext():
+            tests_of = side_by_side(_Trial(dataset, protocol, examples, tests, device, dtype), own, device, bar, where)
+        found = [_evaluation(name, each, protocol.checks > 1) for (name, _), each in zip(own, tests_of, strict=True)]
+        everywhere = ranks.exchange([asdict(each) for each in found])
+    return Evaluation.pooled(Evaluation(**everywhere[job % ranks.size][job // ranks.size]) for job in range(len(jobs)))
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,7 @@ class RunOptions:
     resume: bool = False
     overwrite: bool = False
     save_every: int = 1000
+    save_minutes: float | None = None
     picture_every: int = 1000
     profile: range | None = None
     callback: Callable[[int, float, Tensor], None] | None = None
@@ -54,6 +55,8 @@ class RunOptions:
         for name, every in (("save_every", self.save_every), ("picture_every", self.picture_every)):
             if every < 1:
                 raise FastDMError(f"{name} is {every}; it must be at least 1")
+        if self.save_minutes is not None and not self.save_minutes > 0:
+            raise FastDMError(f"save_minutes is {self.save_minutes}; it must be above 0")
         if self.resume and self.overwrite:
             raise FastDMError("resume continues a run, and overwrite starts over: ask for one of them")
         if self.profile is not None:

@@ -2,7 +2,7 @@
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
@@ -11,22 +11,22 @@ STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP
 
 
 @contextmanager
-def deferred() -> Iterator[None]:
+def deferred() -> Iterator[Sequence[tuple[int, FrameType | None]]]:
     """Hold back the signals that stop a program until the block has ended, however many there are.
 
     What they would have done, such as raising KeyboardInterrupt, is then done once, unless the block itself raised.
     Those that are ignored, or that end the process at once, stay as they are. Outside the main thread nothing is held
-    back: signals never interrupt other threads.
+    back: signals never interrupt other threads. Gives what has arrived: numbers and frames.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     arrived: list[tuple[int, FrameType | None]] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield arrived
+        return
     before = {number: handler for number in STOPPING if callable(handler := signal.getsignal(number))}
     try:
         for number in before:
             signal.signal(number, lambda number, frame: arrived.append((number, frame)))
-        yield
+        yield arrived
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

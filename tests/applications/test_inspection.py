@@ -19,7 +19,7 @@ def test_every_kind_of_file(tmp_path: Path) -> None:
     )
     facts = inspect(tmp_path / "run" / "synthetic.safetensors")
     assert (facts["kind"], facts["classes"], facts["ipc"]) == ("condensed set", 2, 2)
-    facts = inspect(tmp_path / "run" / "checkpoint.safetensors")
+    facts = inspect(tmp_path / "run" / "checkpoint.json")
     assert (facts["kind"], facts["iteration"]) == ("checkpoint", 2)
 
     save_public([synthetic, synthetic], tmp_path / "res.pt", {"ConvNet": [0.5, 0.25]})

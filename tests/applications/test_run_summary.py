@@ -36,13 +36,13 @@ def test_a_run_folder(run: Path) -> None:
     assert (facts["state"], facts["iterations"], facts["checkpoint"], facts["logged"]) == ("complete", 3, 3, 3)
     assert (facts["dataset"], facts["classes"], facts["settings"]["ipc"]) == ("random", 2, 2)
     assert facts["loss"] == json.loads((run / "log.jsonl").read_text().splitlines()[-1])["loss"]
-    assert "checkpoint.safetensors" in facts["files"]
+    assert "checkpoint.json" in facts["files"]
     synthetic = fastdm.SyntheticSet.load(run / "synthetic.safetensors")
     write_evaluation(run, synthetic, Protocol(["MLP"], "none"), Evaluation({"MLP": [0.5]}))
     assert summarise_run(run)["accuracies"] == {"MLP": [0.5]}
 
 
-@pytest.mark.parametrize("name", ["log.jsonl", "synthetic.safetensors", "checkpoint.safetensors", "evaluation.json"])
+@pytest.mark.parametrize("name", ["log.jsonl", "synthetic.safetensors", "checkpoint.json", "evaluation.json"])
 @pytest.mark.parametrize(
     "content", [b"", b"\xff", b"[" * 100_000, b"\x10" + bytes(7) + b'{"__metadata__":3}', b"[3]\n"]
 )
@@ -66,7 +66,7 @@ def test_a_header_says_what_the_file_says(run: Path) -> None:
     path = run / "synthetic.safetensors"
     brief = summarise_set(path)
     assert json.loads(json.dumps(brief)) == json.loads(json.dumps(inspect(path)))
-    assert summarise_set(run / "checkpoint.safetensors") is None
+    assert summarise_set(run / "checkpoint.json") is None
     assert summarise_set(run / "log.jsonl") is None
 
 

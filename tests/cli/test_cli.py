@@ -205,7 +205,7 @@ def test_a_batch_system_s_signals_leave_a_checkpoint_and_nohup_holds(arrays: Pat
     os.kill(process.pid, signal.SIGUSR1)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGUSR1
-    assert (log.parent / "checkpoint.safetensors").exists()
+    assert (log.parent / "checkpoint.json").exists()
     assert errors.startswith("fastdm: stopped; iteration ")
 
 

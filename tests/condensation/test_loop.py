@@ -46,6 +46,8 @@ def test_run_folder(dataset: Dataset, tmp_path: Path) -> None:
         "log.jsonl",
         FILE,
         PREVIOUS,
+        "checkpoint-00000004-0of1.safetensors",
+        "checkpoint-00000006-0of1.safetensors",
         "iteration_000003.png",
         "iteration_000006.png",
         "synthetic.png",
@@ -238,6 +240,7 @@ def test_overwriting_removes_the_run_before_and_nothing_else(dataset: Dataset, t
         "about.json",
         "log.jsonl",
         FILE,
+        "checkpoint-00000002-0of1.safetensors",
         "synthetic.png",
         "synthetic.safetensors",
         "notes.txt",
@@ -268,14 +271,15 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(dataset: Datas
     before = (tmp_path / FILE).read_bytes()
     broken = dataclasses.replace(dataset, mean=(3e38,) * 3, std=(1e-5,) * 3)  # real images beyond float32
     with pytest.raises(
-        FastDMError, match=r"the loss is nan at iteration 6: a smaller lr_img .* checkpoint of iteration 6 is kept in"
+        FastDMError,
+        match=r"nan at iteration 6 \(class 'class 0'\): a smaller lr_img .* checkpoint of iteration 6 is kept in",
     ):
         fastdm.condense(broken, **{**SMALL, "iterations": 9}, save_path=tmp_path, resume=True)
     assert (tmp_path / FILE).read_bytes() == before
 
 
 def test_pixels_that_are_not_finite_are_no_result(dataset: Dataset) -> None:
-    with pytest.raises(FastDMError, match="left pixels that are not finite: a smaller lr_img"):
+    with pytest.raises(FastDMError, match="left pixels of class 'class 0' that are not finite: a smaller lr_img"):
         fastdm.condense(dataset, **{**SMALL, "iterations": 1}, lr_img=1e38)
 
 
