@@ -1,5 +1,6 @@
 """What stands on a command line: the beginnings of flags, and files of flags."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ class _Flags:
     def _value(self, wanted: str, words: list[str]) -> str | None:
         """What the words give to a flag, if the command has it; the last holds."""
         found = None
-        for word, following in zip(words, [*words[1:], None], strict=True):
+        for word, following in itertools.zip_longest(words, words[1:]):
             flag, equals, value = word.partition("=")
             if flag.startswith("--") and _plain(flag) == wanted and wanted in self._by_name:
                 found = value if equals else following
