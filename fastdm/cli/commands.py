@@ -17,6 +17,7 @@ from fastdm.cli.pack import pack
 from fastdm.cli.pool import pool
 from fastdm.cli.profile import profile
 from fastdm.cli.report import report
+from fastdm.cli.search import search
 from fastdm.version import __version__
 
 HELP = "Condense image data sets into a few synthetic images per class by distribution matching."
@@ -36,6 +37,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "condense": condense,
     "evaluate": evaluate,
     "continual": continual,
+    "search": search,
     "export": export,
     "inspect": inspect,
     "pack": pack,

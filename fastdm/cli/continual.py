@@ -20,6 +20,7 @@ from fastdm.cli.options import (
     Resume,
     Seed,
     a_path,
+    several,
 )
 from fastdm.cli.output import percent, print_json, print_saved, print_table
 from fastdm.system.streams import on_terminal
@@ -30,8 +31,8 @@ WORDS = {"dm": "DM", "random": "random", "herding": "herding"}
 def continual(
     dataset: Dataset = "CIFAR100",
     method: Annotated[
-        list[str], typer.Option("--method", help="DM, random or herding; several side by side: give it several times.")
-    ] = ["DM"],  # noqa: B006
+        str, typer.Option("--method", help="DM, random or herding; several, side by side, are joined by commas.")
+    ] = "DM",
     steps: Annotated[
         int, typer.Option("--steps", min=1, help="Steps in which the classes come, equally many in each.")
     ] = 5,
@@ -96,7 +97,7 @@ def continual(
     assert settings.network is not None
     assert settings.strategy is not None
     protocol = Protocol([settings.network], settings.strategy, num_eval, epoch_eval_train, lr_net, batch_train, seed)
-    methods = [WORDS.get(each.lower(), each) for each in method]
+    methods = [WORDS.get(each.lower(), each) for each in several(method)]
     what = Continual(data, settings, protocol, methods, steps, orders, herding_epochs)
     records = run_continual(
         what,

@@ -239,5 +239,10 @@ def iteration_range(text: str | None) -> range | None:
     return range(int(first), int(last or first) + 1)
 
 
+def several(text: str) -> list[str]:
+    """The words that "one,two" means, each once."""
+    return list(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
+
+
 def mebibytes(count: int | None) -> int | None:
     return None if count is None else count << 20

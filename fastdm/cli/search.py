@@ -1,0 +1,121 @@
+"""`fastdm search`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fastdm.cli.options import (
+    BatchReal,
+    BatchTrain,
+    DataPath,
+    Dataset,
+    Device,
+    Epochs,
+    ImageSize,
+    LrNet,
+    Model,
+    Overwrite,
+    PrecisionOption,
+    Resume,
+    Seed,
+    a_path,
+    several,
+)
+from fastdm.cli.output import print_json, print_saved, print_table
+from fastdm.errors import FastDMError
+from fastdm.system.streams import on_terminal
+
+
+def search(
+    dataset: Dataset = "CIFAR10",
+    ipc: Annotated[int, typer.Option("--ipc", min=1, help="Images per class of the proxy sets.")] = 10,
+    proxy: Annotated[
+        str, typer.Option("--proxy", help="Proxies to compare, joined by commas.")
+    ] = "condensed,random,early_stopped",
+    depth: Annotated[str, typer.Option("--depth", help="Depths to search, joined by commas.")] = "1,2,3,4",
+    width: Annotated[str, typer.Option("--width", help="Widths.")] = "32,64,128,256",
+    activation: Annotated[str, typer.Option("--activation", help="Activations.")] = "sigmoid,relu,leakyrelu",
+    norm: Annotated[str, typer.Option("--norm", help="Normalisations.")] = "none,batch,layer,instance,group",
+    pool: Annotated[str, typer.Option("--pool", help="Poolings.")] = "none,max,avg",
+    networks: Annotated[
+        int | None, typer.Option("--networks", help="So many of these networks, drawn at random.  [default: all]")
+    ] = None,
+    model: Model = None,
+    iterations: Annotated[
+        int, typer.Option("--iterations", "--Iteration", help="Updates of the condensed pixels.")
+    ] = 20_000,
+    lr_img: Annotated[float | None, typer.Option("--lr_img", help="Learning rate of the pixels.  [default: 1]")] = None,
+    batch_real: BatchReal = 256,
+    num_eval: Annotated[int, typer.Option("--num_eval", min=1, help="Trainings of each architecture.")] = 1,
+    epoch_eval_train: Epochs = 200,
+    epoch_whole_set: Annotated[int, typer.Option("--epoch_whole_set", min=1, help="Epochs on the whole set.")] = 200,
+    lr_net: LrNet = 0.01,
+    batch_train: BatchTrain = None,
+    data_path: DataPath = Path("data"),
+    image_size: ImageSize = None,
+    save_path: Annotated[Path, a_path("--save_path", "Folder for results.")] = Path("search"),
+    seed: Seed = 0,
+    device: Device = None,
+    precision: PrecisionOption = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Search the paper's 720 ConvNets on small proxy sets; say how well each proxy ranks them.
+
+    Every network is trained on each proxy and on the whole set. Printed for each proxy: the best network that it finds
+    and what that reaches, the rank correlation with the whole set, the time, and the images stored. Writes
+    SAVE_PATH/search.json and summary.json; --resume goes on, also with further networks and proxies.
+    """
+    from fastdm.applications.architecture_search import RESULTS, SUMMARY, Search, run_search, search_space
+    from fastdm.condensation.settings import Settings
+    from fastdm.data.sources import open_dataset
+    from fastdm.evaluation.protocol import Protocol
+    from fastdm.system.device import default_device
+
+    only = {"depth": whole(depth), "width": whole(width)}
+    names = search_space(
+        {**only, "activation": several(activation), "norm": several(norm), "pool": several(pool)}, networks, seed
+    )
+    data = open_dataset(dataset, data_path=data_path, image_size=image_size)
+    chosen = default_device(device)
+    settings = Settings(
+        ipc=ipc,
+        iterations=iterations,
+        batch_real=batch_real,
+        lr_img=lr_img,
+        network=model,
+        seed=seed,
+        precision=precision,  # type: ignore[arg-type]  # Settings checks it
+    ).resolve(data, chosen)
+    assert settings.strategy is not None
+    protocol = Protocol(names, settings.strategy, num_eval, epoch_eval_train, lr_net, batch_train, seed)
+    what = Search(data, settings, protocol, names, several(proxy), epoch_whole_set)
+    found = run_search(
+        what,
+        chosen,
+        save_path=save_path,
+        resume=resume,
+        overwrite=overwrite,
+        report=lambda record: None if on_terminal() else print_json({"dataset": data.name, **record}),
+        progress=True,
+    )
+    rows = []
+    for name, of in found.items():
+        if not on_terminal():
+            print_json({"dataset": data.name, "proxy": name, **of})
+        correlation = "none" if of["spearman"] is None else f"{of['spearman']:.2f}"
+        numbers = (f"{100 * of['accuracy']:.2f}", correlation, f"{of['seconds']:.0f}", f"{of['images']:,}")
+        rows.append([name, of["best"], *numbers])
+    columns = ["proxy", "best network", "its accuracy %", "rank correlation", "seconds", "images"]
+    print_table(f"{data.name}: {len(names)} networks", columns, rows)
+    print_saved(save_path / RESULTS)
+    print_saved(save_path / SUMMARY)
+
+
+def whole(text: str) -> list[int]:
+    """The whole numbers that "1,2" means."""
+    words = several(text)
+    if not all(word.isdecimal() for word in words):
+        raise FastDMError(f"{text!r} must be whole numbers, joined by commas")
+    return [int(word) for word in words]
