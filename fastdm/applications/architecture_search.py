@@ -24,6 +24,7 @@ from fastdm.evaluation.measure import measure
 from fastdm.evaluation.protocol import Protocol
 from fastdm.networks.architectures import convnet_name
 from fastdm.runs.log import FILE as LOG
+from fastdm.runs.options import RunOptions
 from fastdm.synthetic.initial import random_selection
 from fastdm.synthetic.synthetic_set import SyntheticSet
 from fastdm.system.device import undisturbed
@@ -145,15 +146,8 @@ def run_search(
             images: SyntheticSet | Pool = what.dataset.train
             if proxy == "condensed":
                 folder = save_path / CONDENSED
-                images = condense_resolved(
-                    what.dataset,
-                    what.settings,
-                    device,
-                    save_path=folder,
-                    resume=resume,
-                    overwrite=overwrite,
-                    progress=progress,
-                )
+                options = RunOptions(save_path=folder, resume=resume, overwrite=overwrite, progress=progress)
+                images = condense_resolved(what.dataset, what.settings, device, options)
                 _, condensing = read_log(folder / LOG)
             elif proxy == "random":
                 images = random_selection(
