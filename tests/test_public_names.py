@@ -47,7 +47,17 @@ def test_the_ops_stay_registered() -> None:
         ("fastdm", "--help"),
         *(
             ("fastdm", command, "--help")
-            for command in ("condense", "evaluate", "export", "inspect", "pack", "profile", "report")
+            for command in (
+                "condense",
+                "continual",
+                "evaluate",
+                "export",
+                "inspect",
+                "pack",
+                "profile",
+                "report",
+                "search",
+            )
         ),
         ("fastdm.kernels.compile_check", "--help"),
     ],

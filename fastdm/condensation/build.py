@@ -12,6 +12,7 @@ from fastdm.data.pool import Dataset, Pool
 from fastdm.errors import FastDMError
 from fastdm.networks.architectures import build_network
 from fastdm.networks.drawn import DrawnNetworks, RandomNetworks, TrainedNetworks
+from fastdm.networks.own import Builder, build_own_frozen
 from fastdm.networks.trained import NetworkPool
 from fastdm.synthetic.initial import initial_images
 
@@ -24,17 +25,18 @@ def build_step(
     chunk_memory: int | None = None,
     pool: NetworkPool | None = None,
     part: Pool | None = None,
+    own: Builder | None = None,
 ) -> tuple[Step, MemoryPlan]:
     """The step for resolved settings, at its initial images, and the plan that it follows.
 
     pool: the networks of networks="trained", which `matching_pool` has checked. part: the real images of those classes
-    that are this process's, by default all.
+    that are this process's, by default all. own: builds the random networks in place of the name in the settings.
     """
     if device.type == "cuda":
         # Memory that PyTorch keeps from earlier work would be split by tensors that stay, and be lost for a graph,
         # whose memory is its own.
         torch.cuda.empty_cache()
-    networks = build_networks(dataset, settings, device, dtype, pool)
+    networks = build_networks(dataset, settings, device, dtype, pool, own)
     if part is not None and networks.network.uses_batch_statistics:
         raise FastDMError(
             f"{settings.network} has BatchNorm, whose statistics are those of all classes together, but every rank has "
@@ -73,12 +75,19 @@ def plan_step(
 
 
 def build_networks(
-    dataset: Dataset, settings: Settings, device: torch.device, dtype: torch.dtype, pool: NetworkPool | None
+    dataset: Dataset,
+    settings: Settings,
+    device: torch.device,
+    dtype: torch.dtype,
+    pool: NetworkPool | None,
+    own: Builder | None = None,
 ) -> DrawnNetworks:
-    """The networks that the settings ask for; `pool` has been checked against them."""
+    """The networks that the settings ask for; `pool` has been checked against them. own: as in `build_step`."""
     if settings.networks == "trained":
         assert pool is not None
         return TrainedNetworks(pool, settings.ce_ahead if settings.ce_weight else 0, device, dtype)
+    if own is not None:
+        return RandomNetworks(build_own_frozen(own, dataset.image_shape, dataset.num_classes, device, dtype))
     assert settings.network is not None
     network = build_network(
         settings.network,

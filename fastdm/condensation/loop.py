@@ -20,6 +20,7 @@ from fastdm.condensation.step import Step
 from fastdm.data.pool import Dataset
 from fastdm.data.sources import open_dataset
 from fastdm.errors import FastDMError, unknown, whole_number
+from fastdm.networks.own import Builder, network_name
 from fastdm.networks.trained import NetworkPool
 from fastdm.runs.about import About
 from fastdm.runs.options import Observer, RunOptions
@@ -72,7 +73,10 @@ def condense(
     `settings`.
     pool: trained networks, or their file, for networks="trained": see `fastdm.train_pool`.
     options: any field of `Settings` by name (`iterations=20_000, batch_real=256, lr_img=1.0, init="real",
-    strategy=…, network="ConvNet", seed=0, precision=…`), in place of the one in `settings`.
+    strategy=…, network="ConvNet", seed=0, precision=…`), in place of the one in `settings`. network may also be a
+    function without arguments that builds a `torch.nn.Module` with a method `embed`, from images [N, C, H, W] to their
+    features: of Conv2d, Linear, BatchNorm2d, GroupNorm and LayerNorm, whose weights are drawn anew in each iteration,
+    and layers without weights. The set names it by the function's name; give `evaluate` the function as well.
     device: "cpu", "cuda", …; default: the GPU if there is one.
     backend: implementation of the ops: "auto", "triton" or "reference"; requesting an unavailable one is an error.
     chunk_memory: bytes that one chunk of classes may take; default: what is free. It changes the result by rounding
@@ -102,6 +106,9 @@ def condense(
     """
     if ipc is not None:
         options["ipc"] = ipc
+    own: Builder | None = options["network"] if callable(options.get("network")) else None
+    if own is not None:
+        options["network"] = network_name(own)
     dataset = open_dataset(data, data_path=data_path, image_size=image_size)
     settings = _settings(settings, recipe, dataset, options)
     networks = NetworkPool.load(pool) if isinstance(pool, str | Path) else pool
@@ -123,7 +130,7 @@ def condense(
         verbose=verbose,
         tensorboard=tensorboard,
     )
-    return condense_resolved(dataset, settings.resolve(dataset, device), device, run_options, networks)
+    return condense_resolved(dataset, settings.resolve(dataset, device), device, run_options, networks, own)
 
 
 @undisturbed()
@@ -133,8 +140,12 @@ def condense_resolved(
     device: torch.device,
     options: RunOptions,
     pool: NetworkPool | None = None,
+    own: Builder | None = None,
 ) -> SyntheticSet:
-    """`condense` with a data set that is open, settings that are resolved for it, and a device that is there."""
+    """`condense` with a data set that is open, settings that are resolved for it, and a device that is there.
+
+    own: builds the random networks, which `settings.network` then only names.
+    """
     options.check(settings.iterations)
     _check_classes(dataset, settings)
     with (
@@ -142,10 +153,10 @@ def condense_resolved(
         chosen_backend(options.backend, device),
         precision_context(settings.precision, device, deterministic=settings.deterministic) as dtype,
     ):
-        own = shard(dataset, settings, ranks)
-        step, plan = build_step(dataset, settings, device, dtype, options.chunk_memory, pool, own.part)
-        synthetic = partial(_synthetic_set, dataset, settings, step.images, own, ranks)
-        with closing(step), _run(dataset, settings, step, own, synthetic, options, pool, ranks) as run:
+        share = shard(dataset, settings, ranks)
+        step, plan = build_step(dataset, settings, device, dtype, options.chunk_memory, pool, share.part, own)
+        synthetic = partial(_synthetic_set, dataset, settings, step.images, share, ranks)
+        with closing(step), _run(dataset, settings, step, share, synthetic, options, pool, ranks) as run:
             notes = [*_introduce(run, dataset, settings, device, plan, ranks), *_prepare(run, step, device)]
             about = _about(dataset, device, plan, notes)
             run.describe(about)
@@ -167,7 +178,7 @@ def _run(
     dataset: Dataset,
     settings: Settings,
     step: Step,
-    own: Shard,
+    share: Shard,
     synthetic: Callable[[bool], SyntheticSet | None],
     options: RunOptions,
     pool: NetworkPool | None,
@@ -176,7 +187,7 @@ def _run(
     """The run on disk, at the checkpoint that it resumes from."""
     state = State(
         {"images": step.images, "velocity": step.velocity},
-        own.rows,
+        share.rows,
         lambda row: f"class {dataset.class_names[row // settings.ipc]!r}",
     )
     return Run(
@@ -251,13 +262,13 @@ def _summary(dataset: Dataset, settings: Settings, device: torch.device) -> str:
 
 
 def _synthetic_set(
-    dataset: Dataset, settings: Settings, images: Tensor, own: Shard, ranks: Ranks, everywhere: bool
+    dataset: Dataset, settings: Settings, images: Tensor, share: Shard, ranks: Ranks, everywhere: bool
 ) -> SyntheticSet | None:
     """The images of all ranks as they stand, copied to the CPU, with what is needed to use them.
 
     everywhere: at all ranks; else at the first one only, and None at the others.
     """
-    whole = ranks.assemble(images, own.row_counts, everywhere=everywhere)
+    whole = ranks.assemble(images, share.row_counts, everywhere=everywhere)
     if whole is None:
         return None
     return SyntheticSet(

@@ -89,6 +89,11 @@ class Settings:
         object.__setattr__(self, "momentum", real_number("momentum", self.momentum))
         if not 0 <= self.momentum < 1:
             raise FastDMError(f"momentum is {self.momentum}; it must be at least 0 and below 1")
+        if not isinstance(self.network, str | None):
+            raise FastDMError(
+                f"network is a {type(self.network).__name__}; in settings it must be a name (condense also takes a "
+                "function that builds one: network=…)"
+            )
         one_of("init", self.init, ("real", "noise"))
         one_of("precision", self.precision, (None, "fp32", "tf32", "bf16"))
         one_of("small_classes", self.small_classes, ("error", "use_all"))

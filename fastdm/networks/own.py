@@ -1,4 +1,4 @@
-"""Networks of the user's own: any module that classifies, built by a function."""
+"""Networks of the user's own: any module that classifies, or that embeds, built by a function."""
 
 from collections.abc import Callable
 from typing import cast
@@ -7,9 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from fastdm.errors import FastDMError
+from fastdm.networks.model import Network
 
 Builder = Callable[[], nn.Module]
-"""Builds a network anew: a module that takes images [N, C, H, W] and gives logits [N, classes]."""
+"""Builds a network anew: a module that takes images [N, C, H, W] and gives logits [N, classes]. One to match images in
+has a method `embed` that gives their features [N, …]."""
+
+_DRAWN = (nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)
+"""The layers whose parameters `initialise` draws."""
 
 
 def network_name(network: str | Builder) -> str:
@@ -34,16 +39,61 @@ def build_own(builder: Builder, seed: int, device: torch.device | str = "cpu") -
     return cast(nn.Module, module.to(device, memory_format=torch.channels_last))  # type: ignore[call-overload]
 
 
-@torch.no_grad()
 def check_own(builder: Builder, image_shape: tuple[int, int, int], num_classes: int) -> None:
     """Raise FastDMError for a network that cannot classify such images, having sent it two."""
-    name, shape = network_name(builder), "x".join(map(str, image_shape))
     network = build_own(builder, 0).eval()
+    given = _of_two_images(network_name(builder), network, image_shape)
+    if not (isinstance(given, Tensor) and given.shape == (2, num_classes)):
+        shown = f"{list(given.shape)}" if isinstance(given, Tensor) else f"a {type(given).__name__}"
+        raise FastDMError(
+            f"{network_name(builder)} gives {shown} for 2 images; it must give logits, a tensor {[2, num_classes]}"
+        )
+
+
+def build_own_frozen(
+    builder: Builder, image_shape: tuple[int, int, int], num_classes: int, device: torch.device, dtype: torch.dtype
+) -> Network:
+    """A network to match images in whose features are those that the module's `embed` gives; nothing in it is trained.
+
+    Raises FastDMError for a module without `embed`, for one that cannot take the images, and for layers whose weights
+    `initialise` would not draw anew in each iteration, or that draw numbers themselves.
+    """
+    name, module = network_name(builder), build_own(builder, 0)
+    embed = getattr(module, "embed", None)
+    if not callable(embed):
+        raise FastDMError(f"{name} has no method embed, which gives the features that are matched; add one")
+    for layer in module.modules():
+        own = [*layer.parameters(recurse=False)]
+        if own and not isinstance(layer, _DRAWN):
+            drawn = ", ".join(kind.__name__ for kind in _DRAWN)
+            raise FastDMError(f"{name} has parameters in a {type(layer).__name__}; they can be drawn in {drawn} only")
+        if isinstance(layer, nn.modules.dropout._DropoutNd) and layer.p:
+            raise FastDMError(
+                f"{name} has a {type(layer).__name__}, whose draws do not follow from the seed: leave it out"
+            )
+    features = _of_two_images(name, embed, image_shape)
+    if not (isinstance(features, Tensor) and features.ndim > 1 and len(features) == 2):
+        raise FastDMError(f"the embed of {name} must give a tensor of features for each image")
+    network = Network(nn.Sequential(_Embedding(module)), features[0].numel(), num_classes, frozen=True)
+    return cast(Network, network.to(device, dtype, memory_format=torch.channels_last))  # type: ignore[call-overload]
+
+
+class _Embedding(nn.Module):
+    """A module by its features."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, images: Tensor) -> Tensor:
+        features: Tensor = self.module.embed(images)  # type: ignore[operator]
+        return features
+
+
+@torch.no_grad()
+def _of_two_images(name: str, function: Callable[[Tensor], object], image_shape: tuple[int, int, int]) -> object:
     try:
-        logits = network(torch.zeros(2, *image_shape))
+        return function(torch.zeros(2, *image_shape))
     except Exception as error:  # whatever a module of others raises
         lines = str(error).splitlines() or [type(error).__name__]
-        raise FastDMError(f"{name} cannot take {shape} images: {lines[0]}") from error
-    given = f"{list(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
-    if given != f"{[2, num_classes]}":
-        raise FastDMError(f"{name} gives {given} for 2 images; it must give logits, a tensor {[2, num_classes]}")
+        raise FastDMError(f"{name} cannot take {'x'.join(map(str, image_shape))} images: {lines[0]}") from error
