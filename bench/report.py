@@ -22,6 +22,7 @@ from bench import (
     loading,
     peaks,
     run,
+    scale,
     step,
     traffic,
     waterfall,
@@ -44,6 +45,7 @@ _MODULES = (
     compile,
     traffic,
     fakegpu,
+    scale,
     run,
 )
 SUITES = {suite.name: suite for module in _MODULES for suite in vars(module).values() if isinstance(suite, Suite)}
