@@ -32,7 +32,8 @@ _KINDS = {
 @dataclass(frozen=True)
 class Profile:
     """seconds: wall-clock per iteration as `condense` runs it, without the profiler; graph: whether that is a CUDA
-    graph; device_seconds: of kernels per iteration (0 on a CPU); split: seconds per iteration by kind of work; ops: the
+    graph; waiting_seconds: of them, waiting for real images that are not read yet; device_seconds: of kernels per
+    iteration (0 on a CPU); split: seconds per iteration by kind of work; ops: the
     costliest as (name, seconds per iteration, calls per iteration), by their own time; launches: kernels per iteration
     (0 on a CPU); files: what was written."""
 
@@ -45,6 +46,7 @@ class Profile:
     launches: float
     peak_bytes: int
     files: tuple[str, ...]
+    waiting_seconds: float = 0.0
 
     def summary(self) -> dict[str, Any]:
         """All of it, the verdict included, as JSON takes it."""
@@ -72,6 +74,8 @@ class Profile:
             )
         parts = ", ".join(f"{100 * seconds / whole:.0f} % {kind}" for kind, seconds in self.split.items())
         name, seconds, _ = self.ops[0]
+        waiting = self.waiting_seconds / self.seconds
+        bound += f" It waits for real images during {100 * waiting:.1f} % of an iteration."
         return f"{bound} The ops' time is {parts}; the costliest op is {name}, {100 * seconds / whole:.0f} %."
 
 
@@ -101,11 +105,12 @@ def profile(
                     step(iteration)
             # The profiler saw the ops one by one; `condense` runs them as a graph where possible.
             graph = on_gpu and not step.capture()
-            start = time.perf_counter()
+            start, waited = time.perf_counter(), step.waited
             for iteration in range(iterations):
                 step(iteration)
             synchronise(device)
             seconds = (time.perf_counter() - start) / iterations
+            waiting = (step.waited - waited) / iterations
 
     ops, kernels = recording.ops(iterations), recording.kernels(iterations)
     split: dict[str, float] = {}
@@ -123,6 +128,7 @@ def profile(
         launches=sum(calls for _, _, calls in kernels),
         peak_bytes=recording.peak_bytes,
         files=tuple(map(str, (*recording.write(folder), into))),
+        waiting_seconds=waiting,
     )
     into.write_text(json.dumps(result.summary(), indent=2) + "\n")
     return result

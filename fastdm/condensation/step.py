@@ -131,6 +131,11 @@ class Step:
         """What the last loss consists of, by name, if of more than the objective: scalars on the device."""
         return {"matching": self.losses[1], "cross_entropy": self.losses[2]} if self._ce_weight else {}
 
+    @property
+    def waited(self) -> float:
+        """Seconds that all iterations so far have waited for real images to be read."""
+        return self._real.waited
+
     def compile(self) -> float:
         """Let torch.compile fuse the network's layers; returns the seconds it took, RuntimeError where it fails.
 

@@ -1,5 +1,6 @@
 """The real images of every iteration: drawn afresh for each class, resident on the device or read ahead."""
 
+import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -68,6 +69,9 @@ class ResidentImages:
     key: int64 [2], (seed, iteration), on the device: every batch follows its present value.
     """
 
+    waited = 0.0
+    """Seconds that were spent waiting for images: they are there."""
+
     def __init__(self, pool: Pool, batch_real: int, key: Tensor) -> None:
         self._images = pool.images
         self._key = key
@@ -90,7 +94,8 @@ class ResidentImages:
 class StreamedImages:
     """Real images read from disk or memory ahead of their use, across iterations, in the background.
 
-    counts: images of each class in an iteration, int64 [classes], on the CPU.
+    counts: images of each class in an iteration, int64 [classes], on the CPU. waited: seconds for which `batches` has
+    waited for images that were not read yet.
     """
 
     def __init__(self, pool: Pool, batch_real: int, seed: int, device: torch.device) -> None:
@@ -101,6 +106,7 @@ class StreamedImages:
         self._device = device
         self._ahead: Generator[Batch, None, None] | None = None
         self._iteration = self._next = 0
+        self.waited = 0.0
 
     def begin(self, iteration: int) -> None:
         """The next batches are those of this iteration; what was read ahead of another is dropped."""
@@ -114,7 +120,10 @@ class StreamedImages:
             indices = self._indices(parts, self._iteration)
             self._ahead = self._pool.stream(indices, None, depth=DEPTH, device=self._device)
         for _ in parts:
-            yield RealBatch(next(self._ahead).images)
+            start = time.perf_counter()
+            images = next(self._ahead).images
+            self.waited += time.perf_counter() - start
+            yield RealBatch(images)
 
     def _indices(self, parts: Sequence[slice], first: int) -> Iterator[Tensor]:
         for iteration in count(first):

@@ -77,3 +77,8 @@ def test_the_verdict_on_a_gpu(busy: float, bound: str) -> None:
     assert "130 kernels are launched per iteration" in text
     assert "60 % convolution, 40 % all else" in text
     assert "aten::cudnn_convolution, 50 %" in text
+
+
+def test_the_share_of_waiting_for_data_is_said() -> None:
+    text = Profile("cpu", False, 2.0, 0.0, {"all else": 1.5}, (("op", 1.5, 1.0),), 0.0, 0, (), 0.5).verdict()
+    assert "It waits for real images during 25.0 % of an iteration." in text

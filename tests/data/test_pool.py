@@ -134,3 +134,28 @@ def test_batches_of_a_part_are_those_of_the_whole(pool: Pool) -> None:
 def test_classes_that_are_not_there_are_refused(pool: Pool, first: int, stop: int) -> None:
     with pytest.raises(FastDMError, match=f"classes {first} to {stop} are not a part of 3 classes"):
         pool.classes(first, stop)
+
+
+def test_waiting_for_a_slow_file_is_counted(pool: Pool) -> None:
+    """Reading begins when the first batch is asked for, so that all of it is waited for."""
+    import time
+    from dataclasses import replace
+
+    from fastdm.data.batches import real_images
+
+    class Slow:
+        def gather(self, index: torch.Tensor, out: torch.Tensor) -> None:
+            time.sleep(0.02)
+            out.copy_(pool.images[index])
+
+        def part(self, rows: slice) -> "Slow":
+            raise AssertionError("nobody asks for a part")
+
+    key = torch.tensor([1, 2])
+    for residence, least in (("in place", 0.0), ("streamed", 0.02)):
+        images = real_images(replace(pool, backing=Slow()), residence, 5, 1, key)
+        images.begin(2)
+        next(images.batches([slice(0, 15)]))
+        assert images.waited >= least
+        assert images.waited == 0 or residence == "streamed"
+        images.close()
