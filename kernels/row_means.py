@@ -1,5 +1,8 @@
 """Means of consecutive rows as Triton code, which the class means of features and of pooled images share."""
 
+from typing import Any
+
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -11,6 +14,12 @@ WARPS = 4
 ROWS = 32
 FEATURES = 64
 """A program takes this many features, of this many rows at a time."""
+
+
+@triton.jit
+def bounds(offsets_ptr, label):
+    """Return the first row of a class, and the row after its last."""
+    return tl.load(offsets_ptr + label), tl.load(offsets_ptr + label + 1)
 
 
 @triton.jit
@@ -36,10 +45,19 @@ def class_means_kernel(
 ):
     label = tl.program_id(0).to(tl.int64)
     d = tl.program_id(1) * FEATURES + tl.arange(0, FEATURES)
-    first = tl.load(offsets_ptr + label)
-    last = tl.load(offsets_ptr + label + 1)
+    first, last = bounds(offsets_ptr, label)
     mean = mean_of_rows(features_ptr, first, last, d, D, ROWS, FEATURES, ACC)
     tl.store(out_ptr + label * D + d, mean, mask=d < D)
+
+
+def grid(classes: int, features: int) -> tuple[int, int]:
+    """Return the programs of a kernel over classes and features."""
+    return classes, triton.cdiv(features, FEATURES)
+
+
+def constants(features: int, dtype: torch.dtype) -> dict[str, Any]:
+    """Return the arguments that every such kernel takes, for sums of rows of `dtype`."""
+    return {"D": features, "ROWS": ROWS, "FEATURES": FEATURES, "ACC": launch.accumulator(dtype), "num_warps": WARPS}
 
 
 def class_means(features: Tensor, offsets: Tensor) -> Tensor:
@@ -48,14 +66,10 @@ def class_means(features: Tensor, offsets: Tensor) -> Tensor:
     out = launch.empty((classes, d), working_dtype(features.dtype), features.device)
     launch.start(
         class_means_kernel,
-        (classes, triton.cdiv(d, FEATURES)),
+        grid(classes, d),
         features_ptr=features.contiguous(),
         offsets_ptr=offsets.contiguous(),
         out_ptr=out,
-        D=d,
-        ROWS=ROWS,
-        FEATURES=FEATURES,
-        ACC=launch.accumulator(features.dtype),
-        num_warps=WARPS,
+        **constants(d, features.dtype),
     )
     return out

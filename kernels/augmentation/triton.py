@@ -13,6 +13,8 @@ its image under the inverse map A⁻¹, with weights from the forward expression
 rotation of other images, in pixels a skewed map, as many as its angle and the aspect ask for.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -282,6 +284,29 @@ def _chunk(n: int, pixels: int) -> int:
     return chunk
 
 
+def _rows(table: Tensor, group: Tensor | None) -> dict[str, Any]:
+    """Return the arguments that say which row of the table an image has."""
+    return {
+        "table_ptr": table.contiguous(),
+        "group_ptr": launch.contiguous(group),
+        "n_rows": table.shape[0],
+        "table_step": int(table.shape[0] > 1),
+    }
+
+
+def _tiling(n: int, c: int, h: int, w: int) -> tuple[tuple[int, int], dict[str, Any]]:
+    """Return the grid of a kernel for images [n, c, h, w], and the arguments that go with it."""
+    chunk = _chunk(n, h * w)
+    return (n, triton.cdiv(h * w, chunk)), {
+        "chunk": chunk,
+        "C": c,
+        "H": h,
+        "W": w,
+        "BLOCK": _BLOCK,
+        "num_warps": _WARPS,
+    }
+
+
 def dsa(
     images: Tensor,
     table: Tensor,
@@ -295,29 +320,21 @@ def dsa(
     n_images, c, h, w = images.shape
     n = n_images if index is None else index.shape[0]
     out = launch.empty((n, c, h, w), dtype, images.device, channels_last)
-    chunk = _chunk(n, h * w)
+    grid, tiling = _tiling(n, c, h, w)
     launch.start(
         dsa_fwd_kernel,
-        (n, triton.cdiv(h * w, chunk)),
+        grid,
         images_ptr=images.contiguous(),
-        table_ptr=table.contiguous(),
-        group_ptr=launch.contiguous(group),
         index_ptr=launch.contiguous(index),
         mean_ptr=launch.contiguous(mean),
         std_ptr=launch.contiguous(std),
         out_ptr=out,
         n_images=n_images,
-        n_rows=table.shape[0],
-        table_step=int(table.shape[0] > 1),
-        chunk=chunk,
-        C=c,
-        H=h,
-        W=w,
         CHANNELS_LAST=channels_last,
         ACC=launch.accumulator(images.dtype),
-        BLOCK=_BLOCK,
         WIDE=_WIDE,
-        num_warps=_WARPS,
+        **_rows(table, group),
+        **tiling,
     )
     return out
 
@@ -326,23 +343,15 @@ def dsa_backward(grad: Tensor, table: Tensor, group: Tensor | None, dtype: torch
     n, c, h, w = grad.shape
     out = launch.empty((n, c, h, w), dtype, grad.device)
     channels_last = is_channels_last(grad)
-    chunk = _chunk(n, h * w)
+    grid, tiling = _tiling(n, c, h, w)
     launch.start(
         dsa_bwd_kernel,
-        (n, triton.cdiv(h * w, chunk)),
+        grid,
         grad_ptr=grad if channels_last else grad.contiguous(),
-        table_ptr=table.contiguous(),
-        group_ptr=launch.contiguous(group),
         out_ptr=out,
-        n_rows=table.shape[0],
-        table_step=int(table.shape[0] > 1),
-        chunk=chunk,
-        C=c,
-        H=h,
-        W=w,
         CHANNELS_LAST=channels_last,
         ACC=launch.accumulator(dtype),
-        BLOCK=_BLOCK,
-        num_warps=_WARPS,
+        **_rows(table, group),
+        **tiling,
     )
     return out

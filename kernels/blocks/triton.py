@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import launch
 from ..numerics import LEAKY_SLOPE, is_channels_last, memory_format, pooled_shape, working_dtype
-from ..row_means import class_means
+from ..row_means import bounds, class_means
 from . import tiles
 from .tiles import centre, choose_tile, load, pixels, place, pooled, spread, store, sum_taps
 
@@ -160,8 +160,7 @@ def norm_relu_pool_mean_kernel(
     eps = tl.cast(eps, ACC)
 
     # A program adds up its share of a class's images; the shares are added afterwards, in their order.
-    class_first = tl.load(offsets_ptr + label)
-    class_last = tl.load(offsets_ptr + label + 1)
+    class_first, class_last = bounds(offsets_ptr, label)
     share = tl.cdiv(class_last - class_first, tl.num_programs(1))
     share_first = class_first + tl.program_id(1) * share
     share_last = tl.minimum(share_first + share, class_last)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import launch
 from ..numerics import working_dtype
-from ..row_means import FEATURES, ROWS, WARPS, mean_of_rows
+from ..row_means import bounds, constants, grid, mean_of_rows
 
 
 @triton.jit
@@ -28,14 +28,12 @@ def class_mean_difference_fwd_kernel(
 ):
     label = tl.program_id(0).to(tl.int64)
     d = tl.program_id(1) * FEATURES + tl.arange(0, FEATURES)
-    first = tl.load(synthetic_offsets_ptr + label)
-    last = tl.load(synthetic_offsets_ptr + label + 1)
+    first, last = bounds(synthetic_offsets_ptr, label)
     full = last > first
     if real_offsets_ptr is None:
         real_mean = tl.load(real_ptr + label * D + d, mask=d < D, other=0).to(ACC)
     else:
-        real_first = tl.load(real_offsets_ptr + label)
-        real_last = tl.load(real_offsets_ptr + label + 1)
+        real_first, real_last = bounds(real_offsets_ptr, label)
         real_mean = mean_of_rows(real_ptr, real_first, real_last, d, D, ROWS, FEATURES, ACC)
         full &= real_last > real_first
     mean = mean_of_rows(synthetic_ptr, first, last, d, D, ROWS, FEATURES, ACC)
@@ -57,8 +55,7 @@ def class_mean_difference_bwd_kernel(
 ):
     label = tl.program_id(0).to(tl.int64)
     d = tl.program_id(1) * FEATURES + tl.arange(0, FEATURES)
-    first = tl.load(offsets_ptr + label)
-    last = tl.load(offsets_ptr + label + 1)
+    first, last = bounds(offsets_ptr, label)
     factor = -2 * tl.load(grad_ptr).to(ACC) / tl.maximum(last - first, 1).to(ACC)
     gradient = factor * tl.load(difference_ptr + label * D + d, mask=d < D, other=0).to(ACC)
     gradient = tl.broadcast_to(gradient[None, :], (ROWS, FEATURES)).to(out_ptr.dtype.element_ty)
@@ -74,22 +71,18 @@ def class_mean_difference(
     classes, features = synthetic_offsets.shape[0] - 1, real.shape[1]
     dtype = working_dtype(real.dtype)
     difference = launch.empty((classes, features), dtype, real.device)
-    blocks = triton.cdiv(features, FEATURES)
-    partial = launch.empty((classes, blocks), dtype, real.device)
+    programs = grid(classes, features)
+    partial = launch.empty(programs, dtype, real.device)
     launch.start(
         class_mean_difference_fwd_kernel,
-        (classes, blocks),
+        programs,
         real_ptr=real.contiguous(),
         synthetic_ptr=synthetic.contiguous(),
         real_offsets_ptr=launch.contiguous(real_offsets),
         synthetic_offsets_ptr=synthetic_offsets.contiguous(),
         difference_ptr=difference,
         partial_ptr=partial,
-        D=features,
-        ROWS=ROWS,
-        FEATURES=FEATURES,
-        ACC=launch.accumulator(dtype),
-        num_warps=WARPS,
+        **constants(features, dtype),
     )
     return partial.sum(), difference
 
@@ -101,15 +94,11 @@ def class_mean_difference_backward(
     out = launch.empty((rows, features), dtype, difference.device)
     launch.start(
         class_mean_difference_bwd_kernel,
-        (classes, triton.cdiv(features, FEATURES)),
+        grid(classes, features),
         grad_ptr=grad,
         difference_ptr=difference,
         offsets_ptr=synthetic_offsets.contiguous(),
         out_ptr=out,
-        D=features,
-        ROWS=ROWS,
-        FEATURES=FEATURES,
-        ACC=launch.accumulator(difference.dtype),
-        num_warps=WARPS,
+        **constants(features, difference.dtype),
     )
     return out
