@@ -2,7 +2,7 @@
 
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -18,6 +18,10 @@ Layout = Literal["planar", "last", "rgbx"]
 
 class Backing(Protocol):
     """A file that stands behind a pool's images."""
+
+    @property
+    def images(self) -> Tensor:
+        """The images, mapped: uint8 [N, C, H, W]."""
 
     def gather(self, index: Tensor, out: Tensor) -> None:
         """Read the images of the index into out, uint8 [n, C, H, W] in memory. The index is in range."""
@@ -42,6 +46,12 @@ class Pool:
     class_offsets: Tensor
     backing: Backing | None = None
     first_class: int = 0
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A pickle or a copy of images in a file names the file, which is opened again where it is unpickled."""
+        if self.backing is None:
+            return Pool, (self.images, self.class_offsets, None, self.first_class)
+        return _backed, (self.backing, self.class_offsets, self.first_class)
 
     @property
     def num_classes(self) -> int:
@@ -186,6 +196,10 @@ class Pool:
             index = torch.arange(start, min(start + 4096, len(self)))
             images[rows] = self.images[rows] if self.backing is None else self.gather(index)
         return Pool(images, self.class_offsets, first_class=self.first_class)
+
+
+def _backed(backing: Backing, class_offsets: Tensor, first_class: int) -> Pool:
+    return Pool(backing.images, class_offsets, backing, first_class)
 
 
 @dataclass(frozen=True, eq=False)
