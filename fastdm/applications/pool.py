@@ -177,7 +177,8 @@ class _Training:
         self._states = {done: state for state, done in enumerate(kept)}
         self._files = files
         self._number = number
-        self.rows = torch.zeros(len(kept), sum(parameter.numel() for parameter in network.parameters()))
+        parameters = sum(parameter.numel() for parameter in network.parameters())
+        self.rows = torch.zeros(len(kept), parameters, dtype=torch.float32)
 
     def resumed(self) -> Start | None:
         """Where the saved training was, with the network as it was there; None if there is none."""
