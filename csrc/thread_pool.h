@@ -15,6 +15,7 @@
 #include <mutex>
 #include <stdexcept>
 #include <string>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -26,9 +27,14 @@ class ThreadPool {
 public:
     using Body = std::function<void(int64_t begin, int64_t end)>;
 
-    // `threads` includes the caller of run().
+    // `threads` includes the caller of run(). Where the system has no more threads, or no memory for them, those that
+    // started do the work.
     explicit ThreadPool(int threads) : owner_(getpid()) {
-        for (int i = 1; i < threads; ++i) sleepers_.emplace_back([this] { sleep_and_help(); });
+        sleepers_.reserve(static_cast<size_t>(threads));
+        try {
+            for (int i = 1; i < threads; ++i) sleepers_.emplace_back([this] { sleep_and_help(); });
+        } catch (const std::system_error&) {
+        }
     }
 
     ~ThreadPool() {

@@ -63,7 +63,35 @@ def call_augment(dataset: Dataset, folder: Path) -> str:
     return digest(fastdm.DiffAugment(x, "color_crop_cutout_flip_scale_rotate", seed=3, param=param))
 
 
-CALLS = [call_condense, call_condense_batch_norm, call_evaluate, call_open_and_pack, call_augment]
+def call_trained(dataset: Dataset, folder: Path) -> str:
+    pool = fastdm.train_pool(dataset, networks=1, epochs=1, states=2, network="ConvNetD1", device="cpu")
+    recipe: dict[str, Any] = {**CONDENSE, "networks": "trained", "network": None, "ce_weight": 1.0, "partition": 2}
+    return digest(pool.weights, fastdm.condense(dataset, pool=pool, **recipe).images)
+
+
+def call_write_and_read(dataset: Dataset, folder: Path) -> str:
+    synthetic = fastdm.random_selection(dataset, 1)
+    read = []
+    for name in ("a.safetensors", "a.pt"):
+        synthetic.save(folder / name)
+        read.append(fastdm.SyntheticSet.load(folder / name).images)
+    for name in ("png", "a.npz"):
+        fastdm.export(synthetic, folder / name)
+        read.append(fastdm.open_dataset(folder / name).train.images)
+    synthetic.save_grid(folder / "grid.png")
+    pool = dataset.train
+    return digest(*read, pool.gather(pool.draw(0, 0, 2), dtype=torch.float32, mean=dataset.mean, std=dataset.std))
+
+
+CALLS = [
+    call_condense,
+    call_condense_batch_norm,
+    call_evaluate,
+    call_trained,
+    call_open_and_pack,
+    call_write_and_read,
+    call_augment,
+]
 
 
 @contextlib.contextmanager
@@ -131,7 +159,7 @@ def _umask() -> int:
 def test_no_global_setting_changes_a_call(
     call: Callable[[Dataset, Path], str], name: str, dataset: Dataset, tmp_path: Path
 ) -> None:
-    if name == "autocast" and call in (call_augment, call_open_and_pack):
+    if name == "autocast" and call in (call_augment, call_open_and_pack, call_write_and_read):
         return  # nothing of theirs is autocast
     (tmp_path / "plain").mkdir()
     (tmp_path / "set").mkdir()

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from fastdm.data.normalisation import per_channel
 from fastdm.errors import FastDMError
 from fastdm.synthetic.synthetic_set import SyntheticSet
 from fastdm.system.files import writing
@@ -70,14 +71,14 @@ def export(synthetic: SyntheticSet | str | Path, out: str | Path) -> Exported:
 
 def count_clipped(synthetic: SyntheticSet) -> int:
     """How many pixel values lie further beyond [0, 1] than rounding to 8 bits hides."""
-    mean, std = (torch.tensor(values)[:, None, None] for values in (synthetic.mean, synthetic.std))
+    mean, std = (per_channel(values) for values in (synthetic.mean, synthetic.std))
     values = synthetic.images.detach().cpu() * std + mean
     return int(((values < -0.5 / 255) | (values > 1 + 0.5 / 255)).sum())
 
 
 def rounded(synthetic: SyntheticSet) -> SyntheticSet:
     """The set as it is after 8-bit pixels: clipped and rounded."""
-    mean, std = (torch.tensor(values)[:, None, None] for values in (synthetic.mean, synthetic.std))
+    mean, std = (per_channel(values) for values in (synthetic.mean, synthetic.std))
     return replace(synthetic, images=(synthetic.pixels().float() / 255 - mean) / std)
 
 

@@ -23,8 +23,9 @@ from fastdm.evaluation.training import LabelledImages, Momentum, Start, draw_wei
 from fastdm.networks.architectures import build_network, default_network
 from fastdm.networks.model import Network
 from fastdm.networks.trained import NetworkPool, flatten_parameters, load_parameters
-from fastdm.system.device import Precision, default_device, fastest_precision, precision_context
+from fastdm.system.device import Precision, default_device, fastest_precision, precision_context, undisturbed
 from fastdm.system.files import crc32, writing
+from fastdm.system.memory import within_memory
 from fastdm.system.progress import Progress
 
 SEED_BIT = 1 << 61
@@ -34,6 +35,8 @@ FEWEST_STATES = 13
 _FORMAT = "fastdm-training-1"
 
 
+@within_memory("take a smaller network or batch_train, fewer networks or states, or fewer threads")
+@undisturbed()
 def train_pool(
     data: Source,
     *,
@@ -174,7 +177,8 @@ class _Training:
         self._states = {done: state for state, done in enumerate(kept)}
         self._files = files
         self._number = number
-        self.rows = torch.zeros(len(kept), sum(parameter.numel() for parameter in network.parameters()))
+        parameters = sum(parameter.numel() for parameter in network.parameters())
+        self.rows = torch.zeros(len(kept), parameters, dtype=torch.float32)
 
     def resumed(self) -> Start | None:
         """Where the saved training was, with the network as it was there; None if there is none."""

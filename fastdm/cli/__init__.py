@@ -42,10 +42,13 @@ def main() -> None:
         open_standard_streams()
         if sys.stdout is not None:
             sys.stdout = Output(sys.stdout)  # type: ignore[arg-type]
-        from fastdm.cli.commands import app
+        from fastdm.system.memory import within_memory
 
         try:
-            app()
+            with within_memory("give it more memory, or smaller images, batches and networks"):
+                from fastdm.cli.commands import app
+
+                app()
         finally:
             if sys.stdout is not None:
                 sys.stdout.flush()

@@ -30,13 +30,17 @@ from fastdm.runs.saving import State
 from fastdm.synthetic.synthetic_set import SyntheticSet, check_compatible
 from fastdm.system.device import chosen_backend, default_device, precision_context, undisturbed
 from fastdm.system.machine import machine
+from fastdm.system.memory import within_memory
 from fastdm.system.ranks import Ranks, shared
 from fastdm.system.streams import stderr_to
 
 FINGERPRINT_IMAGES = 64
 """Images whose pixels identify a data set: few, since those of a packed file come from the disk."""
 
+_SMALLER = "take a smaller chunk_memory, batch_real or ipc, or smaller images"
 
+
+@within_memory(_SMALLER)
 @undisturbed()
 def condense(
     data: Any,
@@ -133,6 +137,7 @@ def condense(
     return condense_resolved(dataset, settings.resolve(dataset, device), device, run_options, networks, own)
 
 
+@within_memory(_SMALLER)
 @undisturbed()
 def condense_resolved(
     dataset: Dataset,

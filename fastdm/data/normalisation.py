@@ -1,5 +1,7 @@
 """Mean and standard deviation per channel: the standard ones of known data sets, else measured."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -34,3 +36,8 @@ def normalisation(name: str, images: Tensor) -> tuple[tuple[float, ...], tuple[f
     std = (weights * (values - mean[:, None]).square()).sum(1).sqrt()
     std[std == 0] = 1  # a channel of one value
     return tuple(mean.tolist()), tuple(std.tolist())
+
+
+def per_channel(values: Sequence[float]) -> Tensor:
+    """A mean or std beside images: float32 [C, 1, 1] on the CPU, whatever PyTorch's defaults are."""
+    return torch.tensor(values, dtype=torch.float32, device="cpu")[:, None, None]

@@ -16,9 +16,11 @@ from fastdm.errors import FastDMError, whole_number
 from fastdm.system.checks import irregular
 from fastdm.system.device import undisturbed
 from fastdm.system.files import user_path
+from fastdm.system.memory import within_memory
 from fastdm.system.notes import Tally
 
 
+@within_memory("pack a folder of image files, which are read one at a time, with fewer workers or a smaller size")
 @undisturbed()
 def pack(
     source: Any,

@@ -2,11 +2,12 @@
 
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
+from fastdm.data.normalisation import per_channel
 from fastdm.data.prefetch import Batch, prefetch
 from fastdm.errors import FastDMError
 from fastdm.kernels import draw
@@ -18,6 +19,10 @@ Layout = Literal["planar", "last", "rgbx"]
 
 class Backing(Protocol):
     """A file that stands behind a pool's images."""
+
+    @property
+    def images(self) -> Tensor:
+        """The images, mapped: uint8 [N, C, H, W]."""
 
     def gather(self, index: Tensor, out: Tensor) -> None:
         """Read the images of the index into out, uint8 [n, C, H, W] in memory. The index is in range."""
@@ -42,6 +47,12 @@ class Pool:
     class_offsets: Tensor
     backing: Backing | None = None
     first_class: int = 0
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A pickle or a copy of images in a file names the file, which is opened again where it is unpickled."""
+        if self.backing is None:
+            return Pool, (self.images, self.class_offsets, None, self.first_class)
+        return _backed, (self.backing, self.class_offsets, self.first_class)
 
     @property
     def num_classes(self) -> int:
@@ -96,10 +107,10 @@ class Pool:
         Raises FastDMError if a class has fewer than n images, or with `replace` none.
         """
         if self.first_class:
-            chosen = torch.arange(self.num_classes) if classes is None else classes
+            chosen = torch.arange(self.num_classes, device="cpu") if classes is None else classes
             classes = chosen + self.first_class
         try:
-            return draw(torch.tensor([seed, step]), self.numbered_offsets, n, classes, replace=replace)
+            return draw(torch.tensor([seed, step], device="cpu"), self.numbered_offsets, n, classes, replace=replace)
         except ValueError as error:
             raise FastDMError(str(error)) from error
 
@@ -130,7 +141,7 @@ class Pool:
         flat = index.reshape(-1).contiguous()
         shape = (*index.shape, *_image_shape(self.images, layout))
         if out is None:
-            out = torch.empty(shape, dtype=dtype)
+            out = torch.empty(shape, dtype=dtype, device="cpu")
         elif out.shape != shape or out.dtype != dtype or not out.is_contiguous() or out.device.type != "cpu":
             raise FastDMError(
                 f"out is {out.dtype} {list(out.shape)} on {out.device}; it must be a contiguous {dtype} "
@@ -146,9 +157,9 @@ class Pool:
         elif dtype == torch.uint8 and layout == "planar":
             self.backing.gather(flat, into)
         else:
-            read = torch.empty(len(flat), *self.images.shape[1:], dtype=torch.uint8)
+            read = torch.empty(len(flat), *self.images.shape[1:], dtype=torch.uint8, device="cpu")
             self.backing.gather(flat, read)
-            _gather(read, torch.arange(len(flat)), into, layout, scale, shift)
+            _gather(read, torch.arange(len(flat), device="cpu"), into, layout, scale, shift)
         return out
 
     def read(self, index: Tensor) -> Tensor:
@@ -183,9 +194,13 @@ class Pool:
         images = torch.empty(self.images.shape, dtype=torch.uint8, device=device)
         for start in range(0, len(self), 4096):
             rows = slice(start, start + 4096)
-            index = torch.arange(start, min(start + 4096, len(self)))
+            index = torch.arange(start, min(start + 4096, len(self)), device="cpu")
             images[rows] = self.images[rows] if self.backing is None else self.gather(index)
         return Pool(images, self.class_offsets, first_class=self.first_class)
+
+
+def _backed(backing: Backing, class_offsets: Tensor, first_class: int) -> Pool:
+    return Pool(backing.images, class_offsets, backing, first_class)
 
 
 @dataclass(frozen=True, eq=False)
@@ -240,7 +255,7 @@ def _gather(
         return
     picked = images[index]
     if out.dtype != torch.uint8:
-        per_channel = (torch.tensor(values, dtype=torch.float32).view(-1, 1, 1) for values in (scale, shift))
+        per_channel = (per_channel(values) for values in (scale, shift))
         picked = picked.float().mul_(next(per_channel)).add_(next(per_channel)).to(out.dtype)
     if layout != "planar":
         picked = picked.movedim(1, -1)

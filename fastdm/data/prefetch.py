@@ -61,7 +61,7 @@ class _Buffer:
     def __init__(self, device: torch.device) -> None:
         self.on_cuda = device.type == "cuda"
         self.device = device
-        self.host = self.twin = torch.empty(0, dtype=torch.uint8)
+        self.host = self.twin = torch.empty(0, dtype=torch.uint8, device="cpu")
         if self.on_cuda:
             self.copied, self.released = torch.cuda.Event(), torch.cuda.Event()
 
@@ -69,10 +69,10 @@ class _Buffer:
         if self.host.numel() >= size:
             return
         if copies is None:
-            self.host = self.twin = torch.empty(size, dtype=torch.uint8)
+            self.host = self.twin = torch.empty(size, dtype=torch.uint8, device="cpu")
             return
         self.released.synchronize()
-        self.host = torch.empty(size, dtype=torch.uint8, pin_memory=True)
+        self.host = torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=True)
         # On the stream that writes it: memory of another stream could still be in use by work queued there.
         with torch.cuda.stream(copies):
             self.twin = torch.empty(size, dtype=torch.uint8, device=self.device)

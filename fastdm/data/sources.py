@@ -19,6 +19,7 @@ from fastdm.data.pool import Dataset
 from fastdm.errors import FastDMError, unknown, whole_number
 from fastdm.system.device import undisturbed
 from fastdm.system.files import user_path
+from fastdm.system.memory import within_memory
 
 Source = (
     str
@@ -30,6 +31,7 @@ Source = (
 )
 
 
+@within_memory("open a packed file (fastdm pack), whose images stay on disk, or bring images to a smaller image_size")
 @undisturbed()
 def open_dataset(
     source: Source,

@@ -25,11 +25,14 @@ from fastdm.networks.trained import NetworkPool
 from fastdm.synthetic.initial import random_selection
 from fastdm.synthetic.synthetic_set import SyntheticSet, check_compatible
 from fastdm.system.device import Precision, default_device, precision_context, undisturbed
+from fastdm.system.memory import within_memory
 from fastdm.system.progress import Progress
 from fastdm.system.ranks import shared
 
 _MOST_NETWORKS = 1 << 20
 """Networks of the user's own are seeded by seed · this + number."""
+
+_SMALLER = "take a smaller network or batch_train, or fewer threads, each of which trains a network of its own"
 
 
 def recorded_settings(train: SyntheticSet | Pool, dataset: Dataset) -> tuple[str, str]:
@@ -48,6 +51,7 @@ def training_strategy(settings: Mapping[str, Any], dataset: Dataset) -> str:
     return default_strategy(dataset.name) if strategy is None else strategy
 
 
+@within_memory(_SMALLER)
 @undisturbed()
 def evaluate(
     train: SyntheticSet | Pool,
@@ -152,6 +156,7 @@ def measure_soft(
     return replace(of_set, random=of_random)
 
 
+@within_memory(_SMALLER)
 @undisturbed()
 def measure(
     train: SyntheticSet | Pool,

@@ -67,6 +67,7 @@ def _bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
+@torch.inference_mode(False)
 def activations(network: Network, image_shape: tuple[int, int, int], dtype: torch.dtype) -> Activations:
     """Count on the meta device, which computes nothing. Two images are sent, since BatchNorm refuses one."""
     network = deepcopy(network).to("meta", dtype).requires_grad_(False)

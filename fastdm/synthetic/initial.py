@@ -13,6 +13,7 @@ from fastdm.errors import FastDMError
 from fastdm.synthetic.partition import check_partition, shrink
 from fastdm.synthetic.synthetic_set import SyntheticSet
 from fastdm.system.device import undisturbed
+from fastdm.system.memory import within_memory
 
 INIT_STEP = 2**32 - 1
 """The step number under which the initial images are drawn: no iteration has it."""
@@ -44,6 +45,7 @@ def initial_images(
     return shrink(augment(images, [], mean=dataset.mean, std=dataset.std), partition).to(device)
 
 
+@within_memory("take a smaller ipc")
 @undisturbed()
 def random_selection(
     dataset: Source, ipc: int, seed: int = 0, *, partition: int = 1, data_path: str | Path = "data"

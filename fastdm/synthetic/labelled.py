@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fastdm.data.arrays import plain
+from fastdm.data.normalisation import per_channel
 from fastdm.errors import FastDMError
 from fastdm.synthetic.public_file import kind
 from fastdm.system.notes import Tally
@@ -69,8 +70,7 @@ def normalised_pixels(
             f"{what} has pixels of {low:.3g}..{high:.3g}, though its layout has them in [0, 1]; if they are "
             "normalised, load it with normalised=True"
         )
-    of_channel = (torch.tensor(values, dtype=torch.float32).view(-1, 1, 1) for values in (mean, std))
-    return (pixels - next(of_channel)) / next(of_channel)
+    return (pixels - per_channel(mean)) / per_channel(std)
 
 
 def _hard(what: str, labels: Tensor, tally: Tally) -> Tensor:

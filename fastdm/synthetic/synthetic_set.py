@@ -14,7 +14,7 @@ from torch.nn import functional
 from torch.utils.data import TensorDataset
 
 from fastdm.data.arrays import as_tensor
-from fastdm.data.normalisation import standard_normalisation
+from fastdm.data.normalisation import per_channel, standard_normalisation
 from fastdm.data.pool import Dataset
 from fastdm.errors import FastDMError, one_of, whole_number
 from fastdm.synthetic.labelled import class_sorted, normalised_pixels
@@ -262,7 +262,7 @@ class SyntheticSet:
         return (self._denormalised().clamp(0, 1) * 255 + 0.5).to(torch.uint8)
 
     def _denormalised(self) -> Tensor:
-        mean, std = (torch.tensor(values, dtype=torch.float32)[:, None, None] for values in (self.mean, self.std))
+        mean, std = (per_channel(values) for values in (self.mean, self.std))
         return self.images.detach().cpu() * std + mean
 
     def save_picture(self, path: str | Path) -> None:

@@ -80,6 +80,17 @@ class PackedFile:
             self._map = map_file(file.fileno(), self.size)
             self._check_sum()
 
+    # --- copies: the file is open, and does not change
+
+    def __copy__(self) -> "PackedFile":
+        return self
+
+    def __deepcopy__(self, memo: object) -> "PackedFile":
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _opened_again, (self.path.absolute(), self.metadata)
+
     # --- what is in it
 
     def tensor(self, name: str) -> Tensor:
@@ -248,6 +259,14 @@ class PackedFile:
 
     def _small(self, which: str) -> dict[str, Tensor]:
         return {name: self.tensor(name) for name in self.entries if SUMMED.get(name.removeprefix("test_")) == which}
+
+
+def _opened_again(path: Path, metadata: dict[str, str]) -> PackedFile:
+    """The file of a pickle, which has the metadata with the checksum of all that it says of its images."""
+    file = PackedFile(path)
+    if file.metadata != metadata:
+        raise FastDMError(f"{path} is not the file that was pickled: it was packed anew; open it again and pickle that")
+    return file
 
 
 SUMMED = {

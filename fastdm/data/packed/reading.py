@@ -4,7 +4,7 @@ import math
 import os
 import threading
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
@@ -79,12 +79,32 @@ def _pool(file: PackedFile, part: str, io: IO, device: torch.device | str | None
     raise FastDMError(f"io {io!r} is not one of auto, mmap, direct, ram, device")
 
 
-class _Mapped:
-    """Gathers from the mapping, after bringing all of its rows into memory once."""
+class _Backing:
+    """The rows of one tensor of a file. It does not change: a copy is itself, and a pickle names the file."""
 
     def __init__(self, file: PackedFile, name: str, rows: slice) -> None:
         self._file, self._name, self._rows = file, name, rows
-        self._images = file.tensor(name)[rows]
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._file, self._name, self._rows)
+
+    @property
+    def images(self) -> Tensor:
+        return self._file.tensor(self._name)[self._rows]
+
+
+class _Mapped(_Backing):
+    """Gathers from the mapping, after bringing all of its rows into memory once."""
+
+    def __init__(self, file: PackedFile, name: str, rows: slice) -> None:
+        super().__init__(file, name, rows)
+        self._images = self.images
         self._populated = False
         self._populating = threading.Lock()
 
@@ -100,11 +120,12 @@ class _Mapped:
         return _Mapped(self._file, self._name, _within(self._rows, rows))
 
 
-class _Direct:
+class _Direct(_Backing):
     """Reads past the page cache. decided: whether a part of it is read so too, however small it is."""
 
     def __init__(self, file: PackedFile, name: str, rows: slice, decided: bool) -> None:
-        self._file, self._name, self._rows, self._decided = file, name, rows, decided
+        super().__init__(file, name, rows)
+        self._decided = decided
         entry = file.entries[name]
         self._image_bytes = math.prod(entry.shape[1:])
         self._begin = entry.begin + rows.start * self._image_bytes
@@ -118,6 +139,9 @@ class _Direct:
             self._records.read(self._begin, index, out)
         except OSError as error:
             raise FastDMError(str(error)) from error
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._file, self._name, self._rows, self._decided)
 
     def part(self, rows: slice) -> "_Mapped | _Direct":
         within = _within(self._rows, rows)
