@@ -1,29 +1,43 @@
-"""The calls that replace the public code's, and each op once, timed by the clock.
+"""The calls that replace the public code's, each compared with the public form, interleaved.
 
-    python -m bench.calls [--smoke]                          # next to the public form, interleaved: the record
-    python -m pytest bench/calls.py --benchmark-autosave     # for a developer: pytest-benchmark, with its comparisons
+    python -m bench.calls [--only evaluate_synset …] [--seconds 5] [--smoke]
+    python -m bench.calls augment [--threads 1 2] [--images 1 10 256 1024] [--seconds 2] [--smoke]
 
-A call whose result differs from the public one's is not timed.
+A call whose result differs from the public one's is not timed. `evaluate_synset`, `RealImages` and `dm_loss` are
+compared with the public loops around our own `DiffAugment` and networks, on random images of CIFAR-10's shape.
+
+augment: `DiffAugment` by the number of images, forward and with the gradient, Siamese and each image its own way.
 """
 
+import contextlib
+import copy
 import dataclasses
+import io
+import itertools
+from argparse import Namespace
 from collections.abc import Callable
 from functools import partial
 from itertools import count
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import fastdm
-from bench.baselines import public_loop
+from bench.baselines.public_augment import diff_augment
 from bench.harness import arguments, cells, records
-from bench.harness.op_cases import Case, cases
 from bench.harness.records import STEP, Recorder, Row, Suite
-from bench.harness.timer import host_times
+from bench.harness.timer import host_times, threads
 from bench.harness.workloads import CIFAR10, CPU
 from fastdm.augmentation import DSA_STRATEGY
-from fastdm.condensation.build import build_step
+from fastdm.compat import RealImages, dm_loss, evaluate_synset
+from fastdm.networks.architectures import build_network
+
+CLASSES, SHAPE = 10, (3, 32, 32)
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+EPS = torch.finfo(torch.float32).eps
 
 Call = Callable[[], object]
 
@@ -38,22 +52,27 @@ class Pair:
     tolerance: float
 
 
-def augment(mode: str) -> Pair:
-    """The augmentation of one class, as its users call it."""
-    images = torch.randn(256, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    param = fastdm.ParamDiffAug()
+# --- single calls ----------------------------------------------------------------------------------------------------
+
+
+def augment(number: int = 256, mode: str = "S", siamese: bool = True, backward: bool = False) -> Pair:
+    """The augmentation of one class and, if asked for, its gradient."""
+    images = torch.randn(number, *SHAPE, generator=torch.Generator().manual_seed(0)).requires_grad_(backward)
+    grad, param, seeds = torch.ones_like(images), fastdm.ParamDiffAug(), count(12)
     param.aug_mode = mode
-    seeds = count()
 
-    def ours(seed: int) -> Tensor:
-        return fastdm.DiffAugment(images, DSA_STRATEGY, seed, param)
+    def run(function: Callable[..., Tensor], seed: int) -> Tensor:
+        if not siamese:
+            torch.default_generator.manual_seed(seed)
+        out = function(images, DSA_STRATEGY, seed if siamese else -1, param)
+        return torch.autograd.grad(out, images, grad)[0] if out.requires_grad else out
 
-    def public(seed: int) -> Tensor:
-        return public_loop.diff_augment(images, DSA_STRATEGY, seed, mode)
-
+    ours, public = (partial(run, function) for function in (fastdm.DiffAugment, diff_augment))
     error = max(float((ours(seed) - public(seed)).abs().max()) for seed in range(12))
-    # The public code's own float32 sampling grid is 1.2e-5 from float64, in mode M twice.
-    return Pair(lambda: ours(next(seeds)), lambda: public(next(seeds)), error, 2.5e-5)
+    # The public code's own float32 sampling grid is 1.2e-5 from float64, in mode M twice, and the gradient of a pixel
+    # collects weights that add up to 1.5² at most.
+    tolerance = 2.5e-5 * (2.25 if backward else 1)
+    return Pair(lambda: ours(next(seeds)), lambda: public(next(seeds)), error, tolerance)
 
 
 def draw() -> Pair:
@@ -81,77 +100,198 @@ def gather() -> Pair:
 
     error = float((ours() - normalised[index]).abs().max())
     # A product and a sum, each rounded, of values up to 4.
-    return Pair(ours, lambda: normalised[index], error, 4 * 2 * torch.finfo(torch.float32).eps)
+    return Pair(ours, lambda: normalised[index], error, 4 * 2 * EPS)
 
 
-CALLS: dict[str, Callable[[], Pair]] = {
-    "DiffAugment, 256 images, mode S": partial(augment, "S"),
-    "DiffAugment, 256 images, mode M": partial(augment, "M"),
-    "draw of 256 images from each of 10 classes": draw,
-    "2,560 real images in float32": gather,
-}
+# --- the drop-in calls -----------------------------------------------------------------------------------------------
+
+
+class _Images(Dataset[tuple[Tensor, int]]):
+    """Random uint8 images, converted and normalised when one is read, as torchvision's data sets are."""
+
+    def __init__(self, per_class: int, seed: int = 0) -> None:
+        shape = (CLASSES * per_class, *SHAPE[1:], SHAPE[0])
+        self.images = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+        self.labels = np.arange(len(self.images)) % CLASSES
+        self._mean, self._std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        pixels = torch.from_numpy(self.images[index]).permute(2, 0, 1).contiguous().float().div(255)
+        return pixels.sub_(self._mean).div_(self._std), int(self.labels[index])
+
+
+def _public_evaluate(net: nn.Module, images: Tensor, labels: Tensor, tests: DataLoader[Any], args: Any) -> float:
+    """The test accuracy, as the public code trains and tests."""
+    net.train()
+    loader = DataLoader(TensorDataset(images, labels), args.batch_train, shuffle=True)
+    optimizer = torch.optim.SGD(net.parameters(), args.lr_net, momentum=0.9, weight_decay=5e-4)
+    for epoch in range(args.epoch_eval_train + 1):
+        for batch, truth in loader:
+            output = net(fastdm.DiffAugment(batch, args.dsa_strategy, param=args.dsa_param))
+            loss = nn.functional.cross_entropy(output, truth)
+            loss.item()
+            np.argmax(output.detach().cpu().numpy(), axis=-1)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        if epoch == args.epoch_eval_train // 2 + 1:
+            optimizer = torch.optim.SGD(net.parameters(), 0.1 * args.lr_net, momentum=0.9, weight_decay=5e-4)
+    net.eval()
+    found = [(int((net(batch).argmax(1) == truth).sum()), len(truth)) for batch, truth in tests]
+    return sum(right for right, _ in found) / sum(count for _, count in found)
+
+
+def _network() -> Any:
+    return build_network("ConvNet", channels=SHAPE[0], num_classes=CLASSES, image_size=SHAPE[1:])
+
+
+def evaluation(ipc: int, epochs: int, tests: int) -> Pair:
+    """Training and testing one network on `ipc` images per class, after the first has read the test set."""
+    data = _Images(ipc)
+    images = torch.stack([data[i][0] for i in range(len(data))])
+    labels = torch.from_numpy(data.labels)
+    loader = DataLoader(_Images(tests // CLASSES, seed=1), batch_size=256)
+    args = Namespace(device="cpu", lr_net=0.01, epoch_eval_train=epochs - 1, batch_train=256, dsa=True)
+    args.dsa_strategy, args.dsa_param = DSA_STRATEGY, fastdm.ParamDiffAug()
+    start = _network()
+
+    def ours() -> float:
+        torch.manual_seed(0)
+        with contextlib.redirect_stdout(io.StringIO()):
+            return float(evaluate_synset(0, copy.deepcopy(start), images, labels, loader, args)[2])
+
+    def public() -> float:
+        torch.manual_seed(0)
+        return _public_evaluate(copy.deepcopy(start), images, labels, loader, args)
+
+    return Pair(ours, public, abs(ours() - public()), 0.0)
+
+
+def real_images(per_class: int) -> Pair:
+    """Reading all images into tensors and taking a batch of one class from them."""
+    data = _Images(per_class)
+
+    def ours() -> Tensor:
+        real = RealImages((data.images, data.labels), mean=MEAN, std=STD)
+        np.random.seed(0)  # noqa: NPY002
+        return real.get_images(3, 256)
+
+    def public() -> Tensor:
+        images = torch.cat([torch.unsqueeze(data[i][0], dim=0) for i in range(len(data))])
+        indices: list[list[int]] = [[] for _ in range(CLASSES)]
+        for i in range(len(data)):
+            indices[data[i][1]].append(i)
+        np.random.seed(0)  # noqa: NPY002
+        return images[np.random.permutation(indices[3])[:256]]  # noqa: NPY002
+
+    # Each form rounds a handful of terms and constants, of up to 1 / std = 5: some 16 halves of an eps.
+    return Pair(ours, public, float((ours() - public()).abs().max()), 16 * EPS)
+
+
+def matching(ipc: int, batch_real: int) -> Pair:
+    """The loss of one iteration and its gradient. The error is that of the loss without augmentation: the public loop
+    draws others."""
+    network, param = _network(), fastdm.ParamDiffAug()
+    real = torch.randn(CLASSES, batch_real, *SHAPE)
+    synthetic = torch.randn(CLASSES * ipc, *SHAPE, requires_grad=True)
+
+    def ours(strategy: str = DSA_STRATEGY) -> Tensor:
+        loss = dm_loss(network.embed, synthetic, real, strategy, seed=0)
+        torch.autograd.grad(loss, synthetic)
+        return loss.detach()
+
+    def public(strategy: str = DSA_STRATEGY) -> Tensor:
+        loss = torch.zeros(())
+        for c in range(CLASSES):
+            seen = fastdm.DiffAugment(real[c], strategy, seed=c, param=param)
+            learnt = fastdm.DiffAugment(synthetic[c * ipc : (c + 1) * ipc], strategy, seed=c, param=param)
+            target = network.embed(seen).detach()
+            loss = loss + torch.sum((target.mean(0) - network.embed(learnt).mean(0)) ** 2)
+        torch.autograd.grad(loss, synthetic)
+        return loss.detach()
+
+    # Means over n like values, added in another order, err by √n · eps at most; differences of means are as large as
+    # 1/√n of the values, and their squares err twice as much.
+    return Pair(ours, public, float(abs(ours("none") / public("none") - 1)), 2 * batch_real * EPS)
+
+
+def calls(smoke: bool) -> dict[str, Callable[[], Pair]]:
+    """By name; smoke: with few images and epochs."""
+    epochs, tests, per_class, batch_real = (1, 20, 2, 2) if smoke else (31, 1000, 500, 64)
+    ipcs = (1,) if smoke else (1, 10, 50)
+    return {
+        "DiffAugment, 256 images, mode S": augment,
+        "DiffAugment, 256 images, mode M": partial(augment, mode="M"),
+        "draw of 256 images from each of 10 classes": draw,
+        "2,560 real images in float32": gather,
+        f"RealImages, {CLASSES * per_class:,} images": partial(real_images, per_class),
+        **{f"dm_loss, ipc {ipc}": partial(matching, ipc, batch_real) for ipc in (1, 10)},
+        **{f"evaluate_synset, ipc {ipc}": partial(evaluation, ipc, epochs, tests) for ipc in ipcs},
+    }
 
 
 def measure(make: Callable[[], Pair], seconds: float) -> Row:
     pair = make()
     row: Row = {"error": pair.error, "tolerance": pair.tolerance, "correct": pair.error <= pair.tolerance}
     if row["correct"]:
-        times = host_times({"fastdm": pair.ours, "public": pair.public}, CPU, seconds=seconds)
+        times = host_times({"fastdm": pair.ours, "public": pair.public}, CPU, seconds=seconds, warm_up=0)
         row["seconds"] = records.spreads(times)
         row["ratio"] = row["seconds"]["public"]["median"] / row["seconds"]["fastdm"]["median"]
     return row
 
 
-def _step() -> Call:
-    """An iteration of CIFAR-10, 10 images per class, 256 real ones."""
-    dataset, steps = CIFAR10.dataset(CPU), count()
-    step = build_step(dataset, CIFAR10.settings(precision="fp32").resolve(dataset, CPU), CPU, torch.float32)[0]
-    return lambda: step(next(steps))
+# --- tables ----------------------------------------------------------------------------------------------------------
 
-
-def _prepared(case: Case) -> Call:
-    return partial(case.run, *case.make(0))
-
-
-def singles() -> dict[str, Callable[[], Call]]:
-    """Everything that is timed by itself: the calls above, an iteration, and each op on its most used shape."""
-    found: dict[str, Callable[[], Call]] = {name: lambda make=make: make().ours for name, make in CALLS.items()}  # type: ignore[misc]
-    found["iteration of CIFAR-10, ipc 10"] = _step
-    for case in cases(CPU, smoke=False):
-        found.setdefault(case.op, partial(_prepared, case))
-    return found
-
-
-def pytest_generate_tests(metafunc: Any) -> None:
-    metafunc.parametrize("make", singles().values(), ids=singles())
-
-
-def test_call(make: Callable[[], Call], benchmark: Any) -> None:
-    benchmark(make())
-
-
+COLUMNS = [
+    ("call", cells.text("name")),
+    ("threads", cells.text("threads")),
+    ("ms", cells.spread("fastdm", 1e-3)),
+    ("public, ms", cells.spread("public", 1e-3)),
+    ("× public", cells.number("ratio", "{:.1f}")),
+    ("error", cells.error),
+    ("median error", cells.median_error),
+]
 SUITE = Suite(
     "calls",
     "Calls",
-    "What replaces a call of the public code, in ms by the clock, median (p20–p80), interleaved with it.",
+    "What replaces a call of the public code, in ms by the clock, median (p20–p80), interleaved with it. "
+    "evaluate_synset: 31 epochs and 1,000 test images; dm_loss: 64 real images per class.",
     (*STEP, "compat"),
-    [
-        ("call", cells.text("name")),
-        ("ms", cells.spread("fastdm", 1e-3)),
-        ("public, ms", cells.spread("public", 1e-3)),
-        ("× public", cells.number("ratio", "{:.1f}")),
-        ("error", cells.error),
-        ("median error", cells.median_error),
-    ],
+    COLUMNS,
     slower=lambda row: f"{1 / row['ratio']:.2f}× the time of the public form" if row.get("ratio", 1) < 1 else "",
+)
+AUGMENT = dataclasses.replace(
+    SUITE,
+    name="augment",
+    title="DiffAugment",
+    text="`DiffAugment` and the public function, all six families, in ms by the clock, median (p20–p80), interleaved.",
 )
 
 
 def main() -> None:
-    options = arguments.parser(__doc__, seconds=5.0).parse_args()
-    recorder = Recorder(SUITE, {"smoke": options.smoke})
-    for name, make in CALLS.items():
-        recorder.add({"name": name}, partial(measure, make, 0 if options.smoke else options.seconds))
+    parser = arguments.parser(__doc__, seconds=5.0)
+    parser.add_argument("what", nargs="?", choices=("calls", "augment"), default="calls")
+    parser.add_argument("--only", nargs="+", default=[""], help="calls, by the beginning of their names")
+    parser.add_argument("--images", type=int, nargs="+", default=[1, 10, 256, 1024], help="of `augment`")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="of `augment`")
+    options = parser.parse_args()
+    seconds = 0 if options.smoke else options.seconds
+    if options.what == "calls":
+        recorder = Recorder(SUITE, {"smoke": options.smoke})
+        for name, make in calls(options.smoke).items():
+            if name.startswith(tuple(options.only)):
+                recorder.add({"name": name}, partial(measure, make, seconds))
+        return
+    recorder = Recorder(AUGMENT, {"smoke": options.smoke})
+    ways = itertools.product(options.threads, "SM", (True, False), options.images, (False, True))
+    for number, mode, siamese, images, backward in ways:
+        how = f"mode {mode}, {'Siamese' if siamese else 'per image'}, {'with gradient' if backward else 'forward'}"
+        with threads(number):
+            make = partial(augment, images, mode, siamese, backward)
+            recorder.add({"name": f"{images:,} images, {how}", "threads": number}, partial(measure, make, seconds))
 
 
 if __name__ == "__main__":

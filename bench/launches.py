@@ -62,13 +62,12 @@ def measure(loop: str, aug_mode: str) -> Row:
 
 
 def _counts(result: Result) -> Any:
-    rows = result["rows"]
     series = [
-        plots.Series(f"{classes} classes", values, color, [f"{value:,}" for value in values])
+        (f"{classes} classes", key, color, cells.number(key, "{:,.0f}"))
         for classes, color in zip(CLASSES, (plots.OURS, plots.OTHER), strict=True)
-        if (values := [row[f"ops_{classes}_classes"] for row in rows])
+        for key in [f"ops_{classes}_classes"]
     ]
-    return plots.bars(result, [row["name"] for row in rows], series, "ops per iteration", limits=(10, 100_000))[0]
+    return plots.grouped(result, "ops per iteration", series, log=True)
 
 
 SUITE = Suite(

@@ -38,13 +38,14 @@ CPU_STAGES = """
 peaks         75  -m bench.peaks {device}
 launches      90  -m bench.launches {smoke}
 traffic       60  -m bench.traffic {smoke}
-calls         60  -m bench.calls {smoke}
+calls         90  -m bench.calls {smoke} --only DiffAugment draw 2,560 RealImages dm_loss
 waterfall    240  -m bench.waterfall {device} {plain} --batch_real 64 --seconds 30
 kernels       90  -m bench.kernels {device} --no-compile --seconds 60
 evaluation    90  -m bench.evaluation {device}
 step_compile 120  -m bench.step compile {smoke} --network {networks}
 loading      240  -m bench.loading {smoke} {data}
-step         600  -m bench.step {device} {few} --seconds 240
+step_recipes  60  -m bench.step recipes {device} --seconds 30
+step         600  -m bench.step {device} {few} {plain} --seconds 240
 report        30  -m bench.report --to {to}
 """
 GPU_STAGES = """
@@ -54,7 +55,8 @@ waterfall    100  -m bench.waterfall {device} {plain} --seconds 25
 kernels      110  -m bench.kernels {device} {plain} --seconds 90
 chunk         75  -m bench.waterfall chunk {device} {plain} --seconds 10
 gpu_tests    110  -m pytest -v --maxfail=20 -p no:cacheprovider tests/gpu
-step          90  -m bench.step {device} {few} --seconds 60
+step          90  -m bench.step {device} {few} {plain} --seconds 60
+step_recipes  30  -m bench.step recipes {device} --seconds 10
 evaluation    45  -m bench.evaluation {device}
 accuracy      60  -m bench.accuracy {device} {data} --only CIFAR10-1
 report        30  -m bench.report --to {to}

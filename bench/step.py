@@ -1,15 +1,21 @@
-"""One iteration next to the public loop, by size: time, memory and error; and what `--compile` is worth.
+"""One iteration by size, compared with the public loop and a compiled one: time, memory and error.
 
-    python -m bench.step [--precision fp32] [--only "CIFAR-10 ipc 1" …] [--seconds 1800] [--device cuda] [--smoke]
-    python -m bench.step compile [--network ConvNetBN …] [--smoke]
+    python -m bench.step [--precision fp32] [--only "CIFAR-10 ipc 1" …] [--seconds 1800] [--no-compile] [--device cuda]
+    python -m bench.step recipes [--precision fp32] [--seconds 1800] [--device cuda]
+    python -m bench.step compile [--network ConvNetBN …]
+    with --smoke: tiny shapes
 
 The public loop runs as its users run it: float32, one class after the other, a new network and a permutation of each
-class per iteration. Times are withheld unless the step's change of the images agrees with the same step in float64
-through PyTorch's own layers. On a CPU, memory is the peak of a fresh process, and a second one times both loops with
-glibc's malloc thresholds raised, so that it keeps large blocks.
+class per iteration. The compiled one is what one would write instead: all classes in one batch, through torch.compile.
+Times are withheld unless the step's change of the images agrees with the same step in float64 through PyTorch's own
+layers. On a CPU, memory is the peak of a fresh process, and a second one times the loops with glibc's malloc thresholds
+raised, so that it keeps large blocks.
 
-compile: a step whose network torch.compile has fused, next to one as PyTorch runs it, in a process per network that
-finds nothing in torch.compile's cache: most of the seconds of a first run all networks take alike.
+recipes: a step with a partition of 2, and one of the recipe "trained" in a pool of random networks, compared with the
+plain step that has as many images to augment and to embed.
+
+compile: a step whose network torch.compile has fused, compared with one as PyTorch runs it, in a process per network
+that finds nothing in torch.compile's cache: most of the seconds of a first run all networks take alike.
 """
 
 import ctypes
@@ -24,43 +30,28 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from bench.baselines.public_step import PublicStep
 from bench.harness import arguments, cells, machine, plots, records
+from bench.harness.loops import LOSS_TOLERANCE, ROUNDING, build, check, make
 from bench.harness.records import STEP, Recorder, Result, Row, Suite
 from bench.harness.timer import apart, host_times, numbered, within
 from bench.harness.workloads import CIFAR10, CPU, CPU_SIZES, GPU_SIZES, Workload
-from fastdm.condensation.build import build_step
-from fastdm.condensation.step import Step
-from fastdm.data import Dataset
+from fastdm.condensation.recipes import recipe_settings
 from fastdm.networks.architectures import network_names
-from fastdm.system.device import chosen_backend, precision_context
+from fastdm.system.device import precision_context
+
+Loop = Callable[[], object]
 
 NETWORKS = ("ConvNetBN", "ConvNetMP", "AlexNet")  # BatchNorm; max pooling; max pooling and no norm
+RECIPE_TARGET = 1.1  # times the plain step that one of a recipe may take
 
-_FLIPS = 0.4  # density of N(0, 1) at 0
+RATIOS = {
+    "public": ("public", "fastdm"),
+    "raised": ("public raised", "fastdm raised"),
+    "compiled": ("compiled", "fastdm"),
+    "compiled_raised": ("compiled raised", "fastdm raised"),
+}
 
-
-def _tolerance(rounding: float) -> float:
-    """For the error of a change of the images, in norm and relative to its own length.
-
-    A normalised activation, of unit variance, errs by `rounding`, so that 2 · rounding · φ(0) of them come to the other
-    side of a ReLU, where a gradient entry is wrong by itself: the root of three times that in three layers. Allowed is
-    twice as much; plain PyTorch meets such values too.
-    """
-    return 2 * math.sqrt(3 * 2 * rounding * _FLIPS)
-
-
-ROUNDING = {"fp32": 3e-6, "tf32": 2**-11, "bf16": 2**-8}
-"""For fp32 that of Winograd's F(4×4, 3×3), some ten times that of a float32 sum; else that of the operands."""
-MEDIAN_TOLERANCE = {"fp32": 2e-5, "tf32": _tolerance(2**-11), "bf16": _tolerance(2**-8)}
-"""For the median over the images of each one's error. In fp32 most images (nine of ten in the worst of the cases) have
-no activation on the other side of a ReLU, so that only rounding is left. A convolution adds 3e-6 to the features,
-independently in each image, and 3e-6 to the gradient on its way back. The gradient starts at a difference of means over
-images, in which 3/4 of the features' deviation is left (the rest all images share), so that their error counts 4/3. The
-first convolution is not Winograd's, and errs far less: in four layers it makes √3 · 3e-6 · √(1 + (4/3)²) = 8.7e-6.
-Allowed is twice that, rounded up. In tf32 and bf16 every image has such activations."""
 COMPILE_TOLERANCE = 1e-2
 """For the difference of both steps' first changes of the images, in norm and relative to its length. The largest
 roundings are those of PyTorch's statistics of BatchNorm, sums of n = 100 · 16² values one by one, whose mean is as
@@ -70,44 +61,10 @@ itself: in three layers √(3 · 2 · 1e-6) = 2.4e-3. Allowed is four times that
 pooling there are as many other winners again."""
 
 
-# --- by size ---------------------------------------------------------------------------------------------------------
+# --- the loops -------------------------------------------------------------------------------------------------------
 
 
-def build(
-    work: Workload, dataset: Dataset, device: torch.device, dtype: torch.dtype, precision: str
-) -> tuple[Step, Any]:
-    """The package's step and its plan."""
-    settings = work.settings(precision=precision).resolve(dataset, device)
-    return build_step(dataset, settings, device, dtype, work.chunk_memory)
-
-
-def check(work: Workload, device: torch.device, precision: str) -> Row:
-    """How far the first change of the images is from the same step through PyTorch's own layers in float64, on a few
-    real images."""
-    few = dataclasses.replace(work, batch_real=min(4, work.batch_real))
-    dataset = few.dataset(device)
-    changes = []
-    for backend, exact in (("reference", True), ("auto", False)):
-        with chosen_backend(backend), precision_context(few.settings(precision=precision).precision, device) as dtype:
-            step = build(few, dataset, device, torch.float64 if exact else dtype, precision)[0]
-            step(0)
-        changes.append(step.velocity.double())
-    return compared(changes[1], changes[0], precision)
-
-
-def compared(ours: Tensor, exact: Tensor, precision: str) -> Row:
-    """Both errors of a change of the images, float64, with what they may be; whether they are within."""
-    difference = (ours - exact).flatten(1)
-    row: Row = {
-        "error": float(difference.norm() / exact.norm()),
-        "tolerance": _tolerance(ROUNDING[precision]),
-        "median_error": float((difference.norm(dim=1) / exact.flatten(1).norm(dim=1)).median()),
-        "median_tolerance": MEDIAN_TOLERANCE[precision],
-    }
-    return row | {"correct": row["error"] <= row["tolerance"] and row["median_error"] <= row["median_tolerance"]}
-
-
-def ours(work: Workload, device: torch.device, precision: str) -> tuple[Callable[[], object], Row]:
+def ours(work: Workload, device: torch.device, precision: str) -> tuple[Loop, Row]:
     """The package's step after its first iteration, and what that took compared with the plan."""
     dataset, tiny = work.dataset(device), work.smoke()
     flags = partial(precision_context, work.settings(precision=precision).precision, device)
@@ -121,103 +78,155 @@ def ours(work: Workload, device: torch.device, precision: str) -> tuple[Callable
             "planned_bytes": plan.pool_bytes + plan.images_bytes + plan.real_bytes + plan.synthetic_bytes,
             "chunks": -(-work.classes // plan.chunk_classes),
         }
-        if device.type == "cuda":
-            about |= _captured(step)
+        if device.type == "cuda":  # As a CUDA graph, which `condense` records too.
+            reason = step.capture()
+            about |= {"graph": False, "capture_failure": reason} if reason else {"graph": True}
     return numbered(step, flags, 1), about
 
 
-def _captured(step: Step) -> Row:
-    """Whether the step runs as a CUDA graph, as `condense` would have it."""
-    try:
-        step.capture()
-    except RuntimeError as error:
-        return {"graph": False, "capture_failure": str(error)[:200]}
-    return {"graph": True}
+def loop(name: str, work: Workload, device: torch.device, precision: str) -> tuple[Loop, Row]:
+    """A loop to be timed, and what is known of it. Raises RuntimeError if the first loss of the compiled one is off."""
+    if name == "fastdm":
+        return ours(work, device, precision)
+    dataset = work.dataset(device)
+    if name == "public":
+        return numbered(*make("public", work, dataset, device, precision), 0), {}
+    (call, flags), (ours_call, _) = (make(kind, work, dataset, device, precision) for kind in ("compiled", "fastdm"))
+    with flags():
+        error = abs(float(call(0)) / float(ours_call(0)) - 1)
+    if not error <= 2 * LOSS_TOLERANCE[precision]:  # Each may be off by once that.
+        raise RuntimeError(f"its loss is off by {error:.1e}")
+    return numbered(call, flags, 1), {}
 
 
-def public(work: Workload, device: torch.device) -> Callable[[], object]:
-    return numbered(PublicStep(work.dataset(device), work.settings(), device), nullcontext, 0)
+# --- time and memory -------------------------------------------------------------------------------------------------
 
 
-def cpu_times(work: Workload, precision: str, seconds: float, raised: bool) -> Row:
-    """Seconds per iteration of both loops, interleaved; raised: glibc keeps blocks of any size."""
+def cpu_times(work: Workload, precision: str, names: Sequence[str], seconds: float, raised: bool) -> Row:
+    """Seconds per iteration of the loops, interleaved; raised: glibc keeps blocks of any size."""
     if raised:
         libc, m_mmap_threshold, m_trim_threshold = ctypes.CDLL(None), -3, -1
         libc.mallopt(m_mmap_threshold, 1 << 30)
         libc.mallopt(m_trim_threshold, -1)
-    functions: dict[str, Callable[[], object]] = {}
-    functions["fastdm"], about = ours(work, CPU, precision)
-    if work.chunk_memory is None:
-        functions["public"] = public(work, CPU)
-    return about | {"seconds": records.spreads(host_times(functions, CPU, rounds=7, seconds=seconds, warm_up=0))}
+    row: Row = {}
+    loops = {name: made for name in names if (made := _built(name, work, CPU, precision, row))}
+    return row | {"seconds": records.spreads(host_times(loops, CPU, rounds=7, seconds=seconds, warm_up=0))}
 
 
-def cpu_peak(work: Workload, precision: str, of: str) -> int:
-    """Peak MiB of this process after two iterations of either loop."""
-    run = ours(work, CPU, precision)[0] if of == "fastdm" else public(work, CPU)
+def _built(name: str, work: Workload, device: torch.device, precision: str, row: Row) -> Loop | None:
+    """A loop, with what is known of it in `row`; of a baseline that fails, the reason, which must not cost the row."""
+    try:
+        made, about = loop(name, work, device, precision)
+    except Exception as error:
+        if name == "fastdm":
+            raise
+        row["note"] = f"{name} failed: {records.failure(error).splitlines()[0]}"
+        return None
+    row |= about
+    return made
+
+
+def cpu_peak(work: Workload, precision: str, name: str) -> int:
+    """Peak MiB of this process after two iterations of a loop."""
+    run = loop(name, work, CPU, precision)[0]
     run()
     run()
     return round(machine.peak(CPU) / 2**20)
 
 
-def gpu_times(work: Workload, device: torch.device, precision: str, seconds: float) -> Row:
-    """Seconds per iteration of both loops, one after the other: each needs the memory."""
-    run, row = ours(work, device, precision)
-    found = host_times({"fastdm": run}, device, rounds=10, seconds=seconds)
-    del run
-    gc.collect()  # A recorded step refers to itself.
-    row["reserved_bytes"] = torch.cuda.memory_reserved(device)
-    torch.cuda.empty_cache()
-    try:
-        found |= host_times({"public": public(work, device)}, device, rounds=3, seconds=seconds, warm_up=1)
-    except torch.cuda.OutOfMemoryError:
-        row["public"] = "out of memory"
-    torch.cuda.empty_cache()
+def gpu_times(work: Workload, device: torch.device, precision: str, names: Sequence[str], seconds: float) -> Row:
+    """Seconds per iteration of the loops, one after the other: each needs the memory."""
+    found: dict[str, list[float]] = {}
+    row: Row = {}
+    for name in names:
+        if made := _built(name, work, device, precision, row):
+            rounds = 10 if name == "fastdm" else 3
+            found |= host_times({name: made}, device, rounds=rounds, seconds=seconds, warm_up=1)
+        del made
+        gc.collect()  # A recorded step refers to itself.
+        if name == "fastdm":
+            row["reserved_bytes"] = torch.cuda.memory_reserved(device)
+        torch.cuda.empty_cache()
     return row | {"seconds": records.spreads(found)}
 
 
-def measure(work: Workload, device: torch.device, precision: str, limit: float) -> Row:
+def measure(work: Workload, device: torch.device, precision: str, limit: float, baselines: Sequence[str]) -> Row:
     """A row: whether the step is right and, if so, time and memory."""
-    on_cpu = device.type == "cpu"
-    row: Row = apart(check, work, device, precision) if on_cpu else check(work, device, precision)
+    names = ["fastdm", *baselines]
+    if device.type != "cpu":
+        row = check(work, device, precision)
+        row |= gpu_times(work, device, precision, names, limit) if row["correct"] else {}
+    else:
+        row = apart(check, work, device, precision)
+        if row["correct"]:
+            row |= apart(cpu_times, work, precision, names, limit, False)
+            row["load"] = machine.load()
+            row["peak_mib"] = {name: apart(cpu_peak, work, precision, name) for name in names if name != "compiled"}
+            if baselines:
+                raised = apart(cpu_times, work, precision, names, limit, True)["seconds"]
+                row["seconds"] |= {f"{name} raised": spread for name, spread in raised.items()}
     if not row["correct"]:
         return row
-    if on_cpu:
-        row |= apart(cpu_times, work, precision, limit, False)
-        row["load"] = machine.load()
-        row["peak_mib"] = {loop: apart(cpu_peak, work, precision, loop) for loop in row["seconds"]}
-        if "public" in row["seconds"]:
-            raised = apart(cpu_times, work, precision, limit, True)["seconds"]
-            row["seconds"] |= {f"{loop} raised": spread for loop, spread in raised.items()}
-    else:
-        row |= gpu_times(work, device, precision, limit)
-    seconds = row["seconds"]
-    row["ratio"] = {
-        kind: seconds[f"public{suffix}"]["median"] / seconds[f"fastdm{suffix}"]["median"]
-        for kind, suffix in (("public", ""), ("raised", " raised"))
-        if f"public{suffix}" in seconds
+    medians = {name: spread["median"] for name, spread in row["seconds"].items()}
+    row["ratio"] = {key: medians[theirs] / medians[mine] for key, (theirs, mine) in RATIOS.items() if theirs in medians}
+    return row | work.work(precision, medians["fastdm"], machine.describe(device))
+
+
+def baselines(work: Workload, no_compile: bool) -> list[str]:
+    """What a size is compared with."""
+    if work.chunk_memory is not None:
+        return []
+    return ["public"] if no_compile or work.size > CIFAR10.size else ["public", "compiled"]
+
+
+# --- recipes, and torch.compile of the network -----------------------------------------------------------------------
+
+
+def recipes(work: Workload) -> dict[str, tuple[Workload, Workload]]:
+    """By name, the step of a recipe and the plain step that it is compared with."""
+    settings = recipe_settings("trained", work.smoke().dataset(CPU), work.ipc)
+    mode_m = {name: getattr(settings, name) for name in ("strategy", "aug_mode")}
+    trained = {name: getattr(settings, name) for name in ("partition", "networks", "ce_weight")}
+    plain = dataclasses.replace(work, ipc=4 * work.ipc)
+
+    def pair(plain_options: dict[str, Any], options: dict[str, Any]) -> tuple[Workload, Workload]:
+        return (
+            dataclasses.replace(work, options=plain_options | options),
+            dataclasses.replace(plain, options=plain_options),
+        )
+
+    return {
+        "partition 2": pair({}, {"partition": 2}),
+        "recipe “trained”": pair(mode_m, trained),
+        "recipe “trained”, ce_ahead 0": pair(mode_m, trained | {"ce_ahead": 0}),
     }
-    return row | work.work(precision, seconds["fastdm"]["median"], machine.describe(device))
 
 
-# --- what --compile is worth -----------------------------------------------------------------------------------------
+def measure_recipe(work: Workload, plain: Workload, device: torch.device, precision: str, seconds: float) -> Row:
+    row = check(work, device, precision)
+    if row["correct"]:
+        loops = {name: ours(one, device, precision)[0] for name, one in (("fastdm", work), ("plain", plain))}
+        row["seconds"] = records.spreads(host_times(loops, device, seconds=seconds, warm_up=1))
+        row["ratio"] = row["seconds"]["fastdm"]["median"] / row["seconds"]["plain"]["median"]
+        row |= {"target": RECIPE_TARGET, "met": row["ratio"] <= RECIPE_TARGET}
+    return row
 
 
 def measure_compiled(work: Workload, seconds: float) -> Row:
     """Both steps of a network; in a process of its own, whose cache of compiled code it sets."""
-    eager, compiled = (build(work, work.dataset(CPU), CPU, torch.float32, "fp32")[0] for _ in range(2))
+    eager, fused = (build(work, work.dataset(CPU), CPU, torch.float32, "fp32")[0] for _ in range(2))
     with tempfile.TemporaryDirectory() as cache:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
         # RuntimeError: there is no C++ compiler, or torch.compile cannot take this network.
-        row: Row = {"compile_seconds": compiled.compile()}
-    for step in (eager, compiled):
+        row: Row = {"compile_seconds": fused.compile()}
+    for step in (eager, fused):
         step(0)
-    row["error"] = float((compiled.velocity - eager.velocity).norm() / eager.velocity.norm())
+    row["error"] = float((fused.velocity - eager.velocity).norm() / eager.velocity.norm())
     row["tolerance"] = COMPILE_TOLERANCE
     row["correct"] = row["error"] <= COMPILE_TOLERANCE
     if row["correct"]:
-        functions = {"eager": numbered(eager, nullcontext, 1), "compiled": numbered(compiled, nullcontext, 1)}
-        row |= gain(host_times(functions, CPU, seconds=seconds, warm_up=0), row["compile_seconds"])
+        loops = {"eager": numbered(eager, nullcontext, 1), "compiled": numbered(fused, nullcontext, 1)}
+        row |= gain(host_times(loops, CPU, seconds=seconds, warm_up=0), row["compile_seconds"])
     return row
 
 
@@ -233,34 +242,28 @@ def gain(found: dict[str, list[float]], compile_seconds: float) -> Row:
 
 
 def _quote(rows: Sequence[Row]) -> str:
-    """The four columns that a newcomer needs, and what raised malloc thresholds change."""
+    """The four columns that a newcomer needs, and the other baselines in a sentence each."""
     timed = [row for row in rows if row.get("ratio")]
     ours, public = (cells.number(f"seconds.{loop}.median", "{:,.0f}", 1e-3) for loop in ("fastdm", "public"))
     columns = [("size", cells.text("name")), ("fastdm, ms", ours), ("public, ms", public)]
-    quoted = cells.table([*columns, ("×", cells.number("ratio.public", "{:.1f}"))], timed)
-    if raised := [row["ratio"]["raised"] for row in timed if "raised" in row["ratio"]]:
-        quoted += (
-            f"\n\nWith larger glibc malloc thresholds for both: {min(raised):.1f} to {max(raised):.1f} times as fast."
-        )
-    return quoted
+    parts = [cells.table([*columns, ("×", cells.number("ratio.public", "{:.1f}"))], timed)]
+    for key, baseline in (
+        ("raised", "With larger glibc malloc thresholds for both"),
+        ("compiled", "Compared with all classes in one batch through torch.compile"),
+    ):
+        if ratios := [row["ratio"][key] for row in timed if key in row["ratio"]]:
+            parts.append(f"{baseline}: {min(ratios):.1f} to {max(ratios):.1f} times as fast.")
+    return "\n\n".join(parts)
 
 
 def _times(result: Result) -> Any:
-    rows = [row for row in result["rows"] if row.get("ratio")]
-    if not rows:
-        return None
     series = [
-        plots.Series(loop, [1e3 * row["seconds"][loop]["median"] for row in rows], color, texts)
-        for loop, color, texts in (
-            ("public", plots.THEIRS, ()),
-            ("public raised", plots.OTHER, ()),
-            ("fastdm", plots.OURS, [f"{row['ratio']['public']:.1f}×" for row in rows]),
-        )
-        if all(loop in row["seconds"] for row in rows)
+        ("public", "seconds.public.median", plots.THEIRS, None),
+        ("public raised", "seconds.public raised.median", plots.OTHER, None),
+        ("compiled", "seconds.compiled.median", plots.LINE, None),
+        ("fastdm", "seconds.fastdm.median", plots.OURS, cells.number("ratio.public", "{:.1f}×")),
     ]
-    values = [value for one in series for value in one.values]
-    names = [row["name"] for row in rows]
-    return plots.bars(result, names, series, "ms per iteration", limits=(min(values) / 5, max(values) * 5))[0]
+    return plots.grouped(result, "ms per iteration", series, unit=1e-3, log=True)
 
 
 def _classes(result: Result) -> Any:
@@ -281,22 +284,18 @@ def _classes(result: Result) -> Any:
 
 
 def _memory(result: Result) -> Any:
-    rows = [row for row in result["rows"] if "peak_bytes" in row]
-    if not rows:
-        return None
-    planned, peak = ([row[key] / 1e9 for row in rows] for key in ("planned_bytes", "peak_bytes"))
-    series = [plots.Series("planned", planned, plots.THEIRS), plots.Series("peak", peak, plots.OURS)]
-    return plots.bars(result, [row["name"] for row in rows], series, "GB")[0]
+    series = [("planned", "planned_bytes", plots.THEIRS, None), ("peak", "peak_bytes", plots.OURS, None)]
+    return plots.grouped(result, "GB", series, unit=1e9)
 
 
 SIZES = Suite(
     "step",
     "An iteration",
-    "In ms, median (p20–p80), compared with the public loop; on a CPU interleaved in one process. “raised”: both run "
-    "with larger glibc malloc thresholds. “process” is the peak memory of a fresh process; “peak” is that of the step "
-    "alone, as the plan made before the first iteration counts it. The errors are those of the first change of the "
-    "images, compared with float64: of the whole, which activations on the other side of a ReLU decide, and the median "
-    "of the single images', which rounding does.",
+    "In ms, median (p20–p80), compared with the public loop and with all classes in one batch through torch.compile; "
+    "on a CPU interleaved in one process. “raised”: all of them with larger glibc malloc thresholds. “process” is the "
+    "peak memory of a fresh process; “peak” is that of the step alone, as the plan made before the first iteration "
+    "counts it. The errors are those of the first change of the images, compared with float64: of the whole, which "
+    "activations on the other side of a ReLU decide, and the median of the single images', which rounding does.",
     STEP,
     [
         ("size", cells.text("name")),
@@ -306,9 +305,13 @@ SIZES = Suite(
         ("ms", cells.spread("fastdm", 1e-3)),
         ("public, ms", cells.spread("public", 1e-3)),
         ("× public", cells.number("ratio.public", "{:.1f}")),
+        ("compiled, ms", cells.spread("compiled", 1e-3)),
+        ("× compiled", cells.number("ratio.compiled", "{:.1f}")),
         ("raised, ms", cells.spread("fastdm raised", 1e-3)),
         ("public raised, ms", cells.spread("public raised", 1e-3)),
         ("× public, raised", cells.number("ratio.raised", "{:.1f}")),
+        ("compiled raised, ms", cells.spread("compiled raised", 1e-3)),
+        ("× compiled, raised", cells.number("ratio.compiled_raised", "{:.1f}")),
         ("% of matmul peak", cells.number("percent_of_matmul", "{:.0f}")),
         ("process, MiB", cells.number("peak_mib.fastdm", "{:,.0f}")),
         ("public process, MiB", cells.number("peak_mib.public", "{:,.0f}")),
@@ -322,6 +325,26 @@ SIZES = Suite(
     ],
     quote=_quote,
     plots={"times": _times, "classes": _classes, "memory": _memory},
+)
+RECIPES = Suite(
+    "step_recipes",
+    "An iteration of the recipes",
+    "In ms, median (p20–p80), interleaved with the plain step that has four times as many synthetic images, as many as "
+    "a partition of 2 decodes. The pool's networks have random weights.",
+    STEP,
+    [
+        ("step", cells.text("name")),
+        ("ipc", cells.text("ipc")),
+        ("real images per class", cells.text("batch_real")),
+        ("precision", cells.text("precision")),
+        ("ms", cells.spread("fastdm", 1e-3)),
+        ("plain, ms", cells.spread("plain", 1e-3)),
+        ("ratio", cells.number("ratio", "{:.2f}")),
+        ("target", cells.number("target", "≤ {:.1f}")),
+        ("met", lambda row: {True: "yes", False: "no"}.get(row.get("met", ""), "")),
+        ("error", cells.error),
+        ("median error", cells.median_error),
+    ],
 )
 COMPILE = Suite(
     "step_compile",
@@ -346,12 +369,15 @@ COMPILE = Suite(
 
 def main() -> None:
     parser = arguments.parser(__doc__, device=True, seconds=1800.0)
-    parser.add_argument("what", nargs="?", choices=("sizes", "compile"), default="sizes")
+    parser.add_argument("what", nargs="?", choices=("sizes", "recipes", "compile"), default="sizes")
     parser.add_argument("--only", nargs="+", default=[""], help="sizes, by the beginning of their names")
     parser.add_argument("--precision", choices=ROUNDING, help="default: what condense would take on this device")
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out of the sizes' baselines")
     parser.add_argument("--network", choices=network_names(), nargs="+", default=NETWORKS, help="of `compile`")
     options = parser.parse_args()
     device, tiny, smoke = arguments.device_of(options), CIFAR10.smoke(), options.smoke
+    precision = options.precision or str(tiny.settings().resolve(tiny.dataset(CPU), device).precision)
+    settings = {"smoke": smoke, "precision": precision}
     if options.what == "compile":
         recorder = Recorder(COMPILE, {"smoke": smoke, "precision": "fp32"})
         for name in options.network:
@@ -359,14 +385,23 @@ def main() -> None:
             row: Row = {"name": name, "batch_real": work.batch_real, "ipc": work.ipc}
             recorder.add(row, partial(apart, measure_compiled, work, 0 if smoke else min(12.0, options.seconds)))
         return
+    if options.what == "recipes":
+        recorder = Recorder(RECIPES, settings, options.device)
+        chosen = recipes(dataclasses.replace(tiny if smoke else CIFAR10, batch_real=128))
+        for name, (work, plain) in chosen.items():
+            row = {"name": name, "ipc": work.ipc, "batch_real": work.batch_real, "precision": precision}
+            limit = 0 if smoke else min(30.0, options.seconds / len(chosen))
+            recorder.add(row, partial(measure_recipe, work, plain, device, precision, limit))
+            print(f"{name}: {row.get('ratio', math.nan):.2f} times the plain step", flush=True)
+        return
     sizes = GPU_SIZES if device.type == "cuda" else CPU_SIZES
-    chosen = [size for size in sizes if size.name.startswith(tuple(options.only))]
-    precision = options.precision or str(tiny.settings().resolve(tiny.dataset(CPU), device).precision)
-    recorder = Recorder(SIZES, {"smoke": smoke, "precision": precision}, options.device)
-    for size in within(chosen, options.seconds):
+    sizes = [size for size in sizes if size.name.startswith(tuple(options.only))]
+    recorder = Recorder(SIZES, settings, options.device)
+    for size in within(sizes, options.seconds):
         # Two timings, and as much again for the checks and processes.
-        work, limit = (size.smoke(), 0.0) if smoke else (size, options.seconds / (4 * len(chosen)))
-        recorder.add(dataclasses.asdict(work), partial(measure, work, device, precision, limit))
+        work, limit = (size.smoke(), 0.0) if smoke else (size, options.seconds / (4 * len(sizes)))
+        about = {name: value for name, value in dataclasses.asdict(work).items() if name != "options"}
+        recorder.add(about, partial(measure, work, device, precision, limit, baselines(size, options.no_compile)))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.baselines import public_loop
+from bench.baselines.public_augment import Param, diff_augment
 from bench.harness import arguments, cells
 from bench.harness.counter import OpCounter
 from bench.harness.records import Recorder, Row, Suite
@@ -140,8 +140,8 @@ def augmentation(families: str) -> dict[str, list[float]]:
     # A batch as large as DM's for the public code, in which what does not grow with the batch is nothing.
     large, large_grad = torch.randn(2, 256, *shape, generator=generator)
     large_leaf = large.clone().requires_grad_()
-    large_out = public_loop.diff_augment(large_leaf, families, 0, "M")
-    forward = eager(lambda: public_loop.diff_augment(large, families, 0, "M"))
+    large_out = diff_augment(large_leaf, families, 0, Param("M"))
+    forward = eager(lambda: diff_augment(large, families, 0, Param("M")))
     backward = eager(lambda: torch.autograd.grad(large_out, large_leaf, large_grad))
     calls: dict[str, tuple[Callable[[], object], int]] = {
         "uint8 → bfloat16": (read, forward),

@@ -40,7 +40,9 @@ class PlainStep:
             num_classes=classes,
             image_size=dataset.image_shape[1:],
             frozen=True,
-        ).to(device, dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            device=device,
+            dtype=dtype,
+        )
 
         def loss(weights: list[Tensor], real: Tensor, synthetic: Tensor) -> Tensor:
             with torch.no_grad():
@@ -72,6 +74,6 @@ class PlainStep:
 
 def _embed(weights: list[Tensor], x: Tensor) -> Tensor:
     for weight in weights:
-        x = F.conv2d(x, weight, padding=1)
+        x = F.conv2d(x, weight, padding=3 if weight.shape[1] == 1 else 1)  # The paper pads images of one channel more.
         x = F.avg_pool2d(F.relu(F.group_norm(x, x.shape[1])), 2)
     return x.flatten(1)

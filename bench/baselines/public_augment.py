@@ -8,31 +8,101 @@ are not float32. It shares no code with the package.
 
 import math
 from collections.abc import Callable
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
-class Param(Protocol):
+@dataclass
+class Param:
     """The strengths and the state that the function reads and writes."""
 
-    aug_mode: str
-    prob_flip: float
-    ratio_scale: float
-    ratio_rotate: float
-    ratio_crop_pad: float
-    ratio_cutout: float
-    brightness: float
-    saturation: float
-    contrast: float
-    Siamese: bool
-    latestseed: int
+    aug_mode: str = "S"
+    prob_flip: float = 0.5
+    ratio_scale: float = 1.2
+    ratio_rotate: float = 15.0
+    ratio_crop_pad: float = 0.125
+    ratio_cutout: float = 0.5
+    brightness: float = 1.0
+    saturation: float = 2.0
+    contrast: float = 0.5
+    Siamese: bool = False
+    latestseed: int = -1
 
 
-def diff_augment(x: Tensor, strategy: str, seed: int, param: Param) -> Tensor:
-    """Augment images [N, C, H, W]; seed -1: each its own way, else all like the first."""
+# --- the transformations: images [N, C, H, W] and one value per image, [N] -------------------------------------------
+
+
+def brightness(x: Tensor, b: Tensor) -> Tensor:
+    return x + b.view(-1, 1, 1, 1)
+
+
+def saturation(x: Tensor, s: Tensor) -> Tensor:
+    mean = x.mean(dim=1, keepdim=True)
+    return (x - mean) * s.view(-1, 1, 1, 1) + mean
+
+
+def contrast(x: Tensor, k: Tensor) -> Tensor:
+    mean = x.mean(dim=(1, 2, 3), keepdim=True)
+    return (x - mean) * k.view(-1, 1, 1, 1) + mean
+
+
+def crop(x: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
+    """out[i, j] = x[i + rows, j + cols], zero outside."""
+    n, _, height, width = x.shape
+    batch, i, j = _grid(n, height, width, device=x.device)
+    i = torch.clamp(i + rows.view(-1, 1, 1) + 1, 0, height + 1)
+    j = torch.clamp(j + cols.view(-1, 1, 1) + 1, 0, width + 1)
+    padded = F.pad(x, [1, 1, 1, 1, 0, 0, 0, 0])
+    return padded.permute(0, 2, 3, 1).contiguous()[batch, i, j].permute(0, 3, 1, 2)
+
+
+def cutout(x: Tensor, rows: Tensor, cols: Tensor, ratio: float = 0.5) -> Tensor:
+    """A hole of zeros whose every index is clamped into the image; rows, cols: its offsets."""
+    n, _, height, width = x.shape
+    hole = [int(size * ratio + 0.5) for size in (height, width)]
+    batch, i, j = _grid(n, *hole, device=x.device)
+    i = torch.clamp(i + rows.view(-1, 1, 1) - hole[0] // 2, min=0, max=height - 1)
+    j = torch.clamp(j + cols.view(-1, 1, 1) - hole[1] // 2, min=0, max=width - 1)
+    mask = torch.ones(n, height, width, dtype=x.dtype, device=x.device)
+    mask[batch, i, j] = 0
+    return x * mask.unsqueeze(1)
+
+
+def flip(x: Tensor, u: Tensor, probability: float = 0.5) -> Tensor:
+    return torch.where(u.view(-1, 1, 1, 1) < probability, x.flip(3), x)
+
+
+def scale(x: Tensor, sx: Tensor, sy: Tensor) -> Tensor:
+    return _affine(x, [[[a, 0.0, 0.0], [0.0, b, 0.0]] for a, b in zip(sx.tolist(), sy.tolist(), strict=True)])
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    return _affine(x, [[[c, -s, 0.0], [s, c, 0.0]] for c, s in zip(cos.tolist(), sin.tolist(), strict=True)])
+
+
+def _grid(*sizes: int, device: torch.device) -> tuple[Tensor, ...]:
+    return torch.meshgrid(*(torch.arange(size, device=device) for size in sizes), indexing="ij")
+
+
+def _affine(x: Tensor, theta: list[list[list[float]]]) -> Tensor:
+    matrices = torch.tensor(theta, dtype=torch.float32).to(x.device, x.dtype)
+    grid = F.affine_grid(matrices, list(x.shape), align_corners=False)
+    return F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+# --- the public call -------------------------------------------------------------------------------------------------
+
+
+def diff_augment(x: Tensor, strategy: str, seed: int, param: Any = None) -> Tensor:
+    """Augment images [N, C, H, W]; seed -1: each its own way, else all like the first.
+
+    param: a `Param`, or anything with its attributes.
+    """
+    param = param or Param()
     if strategy in ("None", "none", ""):
         return x
     param.Siamese = seed != -1
@@ -42,8 +112,7 @@ def diff_augment(x: Tensor, strategy: str, seed: int, param: Param) -> Tensor:
         _seed(param)
         families = [families[int(torch.randint(0, len(families), size=(1,)).item())]]
     for family in families:
-        for transform in _TRANSFORMS[family]:
-            x = transform(x, param)
+        x = _augment(family, x, param)
     return x.contiguous()
 
 
@@ -53,95 +122,44 @@ def _seed(param: Param) -> None:
         param.latestseed += 1
 
 
-def _draw(param: Param, function: Callable[..., Tensor], *args: Any, **keywords: Any) -> Tensor:
-    """One value per image; with a seed the first image's value for all."""
-    _seed(param)
-    values = function(*args, **keywords)
-    if param.Siamese:
-        values[:] = values[0].clone()
-    return values
+def _augment(family: str, x: Tensor, param: Param) -> Tensor:
+    """One family, with values that are drawn for it."""
+    n, _, *size = x.shape
 
+    def draw(function: Callable[..., Tensor], *args: Any, **keywords: Any) -> Tensor:
+        """One value per image; with a seed the first image's value for all."""
+        _seed(param)
+        values = function(*args, **keywords)
+        if param.Siamese:
+            values[:] = values[0].clone()
+        return values
 
-def _brightness(x: Tensor, param: Param) -> Tensor:
-    u = _draw(param, torch.rand, len(x), 1, 1, 1, dtype=x.dtype, device=x.device)
-    return x + (u - 0.5) * param.brightness
+    def uniform() -> Tensor:
+        return draw(torch.rand, n, dtype=x.dtype, device=x.device)
 
+    def integers(low: int, high: int) -> Tensor:
+        return draw(torch.randint, low, high, size=[n], device=x.device)
 
-def _saturation(x: Tensor, param: Param) -> Tensor:
-    mean = x.mean(dim=1, keepdim=True)
-    u = _draw(param, torch.rand, len(x), 1, 1, 1, dtype=x.dtype, device=x.device)
-    return (x - mean) * (u * param.saturation) + mean
+    def uniform_on_cpu() -> Tensor:
+        return draw(torch.rand, n, dtype=torch.float32)
 
-
-def _contrast(x: Tensor, param: Param) -> Tensor:
-    mean = x.mean(dim=[1, 2, 3], keepdim=True)
-    u = _draw(param, torch.rand, len(x), 1, 1, 1, dtype=x.dtype, device=x.device)
-    return (x - mean) * (u + param.contrast) + mean
-
-
-def _grid(*sizes: int, device: torch.device) -> tuple[Tensor, ...]:
-    return torch.meshgrid(*(torch.arange(size, device=device) for size in sizes), indexing="ij")
-
-
-def _crop(x: Tensor, param: Param) -> Tensor:
-    n, _, height, width = x.shape
-    reach = [int(size * param.ratio_crop_pad + 0.5) for size in (height, width)]
-    rows, cols = (_draw(param, torch.randint, -most, most + 1, size=[n, 1, 1], device=x.device) for most in reach)
-    batch, i, j = _grid(n, height, width, device=x.device)
-    i = torch.clamp(i + rows + 1, 0, height + 1)
-    j = torch.clamp(j + cols + 1, 0, width + 1)
-    padded = F.pad(x, [1, 1, 1, 1, 0, 0, 0, 0])
-    return padded.permute(0, 2, 3, 1).contiguous()[batch, i, j].permute(0, 3, 1, 2)
-
-
-def _cutout(x: Tensor, param: Param) -> Tensor:
-    n, _, height, width = x.shape
-    hole = [int(size * param.ratio_cutout + 0.5) for size in (height, width)]
-    rows, cols = (
-        _draw(param, torch.randint, 0, size + (1 - side % 2), size=[n, 1, 1], device=x.device)
-        for size, side in zip((height, width), hole, strict=True)
-    )
-    batch, i, j = _grid(n, *hole, device=x.device)
-    i = torch.clamp(i + rows - hole[0] // 2, min=0, max=height - 1)
-    j = torch.clamp(j + cols - hole[1] // 2, min=0, max=width - 1)
-    mask = torch.ones(n, height, width, dtype=x.dtype, device=x.device)
-    mask[batch, i, j] = 0
-    return x * mask.unsqueeze(1)
-
-
-def _flip(x: Tensor, param: Param) -> Tensor:
-    # float32 whatever the images are, and whatever PyTorch's default is.
-    u = _draw(param, torch.rand, len(x), 1, 1, 1, dtype=torch.float32, device=x.device)
-    return torch.where(u < param.prob_flip, x.flip(3), x)
-
-
-def _sample(x: Tensor, theta: list[list[list[float]]]) -> Tensor:
-    grid = F.affine_grid(torch.tensor(theta, dtype=torch.float32), list(x.shape), align_corners=False)
-    grid = grid.to(x.device, x.dtype)
-    return F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-
-
-def _scale(x: Tensor, param: Param) -> Tensor:
-    low = 1.0 / param.ratio_scale
-    sx, sy = (
-        (_draw(param, torch.rand, len(x), dtype=torch.float32) * (param.ratio_scale - low) + low).tolist()
-        for _ in range(2)
-    )
-    return _sample(x, [[[sx[n], 0.0, 0.0], [0.0, sy[n], 0.0]] for n in range(len(x))])
-
-
-def _rotate(x: Tensor, param: Param) -> Tensor:
-    u = _draw(param, torch.rand, len(x), dtype=torch.float32)
-    angle = (u - 0.5) * 2 * param.ratio_rotate / 180 * math.pi
-    cos, sin = angle.cos().tolist(), angle.sin().tolist()
-    return _sample(x, [[[cos[n], -sin[n], 0.0], [sin[n], cos[n], 0.0]] for n in range(len(x))])
-
-
-_TRANSFORMS: dict[str, list[Callable[[Tensor, Param], Tensor]]] = {
-    "color": [_brightness, _saturation, _contrast],
-    "crop": [_crop],
-    "cutout": [_cutout],
-    "flip": [_flip],
-    "scale": [_scale],
-    "rotate": [_rotate],
-}
+    match family:
+        case "color":
+            x = brightness(x, (uniform() - 0.5) * param.brightness)
+            x = saturation(x, uniform() * param.saturation)
+            return contrast(x, uniform() + param.contrast)
+        case "crop":
+            reach = [int(side * param.ratio_crop_pad + 0.5) for side in size]
+            return crop(x, *(integers(-most, most + 1) for most in reach))
+        case "cutout":
+            odd = [int(side * param.ratio_cutout + 0.5) % 2 for side in size]
+            return cutout(x, integers(0, size[0] + 1 - odd[0]), integers(0, size[1] + 1 - odd[1]), param.ratio_cutout)
+        case "flip":  # float32 whatever the images are, and whatever PyTorch's default is.
+            return flip(x, draw(torch.rand, n, dtype=torch.float32, device=x.device), param.prob_flip)
+        case "scale":
+            low = 1.0 / param.ratio_scale
+            return scale(x, *(uniform_on_cpu() * (param.ratio_scale - low) + low for _ in range(2)))
+        case "rotate":
+            angle = (uniform_on_cpu() - 0.5) * 2 * param.ratio_rotate / 180 * math.pi
+            return rotate(x, angle.cos(), angle.sin())
+    raise ValueError(family)

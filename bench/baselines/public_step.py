@@ -1,14 +1,17 @@
-"""The public loop on the package's data: with its own draws as a baseline, with the package's draws as the oracle."""
+"""Distribution matching, transcribed literally from the paper and the public code's description.
+
+The baseline of the benchmarks, with its own draws, and the oracle of the tests, with the package's draws: one class
+after the other, one transformation after the other, plain PyTorch in the dtype of its input.
+"""
 
 import re
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
-from bench.baselines import public_loop
+from bench.baselines import public_augment
 from fastdm import Settings
 from fastdm.augmentation import Strategy
 from fastdm.data import Dataset, Pool
@@ -20,6 +23,74 @@ from fastdm.synthetic.initial import initial_images
 CPU = torch.device("cpu")
 
 
+class ConvNet(nn.Module):
+    """The paper's ConvNet in torch modules only, of the width, depth or norm that a name such as ConvNetD4 gives."""
+
+    def __init__(self, name: str, channels: int, classes: int, size: int) -> None:
+        super().__init__()
+        found = re.fullmatch(r"ConvNet(?:W(\d+)|D(\d+)|(BN))?", name)
+        assert found is not None
+        width, depth = int(found[1] or 128), int(found[2] or 3)
+        self.joint = found[3] is not None
+        """Whether classes share statistics, for which the public code runs all of them in one forward."""
+        layers: list[nn.Module] = []
+        for level in range(depth):
+            padding = 3 if channels == 1 and level == 0 else 1
+            layers.append(nn.Conv2d(channels if level == 0 else width, width, 3, padding=padding))
+            layers.append(nn.BatchNorm2d(width) if self.joint else nn.GroupNorm(width, width, affine=True))
+            layers += [nn.ReLU(inplace=True), nn.AvgPool2d(2, 2)]
+            size = (size + 2 * padding - 2) // 2
+        self.features = nn.Sequential(*layers)
+        self.classifier = nn.Linear(width * size * size, classes)
+
+    def embed(self, x: Tensor) -> Tensor:
+        features: Tensor = self.features(x)
+        return features.flatten(1)
+
+
+def convnet(dataset: Dataset, settings: Settings) -> ConvNet:
+    """The network that resolved settings name."""
+    return ConvNet(settings.network or "", dataset.image_shape[0], dataset.num_classes, dataset.image_shape[1])
+
+
+def iteration(
+    network: ConvNet,
+    real: Iterable[Tensor],
+    synthetic: Tensor,
+    ipc: int,
+    optimiser: torch.optim.Optimizer,
+    augment: Callable[[Tensor, int], Tensor],
+) -> float:
+    """One iteration of the public loop; changes `synthetic` and returns the summed loss.
+
+    real: a batch of normalised images for each class; augment(images, class) applies the class's transformation.
+    """
+    network.train()
+    for parameter in network.parameters():
+        parameter.requires_grad_(False)
+    loss = torch.tensor(0.0, dtype=synthetic.dtype, device=synthetic.device)
+    real_all, synthetic_all = [], []
+    for c, images in enumerate(real):
+        images = augment(images, c)
+        learnt = augment(synthetic[c * ipc : (c + 1) * ipc], c)
+        if network.joint:
+            real_all.append(images)
+            synthetic_all.append(learnt)
+        else:
+            output_real = network.embed(images).detach()
+            output_synthetic = network.embed(learnt)
+            loss = loss + ((output_real.mean(dim=0) - output_synthetic.mean(dim=0)) ** 2).sum()
+    if network.joint:
+        classes, features = len(real_all), network.classifier.in_features
+        output_real = network.embed(torch.cat(real_all)).detach().view(classes, -1, features)
+        output_synthetic = network.embed(torch.cat(synthetic_all)).view(classes, ipc, features)
+        loss = loss + ((output_real.mean(dim=1) - output_synthetic.mean(dim=1)) ** 2).sum()
+    optimiser.zero_grad()
+    loss.backward()
+    optimiser.step()
+    return loss.item()
+
+
 class PublicStep:
     """The public loop with its own draws: a new network, and one class after the other.
 
@@ -27,47 +98,36 @@ class PublicStep:
     """
 
     def __init__(self, dataset: Dataset, settings: Settings, device: torch.device) -> None:
+        self._dataset, self._device = dataset, device
         self._settings = settings.resolve(dataset, device)
-        self._device = device
-        self._strategy = self._settings.strategy or "none"
-        self._classes = dataset.num_classes
-        self._network = partial(convnet, dataset, self._settings)
         mean, std = (torch.tensor(v, device=device).view(-1, 1, 1) for v in (dataset.mean, dataset.std))
         pool = dataset.train.images
         self._real = torch.empty(pool.shape, device=device)
         for part, into in zip(pool.split(4096), self._real.split(4096), strict=True):
             into.copy_((part.to(device) / 255 - mean) / std)
-        self._offsets = dataset.train.class_offsets.tolist()
         self.images = initial_images(
-            dataset, self._settings.ipc, self._settings.seed, init=self._settings.init, device=device
+            dataset, settings.ipc, settings.seed, init=settings.init, device=device
         ).requires_grad_()
         self._optimiser = torch.optim.SGD([self.images], lr=1.0, momentum=0.5)
 
-    def __call__(self, iteration: int) -> float:
-        def augment(images: Tensor, c: int) -> Tensor:
-            seed = iteration * self._classes + c
-            return public_loop.diff_augment(images, self._strategy, seed, self._settings.aug_mode)
+    def __call__(self, number: int) -> float:
+        classes, settings = self._dataset.num_classes, self._settings
+        param = public_augment.Param(settings.aug_mode)
 
-        ipc = self._settings.ipc
-        loss = public_loop.iteration(
-            self._network().to(self._device), self._batches(), self.images, ipc, self._optimiser, augment
-        )
-        return loss / self._classes
+        def augment(images: Tensor, c: int) -> Tensor:
+            return public_augment.diff_augment(images, settings.strategy or "none", number * classes + c, param)
+
+        network = convnet(self._dataset, settings).to(self._device)
+        return iteration(network, self._batches(), self.images, settings.ipc, self._optimiser, augment) / classes
 
     def _batches(self) -> Iterator[Tensor]:
         """A fresh random batch of each class, drawn when the loop comes to it."""
-        for first, last in pairwise(self._offsets):
+        for first, last in pairwise(self._dataset.train.class_offsets.tolist()):
             index = first + torch.randperm(last - first)[: self._settings.batch_real]
             yield self._real[index.to(self._device)]
 
 
-def convnet(dataset: Dataset, settings: Settings) -> public_loop.ConvNet:
-    """The public form of the ConvNet that resolved settings name."""
-    found = re.fullmatch(r"ConvNet(?:W(\d+)|D(\d+)|(BN))?", settings.network or "")
-    assert found is not None
-    channels, size, _ = dataset.image_shape
-    norm = "batch" if found[3] else "instance"
-    return public_loop.ConvNet(channels, dataset.num_classes, size, int(found[1] or 128), int(found[2] or 3), norm)
+# --- the oracle ------------------------------------------------------------------------------------------------------
 
 
 def random_dataset(sizes: list[int], shape: tuple[int, int, int] = (3, 16, 16), seed: int = 0) -> Dataset:
@@ -85,28 +145,30 @@ def random_dataset(sizes: list[int], shape: tuple[int, int, int] = (3, 16, 16), 
 
 def apply_row(x: Tensor, row: Tensor) -> Tensor:
     """One row of the augmentation table, applied by the literal transformations; only those that are not identity."""
-    value = row.to(x.dtype)
-    identity = table.identity(1)[0]
-    is_set = [bool(row[column] != identity[column]) for column in range(table.COLUMNS)]
-    ones = torch.ones(len(x), dtype=x.dtype)
-    if any(is_set[: table.CONTRAST + 1]):
-        x = public_loop.brightness(x, ones * value[table.BRIGHTNESS])
-        x = public_loop.saturation(x, ones * value[table.SATURATION])
-        x = public_loop.contrast(x, ones * value[table.CONTRAST])
-    if is_set[table.SHIFT_ROWS] or is_set[table.SHIFT_COLS]:
-        shift = torch.ones(len(x), dtype=torch.int64)
-        x = public_loop.crop(x, shift * int(row[table.SHIFT_ROWS]), shift * int(row[table.SHIFT_COLS]))
+    differs = row != table.identity(1)[0]
+
+    def values(*columns: int, dtype: torch.dtype = x.dtype) -> list[Tensor] | None:
+        """A value per image for each column, or None where all of them are the identity's."""
+        if not differs[list(columns)].any():
+            return None
+        return [row[column].to(dtype).expand(len(x)) for column in columns]
+
+    if color := values(table.BRIGHTNESS, table.SATURATION, table.CONTRAST):
+        x = public_augment.brightness(x, color[0])
+        x = public_augment.contrast(public_augment.saturation(x, color[1]), color[2])
+    if shift := values(table.SHIFT_ROWS, table.SHIFT_COLS, dtype=torch.int64):
+        x = public_augment.crop(x, *shift)
     top, bottom, left, right = row[table.CUTOUT_TOP : table.CUTOUT_RIGHT + 1].int().tolist()
     if bottom >= top and right >= left:
         mask = torch.ones(x.shape[2:], dtype=x.dtype)
         mask[top : bottom + 1, left : right + 1] = 0
         x = x * mask
-    if is_set[table.FLIP]:
+    if differs[table.FLIP]:
         x = x.flip(3)
-    if is_set[table.SCALE_X] or is_set[table.SCALE_Y]:
-        x = public_loop.scale(x, ones * value[table.SCALE_X], ones * value[table.SCALE_Y])
-    if is_set[table.ROTATE_SIN]:
-        x = public_loop.rotate(x, ones * value[table.ROTATE_COS], ones * value[table.ROTATE_SIN])
+    if factors := values(table.SCALE_X, table.SCALE_Y):
+        x = public_augment.scale(x, *factors)
+    if differs[table.ROTATE_SIN] and (turn := values(table.ROTATE_COS, table.ROTATE_SIN)):
+        x = public_augment.rotate(x, *turn)
     return x
 
 
@@ -134,7 +196,6 @@ def public_run(
     )
     oracle = convnet(dataset, settings).to(dtype)
     ours, theirs = ([part for part in whole.modules() if isinstance(part, nn.Conv2d)] for whole in (network, oracle))
-    joint = any(isinstance(module, nn.BatchNorm2d) for module in oracle.modules())
 
     images = initial_images(dataset, settings.ipc, settings.seed, init=settings.init).to(image_dtype).requires_grad_()
     optimiser = torch.optim.SGD([images], lr=1.0, momentum=0.5)
@@ -160,6 +221,5 @@ def public_run(
             return x.to(dtype)
 
         real = [(dataset.train.images[rows].to(image_dtype) / 255 - mean) / std for rows in index]
-        loss = public_loop.iteration(oracle, real, images, settings.ipc, optimiser, augment, joint=joint)
-        losses.append(loss / classes)
+        losses.append(iteration(oracle, real, images, settings.ipc, optimiser, augment) / classes)
     return images.detach(), losses

@@ -2,9 +2,8 @@
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
 
-from bench.harness.records import Column, Row, Spread
+from bench.harness.records import Column, Row, Spread, value
 
 Cell = Callable[[Row], str]
 
@@ -17,10 +16,8 @@ def number(key: str, form: str = "{:.3g}", unit: float = 1.0) -> Cell:
     """key: of the row or, as "peak_mib.public", of a dict in it."""
 
     def cell(row: Row) -> str:
-        value: Any = row
-        for part in key.split("."):
-            value = value.get(part) if isinstance(value, dict) else None
-        return "" if value is None else re.sub(r"e\+0?", "e", form.format(value / unit))
+        found = value(row, key)
+        return "" if found is None else re.sub(r"e\+0?", "e", form.format(found / unit))
 
     return cell
 
@@ -44,8 +41,8 @@ def error(row: Row, of: str = "") -> str:
     """An error and its tolerance. of: which one, as "median_"; empty where the row has none."""
     if f"{of}tolerance" not in row:
         return text(f"{of}error")(row)
-    value, tolerance = row[f"{of}error"], row[f"{of}tolerance"]
-    return f"{value:.1e} {'≤' if value <= tolerance else '>'} {tolerance:.1e}"
+    found, tolerance = row[f"{of}error"], row[f"{of}tolerance"]
+    return f"{found:.1e} {'≤' if found <= tolerance else '>'} {tolerance:.1e}"
 
 
 def median_error(row: Row) -> str:

@@ -1,11 +1,12 @@
 """What the suites' plots are drawn with; matplotlib is imported when the first is drawn."""
 
+import math
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench.harness.records import Result, Row
+from bench.harness.records import Result, Row, value
 
 OURS, THEIRS, OTHER, LINE = "#0f766e", "#9ca3af", "#d97706", "#374151"
 
@@ -45,8 +46,8 @@ def bars(
         places = [place + width * (number - (len(series) - 1) / 2) for place in range(len(names))]
         around = {"xerr": errors, "error_kw": {"lw": 0.8}} if errors else {}
         axes.barh(places, values, 0.93 * width, color=color, label=title, **around)
-        for place, value, words in zip(places, values, texts, strict=False):
-            axes.annotate(f" {words}", (value, place), va="center", fontsize=7)
+        for place, length, words in zip(places, values, texts, strict=False):
+            axes.annotate(f" {words}", (length, place), va="center", fontsize=7)
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
@@ -58,6 +59,32 @@ def bars(
     if len(series) > 1:
         axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return drawn, axes
+
+
+def grouped(
+    result: Result,
+    label: str,
+    series: Sequence[tuple[str, str, str, Callable[[Row], str] | None]],
+    *,
+    unit: float = 1.0,
+    log: bool = False,
+) -> Any:
+    """Bars, grouped by row, of the rows that have the first of the values; None where there are none.
+
+    series: what the bars are, the value's key (see `records.value`), the color, and what makes the words behind a bar.
+    """
+    rows = [row for row in result["rows"] if value(row, series[0][1]) is not None]
+    made, every = [], []
+    for title, key, color, words in series:
+        numbers = [value(row, key) for row in rows]
+        if known := [number / unit for number in numbers if number is not None]:
+            every += known
+            lengths = [math.nan if number is None else number / unit for number in numbers]
+            made.append(Series(title, lengths, color, [words(row) for row in rows] if words else ()))
+    if not made:
+        return None
+    limits = (min(every) / 5, max(every) * 5) if log else None
+    return bars(result, [row["name"] for row in rows], made, label, limits=limits)[0]
 
 
 def points(axes: Any, rows: Sequence[Row], x: Callable[[Row], float], y: Callable[[Row], float]) -> None:

@@ -191,6 +191,14 @@ def content_hash(contents: Sequence[bytes]) -> str:
     return hashlib.sha256(b"".join(digests)).hexdigest()[:12] if digests else "absent"
 
 
+def value(row: Row, key: str) -> Any:
+    """What a row holds under a key, or under "peak_mib.public" in a dict of it; None where there is nothing."""
+    found: Any = row
+    for part in key.split("."):
+        found = found.get(part) if isinstance(found, dict) else None
+    return found
+
+
 def spread(values: Sequence[float]) -> Spread:
     """n, median, 20th and 80th percentile."""
     ordered = sorted(values)

@@ -21,7 +21,7 @@ class Workload:
     """class_size: images of each class in the pool; batch_real: real images per class and iteration.
 
     chunk_memory: bytes of a chunk of classes, of those sizes that show how time and memory grow with the classes; the
-    public loop is not timed on them.
+    public loop is not timed on them. options: other settings.
     """
 
     name: str
@@ -33,14 +33,11 @@ class Workload:
     channels: int = 3
     network: str | None = None
     chunk_memory: int | None = None
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
-    def settings(self, **options: object) -> Settings:
+    def settings(self, **options: Any) -> Settings:
         return Settings(
-            ipc=self.ipc,
-            batch_real=self.batch_real,
-            network=self.network,
-            init="noise",
-            **options,  # type: ignore[arg-type]
+            ipc=self.ipc, batch_real=self.batch_real, network=self.network, init="noise", **self.options, **options
         )
 
     def dataset(self, device: torch.device) -> Dataset:

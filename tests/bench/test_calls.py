@@ -7,12 +7,19 @@ import pytest
 from bench import calls
 
 
-@pytest.mark.parametrize("make", calls.CALLS.values(), ids=calls.CALLS)
+@pytest.mark.parametrize("make", calls.calls(smoke=True).values(), ids=calls.calls(smoke=True))
 def test_a_call_agrees_with_the_public_one(make: Callable[[], calls.Pair]) -> None:
     pair = make()
     assert pair.error <= pair.tolerance
     pair.ours()
     pair.public()
+
+
+@pytest.mark.parametrize("siamese", [True, False])
+@pytest.mark.parametrize("mode", ["S", "M"])
+def test_the_gradient_of_an_augmentation_agrees_with_the_public_one(mode: str, siamese: bool) -> None:
+    pair = calls.augment(10, mode, siamese, backward=True)
+    assert pair.error <= pair.tolerance
 
 
 def test_a_wrong_call_is_not_timed() -> None:
@@ -22,7 +29,3 @@ def test_a_wrong_call_is_not_timed() -> None:
     row = calls.measure(lambda: calls.Pair(never, never, 0.1, 0.0), 0)
     assert not row["correct"]
     assert "seconds" not in row
-
-
-def test_every_op_is_among_what_is_timed_by_itself() -> None:
-    assert {"dsa", "norm_relu_pool", "class_mean_difference", "draw", "uniform"} < calls.singles().keys()

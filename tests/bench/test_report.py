@@ -42,13 +42,18 @@ def test_quoting_replaces_what_stands_between_the_markers(folder: Path) -> None:
 
 def test_the_quoted_speeds_have_four_columns_and_the_other_baseline(folder: Path) -> None:
     times = {"fastdm": [0.3], "public": [2.4], "fastdm raised": [0.3], "public raised": [1.2]}
-    timed = {"name": "CIFAR-10", "seconds": records.spreads(times), "ratio": {"public": 8.0, "raised": 4.0}}
+    timed = {
+        "name": "CIFAR-10",
+        "seconds": records.spreads(times),
+        "ratio": {"public": 8.0, "raised": 4.0, "compiled": 2.5},
+    }
     save(step.SIZES, timed, {"name": "scaling", "seconds": records.spreads({"fastdm": [1.0]}), "ratio": {}})
     block = report.block(step.SIZES, quoted=True)
     assert "| size | fastdm, ms | public, ms | \u00d7 |" in block
     assert "| CIFAR-10 | 300 | 2,400 | 8.0 |" in block
     assert "scaling" not in block
-    assert "4.0 to 4.0 times as fast" in block
+    assert "for both: 4.0 to 4.0 times as fast" in block
+    assert "torch.compile: 2.5 to 2.5 times as fast" in block
     assert "| scaling |" in report.block(step.SIZES)
 
 

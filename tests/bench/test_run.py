@@ -15,6 +15,8 @@ from bench.harness.machine import REPOSITORY
 from bench.harness.records import Recorder, Row
 from bench.run import Stage
 
+SUITES = ("headline", "waterfall", "chunk", "kernels", "step", "step_recipes")
+
 
 def run_all(stages: list[Stage], seconds: float) -> tuple[int, list[Row]]:
     status = run.run_all(stages, seconds, Recorder(run.SUITE, {}), {})
@@ -28,12 +30,12 @@ def test_the_gpu_run_on_a_cpu(tmp_path: Path) -> None:
     logs = "\n".join(log.read_text()[-2000:] for log in (tmp_path / "logs").iterdir())
     assert done.returncode == 0, done.stdout + done.stderr + logs
     files = {path.name.split("--")[0]: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
-    assert set(files) == {"headline", "peaks", "waterfall", "kernels", "chunk", "step", "evaluation", "run"}
+    assert set(files) == {*SUITES, "peaks", "evaluation", "run"}
     for result in files.values():
         jsonschema.validate(result, records.SCHEMA)
         assert result["settings"]["smoke"]
         assert not [row for row in result["rows"] if "failure" in row]
-    for suite in ("headline", "waterfall", "chunk", "kernels", "step"):
+    for suite in SUITES:
         for row in files[suite]["rows"]:
             assert row["correct"], row
             assert row["seconds"], row
@@ -50,7 +52,7 @@ def test_the_gpu_run_on_a_cpu(tmp_path: Path) -> None:
 def test_the_gpu_run_begins_with_what_is_wanted_most() -> None:
     names = [stage.name for stage in run.stages("gpu", "cuda", Path("data"), smoke=False)]
     assert names[:5] == ["headline", "peaks", "waterfall", "kernels", "chunk"]
-    assert names[-4:] == ["step", "evaluation", "accuracy", "report"]
+    assert names[-5:] == ["step", "step_recipes", "evaluation", "accuracy", "report"]
 
 
 def test_a_stage_that_hangs_or_fails_leaves_the_others_and_its_words(folder: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bench import report, step
-from bench.harness import records
+from bench.harness import loops, records
 from bench.harness.records import Recorder, Row
 from bench.harness.workloads import CIFAR10, CPU, CPU_SIZES
 from fastdm.condensation.step import Step
@@ -18,47 +18,84 @@ SMALL = next(size for size in CPU_SIZES if size.name == "scaling, 10 classes")
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_step_passes(precision: str) -> None:
-    errors = step.check(SMALL, CPU, precision)
+    errors = loops.check(SMALL, CPU, precision)
     assert errors["correct"], errors
+
+
+@pytest.mark.parametrize("name", step.recipes(CIFAR10))
+def test_a_recipe_is_compared_with_a_plain_step_of_as_many_images(name: str) -> None:
+    work, plain = step.recipes(CIFAR10.smoke())[name]
+    decoded = work.ipc * work.settings().partition ** 2
+    assert plain.ipc == decoded
+    assert (plain.settings().strategy, plain.settings().aug_mode) == (
+        work.settings().strategy,
+        work.settings().aug_mode,
+    )
+    row = step.measure_recipe(work, plain, CPU, "fp32", 0)
+    assert row["correct"], row
+    times = row["seconds"]
+    assert row["ratio"] == times["fastdm"]["median"] / times["plain"]["median"]
+    assert row["met"] == (row["ratio"] <= row["target"])
 
 
 def test_one_wrong_image_and_a_small_error_of_all_are_seen() -> None:
     exact = torch.randn(10, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    assert step.compared(exact, exact, "fp32")["correct"]
+    assert loops.compared(exact, exact, "fp32")["correct"]
 
     one_wrong = exact.clone()
     one_wrong[3] = 0
-    errors = step.compared(one_wrong, exact, "fp32")
+    errors = loops.compared(one_wrong, exact, "fp32")
     assert errors["median_error"] == 0
     assert not errors["correct"]
 
-    errors = step.compared(1.0001 * exact, exact, "fp32")
+    errors = loops.compared(1.0001 * exact, exact, "fp32")
     assert errors["error"] <= errors["tolerance"]
     assert not errors["correct"]
 
-    assert not step.compared(exact * torch.nan, exact, "fp32")["correct"]
+    assert not loops.compared(exact * torch.nan, exact, "fp32")["correct"]
 
 
 def test_a_wrong_step_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(step, "apart", lambda function, *args: {"correct": False, "error": 1.0})
-    assert step.measure(SMALL, CPU, "fp32", 0) == {"correct": False, "error": 1.0}
+    assert step.measure(SMALL, CPU, "fp32", 0, ["public"]) == {"correct": False, "error": 1.0}
 
 
-def test_the_times_of_both_kinds_of_malloc_become_two_ratios(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_baseline_of_both_kinds_of_malloc_has_a_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
     def apart(function: object, *args: object) -> object:
         if function is step.check:
             return {"correct": True}
         if function is step.cpu_peak:
             return 100
         raised = args[-1]
-        times = {"fastdm": [1.0], "public": [3.0 if raised else 6.0]}
+        times = {"fastdm": [1.0], "public": [3.0 if raised else 6.0], "compiled": [2.0 if raised else 5.0]}
         return {"seconds": records.spreads(times)}
 
     monkeypatch.setattr(step, "apart", apart)
-    row = step.measure(CIFAR10.smoke(), CPU, "fp32", 0)
-    assert row["ratio"] == {"public": 6.0, "raised": 3.0}
-    assert set(row["seconds"]) == {"fastdm", "public", "fastdm raised", "public raised"}
+    row = step.measure(CIFAR10.smoke(), CPU, "fp32", 0, ["public", "compiled"])
+    assert row["ratio"] == {"public": 6.0, "raised": 3.0, "compiled": 5.0, "compiled_raised": 2.0}
+    assert set(row["seconds"]) == {
+        f"{loop}{kind}" for loop in ("fastdm", "public", "compiled") for kind in ("", " raised")
+    }
     assert row["peak_mib"] == {"fastdm": 100, "public": 100}
+
+
+def test_a_baseline_that_fails_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    def loop(name: str, *_: object) -> tuple[step.Loop, Row]:
+        if name == "compiled":
+            raise RuntimeError("no compiler")
+        return (lambda: None), {"chunks": 1} if name == "fastdm" else {}
+
+    monkeypatch.setattr(step, "loop", loop)
+    row = step.cpu_times(SMALL, "fp32", ["fastdm", "public", "compiled"], 0, False)
+    assert set(row["seconds"]) == {"fastdm", "public"}
+    assert row["note"] == "compiled failed: RuntimeError: no compiler"
+    assert row["chunks"] == 1
+
+
+def test_only_sizes_that_fit_are_compared_with_a_compiled_batch() -> None:
+    assert step.baselines(SMALL, no_compile=False) == []
+    assert step.baselines(CIFAR10, no_compile=False) == ["public", "compiled"]
+    assert step.baselines(CIFAR10, no_compile=True) == ["public"]
 
 
 def measure_compiled(monkeypatch: pytest.MonkeyPatch, compile: object) -> Row:

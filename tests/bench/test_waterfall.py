@@ -1,5 +1,6 @@
 """The waterfall: a stage whose losses are off has no speed, and what is right is timed before the next one is built."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from bench import waterfall
-from bench.baselines.public_step import PublicStep
+from bench.harness import loops
 from bench.harness.records import Recorder
 from bench.harness.workloads import CIFAR10, CPU
 
@@ -17,10 +18,6 @@ WORK = CIFAR10.smoke()
 def run(chosen: list[waterfall.Stage]) -> list[dict[str, Any]]:
     waterfall.waterfall(Recorder(waterfall.SUITE, {}), WORK, CPU, chosen, 0, 0.0)
     return waterfall.SUITE.load()[0]["rows"]  # type: ignore[no-any-return]
-
-
-def stage(name: str, build: Any) -> waterfall.Stage:
-    return waterfall.Stage(name, "", "fp32", build)
 
 
 def test_every_stage_of_a_cpu_has_the_public_losses(folder: Path) -> None:
@@ -33,22 +30,24 @@ def test_every_stage_of_a_cpu_has_the_public_losses(folder: Path) -> None:
         assert row["seconds"]["iteration"]["n"] >= 2
 
 
-def test_a_stage_is_timed_and_saved_before_the_next_is_built(folder: Path) -> None:
-    def public(dataset: Any, settings: Any, device: torch.device, _: torch.dtype) -> PublicStep:
-        return PublicStep(dataset, settings, device)
-
-    def killed(*_: Any) -> Any:
+def test_a_stage_is_timed_and_saved_before_the_next_is_built(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def make(kind: str, *args: Any) -> Any:
+        if kind == "public":
+            return loops.make(kind, *args)
         (row,) = waterfall.SUITE.load()[0]["rows"]
         assert row["seconds"]
         raise RuntimeError("no time")
 
-    first, second = run([stage("public", public), stage("compiled bf16", killed)])
+    monkeypatch.setattr(waterfall, "make", make)
+    chosen = [stage for stage in waterfall.stages(CPU, compiled=True) if stage.kind in ("public", "compiled")]
+    first, second = run(chosen)
     assert first["seconds"]
     assert second["failure"] == "RuntimeError: no time"
 
 
-def test_a_stage_whose_losses_are_off_has_no_speed(folder: Path) -> None:
-    (row,) = run([stage("fastdm", lambda *_: lambda iteration: 1.0)])
+def test_a_stage_whose_losses_are_off_has_no_speed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waterfall, "make", lambda *_: (lambda iteration: 1.0, nullcontext))
+    (row,) = run([stage for stage in waterfall.stages(CPU, compiled=False) if stage.name == "fastdm"])
     assert not row["correct"]
     assert "seconds" not in row
 

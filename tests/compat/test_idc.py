@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.baselines import public_loop
+from bench.baselines import public_augment
 from fastdm.compat import DiffAug
 from fastdm.errors import FastDMError
 
@@ -45,11 +45,11 @@ class Literal:
         height, width = x.shape[2:]
         if family == "color":
             self.begin()
-            x = public_loop.brightness(x, (self.by_torch().to(dtype) - 0.5) * 1.0)
+            x = public_augment.brightness(x, (self.by_torch().to(dtype) - 0.5) * 1.0)
             self.begin()
-            x = public_loop.saturation(x, self.by_torch().to(dtype) * 2.0)
+            x = public_augment.saturation(x, self.by_torch().to(dtype) * 2.0)
             self.begin()
-            self.x = public_loop.contrast(x, self.by_torch().to(dtype) + 0.5)
+            self.x = public_augment.contrast(x, self.by_torch().to(dtype) + 0.5)
             return
         self.begin()
         if family == "flip":
@@ -57,13 +57,13 @@ class Literal:
             self.x = torch.where((u < 0.5)[:, None, None, None], x.flip(3), x)
         elif family == "crop":
             reach = [int(size * 0.125 + 0.5) for size in (height, width)]
-            self.x = public_loop.crop(x, *(self.integer(-each, each + 1) for each in reach))
+            self.x = public_augment.crop(x, *(self.integer(-each, each + 1) for each in reach))
         elif family == "scale":
             sx, sy = (self.by_numpy() * (1.2 - 1 / 1.2) + 1 / 1.2 for _ in range(2))
-            self.x = public_loop.scale(x, sx.to(dtype), sy.to(dtype))
+            self.x = public_augment.scale(x, sx.to(dtype), sy.to(dtype))
         elif family == "rotate":
             angle = (self.by_numpy() - 0.5) * 2 * 15 / 180 * np.pi
-            self.x = public_loop.rotate(x, angle.cos().to(dtype), angle.sin().to(dtype))
+            self.x = public_augment.rotate(x, angle.cos().to(dtype), angle.sin().to(dtype))
         else:
             holes = [int(size * 0.5 + 0.5) for size in (height, width)]
             offsets = [self.integer(0, size + 1 - hole % 2) for size, hole in zip((height, width), holes, strict=True)]

@@ -1,0 +1,117 @@
+"""The loops that are timed, ours and those that it is compared with, and how far a change of the images may be off."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from bench.baselines.plain_step import PlainStep
+from bench.baselines.public_step import PublicStep
+from bench.harness.records import Row
+from bench.harness.timer import Flags
+from bench.harness.workloads import Workload
+from fastdm.condensation.build import build_step
+from fastdm.condensation.plan import MemoryPlan
+from fastdm.condensation.step import Step
+from fastdm.data import Dataset
+from fastdm.networks.architectures import build_network
+from fastdm.networks.trained import NetworkPool, flatten_parameters
+from fastdm.system.device import chosen_backend, precision_context
+
+Iteration = Callable[[int], Tensor | float]
+Kind = Literal["public", "batched", "compiled", "fastdm", "graph"]
+
+LOSS_TOLERANCE = {"fp32": 1e-4, "tf32": 2**-10, "bf16": 2**-7}
+"""For the relative error of a loss. For tf32 and bf16 the spacing of the operands, whose roundings average out over the
+features; for fp32 that of the tests: the loss is the square of small differences of means."""
+
+_FLIPS = 0.4  # density of N(0, 1) at 0
+
+
+def _tolerance(rounding: float) -> float:
+    """For the error of a change of the images, in norm and relative to its own length.
+
+    A normalised activation, of unit variance, errs by `rounding`, so that 2 · rounding · φ(0) of them come to the other
+    side of a ReLU, where a gradient entry is wrong by itself: the root of three times that in three layers. Allowed is
+    twice as much; plain PyTorch meets such values too.
+    """
+    return 2 * math.sqrt(3 * 2 * rounding * _FLIPS)
+
+
+ROUNDING = {"fp32": 3e-6, "tf32": 2**-11, "bf16": 2**-8}
+"""For fp32 that of Winograd's F(4×4, 3×3), some ten times that of a float32 sum; else that of the operands."""
+MEDIAN_TOLERANCE = {"fp32": 2e-5, "tf32": _tolerance(2**-11), "bf16": _tolerance(2**-8)}
+"""For the median over the images of each one's error. In fp32 most images (nine of ten in the worst of the cases) have
+no activation on the other side of a ReLU, so that only rounding is left. A convolution adds 3e-6 to the features,
+independently in each image, and 3e-6 to the gradient on its way back. The gradient starts at a difference of means over
+images, in which 3/4 of the features' deviation is left (the rest all images share), so that their error counts 4/3. The
+first convolution is not Winograd's, and errs far less: in four layers it makes √3 · 3e-6 · √(1 + (4/3)²) = 8.7e-6.
+Allowed is twice that, rounded up. In tf32 and bf16 every image has such activations."""
+
+
+def build(
+    work: Workload, dataset: Dataset, device: torch.device, dtype: torch.dtype, precision: str
+) -> tuple[Step, MemoryPlan]:
+    """The package's step and its plan."""
+    settings = work.settings(precision=precision).resolve(dataset, device)
+    pool = _random_pool(dataset, settings.network or "") if settings.networks == "trained" else None
+    return build_step(dataset, settings, device, dtype, work.chunk_memory, pool)
+
+
+def _random_pool(dataset: Dataset, network: str, networks: int = 2, states: int = 8) -> NetworkPool:
+    """Random weights in the place of trained ones, which would take as long; always the same."""
+    shape, classes = dataset.image_shape, dataset.num_classes
+    draw = partial(build_network, network, channels=shape[0], num_classes=classes, image_size=shape[1:], affine=False)
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        rows = torch.stack([flatten_parameters(draw()) for _ in range(networks * states)])
+    return NetworkPool(rows.view(networks, states, -1), network, shape, classes, dataset.name)
+
+
+def make(kind: Kind, work: Workload, dataset: Dataset, device: torch.device, precision: str) -> tuple[Iteration, Flags]:
+    """An iteration and the context that it runs in.
+
+    The public loop runs as PyTorch sets itself up: TF32 in convolutions only, no choice by trial.
+    """
+    settings = work.settings(precision=precision)
+    if kind == "public":
+        return PublicStep(dataset, settings, device), nullcontext
+    flags = partial(precision_context, settings.precision, device)
+    with flags() as dtype:
+        if kind in ("batched", "compiled"):
+            return PlainStep(dataset, settings, device, dtype, compiled=kind == "compiled"), flags
+        step = build(work, dataset, device, dtype, precision)[0]
+        if kind == "graph" and (reason := step.capture()):
+            raise RuntimeError(reason)
+        return step, flags
+
+
+def check(work: Workload, device: torch.device, precision: str) -> Row:
+    """How far the first change of the images is from the same step through PyTorch's own layers in float64, on a few
+    real images."""
+    few = dataclasses.replace(work, batch_real=min(4, work.batch_real))
+    dataset = few.dataset(device)
+    changes = []
+    for backend, exact in (("reference", True), ("auto", False)):
+        with chosen_backend(backend), precision_context(few.settings(precision=precision).precision, device) as dtype:
+            step = build(few, dataset, device, torch.float64 if exact else dtype, precision)[0]
+            step(0)
+        changes.append(step.velocity.double())
+    return compared(changes[1], changes[0], precision)
+
+
+def compared(ours: Tensor, exact: Tensor, precision: str) -> Row:
+    """Both errors of a change of the images, float64, with what they may be; whether they are within."""
+    difference = (ours - exact).flatten(1)
+    row: Row = {
+        "error": float(difference.norm() / exact.norm()),
+        "tolerance": _tolerance(ROUNDING[precision]),
+        "median_error": float((difference.norm(dim=1) / exact.flatten(1).norm(dim=1)).median()),
+        "median_tolerance": MEDIAN_TOLERANCE[precision],
+    }
+    return row | {"correct": row["error"] <= row["tolerance"] and row["median_error"] <= row["median_tolerance"]}
