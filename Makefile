@@ -80,6 +80,7 @@ bench: $(VENV)/installed
 	$(PY) -m bench.run cpu $(if $(DATA),--data $(DATA))
 
 gpu-report:
+	$(PYTHON) -m pip install --quiet --no-build-isolation --no-deps --editable .
 	$(PYTHON) -m bench.run gpu $(if $(OUT),--out $(OUT)) $(if $(DATA),--data $(DATA))
 
 # Checked before pip starts: it would download gigabytes first and fail to build the C++ core afterwards.

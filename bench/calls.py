@@ -245,15 +245,12 @@ def measure(make: Callable[[], Pair], seconds: float) -> Row:
 
 # --- tables ----------------------------------------------------------------------------------------------------------
 
-COLUMNS = [
-    ("call", cells.text("name")),
-    ("threads", cells.text("threads")),
-    ("ms", cells.spread("fastdm", 1e-3)),
-    ("public, ms", cells.spread("public", 1e-3)),
-    ("× public", cells.number("ratio", "{:.1f}")),
-    ("error", cells.error),
-    ("median error", cells.median_error),
-]
+COLUMNS = cells.columns(
+    """
+    call | name; threads; ms | fastdm | ms; public, ms | public | ms; × public | ratio | .1f
+    error; median error | median_error
+    """
+)
 SUITE = Suite(
     "calls",
     "Calls",

@@ -15,8 +15,7 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator
 from functools import partial
 from pathlib import Path
 from typing import Any, TextIO, cast
@@ -147,9 +146,8 @@ def _answer(**words: Any) -> None:
     print(json.dumps(words), flush=True)
 
 
-@contextmanager
-def worker(name: str, device: str, build: Path) -> Iterator[Callable[..., dict[str, Any]]]:
-    """A process in which `fastdm` is the build in a folder, and `bench` is the working tree's; gives what asks it."""
+def started(name: str, device: str, build: Path) -> subprocess.Popen[str]:
+    """A process in which `fastdm` is the build in a folder, and `bench` is the working tree's."""
     # A folder that holds nothing but bench/: the working tree's own fastdm/ must not be found first.
     alone = build / "run"
     alone.mkdir(exist_ok=True)
@@ -158,16 +156,15 @@ def worker(name: str, device: str, build: Path) -> Iterator[Callable[..., dict[s
     command = [sys.executable, "-m", "bench.compare", "--worker", name, "--device", device]
     environment = {**os.environ, "PYTHONPATH": str(build / "lib")}
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, cwd=alone, env=environment, stdin=pipe, stdout=pipe, text=True) as process:
-        requests, answers = cast(TextIO, process.stdin), cast(TextIO, process.stdout)
+    return subprocess.Popen(command, cwd=alone, env=environment, stdin=pipe, stdout=pipe, text=True)
 
-        def answer(ask: bool = True) -> dict[str, Any]:
-            if ask:
-                print(file=requests, flush=True)
-            line = answers.readline()
-            return cast(dict[str, Any], json.loads(line)) if line else {"failure": "it ended"}
 
-        yield answer  # Afterwards, the end of its requests ends the process.
+def answer(process: subprocess.Popen[str], ask: bool = True) -> dict[str, Any]:
+    requests, answers = cast(TextIO, process.stdin), cast(TextIO, process.stdout)
+    if ask:
+        print(file=requests, flush=True)
+    line = answers.readline()
+    return cast(dict[str, Any], json.loads(line)) if line else {"failure": "it ended"}
 
 
 def build(tree: Path, into: Path) -> None:
@@ -181,10 +178,12 @@ def build(tree: Path, into: Path) -> None:
 def compare(name: str, device: str, builds: dict[str, Path], rounds: int) -> str:
     """A line with the ratio of the times there and here, and its spread over the rounds."""
     there, here = builds
-    with worker(name, device, builds[there]) as before, worker(name, device, builds[here]) as now:
-        if failures := [found["failure"] for found in (before(ask=False), now(ask=False)) if "failure" in found]:
+    # The end of its requests, at the end of the block, ends a process.
+    with started(name, device, builds[there]) as before, started(name, device, builds[here]) as now:
+        first = [answer(process, ask=False) for process in (before, now)]
+        if failures := [found["failure"] for found in first if "failure" in found]:
             return f"{name:24} {failures[0]}"
-        pairs = [(before()["seconds"], now()["seconds"]) for _ in range(rounds)]
+        pairs = [(answer(before)["seconds"], answer(now)["seconds"]) for _ in range(rounds)]
     ratio = records.spread([old / new for old, new in pairs])
     medians = [records.spread(times)["median"] * 1e3 for times in zip(*pairs, strict=True)]
     return (
@@ -195,13 +194,10 @@ def compare(name: str, device: str, builds: dict[str, Path], rounds: int) -> str
 
 def checked_out(rev: str, folder: Path) -> str:
     """Put a commit's files into a folder; returns its short name."""
-
-    def git(*words: str) -> bytes:
-        return subprocess.run(["git", "-C", str(REPOSITORY), *words], check=True, capture_output=True).stdout
-
-    with tarfile.open(fileobj=io.BytesIO(git("archive", rev))) as archive:
+    git = partial(subprocess.check_output, cwd=REPOSITORY)
+    with tarfile.open(fileobj=io.BytesIO(git(["git", "archive", rev]))) as archive:
         archive.extractall(folder, filter="data")
-    return git("rev-parse", "--short", rev).decode().strip()
+    return str(git(["git", "rev-parse", "--short", rev], text=True)).strip()
 
 
 def main() -> None:

@@ -42,14 +42,12 @@ SUITE = Suite(
     "Evaluation",
     "Training of networks on a condensed set, and their test.",
     (*STEP, "evaluation"),
-    [
-        ("size", cells.text("name")),
-        ("networks", cells.text("networks")),
-        ("epochs", cells.text("epochs")),
-        ("test images", cells.number("test_images", "{:,.0f}")),
-        ("s", cells.spread("all", 1.0)),
-        ("networks × epochs per s", cells.number("networks_epochs_per_s")),
-    ],
+    cells.columns(
+        """
+        size | name; networks; epochs; test images | test_images | ,.0f
+        s | all | s; networks × epochs per s | networks_epochs_per_s | .3g
+        """
+    ),
 )
 
 

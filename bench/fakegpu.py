@@ -18,17 +18,14 @@ SUITE = Suite(
     "computed, and cuDNN's workspaces are missing. Nodes are those of an iteration's graph (0: it is streamed), "
     "launches and waits those of the host in an iteration.",
     ("kernels", "augmentation", "data", "networks", "objectives", "condensation", "system", "tests/fakegpu"),
-    [
-        ("card, data set", cells.text("name")),
-        ("real images", cells.text("residence")),
-        ("classes at a time", cells.number("chunk_classes", "{:.0f}")),
-        ("planned, GiB", cells.number("planned_mib", "{:.1f}", 1024)),
-        ("peak, GiB", cells.number("peak_mib", "{:.1f}", 1024)),
-        ("kept by the allocator, GiB", cells.number("reserved_mib", "{:.1f}", 1024)),
-        ("nodes", cells.number("nodes", "{:.0f}")),
-        ("launches", cells.number("launches", "{:,.0f}")),
-        ("waits", cells.number("waits", "{:.0f}")),
-    ],
+    cells.columns(
+        """
+        card, data set | name; real images | residence; classes at a time | chunk_classes | .0f
+        planned, GiB | planned_mib | .1f/1024; peak, GiB | peak_mib | .1f/1024
+        kept by the allocator, GiB | reserved_mib | .1f/1024
+        nodes | nodes | .0f; launches | launches | ,.0f; waits | waits | .0f
+        """
+    ),
     everywhere=True,
 )
 

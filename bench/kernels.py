@@ -2,34 +2,304 @@
 
 python -m bench.kernels [--device cuda] [--smoke] [--only dsa …] [--seconds 600] [--no-compile]
 
-A row holds the error compared with float64 next to the speed; where the check is red there is no speed. The tolerance
-is twice what eager PyTorch makes of the same input in the same dtype, and at least what rounding may do (see `Case`).
-Bytes are the least that must move: every input read once, every output written once. The ops take turns, their most
-used shape first, so that a run cut short has something of each.
+A row holds the error compared with float64, and what it may be (see `Case`), next to the speed; where the check is red
+there is no speed. Bytes are the least that must move: every input read once, every output written once. The ops take
+turns, their most used shape first, so that a run cut short has something of each.
 """
 
+import dataclasses
+import itertools
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from bench.harness import arguments, cells, machine, plots, records
-from bench.harness.op_cases import Arguments, Case, cases
 from bench.harness.records import Recorder, Result, Row, Suite
 from bench.harness.timer import device_times, rotation, within
+from fastdm import kernels
+from fastdm.augmentation import DSA_STRATEGY, Strategy
 from fastdm.kernels import dispatch
+from fastdm.kernels.augmentation import reference as augmentation
+from fastdm.kernels.numerics import class_means
+from fastdm.kernels.random import reference as random_numbers
 
+Arguments = tuple[Any, ...]
+Shape = tuple[int, ...]
+
+_EPS = torch.finfo(torch.float32).eps
+_DSA_FLOPS = {"S": 16, "M": 80}  # per pixel: color is 10, a bilinear sample of 1 or 16 taps with coordinates 20 or 60
+_DSA_ROUNDING = math.sqrt(2) * _EPS
+"""Times the image's side: a coordinate, of up to half the side from the middle, is rounded some four times by half an
+eps of it, and one pixel further an image of noise is another by √2 of its deviation."""
 _DENSITY = 0.4  # of N(0, 1) at 0
+_BACKWARD = ", forward and backward"
+_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One op on one shape.
+
+    name: begins with that of the op in `fastdm.kernels`. make: fresh random arguments of a seed. run, eager: the op and
+        plain PyTorch on them; in float64 the latter is the yardstick of the former.
+    bytes: the least that must move. flops: of the formula, about; 0 where it computes with integers.
+    rounding: the relative error that float32 may have however its sums are ordered; an output of fewer bits may have
+        one of its own. None where both must give the same bits.
+    relu: the relative error of what goes into a ReLU whose gradient is computed. An activation that rounding takes to
+        the other side of it has a wrong gradient entry: 2 · relu · φ(0) of them, by whose root the whole gradient is
+        off. Twice that is allowed, and the strict tolerance holds for the median of the images.
+    """
+
+    name: str
+    make: Callable[[int], Arguments]
+    run: Callable[..., Any]
+    eager: Callable[..., Any]
+    bytes: int
+    flops: int
+    rounding: float | None
+    relu: float = 0.0
+
+    @property
+    def op(self) -> str:
+        return self.name.split()[0]
+
+
+def cases(device: torch.device, smoke: bool) -> Iterator[Case]:
+    """All cases, one of each op in turn."""
+    cpu, dtypes, both = device.type == "cpu", (torch.bfloat16, torch.float32), (False, True)
+    augmented = [(4, 4, 16)] if smoke else [(10, 256, 32), (200, 64, 64)][: 1 if cpu else 2]
+    normed = [(2560, 128, 32), (2560, 128, 16), (2560, 128, 8), (1024, 128, 64)]
+    normed = [(4, 8, 8)] if smoke else [(64, 128, size) for size in (32, 16, 8)] if cpu else normed
+    layouts = {shape: [(torch.bfloat16, True)] for shape in normed}
+    layouts[normed[0]] += [(torch.float32, True), (torch.float32, False)]
+    # The fused block, which only a CPU has.
+    fused = [] if not cpu else [(2, 16, 16, 8)] if smoke else [(64, 128, 128, 16), (64, 3, 128, 32)]
+    matched = [(shape, ragged) for shape in [(4, 8, 2, 64) if smoke else (10, 256, 10, 2048)] for ragged in both]
+    matched += [] if smoke else [((100, 256, 10, 2048), False)]
+    families: list[list[partial[Case]]] = [
+        [partial(_dsa_real, shape, mode, dtype) for shape in augmented for mode in "SM" for dtype in dtypes]
+        + [partial(_dsa_synthetic, (shape[0], 2 if smoke else 10, shape[2])) for shape in augmented],
+        [partial(_norm_relu_pool, shape, *how, back) for shape in normed for how in layouts[shape] for back in both],
+        [partial(_conv_norm_relu_pool, shape, back) for shape in fused for back in both],
+        [partial(_norm_relu_pool_mean, (2, 4, 8, 8) if smoke else (10, 256, 128, 8), dtype) for dtype in dtypes],
+        [partial(_class_mean_difference, shape, ragged, dtype) for shape, ragged in matched for dtype in dtypes],
+        [partial(_uniform, *((8, 64) if smoke else (75, 4096)))],  # the parameters of ConvNet-3
+        [partial(_draw, *((4, 32, 8) if smoke else (10, 5000, 256)))],
+    ]
+    for turn in itertools.zip_longest(*families):
+        yield from (case(device) for case in turn if case is not None)
+
+
+def _random(draw: Callable[..., Tensor], device: torch.device, seed: int, *shapes: Shape, **options: Any) -> Any:
+    generator = torch.Generator(device).manual_seed(seed)
+    return [draw(shape, device=device, generator=generator, **options) for shape in shapes]
+
+
+def _with_gradient(function: Callable[..., Tensor]) -> Callable[..., Any]:
+    """The function of x and more or, given a gradient between them, the function and the gradient to x."""
+
+    def run(x: Tensor, grad: Tensor | None = None, *more: Tensor) -> Any:
+        out = function(x, *more)
+        return out if grad is None else (out, torch.autograd.grad(out, x, grad)[0])
+
+    return run
+
+
+def _sums(n: int) -> float:
+    """Twice the relative error of n like values added one by one in float32: partial sums, rounded at random."""
+    return max(_EPS, math.sqrt(n) / 3 * _EPS)
+
+
+def _table(seed: int, rows: Tensor, size: int, mode: Any = "S") -> Tensor:
+    key = torch.tensor([seed, 7], device=rows.device)
+    return Strategy.parse(DSA_STRATEGY, mode).draw(key, rows, (size, size))[0]
+
+
+def _dsa_real(shape: Shape, mode: str, dtype: torch.dtype, device: torch.device) -> Case:
+    classes, per_class, size = shape
+    n, pixels = classes * per_class, 3 * size * size
+    rows = torch.arange(classes, device=device)
+    group = rows.repeat_interleave(per_class)
+    mean, std = (torch.full((3,), value, device=device) for value in (0.5, 0.25))
+
+    def make(seed: int) -> Arguments:
+        generator = torch.Generator(device).manual_seed(seed)
+        pool = torch.randint(256, (2 * n, 3, size, size), dtype=torch.uint8, device=device, generator=generator)
+        index = torch.randint(2 * n, (n,), device=device, generator=generator)
+        return pool, _table(seed, rows, size, mode), index
+
+    def run(pool: Tensor, table: Tensor, index: Tensor) -> Tensor:
+        return kernels.dsa(pool, table, group, index=index, mean=mean, std=std, dtype=dtype, channels_last=True)
+
+    def eager(pool: Tensor, table: Tensor, index: Tensor) -> Tensor:
+        if table.dtype == torch.float64:  # asks for the exact result
+            wide = (pool.double() / 255 - mean.double()[:, None, None]) / std.double()[:, None, None]
+            return augmentation.dsa(wide, table, group, index, None, None, table.dtype, True)
+        return augmentation.dsa(pool, table, group, index, mean, std, dtype, True)
+
+    name = f"dsa {mode} real {n}×3×{size}² {_NAMES[dtype]}"
+    moved, flops = n * pixels * (1 + dtype.itemsize), n * pixels * _DSA_FLOPS[mode]
+    return Case(name, make, run, eager, moved, flops, _DSA_ROUNDING * size)
+
+
+def _dsa_synthetic(shape: Shape, device: torch.device) -> Case:
+    """The synthetic images, forward and back to the pixels."""
+    classes, per_class, size = shape
+    n, pixels = classes * per_class, 3 * size * size
+    rows = torch.arange(classes, device=device)
+    group = rows.repeat_interleave(per_class)
+
+    def make(seed: int) -> Arguments:
+        images, grad = _random(torch.randn, device, seed, *[(n, 3, size, size)] * 2)
+        return images.requires_grad_(), grad, _table(seed, rows, size)
+
+    run = _with_gradient(lambda images, table: kernels.dsa(images, table, group))
+    eager = _with_gradient(lambda x, table: augmentation.dsa(x, table, group, None, None, None, x.dtype, False))
+    name = f"dsa S synthetic {n}×3×{size}² fp32{_BACKWARD}"
+    flops = 2 * n * pixels * _DSA_FLOPS["S"]
+    return Case(name, make, run, eager, 16 * n * pixels, flops, _DSA_ROUNDING * size)
+
+
+def _layers(x: Tensor) -> Tensor:
+    """InstanceNorm, ReLU and AvgPool as the public network has them."""
+    return F.avg_pool2d(F.relu(F.group_norm(x, x.shape[1])), 2)
+
+
+def _activations(
+    shape: Shape, dtype: torch.dtype, last: bool, gradient: int, device: torch.device, seed: int
+) -> Arguments:
+    """Images (n, channels, size) and, if `gradient` is not 0, a gradient of so many channels and half the size."""
+    n, channels, size = shape
+    shapes = [(n, channels, size, size), (n, gradient, size // 2, size // 2)]
+    memory_format = torch.channels_last if last else torch.contiguous_format
+    drawn = _random(torch.randn, device, seed, *shapes[: 2 if gradient else 1], dtype=dtype)
+    x, *grad = (values.to(memory_format=memory_format) for values in drawn)
+    return x.requires_grad_(bool(gradient)), *grad
+
+
+def _norm_relu_pool(shape: Shape, dtype: torch.dtype, last: bool, backward: bool, device: torch.device) -> Case:
+    n, channels, size = shape
+    elements = n * channels * size * size
+    return Case(
+        f"norm_relu_pool {n}×{channels}×{size}² {_NAMES[dtype]} {'nhwc' if last else 'nchw'}{_BACKWARD * backward}",
+        partial(_activations, shape, dtype, last, channels * backward, device),
+        _with_gradient(kernels.norm_relu_pool),
+        _with_gradient(_layers),
+        # Forward: x in, a quarter out; backward: x and a quarter in, x out.
+        int(elements * dtype.itemsize * (3.5 if backward else 1.25)),
+        # Mean, centred squares, scaling, ReLU and pooling; backward, two sums more and their products.
+        elements * (24 if backward else 8),
+        rounding=3 * _EPS,  # six roundings in a row, two of them before the ReLU: the subtracted mean and the scaling
+        relu=2 * _EPS * backward,
+    )
+
+
+def _conv_norm_relu_pool(shape: Shape, backward: bool, device: torch.device) -> Case:
+    n, channels, width, size = shape
+    generator = torch.Generator().manual_seed(1)
+    weight = (torch.rand(width, channels, 3, 3, generator=generator) - 0.5) / (9 * channels) ** 0.5
+    return Case(
+        f"conv_norm_relu_pool {n}×{channels}→{width}×{size}² fp32{_BACKWARD * backward}",
+        partial(_activations, (n, channels, size), torch.float32, True, width * backward, device),
+        _with_gradient(lambda x: kernels.conv_norm_relu_pool(x, weight)),
+        _with_gradient(lambda x: _layers(F.conv2d(x, weight.to(x.dtype), padding=1))),
+        4 * (1 + backward) * (n * width * (size // 2) ** 2 + n * channels * size**2),
+        (1 + backward) * 2 * 9 * channels * n * width * size**2,
+        rounding=1e-5,  # three times that of Winograd's F(4×4, 3×3), relative to the deviation of its output
+        relu=3e-6 * backward,
+    )
+
+
+def _norm_relu_pool_mean(shape: Shape, dtype: torch.dtype, device: torch.device) -> Case:
+    classes, per_class, channels, size = shape
+    n = classes * per_class
+    offsets = torch.arange(classes + 1, device=device) * per_class
+
+    def eager(x: Tensor) -> Tensor:
+        features = _layers(x).flatten(1)
+        wide = torch.promote_types(features.dtype, torch.float32)
+        return features.view(classes, -1, features.shape[1]).mean(1, dtype=wide)
+
+    return Case(
+        f"norm_relu_pool_mean {n}×{channels}×{size}² {_NAMES[dtype]} nhwc, {classes} classes",
+        partial(_activations, (n, channels, size), dtype, True, 0, device),
+        lambda x: kernels.norm_relu_pool_mean(x, offsets),
+        eager,
+        classes * channels * (size // 2) ** 2 * 4 + n * channels * size * size * dtype.itemsize,
+        8 * n * channels * size**2,
+        rounding=3 * _EPS + _sums(per_class),
+    )
+
+
+def _class_mean_difference(shape: Shape, ragged: bool, dtype: torch.dtype, device: torch.device) -> Case:
+    classes, per_class, ipc, features = shape
+    counts = torch.full((classes,), per_class) - (torch.arange(classes) % per_class) * ragged
+    real_offsets = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)]).to(device)
+    synthetic_offsets = torch.arange(classes + 1, device=device) * ipc
+    n, m = int(counts.sum()), classes * ipc
+
+    def make(seed: int) -> Arguments:
+        real, synthetic = _random(torch.rand, device, seed, (n, features), (m, features), dtype=dtype)
+        return real, synthetic.requires_grad_()
+
+    def means(x: Tensor, ragged: bool) -> Tensor:
+        wide = torch.promote_types(x.dtype, torch.float32)
+        if ragged:
+            return class_means(x.to(wide), real_offsets)
+        return x.view(classes, -1, features).mean(1, dtype=wide)
+
+    def run(real: Tensor, synthetic: Tensor) -> Arguments:
+        loss = kernels.class_mean_difference(real, synthetic, real_offsets, synthetic_offsets)
+        return loss, torch.autograd.grad(loss, synthetic)[0]
+
+    def eager(real: Tensor, synthetic: Tensor) -> Arguments:
+        loss = (means(real, ragged) - means(synthetic, False)).square().sum()
+        return loss, torch.autograd.grad(loss, synthetic)[0]
+
+    sizes = f"{classes}×{'≤' * ragged}{per_class} and {classes}×{ipc} of {features} {_NAMES[dtype]}"
+    return Case(
+        f"class_mean_difference {sizes}{_BACKWARD}",
+        make,
+        run,
+        eager,
+        (n + 2 * m) * features * dtype.itemsize,
+        (n + 2 * m) * features,
+        # The means of uniform values are 1/2 and differ by √((1/per_class + 1/ipc) / 12).
+        rounding=_sums(per_class) * 0.5 / math.sqrt((1 / per_class + 1 / ipc) / 12),
+    )
+
+
+def _of_key(op: str, name: str, moved: int, device: torch.device, **options: Any) -> Case:
+    """An op that makes numbers out of a key."""
+    run, eager = (partial(getattr(form, op), **options) for form in (kernels, random_numbers))
+    make = lambda seed: (torch.tensor([seed, 3], device=device),)  # noqa: E731
+    return Case(f"{op} {name}", make, run, eager, moved, 0, rounding=None)
+
+
+def _uniform(rows: int, n: int, device: torch.device) -> Case:
+    every = torch.arange(rows, device=device)
+    return _of_key("uniform", f"{rows}×{n}", 4 * rows * n, device, rows=every, n=n, stream=3)
+
+
+def _draw(classes: int, size: int, n: int, device: torch.device) -> Case:
+    offsets, every = torch.arange(classes + 1, device=device) * size, torch.arange(classes, device=device)
+    name = f"{n} of {size} in {classes} classes"
+    return _of_key("draw", name, classes * n * 8, device, class_offsets=offsets, n=n, classes=every)
+
+
+# --- the measurement -------------------------------------------------------------------------------------------------
 
 
 def measure(case: Case, device: torch.device, copy_peak: float | None, smoke: bool, compiled: bool) -> Row:
     """The row of a case: whether it is right and, if so, how long the op and its two baselines take."""
     values = case.make(0)
-    row: Row = {"implementation": _implementation(case.op, device), "bytes": case.bytes, **check(case, values)}
+    row: Row = {"implementation": dispatch.first_form(case.op, device), "bytes": case.bytes, **check(case, values)}
     if case.flops:
         row["flops"] = case.flops
     if not row["correct"]:
@@ -64,31 +334,25 @@ def measure(case: Case, device: torch.device, copy_peak: float | None, smoke: bo
 
 def check(case: Case, values: Arguments) -> Row:
     """error and tolerance, both ‖difference‖ / ‖exact‖; of ops that give the same bits the share that differs."""
-    ours, eager = (_tensors(function(*values)) for function in (case.run, case.eager))
-    if case.exact:
-        wrong = sum(int((a != b).sum()) for a, b in zip(ours, eager, strict=True))
-        error = wrong / sum(a.numel() for a in ours)
+    ours = _tensors(case.run(*values))
+    if case.rounding is None:
+        pairs = [*zip(ours, _tensors(case.eager(*values)), strict=True)]
+        error = sum(int((a != b).sum()) for a, b in pairs) / sum(a.numel() for a in ours)
         return {"error": error, "tolerance": 0.0, "correct": error == 0}
     wide = [v.detach().double().requires_grad_(v.requires_grad) if v.is_floating_point() else v for v in values]
     found: Row = {"error": 0.0, "tolerance": 0.0, "correct": True}
-    for number, (a, b, c) in enumerate(zip(ours, eager, _tensors(case.eager(*wide)), strict=True)):
-        (own, own_median), (others, median_of_others) = (_errors(x, c) for x in (a, b))
-        least = max(case.rounding, torch.finfo(a.dtype).eps)
-        allowed = max(2 * others, least)
+    for number, (result, exact) in enumerate(zip(ours, _tensors(case.eager(*wide)), strict=True)):
+        difference = result.double() - exact
+        error = float(difference.norm() / exact.norm())
+        allowed = max(case.rounding, torch.finfo(result.dtype).eps)
         if case.relu and number:
-            found |= {"median_error": own_median, "median_tolerance": max(2 * median_of_others, least)}
+            by_image = difference.flatten(1).norm(dim=1) / exact.flatten(1).norm(dim=1)
+            found |= {"median_error": float(by_image.median()), "median_tolerance": allowed}
             allowed = max(allowed, 2 * math.sqrt(2 * case.relu * _DENSITY))
-            found["correct"] &= own_median <= found["median_tolerance"]
-        found["correct"] &= own <= allowed  # False for NaN as well.
-        found |= {"error": max(found["error"], own), "tolerance": max(found["tolerance"], allowed)}
+            found["correct"] &= found["median_error"] <= found["median_tolerance"]
+        found["correct"] &= error <= allowed  # False for NaN as well.
+        found |= {"error": max(found["error"], error), "tolerance": max(found["tolerance"], allowed)}
     return found
-
-
-def _errors(found: Tensor, exact: Tensor) -> tuple[float, float]:
-    """‖difference‖ / ‖exact‖ of the whole, and the median of that of each image."""
-    difference = found.double() - exact
-    parts = difference.flatten(1).norm(dim=1) / exact.flatten(1).norm(dim=1) if exact.ndim > 1 else exact.new_zeros(1)
-    return float(difference.norm() / exact.norm()), float(parts.median())
 
 
 def _tensors(result: Any) -> Sequence[Tensor]:
@@ -102,17 +366,11 @@ def _peak(function: Callable[..., object], values: Arguments, device: torch.devi
     return machine.peak(device) - before
 
 
-def _implementation(op: str, device: torch.device) -> str:
-    """Which form of the op runs here: reference, native or triton."""
-    return dispatch.first_form(op, device)
-
-
 # --- table and plots -------------------------------------------------------------------------------------------------
 
 
 def _slower(row: Row) -> str:
-    slow = [f"{1 / x:.2f}× the time of {name}" for name, x in row.get("speedup", {}).items() if x < 1]
-    return " and ".join(slow)
+    return " and ".join(f"{1 / x:.2f}× the time of {name}" for name, x in row.get("speedup", {}).items() if x < 1)
 
 
 def _bandwidth(result: Result) -> Any:
@@ -135,11 +393,12 @@ def _roofline(result: Result) -> Any:
     if not rows or not {"copy", "matmul bf16"} <= limits.keys():
         return None
     figure, (axes,) = plots.figure(result)
-
-    def rate(row: Row) -> float:
-        return float(row["flops"] / row["seconds"]["fastdm"]["median"] / 1e12)
-
-    plots.points(axes, rows, lambda row: row["flops"] / row["bytes"], rate)
+    plots.points(
+        axes,
+        rows,
+        lambda row: row["flops"] / row["bytes"],
+        lambda row: row["flops"] / row["seconds"]["fastdm"]["median"] / 1e12,
+    )
     for stage in records.same_machine(result["machine"], "waterfall"):
         if "tflop_per_s" in stage:
             place = (stage["flops"] / stage["least_bytes"], stage["tflop_per_s"])
@@ -158,20 +417,15 @@ SUITE = Suite(
     "Kernels",
     "Every op compared with eager PyTorch and torch.compile of it, in µs: median (p20–p80), cold cache, forward unless "
     "said. Bytes are the least that must move.",
-    ("csrc", "kernels", "bench/harness/op_cases.py"),
-    [
-        ("op", cells.text("name")),
-        ("form", cells.text("implementation")),
-        ("µs", cells.spread("fastdm", 1e-6)),
-        ("GB/s", cells.number("gb_per_s", "{:,.3g}")),
-        ("% of copy", cells.number("percent_of_copy", "{:.0f}")),
-        ("× eager", cells.number("speedup.eager", "{:.2f}")),
-        ("× compile", cells.number("speedup.compile", "{:.2f}")),
-        ("error", cells.error),
-        ("median error", cells.median_error),
-        ("memory, MB", cells.number("peak_bytes.fastdm", "{:.0f}", 1e6)),
-        ("note", cells.text("note")),
-    ],
+    ("csrc", "kernels", "bench/kernels.py"),
+    cells.columns(
+        """
+        op | name; form | implementation; µs | fastdm | µs
+        GB/s | gb_per_s | ,.3g; % of copy | percent_of_copy | .0f
+        × eager | speedup.eager | .2f; × compile | speedup.compile | .2f
+        error; median error | median_error; memory, MB | peak_bytes.fastdm | .0f/1e6; note
+        """
+    ),
     slower=_slower,
     plots={"bandwidth": _bandwidth, "roofline": _roofline},
 )

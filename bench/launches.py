@@ -76,13 +76,12 @@ SUITE = Suite(
     "Counted by dispatch: ops that do work, which on a GPU are launches of at least one kernel, and the bytes of all "
     "results. The package's count does not depend on the classes of a chunk. “device” is the path of a GPU.",
     STEP,
-    [
-        ("loop", cells.text("name")),
-        ("ops, 10 classes", cells.number("ops_10_classes", "{:,.0f}")),
-        ("ops, 100 classes", cells.number("ops_100_classes", "{:,.0f}")),
-        ("MB allocated, 10 classes", cells.number("bytes_10_classes", "{:.3g}", 1e6)),
-        ("MB allocated, 100 classes", cells.number("bytes_100_classes", "{:.3g}", 1e6)),
-    ],
+    cells.columns(
+        """
+        loop | name; ops, 10 classes | ops_10_classes | ,.0f; ops, 100 classes | ops_100_classes | ,.0f
+        MB allocated, 10 classes | bytes_10_classes | .3g/1e6; MB allocated, 100 classes | bytes_100_classes | .3g/1e6
+        """
+    ),
     plots={"counts": _counts},
 )
 

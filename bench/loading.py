@@ -359,15 +359,14 @@ SUITE = Suite(
     "How many times as fast as what the row's name says, median (p20–p80) of interleaved runs, and the target; rows in "
     "seconds or GB are limits.",
     ("csrc", "data"),
-    [
-        ("what", cells.text("name")),
-        ("ratio", lambda row: cells.spread_text(row["ratio"])),
-        ("target", cells.number("target")),
-        ("met", lambda row: {True: "yes", False: "no"}.get(row.get("met", ""), "")),
-        ("images/s", cells.number("images_per_second", "{:,.0f}")),
-        ("baseline, images/s", cells.number("baseline_images_per_second", "{:,.0f}")),
-        ("note", cells.text("note")),
-    ],
+    cells.columns(
+        """
+        what | name; ratio; target | target | .3g; met
+        images/s | images_per_second | ,.0f; baseline, images/s | baseline_images_per_second | ,.0f; note
+        """,
+        ratio=lambda row: cells.spread_text(row["ratio"]),
+        met=cells.met,
+    ),
     plots={"ratios": _ratios},
 )
 

@@ -11,7 +11,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from bench.harness import arguments, cells
 from bench.harness.records import Recorder, Row, Suite, spread
@@ -26,13 +25,9 @@ SUITE = Suite(
     "Measured, and what every percentage on this page is of: the fastest run of the best size, on memory that was "
     "touched before. Bytes of a copy are read and written.",
     (),
-    [
-        ("what", cells.text("name")),
-        ("threads", cells.text("threads")),
-        ("best size", cells.text("size")),
-        ("GB/s", cells.number("gb_per_s", "{:,.3g}")),
-        ("TFLOP/s", cells.number("tflop_per_s", "{:,.3g}")),
-    ],
+    cells.columns(
+        "what | name; threads; best size | size; GB/s | gb_per_s | ,.3g; TFLOP/s | tflop_per_s | ,.3g",
+    ),
 )
 
 
@@ -57,10 +52,11 @@ def copy(device: torch.device, smoke: bool) -> Row:
 
 def matmul(device: torch.device, smoke: bool, precision: str) -> Row:
     sizes: dict[str, tuple[float, Callable[[], object]]] = {}
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     for n in (256,) if smoke else MATRIX[device.type]:
-        a, b, out = (torch.randn(n, n, device=device).to(dtype) for _ in range(3))
-        sizes[f"{n}²"] = 2 * n**3, partial(_product, a, b, out)
+        a, b, out = (torch.randn(n, n, device=device) for _ in range(3))
+        if precision == "bf16":
+            a, b, out = a.bfloat16(), b.bfloat16(), out.bfloat16()
+        sizes[f"{n}²"] = 2 * n**3, partial(torch.matmul, a, b, out=out)
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
     try:
@@ -70,20 +66,15 @@ def matmul(device: torch.device, smoke: bool, precision: str) -> Row:
     return {"size": size, "seconds": {"matmul": seconds}, "tflop_per_s": rate / 1e12}
 
 
-def _product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
-    return torch.matmul(a, b, out=out)
-
-
 def measure(device: torch.device, smoke: bool) -> Iterator[Row]:
     """Rows "copy" and "matmul …" of every precision and, on a CPU, the same with one thread."""
-    single = "tf32" if device.type == "cuda" else "fp32"
     everything = torch.get_num_threads()
     for count in dict.fromkeys([everything, 1]) if device.type == "cpu" else [0]:
         of = {"threads": count} if count else {}
         suffix = ", 1 thread" if count == 1 < everything else ""
         with threads(count or everything):
             yield {"name": f"copy{suffix}", **of, **copy(device, smoke)}
-            for precision in ("bf16", single):
+            for precision in ("bf16", "tf32" if device.type == "cuda" else "fp32"):
                 yield {"name": f"matmul {precision}{suffix}", **of, **matmul(device, smoke, precision)}
 
 

@@ -6,47 +6,27 @@ README.md quotes a table between the markers `<!-- bench:SUITE -->` and `<!-- /b
 Records that are older than the code they measured are marked as stale in RESULTS.md.
 """
 
+import importlib
 import importlib.util
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from bench import (
-    accuracy,
-    calls,
-    compile,
-    evaluation,
-    fakegpu,
-    kernels,
-    launches,
-    loading,
-    peaks,
-    run,
-    step,
-    traffic,
-    waterfall,
-)
 from bench.harness import arguments, cells, machine, plots, records
 from bench.harness.machine import REPOSITORY
-from bench.harness.records import Column, Result, Row, Suite
+from bench.harness.records import Result, Row, Suite
 
 README = REPOSITORY / "README.md"
 _MODULES = (
-    accuracy,
-    waterfall,
-    step,
-    calls,
-    launches,
-    loading,
-    peaks,
-    evaluation,
-    kernels,
-    compile,
-    traffic,
-    fakegpu,
-    run,
+    *("accuracy", "recipes", "waterfall", "step", "calls", "launches", "loading", "peaks", "evaluation", "kernels"),
+    *("compile", "traffic", "fakegpu", "run"),
 )
-SUITES = {suite.name: suite for module in _MODULES for suite in vars(module).values() if isinstance(suite, Suite)}
+SUITES = {
+    suite.name: suite
+    for module in _MODULES
+    for suite in vars(importlib.import_module(f"bench.{module}")).values()
+    if isinstance(suite, Suite)
+}
 
 
 def block(suite: Suite, *, quoted: bool = False) -> str:
@@ -54,35 +34,25 @@ def block(suite: Suite, *, quoted: bool = False) -> str:
     parts = []
     for result in suite.load():
         rows = result["rows"]
+        about = result["machine"]
+        where = about["cpu"] if about["device"] == "cpu" else f"{about['device']} ({about['cpu']})"
+        cores = f"{about['cores']} core{'s' if about['cores'] > 1 else ''}"
+        versions = f"torch {about['versions']['torch']}, commit {result['commit']}, {result['date'][:10]}"
+        parts.append(f"{where}, {cores}, {versions}: `{result['command']}`")
+        if not quoted and (changed := records.changed(result)):
+            parts.append(f"**Stale**: since then {', '.join(changed)} changed.")
+        if not quoted and result["settings"].get("smoke"):
+            parts.append("**A smoke run**: tiny shapes, whose times mean nothing.")
         if quoted and suite.quote:
-            parts.append(f"{_origin(result)}\n\n{suite.quote(rows)}")
+            parts.append(suite.quote(rows))
             continue
-        table = suite.render(rows) if suite.render else cells.table(suite.columns, rows)
-        parts.append(_origin(result) + ("" if quoted else _warnings(result)) + "\n\n" + table)
+        parts.append(suite.render(rows) if suite.render else cells.table(suite.columns, rows))
         slower = [f"- {row['name']}: {why}" for row in rows if suite.slower and (why := suite.slower(row))]
-        if slower:
-            parts.append("Slower than a baseline:\n\n" + "\n".join(slower))
         failed = [f"- {row['name']}: {row['failure']}" for row in rows if "failure" in row]
-        if failed:
-            parts.append("Failed:\n\n" + "\n".join(failed))
+        for title, lines in (("Slower than a baseline", slower), ("Failed", failed)):
+            if lines:
+                parts.append(f"{title}:\n\n" + "\n".join(lines))
     return "\n\n".join(parts)
-
-
-def _origin(result: Result) -> str:
-    about = result["machine"]
-    where = about["cpu"] if about["device"] == "cpu" else f"{about['device']} ({about['cpu']})"
-    cores = f"{about['cores']} core{'s' if about['cores'] > 1 else ''}"
-    versions = f"torch {about['versions']['torch']}, commit {result['commit']}, {result['date'][:10]}"
-    return f"{where}, {cores}, {versions}: `{result['command']}`"
-
-
-def _warnings(result: Result) -> str:
-    found = ""
-    if changed := records.changed(result):
-        found += f"\n\n**Stale**: since then {', '.join(changed)} changed."
-    if result["settings"].get("smoke"):
-        found += "\n\n**A smoke run**: tiny shapes, whose times mean nothing."
-    return found
 
 
 def page(pictures: Path) -> str:
@@ -111,16 +81,16 @@ def _machines() -> str:
             entry = known.setdefault(f"{about['cpu']}, {about['device']}", {"suites": [], "loads": [], **about})
             entry["suites"].append(suite.name)
             entry["loads"].append(about["load"])
-    columns: list[Column] = [
-        ("device", cells.text("device")),
-        ("processor", cells.text("cpu")),
-        ("cores", cells.text("cores")),
-        ("memory, GiB", cells.text("memory_gib")),
-        ("driver, CUDA", lambda row: f"{row['driver']}, {row['cuda']}" if "driver" in row else ""),
-        ("versions", lambda row: ", ".join(f"{name} {version}" for name, version in row["versions"].items())),
-        ("load", lambda row: f"{min(row['loads'])}–{max(row['loads'])}"),
-        ("suites", lambda row: ", ".join(row["suites"])),
-    ]
+    columns = cells.columns(
+        """
+        device; processor | cpu; cores; memory, GiB | memory_gib
+        driver, CUDA | driver; versions; load; suites
+        """,
+        driver=lambda row: f"{row['driver']}, {row['cuda']}" if "driver" in row else "",
+        versions=lambda row: ", ".join(f"{name} {version}" for name, version in row["versions"].items()),
+        load=lambda row: f"{min(row['loads'])}–{max(row['loads'])}",
+        suites=lambda row: ", ".join(row["suites"]),
+    )
     return cells.table(columns, list(known.values())) if known else ""
 
 

@@ -8,10 +8,9 @@ A crash, a hang or a run that is cut short leaves what the others found, and wha
 go the suites' records, one of the stages (what ran, for how long, with which end), `logs/STAGE.log`, at the end
 RESULTS.md with plots, and all of it as one file, `results.tar.gz`.
 
-gpu needs neither a network nor git nor an installation: without them, it puts a copy of the working tree's layout on
-the path, builds the C++ extension if that can be done, and names the commit by the environment variable FASTDM_COMMIT
-and the card by FASTDM_DEVICE_NAME, if they are set. `gpu --device cpu --smoke` runs the same stages on tiny shapes
-anywhere. --data: where data sets are, as `fastdm condense --data_path`.
+Where there is no git, the environment variable FASTDM_COMMIT names the commit, and FASTDM_DEVICE_NAME the card.
+`gpu --device cpu --smoke` runs the same stages on tiny shapes anywhere. --data: where data sets are, as `fastdm condense
+--data_path`.
 """
 
 import dataclasses
@@ -21,9 +20,8 @@ import signal
 import subprocess
 import sys
 import tarfile
-import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from bench.harness import arguments, cells, machine, records
@@ -31,10 +29,10 @@ from bench.harness.machine import REPOSITORY
 from bench.harness.records import Recorder, Row, Suite
 
 MINUTES = {"cpu": 15.0, "gpu": 8.0}
-
 # Name, seconds at most, command. On a CPU, torch.compile's C++ takes a quarter of a minute for every kernel, and half a
 # minute for a network: one that gains and one that does not. The step takes what time is left for as many sizes as fit.
-CPU_STAGES = """
+STAGES = {
+    "cpu": """
 peaks         75  -m bench.peaks {device}
 launches      90  -m bench.launches {smoke}
 traffic       60  -m bench.traffic {smoke}
@@ -47,8 +45,8 @@ loading      240  -m bench.loading {smoke} {data}
 step_recipes  60  -m bench.step recipes {device} --seconds 30
 step         600  -m bench.step {device} {few} {plain} --seconds 240
 report        30  -m bench.report --to {to}
-"""
-GPU_STAGES = """
+""",
+    "gpu": """
 headline     120  -m bench.waterfall headline {device} {plain} --seconds 20
 peaks         40  -m bench.peaks {device}
 waterfall    100  -m bench.waterfall {device} {plain} --seconds 25
@@ -60,21 +58,17 @@ step_recipes  30  -m bench.step recipes {device} --seconds 10
 evaluation    45  -m bench.evaluation {device}
 accuracy      60  -m bench.accuracy {device} {data} --only CIFAR10-1
 report        30  -m bench.report --to {to}
-"""
+""",
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """A suite's run.
-
-    arguments: of python; seconds: its time budget; min_seconds: skip it if less time is left; ok_codes: exit codes that
-    count as success.
-    """
+    """A suite's run: arguments of python, its time budget, and the exit codes that count as success."""
 
     name: str
     arguments: tuple[str, ...]
     seconds: float
-    min_seconds: float = 10.0
     ok_codes: tuple[int, ...] = (0,)
 
 
@@ -91,53 +85,39 @@ def stages(kind: str, device: str, data: Path | None, smoke: bool) -> Iterator[S
         # The page of all records: next to the committed ones, or among others.
         "to": shlex.quote(str(out.parent if out == records.FOLDER else out)),
     }
-    for line in (CPU_STAGES if kind == "cpu" else GPU_STAGES).strip().splitlines():
+    for line in STAGES[kind].strip().splitlines():
         name, seconds, *command = shlex.split(line.format(**words))
         if name != "accuracy" or data is not None:
             # On however busy a machine, a smoke run says whether it runs. Without a GPU, pytest collects nothing.
             codes = (0, 5) if device == "cpu" else (0,)
-            yield Stage(name, tuple(command), float(seconds) * (5 if smoke else 1), ok_codes=codes)
+            yield Stage(name, tuple(command), float(seconds) * (5 if smoke else 1), codes)
 
 
-# --- running ---------------------------------------------------------------------------------------------------------
+def run_all(stages: Sequence[Stage], seconds: float, recorder: Recorder, least: float = 10.0) -> int:
+    """Run the stages until the time is used up; the record is saved after each. Returns 0 if all of them went well.
 
-
-def run_all(
-    stages: Sequence[Stage],
-    seconds: float,
-    recorder: Recorder,
-    environment: Mapping[str, str],
-    where: Path = REPOSITORY,
-) -> int:
-    """Run the stages until the time is used up; the record is saved after each. Returns 0 if all of them went well."""
+    least: seconds that a stage must have left to be begun.
+    """
     deadline = time.monotonic() + seconds
-    logs = records.folder() / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
+    folder = records.folder()
+    (folder / "logs").mkdir(parents=True, exist_ok=True)
     for stage in stages:
         # The report at the end is owed its time.
         left = deadline - time.monotonic() - (0 if stage is stages[-1] else stages[-1].seconds)
-        command = " ".join(("python", *map(machine.relative, stage.arguments)))
-        row: Row = {"name": stage.name, "command": command}
-        if left < stage.min_seconds:
-            row |= {"end": "no time left", "took_seconds": 0.0}
+        row: Row = {"name": stage.name, "command": " ".join(("python", *map(machine.relative, stage.arguments)))}
+        if left < least:
+            recorder.add(row | {"end": "no time left", "took_seconds": 0.0})
         else:
-            row |= _run(stage, min(stage.seconds, left), logs / f"{stage.name}.log", environment, where)
-        recorder.add(row)
-        _pack(records.folder())
+            recorder.add(row | _run(stage, min(stage.seconds, left), folder / "logs" / f"{stage.name}.log"))
+        _pack(folder)
     return 0 if all(row["end"] == "done" for row in recorder.rows) else 1
 
 
-def _run(stage: Stage, seconds: float, log: Path, environment: Mapping[str, str], where: Path) -> Row:
+def _run(stage: Stage, seconds: float, log: Path) -> Row:
     start = time.monotonic()
     with log.open("w") as file:
-        process = subprocess.Popen(
-            [sys.executable, "-u", *stage.arguments],
-            cwd=where,
-            env=environment,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        command = [sys.executable, "-u", *stage.arguments]
+        process = subprocess.Popen(command, cwd=REPOSITORY, stdout=file, stderr=file, start_new_session=True)
         try:
             end = "done" if process.wait(seconds) in stage.ok_codes else f"failed with {process.returncode}"
         except subprocess.TimeoutExpired:
@@ -162,33 +142,6 @@ def _pack(folder: Path) -> None:
     partial.replace(folder / "results.tar.gz")
 
 
-def prepare(build: Path) -> tuple[Path, dict[str, str], str]:
-    """Where to run python and with what environment, so that `fastdm` and `bench` of this working tree are imported.
-
-    build: a folder that is used only if the package is not installed from here.
-    The third says in a word which of it happened.
-    """
-    environment = dict(os.environ)
-    probe = "import fastdm.kernels, pathlib; print(pathlib.Path(fastdm.kernels.__file__).resolve().parent.parent)"
-    found = subprocess.run([sys.executable, "-c", probe], cwd=REPOSITORY, capture_output=True, text=True)
-    if found.returncode == 0 and Path(found.stdout.strip()) == REPOSITORY:
-        return REPOSITORY, environment, "installed"
-    command = ["setup.py", "--quiet", "build_ext", "--inplace", "--build-temp", str(build / "objects")]
-    extension = subprocess.run([sys.executable, *command], cwd=REPOSITORY, capture_output=True, text=True, timeout=180)
-    # The folder kernels/ is fastdm.kernels in the package: show python that layout.
-    package = build / "fastdm"
-    package.mkdir(parents=True)
-    for entry in (REPOSITORY / "fastdm").iterdir():
-        (package / entry.name).symlink_to(entry)
-    (package / "kernels").symlink_to(REPOSITORY / "kernels")
-    for name in ("bench", "tests", "pyproject.toml"):
-        (build / name).symlink_to(REPOSITORY / name)
-    return build, environment, "linked" if extension.returncode == 0 else "linked, without the C++ extension"
-
-
-# --- table -----------------------------------------------------------------------------------------------------------
-
-
 def _last_words(row: Row) -> str:
     """Of the log, where they say something: what failed, or how many tests passed."""
     return "" if row["end"] == "done" and row["name"] != "gpu_tests" else cells.text("said")(row)
@@ -199,12 +152,12 @@ SUITE = Suite(
     "The whole run",
     "The stages of `make bench` and `make gpu-report`.",
     (),
-    [
-        ("stage", cells.text("name")),
-        ("s", cells.number("took_seconds", "{:.0f}")),
-        ("end", cells.text("end")),
-        ("last words", _last_words),
-    ],
+    cells.columns(
+        """
+        stage | name; s | took_seconds | .0f; end; last words | said
+        """,
+        said=_last_words,
+    ),
 )
 
 
@@ -217,19 +170,14 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=records.folder())
     parser.add_argument("--device", default="cuda", help="of gpu")
     options = parser.parse_args()
-    start = time.monotonic()
     os.environ["FASTDM_RESULTS"] = str(options.out.resolve())
-    minutes = options.minutes or MINUTES[options.kind]
-    data = options.data and options.data.resolve()
+    if options.smoke:
+        os.environ["OMP_NUM_THREADS"] = "1"  # Threads that wait for one another cost more than they do.
     device = options.device if options.kind == "gpu" else "cpu"
-    with tempfile.TemporaryDirectory() as build:
-        where, environment, how = prepare(Path(build))
-        if options.smoke:
-            environment["OMP_NUM_THREADS"] = "1"  # Threads that wait for one another cost more than they do.
-        every = stages(options.kind, device, data, options.smoke)
-        chosen = [stage for stage in every if stage.name in (options.only or [stage.name])]
-        recorder = Recorder(SUITE, {"smoke": options.smoke, "minutes": minutes, "package": how}, device)
-        return run_all(chosen, 60 * minutes - (time.monotonic() - start), recorder, environment, where)
+    every = stages(options.kind, device, options.data and options.data.resolve(), options.smoke)
+    chosen = [stage for stage in every if stage.name in (options.only or [stage.name])]
+    minutes = options.minutes or MINUTES[options.kind]
+    return run_all(chosen, 60 * minutes, Recorder(SUITE, {"smoke": options.smoke, "minutes": minutes}, device))
 
 
 if __name__ == "__main__":

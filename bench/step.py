@@ -297,32 +297,19 @@ SIZES = Suite(
     "counts it. The errors are those of the first change of the images, compared with float64: of the whole, which "
     "activations on the other side of a ReLU decide, and the median of the single images', which rounding does.",
     STEP,
-    [
-        ("size", cells.text("name")),
-        ("classes", cells.text("classes")),
-        ("real images per class", cells.text("batch_real")),
-        ("precision", cells.text("precision")),
-        ("ms", cells.spread("fastdm", 1e-3)),
-        ("public, ms", cells.spread("public", 1e-3)),
-        ("× public", cells.number("ratio.public", "{:.1f}")),
-        ("compiled, ms", cells.spread("compiled", 1e-3)),
-        ("× compiled", cells.number("ratio.compiled", "{:.1f}")),
-        ("raised, ms", cells.spread("fastdm raised", 1e-3)),
-        ("public raised, ms", cells.spread("public raised", 1e-3)),
-        ("× public, raised", cells.number("ratio.raised", "{:.1f}")),
-        ("compiled raised, ms", cells.spread("compiled raised", 1e-3)),
-        ("× compiled, raised", cells.number("ratio.compiled_raised", "{:.1f}")),
-        ("% of matmul peak", cells.number("percent_of_matmul", "{:.0f}")),
-        ("process, MiB", cells.number("peak_mib.fastdm", "{:,.0f}")),
-        ("public process, MiB", cells.number("peak_mib.public", "{:,.0f}")),
-        ("peak, GB", cells.number("peak_bytes", "{:.2f}", 1e9)),
-        ("planned, GB", cells.number("planned_bytes", "{:.2f}", 1e9)),
-        ("chunks", cells.text("chunks")),
-        ("graph", cells.text("graph")),
-        ("error", cells.error),
-        ("median error", cells.median_error),
-        ("note", cells.text("note")),
-    ],
+    cells.columns(
+        """
+        size | name; classes; real images per class | batch_real; precision
+        ms | fastdm | ms; public, ms | public | ms; × public | ratio.public | .1f
+        compiled, ms | compiled | ms; × compiled | ratio.compiled | .1f
+        raised, ms | fastdm raised | ms; public raised, ms | public raised | ms; × public, raised | ratio.raised | .1f
+        compiled raised, ms | compiled raised | ms; × compiled, raised | ratio.compiled_raised | .1f
+        % of matmul peak | percent_of_matmul | .0f
+        process, MiB | peak_mib.fastdm | ,.0f; public process, MiB | peak_mib.public | ,.0f
+        peak, GB | peak_bytes | .2f/1e9; planned, GB | planned_bytes | .2f/1e9; chunks; graph
+        error; median error | median_error; note
+        """
+    ),
     quote=_quote,
     plots={"times": _times, "classes": _classes, "memory": _memory},
 )
@@ -332,19 +319,14 @@ RECIPES = Suite(
     "In ms, median (p20–p80), interleaved with the plain step that has four times as many synthetic images, as many as "
     "a partition of 2 decodes. The pool's networks have random weights.",
     STEP,
-    [
-        ("step", cells.text("name")),
-        ("ipc", cells.text("ipc")),
-        ("real images per class", cells.text("batch_real")),
-        ("precision", cells.text("precision")),
-        ("ms", cells.spread("fastdm", 1e-3)),
-        ("plain, ms", cells.spread("plain", 1e-3)),
-        ("ratio", cells.number("ratio", "{:.2f}")),
-        ("target", cells.number("target", "≤ {:.1f}")),
-        ("met", lambda row: {True: "yes", False: "no"}.get(row.get("met", ""), "")),
-        ("error", cells.error),
-        ("median error", cells.median_error),
-    ],
+    cells.columns(
+        """
+        step | name; ipc; real images per class | batch_real; precision
+        ms | fastdm | ms; plain, ms | plain | ms; ratio | ratio | .2f; target | target | ≤ {:.1f}; met
+        error; median error | median_error
+        """,
+        met=cells.met,
+    ),
 )
 COMPILE = Suite(
     "step_compile",
@@ -353,16 +335,13 @@ COMPILE = Suite(
     "10 images per class, median (p20–p80), interleaved without and with it; the seconds that a first run compiles, "
     "and the iterations that save as much. The error is the difference of both first changes of the images.",
     STEP,
-    [
-        ("network", cells.text("name")),
-        ("real images per class", cells.text("batch_real")),
-        ("ms", cells.spread("eager", 1e-3)),
-        ("compiled, ms", cells.spread("compiled", 1e-3)),
-        ("× as fast", cells.number("ratio", "{:.2f}")),
-        ("compiling, s", cells.number("compile_seconds", "{:.1f}")),
-        ("has paid after", cells.number("paid_after", "{:,.0f} iterations")),
-        ("error", cells.error),
-    ],
+    cells.columns(
+        """
+        network | name; real images per class | batch_real
+        ms | eager | ms; compiled, ms | compiled | ms; × as fast | ratio | .2f
+        compiling, s | compile_seconds | .1f; has paid after | paid_after | {:,.0f} iterations; error
+        """
+    ),
     slower=lambda row: f"{1 / row['ratio']:.2f}× the time without it" if row.get("ratio", 1) < 1 else "",
 )
 

@@ -128,19 +128,14 @@ SUITE = Suite(
     "compared with the public loop with equal draws; “compiled bf16” is the baseline to beat. FLOPs are those of plain "
     "convolutions.",
     STEP,
-    [
-        ("stage", cells.text("name")),
-        ("what", cells.text("what")),
-        ("precision", cells.text("precision")),
-        ("ms", cells.spread("iteration", 1e-3)),
-        ("× public", cells.number("times_public", "{:.1f}")),
-        ("× compiled", cells.number("times_compiled_bf16", "{:.2f}")),
-        ("TFLOP/s", cells.number("tflop_per_s")),
-        ("% of matmul peak", cells.number("percent_of_matmul", "{:.0f}")),
-        ("error of the loss", cells.error),
-        ("first call, s", cells.number("start_seconds", "{:.1f}")),
-        ("note", cells.text("note")),
-    ],
+    cells.columns(
+        """
+        stage | name; what; precision; ms | iteration | ms
+        × public | times_public | .1f; × compiled | times_compiled_bf16 | .2f
+        TFLOP/s | tflop_per_s | .3g; % of matmul peak | percent_of_matmul | .0f
+        error of the loss | error; first call, s | start_seconds | .1f; note
+        """
+    ),
     plots={"times": _times},
 )
 HEADLINE = dataclasses.replace(SUITE, name="headline", title="Headline", plots={})

@@ -1,11 +1,39 @@
-"""Cells of the tables: functions from a row to Markdown, and the table that they make."""
+"""Cells of the tables: functions from a row to Markdown, and the tables that they make."""
 
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from bench.harness.records import Column, Row, Spread, value
 
 Cell = Callable[[Row], str]
+
+_SECONDS = {"s": 1.0, "ms": 1e-3, "µs": 1e-6}
+
+
+def columns(described: str, **special: Cell) -> list[Column]:
+    """Columns out of lines such as "ms | fastdm | ms; × public | ratio.public | .1f", each "header | key | format".
+
+    Without a key, the header is it. format: none for text; s, ms or µs for the spread of a row's seconds; else that of
+    a number, followed by "/1e9" where it is divided. Errors stand with their tolerance. special: cells by key.
+    """
+    found: list[Column] = []
+    for part in re.split("[;\n]", described.strip()):
+        header, key, form = ([word.strip() for word in part.split("|")] + ["", ""])[:3]
+        key = key or header
+        if key in special:
+            cell = special[key]
+        elif key.endswith("error"):
+            cell = partial(error, of=key.removesuffix("error"))
+        elif form in _SECONDS:
+            cell = spread(key, _SECONDS[form])
+        elif form:
+            form, _, unit = form.partition("/")
+            cell = number(key, form if "{" in form else f"{{:{form}}}", float(unit or 1))
+        else:
+            cell = text(key)
+        found.append((header, cell))
+    return found
 
 
 def text(key: str) -> Cell:
@@ -45,17 +73,16 @@ def error(row: Row, of: str = "") -> str:
     return f"{found:.1e} {'≤' if found <= tolerance else '>'} {tolerance:.1e}"
 
 
-def median_error(row: Row) -> str:
-    return error(row, "median_")
+def met(row: Row) -> str:
+    return {True: "yes", False: "no"}.get(row.get("met", ""), "")
 
 
 def spread_text(values: Spread, unit: float = 1.0) -> str:
-    middle, low, high = (significant(values.get(key, 0) / unit) for key in ("median", "p20", "p80"))
+    middle, low, high = (
+        f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+        for number in (values.get(key, 0) / unit for key in ("median", "p20", "p80"))
+    )
     return middle if values["n"] <= 1 else f"{middle} ({low}–{high})"
-
-
-def significant(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def table(columns: Sequence[Column], rows: Sequence[Row]) -> str:

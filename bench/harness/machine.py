@@ -26,7 +26,8 @@ def describe(device: torch.device | str = "cpu") -> dict[str, Any]:
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "load": load(),
         "system": f"{platform.system()} {platform.machine()}",
-        "versions": {name: _version(name) for name in ("python", "torch", "triton", "numpy", "fastdm")},
+        "versions": {"python": platform.python_version()}
+        | {name: _version(name) for name in ("torch", "triton", "numpy", "fastdm")},
     }
     if on_gpu:
         about["cuda"] = torch.version.cuda
@@ -41,11 +42,12 @@ def load() -> float:
 
 def commit() -> str:
     """The commit that is measured, "-dirty" if the code differs; without git, what FASTDM_COMMIT says."""
-    head = _output("git", "-C", str(REPOSITORY), "rev-parse", "--short=12", "HEAD")
+    git = ("git", "-C", str(REPOSITORY))
+    head = _output(*git, "rev-parse", "--short=12", "HEAD")
     if not head:
         return os.environ.get("FASTDM_COMMIT", "0000000")
-    code = ("fastdm", "kernels", "csrc", "bench/*.py")
-    return head + ("-dirty" if _output("git", "-C", str(REPOSITORY), "status", "--porcelain", "--", *code) else "")
+    changes = _output(*git, "status", "--porcelain", "--", "fastdm", "kernels", "csrc", "bench/*.py")
+    return head + ("-dirty" if changes else "")
 
 
 def command() -> str:
@@ -70,17 +72,18 @@ def restart_peak(device: torch.device) -> int:
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)
     Path("/proc/self/clear_refs").write_text("5")
-    return _process_bytes("VmRSS")
+    return process_bytes("VmRSS")
 
 
 def peak(device: torch.device) -> int:
     """Bytes in use at most, since the process began or `restart_peak`."""
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _process_bytes("VmHWM")
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else process_bytes("VmHWM")
 
 
-def _process_bytes(name: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
+def process_bytes(name: str) -> int:
+    """A field of /proc/self/status."""
+    found = re.search(rf"^{name}:\s*(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    return 1024 * int(found[1]) if found else 0
 
 
 def _cpu() -> str:
@@ -89,9 +92,9 @@ def _cpu() -> str:
     return " ".join(re.sub(r"\((R|TM)\)|CPU|Processor", " ", found[1]).split()) if found else platform.machine()
 
 
-def _version(name: str) -> str:
+def _version(package: str) -> str:
     try:
-        return platform.python_version() if name == "python" else version(name)
+        return version(package)
     except PackageNotFoundError:
         return "absent"
 

@@ -1,7 +1,7 @@
 """Results as data: one JSON file per suite and machine under `bench/results/`, with what is needed to trust it.
 
-A record holds one run of one command; `SCHEMA` says what must be in it, and a test checks every committed file. It also
-holds a hash of each room whose code it measured, so that a report can say which records are stale.
+A record holds one run of one command, and a hash of each room whose code it measured, so that a report can say which
+records are stale. `tests/bench/schema.py` says what must be in it, and a test checks every committed file.
 """
 
 import datetime
@@ -26,8 +26,6 @@ Spread = dict[str, float]
 FOLDER = REPOSITORY / "bench" / "results"
 STEP = ("csrc", "kernels", "augmentation", "data", "networks", "objectives", "condensation", "system")
 """The rooms that an iteration runs through."""
-
-_SOURCES = {".py", ".cpp", ".h"}
 
 
 @dataclass(frozen=True)
@@ -59,46 +57,6 @@ class Suite:
         return load(self.name if self.everywhere else f"{self.name}--*")
 
 
-def _object(required: str, **properties: Any) -> dict[str, Any]:
-    return {"type": "object", "required": required.split(), "properties": properties}
-
-
-def _if(name: str, holds: dict[str, Any], then: dict[str, Any]) -> dict[str, Any]:
-    return {"if": {"required": [name], "properties": {name: holds}}, "then": then}
-
-
-_TEXT, _NUMBER, _ANY = {"type": "string"}, {"type": "number"}, {"type": "object"}
-_SPREAD = _object("n median p20 p80", n={"type": "integer", "minimum": 1}) | {"additionalProperties": _NUMBER}
-_ROW = _object(
-    "name",
-    **dict.fromkeys(("name", "failure", "note"), _TEXT),
-    **dict.fromkeys(("error", "tolerance", "median_error", "median_tolerance"), _NUMBER),
-    seconds={"type": "object", "additionalProperties": _SPREAD},
-    correct={"type": "boolean"},
-) | {
-    "allOf": [
-        # A speed stands next to a check only where the check is green, and more than the peak only with the reason.
-        _if("correct", {"const": False}, {"not": {"required": ["seconds"]}}),
-        _if("percent_of_copy", {"exclusiveMinimum": 100}, {"required": ["note"]}),
-        _if("percent_of_matmul", {"exclusiveMinimum": 100}, {"required": ["note"]}),
-    ]
-}
-SCHEMA = _object(
-    "schema suite command commit code date machine settings rows",
-    schema={"const": 1},
-    suite={"type": "string", "pattern": "^[a-z_]+$"},
-    command=_TEXT,
-    commit={"type": "string", "pattern": "^[0-9a-f]{7,40}(-dirty)?$"},
-    code={"type": "object", "additionalProperties": {"type": "string", "pattern": "^([0-9a-f]{12}|absent)$"}},
-    date={"type": "string", "format": "date-time"},
-    machine=_object(
-        "device cpu cores memory_gib load system versions", versions=_ANY, cores={"type": "integer"}, load=_NUMBER
-    ),
-    settings=_ANY,
-    rows={"type": "array", "minItems": 1, "items": _ROW},
-) | {"additionalProperties": False}
-
-
 class Recorder:
     """The rows of one run, printed and saved as they come, in place of those of an earlier run on this machine."""
 
@@ -119,8 +77,9 @@ class Recorder:
         return row
 
     def save(self) -> Path:
-        suite, about = self._suite, machine.describe(self._device)
-        result = {
+        """Write the record with a line for every row, so that a change of one shows as one; whole or not at all."""
+        suite, described = self._suite, machine.describe(self._device)
+        about = {
             "schema": 1,
             "suite": suite.name,
             "command": machine.command(),
@@ -128,28 +87,16 @@ class Recorder:
             # On a GPU, the C++ code is not part of what runs.
             "code": {room: room_hash(room) for room in suite.rooms if room != "csrc" or self._device == "cpu"},
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "machine": about,
+            "machine": described,
             "settings": dict(self._settings),
-            "rows": self.rows,
         }
-        where = [] if suite.everywhere else [machine.slug(about["cpu"]), machine.slug(about["device"])]
+        rows = ",\n".join("  " + json.dumps(row, ensure_ascii=False) for row in self.rows)
+        where = [] if suite.everywhere else [machine.slug(described[key]) for key in ("cpu", "device")]
         path = folder() / f"{'--'.join([suite.name, *where])}.json"
-        write(path, result)
-        return path
-
-
-def write(path: Path, result: Result) -> None:
-    """Write JSON with a line for every row, so that a change of one shows as one; whole or not at all."""
-    about = json.dumps({key: value for key, value in result.items() if key != "rows"}, indent=1).removesuffix("\n}")
-    rows = ",\n".join("  " + json.dumps(row, ensure_ascii=False) for row in result["rows"])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".partial")
-    temporary.write_text(f'{about},\n "rows": [\n{rows}\n ]\n}}\n')
-    temporary.replace(path)
-
-
-def load(name: str) -> list[Result]:
-    return [json.loads(path.read_text()) for path in sorted(folder().glob(f"{name}.json"))]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".partial")
+        temporary.write_text(json.dumps(about, indent=1).removesuffix("\n}") + f',\n "rows": [\n{rows}\n ]\n}}\n')
+        return temporary.replace(path)
 
 
 def folder() -> Path:
@@ -157,11 +104,13 @@ def folder() -> Path:
     return Path(os.environ.get("FASTDM_RESULTS", FOLDER)).resolve()
 
 
+def load(name: str) -> list[Result]:
+    return [json.loads(path.read_text()) for path in sorted(folder().glob(f"{name}.json"))]
+
+
 def same_machine(about: Mapping[str, Any], suite: str) -> list[Row]:
     """A suite's rows from the machine and device that are described."""
-    found = [
-        result for result in load(f"{suite}--*") if all(result["machine"][k] == about[k] for k in ("cpu", "device"))
-    ]
+    found = [each for each in load(f"{suite}--*") if all(each["machine"][k] == about[k] for k in ("cpu", "device"))]
     return [row for result in found for row in result["rows"]]
 
 
@@ -179,15 +128,11 @@ def changed(result: Result) -> list[str]:
 @cache
 def room_hash(room: str) -> str:
     """Hash of the contents of a room's source files, whatever they are called; a room may be a single file."""
-    package = REPOSITORY / "fastdm"
-    place = package / room if (package / room).is_dir() else REPOSITORY / room
-    modules = [place, package / f"{room}.py"]
-    files = [file for file in (*place.rglob("*"), *modules) if file.suffix in _SOURCES and file.is_file()]
-    return content_hash([file.read_bytes() for file in files])
-
-
-def content_hash(contents: Sequence[bytes]) -> str:
-    digests = sorted(hashlib.sha256(content).digest() for content in contents)
+    package = REPOSITORY / "fastdm" / room
+    place = package if package.is_dir() else REPOSITORY / room
+    files = [place, package.with_suffix(".py"), *place.rglob("*")]
+    sources = [file for file in files if file.suffix in (".py", ".cpp", ".h") and file.is_file()]
+    digests = sorted(hashlib.sha256(file.read_bytes()).digest() for file in sources)
     return hashlib.sha256(b"".join(digests)).hexdigest()[:12] if digests else "absent"
 
 

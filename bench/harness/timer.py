@@ -1,9 +1,4 @@
-"""Two timers that interleave what they compare: of the device for kernels, of the host for whole calls.
-
-`device_times` runs a function over a rotation of inputs that together exceed the last cache several times, so that
-every call finds the cache cold. Where the calls can be recorded, the rotation is one CUDA graph, and its replay carries
-no time of the host; otherwise the host is kept ahead of the device by a wait on the device itself.
-"""
+"""Two timers that interleave what they compare: of the device for kernels, of the host for whole calls."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -40,8 +35,12 @@ def device_times(
     rounds: int = ROUNDS,
     seconds: float = 1.0,
 ) -> dict[str, list[float]]:
-    """Seconds per call of each function over the rotation of inputs, one sample per round; at least two rounds, else at
-    most about `seconds`. On a CPU the rotation is timed by the clock."""
+    """Seconds per call of each function over a rotation of inputs (see `rotation`), so that every call finds the cache
+    cold; one sample per round; at least two rounds, else at most about `seconds`.
+
+    Where the calls can be recorded, the rotation is one CUDA graph, and its replay carries no time of the host;
+    otherwise the host is kept ahead of the device by a wait on the device itself. On a CPU it is timed by the clock.
+    """
     runs = {name: _rotating(function, inputs, device) for name, function in functions.items()}
     samples = _interleaved(runs, rounds, seconds)
     return {name: [sample / len(inputs) for sample in found] for name, found in samples.items()}

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from bench import kernels
-from bench.harness.op_cases import Case, cases
 from bench.harness.workloads import CPU
+from bench.kernels import Case, cases
 
 
 def first(op: str, backward: bool = False) -> Case:

@@ -10,13 +10,14 @@ import pytest
 from bench import compile, kernels, peaks, report
 from bench.harness import machine, records
 from bench.harness.records import Recorder, Row
+from tests.bench.schema import SCHEMA
 
 COMMITTED = [json.loads(path.read_text()) for path in sorted(records.FOLDER.rglob("*.json"))]
 ROW = {"name": "copy", "gb_per_s": 12.0, "seconds": {"copy": records.spread([1.0, 2.0, 3.0])}}
 
 
 def check(result: dict[str, Any]) -> None:
-    jsonschema.validate(result, records.SCHEMA, format_checker=jsonschema.FormatChecker())
+    jsonschema.validate(result, SCHEMA, format_checker=jsonschema.FormatChecker())
 
 
 def saved(suite: records.Suite, row: Row) -> dict[str, Any]:

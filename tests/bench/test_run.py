@@ -10,16 +10,16 @@ from pathlib import Path
 import jsonschema
 
 from bench import run
-from bench.harness import records
 from bench.harness.machine import REPOSITORY
 from bench.harness.records import Recorder, Row
 from bench.run import Stage
+from tests.bench.schema import SCHEMA
 
 SUITES = ("headline", "waterfall", "chunk", "kernels", "step", "step_recipes")
 
 
-def run_all(stages: list[Stage], seconds: float) -> tuple[int, list[Row]]:
-    status = run.run_all(stages, seconds, Recorder(run.SUITE, {}), {})
+def run_all(stages: list[Stage], seconds: float, least: float = 0.0) -> tuple[int, list[Row]]:
+    status = run.run_all(stages, seconds, Recorder(run.SUITE, {}), least)
     return status, run.SUITE.load()[0]["rows"]
 
 
@@ -32,7 +32,7 @@ def test_the_gpu_run_on_a_cpu(tmp_path: Path) -> None:
     files = {path.name.split("--")[0]: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
     assert set(files) == {*SUITES, "peaks", "evaluation", "run"}
     for result in files.values():
-        jsonschema.validate(result, records.SCHEMA)
+        jsonschema.validate(result, SCHEMA)
         assert result["settings"]["smoke"]
         assert not [row for row in result["rows"] if "failure" in row]
     for suite in SUITES:
@@ -57,9 +57,9 @@ def test_the_gpu_run_begins_with_what_is_wanted_most() -> None:
 
 def test_a_stage_that_hangs_or_fails_leaves_the_others_and_its_words(folder: Path) -> None:
     stages = [
-        Stage("hangs", ("-c", "import time; print('begun'); time.sleep(600)"), 10.0, min_seconds=0),
-        Stage("fails", ("-c", "raise SystemExit(3)"), 20, min_seconds=0),
-        Stage("works", ("-c", "print('all is well')"), 20, min_seconds=0),
+        Stage("hangs", ("-c", "import time; print('begun'); time.sleep(600)"), 10.0),
+        Stage("fails", ("-c", "raise SystemExit(3)"), 20),
+        Stage("works", ("-c", "print('all is well')"), 20),
     ]
     start = time.monotonic()
     status, rows = run_all(stages, 100)
@@ -74,6 +74,6 @@ def test_a_stage_that_hangs_or_fails_leaves_the_others_and_its_words(folder: Pat
 
 
 def test_no_stage_starts_without_its_time(folder: Path) -> None:
-    status, rows = run_all([Stage("late", ("-c", ""), 20, min_seconds=10)], 5)
+    status, rows = run_all([Stage("late", ("-c", ""), 20)], 5, least=10)
     assert status == 1
     assert rows[0]["end"] == "no time left"

@@ -12,6 +12,7 @@ from bench.harness import loops, records
 from bench.harness.records import Recorder, Row
 from bench.harness.workloads import CIFAR10, CPU, CPU_SIZES
 from fastdm.condensation.step import Step
+from tests.bench.schema import SCHEMA
 
 SMALL = next(size for size in CPU_SIZES if size.name == "scaling, 10 classes")
 
@@ -143,7 +144,7 @@ def test_compiling_pays_once_it_has_saved_its_time(folder: Path) -> None:
     recorder.add({"name": "A", **gains})
     recorder.add({"name": "B", **loses})
     (result,) = step.COMPILE.load()
-    jsonschema.validate(result, records.SCHEMA)
+    jsonschema.validate(result, SCHEMA)
     page = report.block(step.COMPILE)
     assert "| A | 500 | 250 | 2.00 | 41 iterations |" in page
     assert "- B: 2.00\u00d7 the time without it" in page
