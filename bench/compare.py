@@ -194,10 +194,10 @@ def compare(name: str, device: str, builds: dict[str, Path], rounds: int) -> str
 
 def checked_out(rev: str, folder: Path) -> str:
     """Put a commit's files into a folder; returns its short name."""
-    git = partial(subprocess.check_output, cwd=REPOSITORY)
-    with tarfile.open(fileobj=io.BytesIO(git(["git", "archive", rev]))) as archive:
-        archive.extractall(folder, filter="data")
-    return str(git(["git", "rev-parse", "--short", rev], text=True)).strip()
+    archive = subprocess.check_output(["git", "archive", rev], cwd=REPOSITORY)
+    with tarfile.open(fileobj=io.BytesIO(archive)) as files:
+        files.extractall(folder, filter="data")
+    return subprocess.check_output(["git", "rev-parse", "--short", rev], cwd=REPOSITORY, text=True).strip()
 
 
 def main() -> None:

@@ -27,13 +27,13 @@ def measure(work: Workload, device: torch.device, networks: int, epochs: int, cl
     def run() -> None:
         fastdm.evaluate(condensed, dataset, num_eval=networks, epochs=epochs, seed=next(seeds), device=device)
 
-    seconds = [timed(run, 1, device) for _ in range(3)]
+    seconds = records.spread([timed(run, 1, device) for _ in range(3)])
     return {
         "networks": networks,
         "epochs": epochs,
         "test_images": class_tests * work.classes,
-        "seconds": {"all": records.spread(seconds)},
-        "networks_epochs_per_s": networks * epochs / records.spread(seconds)["median"],
+        "seconds": {"all": seconds},
+        "networks_epochs_per_s": networks * epochs / seconds["median"],
     }
 
 

@@ -1,11 +1,10 @@
 """Data loading: every row a ratio of two things that were timed interleaved in this run, with its target.
 
-    python -m bench.loading --data_path data [--quick] [--smoke]
+    python -m bench.loading --data_path data [--smoke]
 
 Rates are images per second of the access pattern of distribution matching: for each class, 256 distinct random images.
 data_path holds tinyimagenet20/train and imagenet_samples (folders of JPEGs); without it the rows that decode are left
-out. Packed files of random pixels are written to a temporary folder (TMPDIR): 2 GB each, with --quick 0.2 GB; --smoke
-writes 20 MB.
+out. Packed files of random pixels, of 2 GB or with --smoke 20 MB, are written to a temporary folder (TMPDIR).
 """
 
 import gc
@@ -17,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import count, pairwise
+from itertools import count, cycle, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +48,7 @@ DECODER = "the decoder gains more from this processor than the copy does"
 DECODING = "most of the time goes into decoding, which both leave to libjpeg-turbo"
 SHARED = "two threads of this machine may share a core"
 DISK = "the kernel's read-ahead, or the answer time of this disk"
-SIZES = {"full": (11, 2 * 10**9), "quick": (3, 2 * 10**8), "smoke": (2, 2 * 10**7)}  # repeats, bytes of a file
+SIZES = {"full": (11, 2 * 10**9), "smoke": (2, 2 * 10**7)}  # repeats, bytes of a file
 
 
 def row(
@@ -101,17 +100,33 @@ def memory_map(path: Path, pool: Pool) -> np.ndarray:
 
 
 def warm(path: Path, side: int, repeats: int, workers: int) -> Iterator[Row]:
+    """Ways to gather the images of an index, and sequential copies of as many."""
+    core: Any = native()
     pool = fastdm.open_dataset(path, io="mmap").train
     drawn_classes = torch.arange(min(100, pool.num_classes))
-    steps = count()
     indices = [pool.draw(0, step, DRAWN, drawn_classes).flatten() for step in range(8)]
     n = len(indices[0])
+    steps, ordered, index = count(), torch.arange(n), partial(next, cycle(indices))
     out = torch.empty(n, 3, side, side, dtype=torch.uint8)
+    normalised = torch.empty(n, 3, side, side)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    scale, shift = [1 / (255 * s) for s in STD], [-m / s for m, s in zip(MEAN, STD, strict=True)]
+    mapped = memory_map(path, pool)
+
+    def through_torch() -> Tensor:
+        return torch.index_select(pool.images, 0, index()).float().div_(255).sub_(mean).div_(std)
+
     pool.gather(indices[0], out=out)  # brings the file into memory
     with threads(workers):
         t = interleaved(
             repeats,
-            **_gathers(path, pool, out, lambda: indices[next(steps) % len(indices)], workers),
+            gather=lambda: core.gather(pool.images, index(), out, threads=workers),
+            copy=lambda: out.copy_(pool.images[:n]),
+            streamed_copy=lambda: core.gather(pool.images, ordered, out, threads=workers),
+            index_select=lambda: torch.index_select(pool.images, 0, index(), out=out),
+            fused=lambda: core.gather(pool.images, index(), normalised, "planar", scale, shift, workers),
+            index_select_float=through_torch,
+            memmap=lambda: mapped[index().numpy()],
             draw=lambda: pool.draw(0, next(steps), DRAWN, drawn_classes),
         )
     where = f"{side}x{side}, {workers} thread{'s' if workers > 1 else ''}"
@@ -129,32 +144,6 @@ def warm(path: Path, side: int, repeats: int, workers: int) -> Iterator[Row]:
         rates: dict[str, Any] = {"images_per_second": rate, "baseline_images_per_second": FFCV[side]}
         note = "FFCV with 2 workers: quoted, measured on another machine and not in this run"
         yield row(f"gather over FFCV raw, {where}", [rate / FFCV[side]], 1.3, note=note, **rates)
-
-
-def _gathers(
-    path: Path, pool: Pool, out: Tensor, index: Callable[[], Tensor], workers: int
-) -> dict[str, Callable[[], object]]:
-    """Ways to gather the images of an index, and sequential copies of as many."""
-    core: Any = native()
-    n, _, side, _ = out.shape
-    normalised = torch.empty(n, 3, side, side)
-    ordered = torch.arange(n)
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
-    scale, shift = [1 / (255 * s) for s in STD], [-m / s for m, s in zip(MEAN, STD, strict=True)]
-    mapped = memory_map(path, pool)
-
-    def through_torch() -> Tensor:
-        return torch.index_select(pool.images, 0, index()).float().div_(255).sub_(mean).div_(std)
-
-    return {
-        "gather": lambda: core.gather(pool.images, index(), out, threads=workers),
-        "copy": lambda: out.copy_(pool.images[:n]),
-        "streamed_copy": lambda: core.gather(pool.images, ordered, out, threads=workers),
-        "index_select": lambda: torch.index_select(pool.images, 0, index(), out=out),
-        "fused": lambda: core.gather(pool.images, index(), normalised, "planar", scale, shift, workers),
-        "index_select_float": through_torch,
-        "memmap": lambda: mapped[index().numpy()],
-    }
 
 
 def public(path: Path, side: int, repeats: int) -> Row:
@@ -241,8 +230,7 @@ def forget(path: Path) -> None:
 
 
 def bytes_read() -> int:
-    fields = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
-    return int(fields["read_bytes"])
+    return int(Path("/proc/self/io").read_text().split("read_bytes: ")[1].split()[0])
 
 
 def cold(path: Path, repeats: int) -> Iterator[Row]:
@@ -270,11 +258,6 @@ def cold(path: Path, repeats: int) -> Iterator[Row]:
 
 def _large(path: Path) -> tuple[float, float, float, float]:
     """Seconds to open and to draw, bytes resident at most, images per second; in a process of its own."""
-
-    def resident() -> int:
-        fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-        return 1024 * sum(int(fields[kind].split()[0]) for kind in ("RssAnon", "RssShmem"))
-
     moments = [time.perf_counter()]
     pool = fastdm.open_dataset(path, io="direct").train
     moments.append(time.perf_counter())
@@ -283,7 +266,7 @@ def _large(path: Path) -> tuple[float, float, float, float]:
     most = images = 0
     for chunk in pool.stream([pool.draw(0, step, DRAWN)[:100] for step in range(3)]):
         images += chunk.images.shape[0] * chunk.images.shape[1]
-        most = max(most, resident())
+        most = max(most, machine.process_bytes("RssAnon") + machine.process_bytes("RssShmem"))
     opened, drawn, streamed = (after - before for before, after in pairwise([*moments, time.perf_counter()]))
     return opened, drawn, most, images / streamed
 
@@ -372,14 +355,12 @@ SUITE = Suite(
 
 
 def main() -> None:
-    parser = arguments.parser(__doc__, data=True)
-    parser.add_argument("--quick", action="store_true", help="small files and few repeats")
-    options = parser.parse_args()
+    options = arguments.parser(__doc__, data=True).parse_args()
     if native() is None:
         raise SystemExit("fastdm was installed without its C++ core, which is what this measures")
-    repeats, file_bytes = SIZES["smoke" if options.smoke else "quick" if options.quick else "full"]
-    settings = {"smoke": options.smoke, "drawn": DRAWN, "file_bytes": file_bytes, "repeats": repeats}
-    recorder = Recorder(SUITE, settings)
+    repeats, file_bytes = SIZES["smoke" if options.smoke else "full"]
+    about = {"drawn": DRAWN, "file_bytes": file_bytes, "repeats": repeats}
+    recorder = Recorder(SUITE, {"smoke": options.smoke, **about})
     for found in measure(options.data_path, repeats, file_bytes):
         recorder.add(found)
 

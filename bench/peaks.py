@@ -25,9 +25,7 @@ SUITE = Suite(
     "Measured, and what every percentage on this page is of: the fastest run of the best size, on memory that was "
     "touched before. Bytes of a copy are read and written.",
     (),
-    cells.columns(
-        "what | name; threads; best size | size; GB/s | gb_per_s | ,.3g; TFLOP/s | tflop_per_s | ,.3g",
-    ),
+    cells.columns("what | name; threads; best size | size; GB/s | gb_per_s | ,.3g; TFLOP/s | tflop_per_s | ,.3g"),
 )
 
 

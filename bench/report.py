@@ -14,7 +14,7 @@ from pathlib import Path
 
 from bench.harness import arguments, cells, machine, plots, records
 from bench.harness.machine import REPOSITORY
-from bench.harness.records import Result, Row, Suite
+from bench.harness.records import Row, Suite
 
 README = REPOSITORY / "README.md"
 _MODULES = (

@@ -102,28 +102,36 @@ def loop(name: str, work: Workload, device: torch.device, precision: str) -> tup
 # --- time and memory -------------------------------------------------------------------------------------------------
 
 
-def cpu_times(work: Workload, precision: str, names: Sequence[str], seconds: float, raised: bool) -> Row:
-    """Seconds per iteration of the loops, interleaved; raised: glibc keeps blocks of any size."""
+def times(
+    work: Workload, device: torch.device, precision: str, names: Sequence[str], seconds: float, raised: bool = False
+) -> Row:
+    """Seconds per iteration of the loops: interleaved on a CPU, one after the other on a GPU, whose memory each needs.
+
+    raised: glibc keeps blocks of any size.
+    """
     if raised:
         libc, m_mmap_threshold, m_trim_threshold = ctypes.CDLL(None), -3, -1
         libc.mallopt(m_mmap_threshold, 1 << 30)
         libc.mallopt(m_trim_threshold, -1)
     row: Row = {}
-    loops = {name: made for name in names if (made := _built(name, work, CPU, precision, row))}
-    return row | {"seconds": records.spreads(host_times(loops, CPU, rounds=7, seconds=seconds, warm_up=0))}
-
-
-def _built(name: str, work: Workload, device: torch.device, precision: str, row: Row) -> Loop | None:
-    """A loop, with what is known of it in `row`; of a baseline that fails, the reason, which must not cost the row."""
-    try:
-        made, about = loop(name, work, device, precision)
-    except Exception as error:
-        if name == "fastdm":
-            raise
-        row["note"] = f"{name} failed: {records.failure(error).splitlines()[0]}"
-        return None
-    row |= about
-    return made
+    found: dict[str, list[float]] = {}
+    for group in [[name] for name in names] if device.type == "cuda" else [names]:
+        loops = {}
+        for name in group:
+            try:
+                loops[name], about = loop(name, work, device, precision)
+                row |= about
+            except Exception as error:  # A baseline's own trouble must not cost the row.
+                if name == "fastdm":
+                    raise
+                row["note"] = f"{name} failed: {records.failure(error).splitlines()[0]}"
+        found |= host_times(loops, device, rounds=7, seconds=seconds, warm_up=0 if device.type == "cpu" else 1)
+        if device.type == "cuda":
+            loops.clear()
+            gc.collect()  # A recorded step refers to itself.
+            row.setdefault("reserved_bytes", torch.cuda.memory_reserved(device))
+            torch.cuda.empty_cache()
+    return row | {"seconds": records.spreads(found)}
 
 
 def cpu_peak(work: Workload, precision: str, name: str) -> int:
@@ -134,39 +142,22 @@ def cpu_peak(work: Workload, precision: str, name: str) -> int:
     return round(machine.peak(CPU) / 2**20)
 
 
-def gpu_times(work: Workload, device: torch.device, precision: str, names: Sequence[str], seconds: float) -> Row:
-    """Seconds per iteration of the loops, one after the other: each needs the memory."""
-    found: dict[str, list[float]] = {}
-    row: Row = {}
-    for name in names:
-        if made := _built(name, work, device, precision, row):
-            rounds = 10 if name == "fastdm" else 3
-            found |= host_times({name: made}, device, rounds=rounds, seconds=seconds, warm_up=1)
-        del made
-        gc.collect()  # A recorded step refers to itself.
-        if name == "fastdm":
-            row["reserved_bytes"] = torch.cuda.memory_reserved(device)
-        torch.cuda.empty_cache()
-    return row | {"seconds": records.spreads(found)}
-
-
 def measure(work: Workload, device: torch.device, precision: str, limit: float, baselines: Sequence[str]) -> Row:
     """A row: whether the step is right and, if so, time and memory."""
     names = ["fastdm", *baselines]
-    if device.type != "cpu":
-        row = check(work, device, precision)
-        row |= gpu_times(work, device, precision, names, limit) if row["correct"] else {}
-    else:
-        row = apart(check, work, device, precision)
-        if row["correct"]:
-            row |= apart(cpu_times, work, precision, names, limit, False)
-            row["load"] = machine.load()
-            row["peak_mib"] = {name: apart(cpu_peak, work, precision, name) for name in names if name != "compiled"}
-            if baselines:
-                raised = apart(cpu_times, work, precision, names, limit, True)["seconds"]
-                row["seconds"] |= {f"{name} raised": spread for name, spread in raised.items()}
+    on_cpu = device.type == "cpu"
+    row: Row = apart(check, work, device, precision) if on_cpu else check(work, device, precision)
     if not row["correct"]:
         return row
+    if on_cpu:
+        row |= apart(times, work, device, precision, names, limit)
+        row["load"] = machine.load()
+        row["peak_mib"] = {name: apart(cpu_peak, work, precision, name) for name in names if name != "compiled"}
+        if baselines:
+            raised = apart(times, work, device, precision, names, limit, True)["seconds"]
+            row["seconds"] |= {f"{name} raised": spread for name, spread in raised.items()}
+    else:
+        row |= times(work, device, precision, names, limit)
     medians = {name: spread["median"] for name, spread in row["seconds"].items()}
     row["ratio"] = {key: medians[theirs] / medians[mine] for key, (theirs, mine) in RATIOS.items() if theirs in medians}
     return row | work.work(precision, medians["fastdm"], machine.describe(device))

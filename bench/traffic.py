@@ -8,6 +8,7 @@ PyTorch is counted by dispatch, every operation reading its arguments and writin
 some do: group_norm reads its input twice.
 """
 
+import itertools
 import os
 import sys
 from collections import OrderedDict
@@ -31,12 +32,6 @@ from fastdm.kernels import class_mean_difference, dsa, norm_relu_pool, norm_relu
 
 COMPILED_ROOM = 4096
 """Windows · channels of a tile where kernels are compiled: the interpreter takes larger ones."""
-
-
-def eager(function: Callable[[], object]) -> int:
-    with OpCounter() as count:
-        function()
-    return count.moved
 
 
 def interpret() -> None:
@@ -118,6 +113,13 @@ def memory_reads(function: Callable[[], object], sector: int, cache: int) -> int
     return misses * sector
 
 
+def eager(function: Callable[[], object]) -> int:
+    """Bytes that plain PyTorch moves in a call."""
+    with OpCounter() as count:
+        function()
+    return count.moved
+
+
 def row(name: str, unit: str, size: float, ours: Sequence[float], plain: float) -> Row:
     """Everything in units of `size` bytes."""
     read, written = (value / size for value in ours)
@@ -180,58 +182,43 @@ def others() -> Iterator[Row]:
         pairs = zip(class_means(real), class_means(synthetic), strict=True)
         return torch.stack([(one - other).square().sum() for one, other in pairs]).sum()
 
-    def counted(name: str, size: int, ours: Callable[[], object], theirs: Callable[[], object]) -> Row:
-        return row(name, "X", size, kernels(ours), eager(theirs))
+    def gradient(op: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[], object]:
+        leaf = x.clone().requires_grad_()
+        out = op(leaf)
+        return partial(torch.autograd.grad, out, leaf, torch.ones_like(out), retain_graph=True)
 
-    x, last = images(4, 16, 32, 32), images(64, 16, 8, 8)
-    (one, out), (other, plain_out) = ((leaf, op(leaf)) for op in (norm_relu_pool, plain) for leaf in [_leaf(x)])
-    grad = torch.ones_like(out)
-    yield counted("norm_relu_pool", 2 * x.numel(), lambda: norm_relu_pool(x), lambda: plain(x))
-    yield counted(
-        "norm_relu_pool, gradient",
-        2 * x.numel(),
-        lambda: torch.autograd.grad(out, one, grad),
-        lambda: torch.autograd.grad(plain_out, other, grad),
-    )
-    yield from _from_memory(images(6, 32, 64, 64))
+    x, last, large = images(4, 16, 32, 32), images(64, 16, 8, 8), images(6, 32, 64, 64)
     offsets = torch.tensor([0, 32, 64])
-    means = partial(norm_relu_pool_mean, last, offsets)
-    yield counted("norm_relu_pool_mean", 2 * last.numel(), means, lambda: class_means(plain(last)))
     real, synthetic = torch.randn(2, 64, 512, generator=generator)
-    difference = partial(class_mean_difference, real, synthetic, offsets, offsets)
-    yield counted("class_mean_difference", 8 * real.numel(), difference, lambda: loss(real, synthetic))
-
-
-def _from_memory(x: Tensor) -> Iterator[Row]:
-    """The blocks' kernels on images of 64² pixels, larger than a tile, with a cache of two images.
-
-    On a GPU there are thousands of images in a launch and tens in the cache. Plain PyTorch reads x once an operation.
-    """
-    leaf = _leaf(x)
-    out = norm_relu_pool(leaf)
-    grad = torch.ones_like(out)
-    calls: dict[str, Callable[[], object]] = {
-        "norm_relu_pool 64²": lambda: norm_relu_pool(x),
-        "norm_relu_pool, gradient 64²": lambda: torch.autograd.grad(out, leaf, grad, retain_graph=True),
+    forms: dict[str, tuple[int, Callable[[], object], Callable[[], object]]] = {
+        "norm_relu_pool": (2 * x.numel(), lambda: norm_relu_pool(x), lambda: plain(x)),
+        "norm_relu_pool, gradient": (2 * x.numel(), gradient(norm_relu_pool, x), gradient(plain, x)),
+        "norm_relu_pool_mean": (
+            2 * last.numel(),
+            lambda: norm_relu_pool_mean(last, offsets),
+            lambda: class_means(plain(last)),
+        ),
+        "class_mean_difference": (
+            8 * real.numel(),
+            lambda: class_mean_difference(real, synthetic, offsets, offsets),
+            lambda: loss(real, synthetic),
+        ),
     }
-    for name, call in calls.items():
-        for sector in (32, 64):
-            read = memory_reads(call, sector, cache=4 * x[0].numel())
-            yield row(f"{name}, reads of memory in {sector} B", "X", 2 * x.numel(), (read, 0), 2 * x.numel())
-
-
-def _leaf(x: Tensor) -> Tensor:
-    return x.clone().requires_grad_()
+    for name, (size, ours, theirs) in forms.items():
+        yield row(name, "X", size, kernels(ours), eager(theirs))
+    # Images of 64² pixels, larger than a tile, with a cache of two images: on a GPU there are thousands of images in a
+    # launch and tens in the cache. Plain PyTorch reads x once an operation.
+    calls = {"": lambda: norm_relu_pool(large), ", gradient": gradient(norm_relu_pool, large)}
+    for (name, call), sector in itertools.product(calls.items(), (32, 64)):
+        read = memory_reads(call, sector, cache=4 * large[0].numel())
+        name = f"norm_relu_pool{name} 64², reads of memory in {sector} B"
+        yield row(name, "X", 2 * large.numel(), (read, 0), 2 * large.numel())
 
 
 def measure(smoke: bool = False) -> Iterator[Row]:
     interpret()
     yield from () if smoke else augmentations()
     yield from others()
-
-
-def _in_units(key: str) -> cells.Cell:
-    return lambda row: f"{row[key]:.3g} {row['unit']}"
 
 
 SUITE = Suite(
@@ -241,13 +228,9 @@ SUITE = Suite(
     "every operation counted as reading its arguments and writing its results once. P: the batch in float32; X: the "
     "input of the op.",
     ("kernels",),
-    [
-        ("op", cells.text("name")),
-        ("read", _in_units("read")),
-        ("written", _in_units("written")),
-        ("together", _in_units("ours")),
-        ("plain PyTorch", _in_units("eager")),
-    ],
+    cells.columns(
+        "op | name; read | read | unit; written | written | unit; together | ours | unit; plain PyTorch | eager | unit"
+    ),
     everywhere=True,
 )
 

@@ -24,12 +24,13 @@ CPU = torch.device("cpu")
 
 
 class ConvNet(nn.Module):
-    """The paper's ConvNet in torch modules only, of the width, depth or norm that a name such as ConvNetD4 gives."""
+    """The paper's ConvNet in torch modules only, as resolved settings name it."""
 
-    def __init__(self, name: str, channels: int, classes: int, size: int) -> None:
+    def __init__(self, dataset: Dataset, settings: Settings) -> None:
         super().__init__()
-        found = re.fullmatch(r"ConvNet(?:W(\d+)|D(\d+)|(BN))?", name)
+        found = re.fullmatch(r"ConvNet(?:W(\d+)|D(\d+)|(BN))?", settings.network or "")
         assert found is not None
+        channels, size, _ = dataset.image_shape
         width, depth = int(found[1] or 128), int(found[2] or 3)
         self.joint = found[3] is not None
         """Whether classes share statistics, for which the public code runs all of them in one forward."""
@@ -41,16 +42,11 @@ class ConvNet(nn.Module):
             layers += [nn.ReLU(inplace=True), nn.AvgPool2d(2, 2)]
             size = (size + 2 * padding - 2) // 2
         self.features = nn.Sequential(*layers)
-        self.classifier = nn.Linear(width * size * size, classes)
+        self.classifier = nn.Linear(width * size * size, dataset.num_classes)
 
     def embed(self, x: Tensor) -> Tensor:
         features: Tensor = self.features(x)
         return features.flatten(1)
-
-
-def convnet(dataset: Dataset, settings: Settings) -> ConvNet:
-    """The network that resolved settings name."""
-    return ConvNet(settings.network or "", dataset.image_shape[0], dataset.num_classes, dataset.image_shape[1])
 
 
 def iteration(
@@ -117,7 +113,7 @@ class PublicStep:
         def augment(images: Tensor, c: int) -> Tensor:
             return public_augment.diff_augment(images, settings.strategy or "none", number * classes + c, param)
 
-        network = convnet(self._dataset, settings).to(self._device)
+        network = ConvNet(self._dataset, settings).to(self._device)
         return iteration(network, self._batches(), self.images, settings.ipc, self._optimiser, augment) / classes
 
     def _batches(self) -> Iterator[Tensor]:
@@ -194,7 +190,7 @@ def public_run(
     network = build_network(
         settings.network, channels=channels, num_classes=classes, image_size=(size[0], size[1]), frozen=True
     )
-    oracle = convnet(dataset, settings).to(dtype)
+    oracle = ConvNet(dataset, settings).to(dtype)
     ours, theirs = ([part for part in whole.modules() if isinstance(part, nn.Conv2d)] for whole in (network, oracle))
 
     images = initial_images(dataset, settings.ipc, settings.seed, init=settings.init).to(image_dtype).requires_grad_()

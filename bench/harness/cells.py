@@ -14,8 +14,9 @@ _SECONDS = {"s": 1.0, "ms": 1e-3, "µs": 1e-6}
 def columns(described: str, **special: Cell) -> list[Column]:
     """Columns out of lines such as "ms | fastdm | ms; × public | ratio.public | .1f", each "header | key | format".
 
-    Without a key, the header is it. format: none for text; s, ms or µs for the spread of a row's seconds; else that of
-    a number, followed by "/1e9" where it is divided. Errors stand with their tolerance. special: cells by key.
+    Without a key, the header is it. format: none for text; s, ms or µs for the spread of a row's seconds; "unit" for
+    a number in the row's unit; else that of a number, followed by "/1e9" where it is divided. Errors stand with their
+    tolerance. special: cells by key.
     """
     found: list[Column] = []
     for part in re.split("[;\n]", described.strip()):
@@ -27,6 +28,8 @@ def columns(described: str, **special: Cell) -> list[Column]:
             cell = partial(error, of=key.removesuffix("error"))
         elif form in _SECONDS:
             cell = spread(key, _SECONDS[form])
+        elif form == "unit":
+            cell = partial(in_unit, key=key)
         elif form:
             form, _, unit = form.partition("/")
             cell = number(key, form if "{" in form else f"{{:{form}}}", float(unit or 1))
@@ -48,6 +51,10 @@ def number(key: str, form: str = "{:.3g}", unit: float = 1.0) -> Cell:
         return "" if found is None else re.sub(r"e\+0?", "e", form.format(found / unit))
 
     return cell
+
+
+def in_unit(row: Row, key: str) -> str:
+    return f"{row[key]:.3g} {row['unit']}"
 
 
 def spread(name: str, unit: float) -> Cell:
