@@ -29,7 +29,6 @@ from bench.harness.records import Recorder, Row, Suite
 from fastdm.augmentation import FAMILIES, Strategy
 from fastdm.kernels import class_mean_difference, dsa, norm_relu_pool, norm_relu_pool_mean
 
-
 COMPILED_ROOM = 4096
 """Windows · channels of a tile where kernels are compiled: the interpreter takes larger ones."""
 
