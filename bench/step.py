@@ -169,10 +169,12 @@ def measure(work: Workload, device: torch.device, precision: str, limit: float, 
 
 
 def baselines(work: Workload, no_compile: bool) -> list[str]:
-    """What a size is compared with."""
+    """What a size is compared with. Compiling takes a minute, and one ipc shows it; all of a larger set in one batch
+    would not fit into memory."""
     if work.chunk_memory is not None:
         return []
-    return ["public"] if no_compile or work.size > CIFAR10.size else ["public", "compiled"]
+    small = work.ipc == CIFAR10.ipc and work.size <= CIFAR10.size
+    return ["public", "compiled"] if small and not no_compile else ["public"]
 
 
 # --- recipes, and torch.compile of the network -----------------------------------------------------------------------
