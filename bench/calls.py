@@ -1,7 +1,7 @@
 """The calls that replace the public code's, each compared with the public form, interleaved.
 
-    python -m bench.calls [--only evaluate_synset …] [--seconds 5] [--smoke]
-    python -m bench.calls augment [--threads 1 2] [--images 1 10 256 1024] [--seconds 2] [--smoke]
+    python -m bench.calls [--only evaluate_synset …] [--threads 1 2] [--seconds 5] [--smoke]
+    python -m bench.calls augment [--images 1 10 256 1024] [the same options]
 
 A call whose result differs from the public one's is not timed. `evaluate_synset`, `RealImages` and `dm_loss` are
 compared with the public loops around our own `DiffAugment` and networks, on random images of CIFAR-10's shape.
@@ -81,9 +81,11 @@ def draw() -> Pair:
     steps = count()
     repeated = sum(len(row) - len(row.unique()) for row in pool.draw(0, 0, 256))
     sizes = pool.class_sizes.tolist()
-    return Pair(
-        lambda: pool.draw(0, next(steps), 256), lambda: [torch.randperm(n)[:256] for n in sizes], float(repeated), 0.0
-    )
+
+    def public() -> object:
+        return [torch.randperm(n)[:256] for n in sizes]
+
+    return Pair(lambda: pool.draw(0, next(steps), 256), public, float(repeated), 0.0)
 
 
 def gather() -> Pair:
@@ -273,22 +275,20 @@ def main() -> None:
     parser.add_argument("what", nargs="?", choices=("calls", "augment"), default="calls")
     parser.add_argument("--only", nargs="+", default=[""], help="calls, by the beginning of their names")
     parser.add_argument("--images", type=int, nargs="+", default=[1, 10, 256, 1024], help="of `augment`")
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="of `augment`")
+    parser.add_argument("--threads", type=int, nargs="+", help="default: as many as PyTorch takes")
     options = parser.parse_args()
-    seconds = 0 if options.smoke else options.seconds
-    if options.what == "calls":
-        recorder = Recorder(SUITE, {"smoke": options.smoke})
-        for name, make in calls(options.smoke).items():
-            if name.startswith(tuple(options.only)):
-                recorder.add({"name": name}, partial(measure, make, seconds))
-        return
-    recorder = Recorder(AUGMENT, {"smoke": options.smoke})
-    ways = itertools.product(options.threads, "SM", (True, False), options.images, (False, True))
-    for number, mode, siamese, images, backward in ways:
-        how = f"mode {mode}, {'Siamese' if siamese else 'per image'}, {'with gradient' if backward else 'forward'}"
-        with threads(number):
-            make = partial(augment, images, mode, siamese, backward)
-            recorder.add({"name": f"{images:,} images, {how}", "threads": number}, partial(measure, make, seconds))
+    suite, chosen = SUITE, calls(options.smoke)
+    if options.what == "augment":
+        suite, chosen = AUGMENT, {}
+        for mode, siamese, images, backward in itertools.product("SM", (True, False), options.images, (False, True)):
+            how = f"{'Siamese' if siamese else 'per image'}, {'with gradient' if backward else 'forward'}"
+            chosen[f"{images:,} images, mode {mode}, {how}"] = partial(augment, images, mode, siamese, backward)
+    recorder = Recorder(suite, {"smoke": options.smoke})
+    for number, (name, make) in itertools.product(options.threads or [torch.get_num_threads()], chosen.items()):
+        if name.startswith(tuple(options.only)):
+            row: Row = {"name": name} | ({"threads": number} if options.threads else {})
+            with threads(number):
+                recorder.add(row, partial(measure, make, 0 if options.smoke else options.seconds))
 
 
 if __name__ == "__main__":

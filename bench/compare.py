@@ -110,7 +110,7 @@ BENCHMARKS |= {name: partial(_op, name, arguments) for name, arguments in OPS.it
 
 
 def work(name: str, device: torch.device) -> None:
-    """Run a benchmark; answer every line of stdin with seconds per turn, or say what went wrong at the start."""
+    """Run a benchmark; answer with seconds per turn when it is ready and to every line of stdin, or with a failure."""
     # An editable installation would give its own modules for those that the other commit lacks.
     sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in str(getattr(finder, "__module__", ""))]
     turns = _samples(device)
@@ -118,32 +118,25 @@ def work(name: str, device: torch.device) -> None:
     try:
         BENCHMARKS[name](device, lambda *_: next(turns))
     except Exception as error:  # The other commit may lack what is compared.
-        _answer(failure=records.failure(error))
+        print(json.dumps({"failure": records.failure(error)}), flush=True)
 
 
 def _samples(device: torch.device) -> Generator[None, None, None]:
     """Goes on at every tick; waits for the next request within one, where no time counts."""
     for _ in range(2):
         yield
-    number = max(1, int(SAMPLE / (yield from _timed(1, device))))
-    _answer(ready=True)
-    for _ in sys.stdin:
-        _answer(seconds=(yield from _timed(number, device)) / number)
-    sys.exit()
-
-
-def _timed(number: int, device: torch.device) -> Generator[None, None, float]:
-    """Seconds of so many turns."""
-    synchronise(device)
-    start = time.perf_counter()
-    for _ in range(number):
-        yield
-    synchronise(device)
-    return time.perf_counter() - start
-
-
-def _answer(**words: Any) -> None:
-    print(json.dumps(words), flush=True)
+    number = 1
+    while True:
+        synchronise(device)
+        start = time.perf_counter()
+        for _ in range(number):
+            yield
+        synchronise(device)
+        seconds = (time.perf_counter() - start) / number
+        print(json.dumps({"seconds": seconds}), flush=True)
+        number = max(number, int(SAMPLE / seconds))
+        if not sys.stdin.readline():
+            sys.exit()
 
 
 def started(name: str, device: str, build: Path) -> subprocess.Popen[str]:

@@ -8,6 +8,7 @@ PyTorch is counted by dispatch, every operation reading its arguments and writin
 some do: group_norm reads its input twice.
 """
 
+import itertools
 import os
 import sys
 from collections import OrderedDict
@@ -180,17 +181,17 @@ def others() -> Iterator[Row]:
         pairs = zip(class_means(real), class_means(synthetic), strict=True)
         return torch.stack([(one - other).square().sum() for one, other in pairs]).sum()
 
-    def gradient(op: Callable[[Tensor], Tensor]) -> Callable[[], object]:
+    def gradient(op: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[], object]:
         leaf = x.clone().requires_grad_()
         out = op(leaf)
-        return partial(torch.autograd.grad, out, leaf, torch.ones_like(out))
+        return partial(torch.autograd.grad, out, leaf, torch.ones_like(out), retain_graph=True)
 
-    x, last = images(4, 16, 32, 32), images(64, 16, 8, 8)
+    x, last, large = images(4, 16, 32, 32), images(64, 16, 8, 8), images(6, 32, 64, 64)
     offsets = torch.tensor([0, 32, 64])
     real, synthetic = torch.randn(2, 64, 512, generator=generator)
     forms: dict[str, tuple[int, Callable[[], object], Callable[[], object]]] = {
         "norm_relu_pool": (2 * x.numel(), lambda: norm_relu_pool(x), lambda: plain(x)),
-        "norm_relu_pool, gradient": (2 * x.numel(), gradient(norm_relu_pool), gradient(plain)),
+        "norm_relu_pool, gradient": (2 * x.numel(), gradient(norm_relu_pool, x), gradient(plain, x)),
         "norm_relu_pool_mean": (
             2 * last.numel(),
             lambda: norm_relu_pool_mean(last, offsets),
@@ -204,25 +205,13 @@ def others() -> Iterator[Row]:
     }
     for name, (size, ours, theirs) in forms.items():
         yield row(name, "X", size, kernels(ours), eager(theirs))
-    yield from _from_memory(images(6, 32, 64, 64))
-
-
-def _from_memory(x: Tensor) -> Iterator[Row]:
-    """The blocks' kernels on images of 64² pixels, larger than a tile, with a cache of two images.
-
-    On a GPU there are thousands of images in a launch and tens in the cache. Plain PyTorch reads x once an operation.
-    """
-    leaf = x.clone().requires_grad_()
-    out = norm_relu_pool(leaf)
-    grad = torch.ones_like(out)
-    calls: dict[str, Callable[[], object]] = {
-        "norm_relu_pool 64²": lambda: norm_relu_pool(x),
-        "norm_relu_pool, gradient 64²": lambda: torch.autograd.grad(out, leaf, grad, retain_graph=True),
-    }
-    for name, call in calls.items():
-        for sector in (32, 64):
-            read = memory_reads(call, sector, cache=4 * x[0].numel())
-            yield row(f"{name}, reads of memory in {sector} B", "X", 2 * x.numel(), (read, 0), 2 * x.numel())
+    # Images of 64² pixels, larger than a tile, with a cache of two images: on a GPU there are thousands of images in a
+    # launch and tens in the cache. Plain PyTorch reads x once an operation.
+    calls = {"": lambda: norm_relu_pool(large), ", gradient": gradient(norm_relu_pool, large)}
+    for (name, call), sector in itertools.product(calls.items(), (32, 64)):
+        read = memory_reads(call, sector, cache=4 * large[0].numel())
+        name = f"norm_relu_pool{name} 64², reads of memory in {sector} B"
+        yield row(name, "X", 2 * large.numel(), (read, 0), 2 * large.numel())
 
 
 def measure(smoke: bool = False) -> Iterator[Row]:

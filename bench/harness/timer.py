@@ -36,10 +36,10 @@ def device_times(
     seconds: float = 1.0,
 ) -> dict[str, list[float]]:
     """Seconds per call of each function over a rotation of inputs (see `rotation`), so that every call finds the cache
-    cold; one sample per round; at least two rounds, else at most about `seconds`.
+    cold: a sample per round, of at least two rounds, else of at most about `seconds`.
 
-    Where the calls can be recorded, the rotation is one CUDA graph, and its replay carries no time of the host;
-    otherwise the host is kept ahead of the device by a wait on the device itself. On a CPU it is timed by the clock.
+    On a GPU the rotation is one CUDA graph, whose replay carries no time of the host, or, where the calls cannot be
+    recorded, the host is kept ahead of the device by a wait on the device itself. On a CPU the clock times it.
     """
     runs = {name: _rotating(function, inputs, device) for name, function in functions.items()}
     samples = _interleaved(runs, rounds, seconds)

@@ -97,6 +97,8 @@ def test_only_sizes_that_fit_are_compared_with_a_compiled_batch() -> None:
     assert step.baselines(SMALL, no_compile=False) == []
     assert step.baselines(CIFAR10, no_compile=False) == ["public", "compiled"]
     assert step.baselines(CIFAR10, no_compile=True) == ["public"]
+    compiled = [size.name for size in CPU_SIZES if "compiled" in step.baselines(size, no_compile=False)]
+    assert compiled == ["CIFAR-10 ipc 10", "FashionMNIST ipc 10"]
 
 
 def measure_compiled(monkeypatch: pytest.MonkeyPatch, compile: object) -> Row:
