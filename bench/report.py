@@ -17,10 +17,23 @@ from bench.harness.machine import REPOSITORY
 from bench.harness.records import Row, Suite
 
 README = REPOSITORY / "README.md"
-_MODULES = (
-    *("accuracy", "recipes", "waterfall", "step", "calls", "launches", "loading", "peaks", "evaluation", "kernels"),
-    *("compile", "traffic", "fakegpu", "run"),
-)
+_MODULES = [
+    "accuracy",
+    "recipes",
+    "waterfall",
+    "step",
+    "calls",
+    "launches",
+    "loading",
+    "peaks",
+    "evaluation",
+    "kernels",
+    "compile",
+    "traffic",
+    "fakegpu",
+    "scale",
+    "run",
+]
 SUITES = {
     suite.name: suite
     for module in _MODULES

@@ -1,5 +1,7 @@
 """Data sets of which only the shape is known, to plan for."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -7,14 +9,17 @@ from fastdm.data.pool import Backing, Dataset, Pool
 from fastdm.errors import FastDMError, whole_number
 
 
+@dataclass(frozen=True)
 class _Unread:
     """The file behind images of which only the shape is known."""
+
+    images: Tensor
 
     def gather(self, index: Tensor, out: Tensor) -> None:
         raise FastDMError("this data set is only a shape: it can be planned for, and not read")
 
     def part(self, rows: slice) -> Backing:
-        return self
+        return _Unread(self.images[rows])
 
 
 def unread_dataset(
@@ -33,7 +38,7 @@ def unread_dataset(
     offsets = torch.arange(classes + 1) * images // classes
     # One image in the memory of all.
     pixels = torch.zeros(image_shape, dtype=torch.uint8).expand(images, *image_shape)
-    pool = Pool(pixels, offsets, None if in_memory else _Unread())
+    pool = Pool(pixels, offsets, None if in_memory else _Unread(pixels))
     names = tuple(map(str, range(classes)))
     channels = image_shape[0]
     return Dataset(name or "planned", pool, None, names, (0.5,) * channels, (0.25,) * channels)
