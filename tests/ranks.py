@@ -1,5 +1,6 @@
 """Processes that are the ranks of a job, as torchrun starts them, without its two seconds and its own restarts."""
 
+import dataclasses
 import os
 import socket
 import sys
@@ -11,8 +12,11 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import torch._dynamo  # noqa: F401  # what takes the longest to import
+
 import fastdm
 from bench.baselines.public_step import random_dataset
+from fastdm.condensation import loop  # noqa: F401
 from fastdm.errors import FastDMError
 from fastdm.system import ranks as system_ranks
 from fastdm.system.ranks import joined
@@ -83,15 +87,16 @@ def said(folder: Path) -> list[str]:
     return [path.read_text() for path in sorted(folder.glob("rank-*.txt"))]
 
 
-def condense(folder: Path, out: Path | None = None, pause: float = 0.0, **options: Any) -> None:
-    """Condense in a run folder; pause: seconds after each iteration."""
+def condense(folder: Path, options: dict[str, Any]) -> None:
+    """Condense in a run folder, where each rank also saves the set that it gets.
+
+    Options are those of `condense`, and pause: seconds after each iteration; std: that of the data set.
+    """
     chosen = {**SMALL, **options}
-    if pause:
+    dataset = random_dataset(SIZES, shape=(1, 8, 8))
+    if std := chosen.pop("std", None):
+        dataset = dataclasses.replace(dataset, std=(std,))
+    if pause := chosen.pop("pause", 0.0):
         chosen["callback"] = lambda *_: time.sleep(pause)
-    fastdm.condense(random_dataset(SIZES, shape=(1, 8, 8)), save_path=folder, **chosen).save(
-        (out or folder) / f"set-{os.environ.get('RANK', '0')}.safetensors"
-    )
-
-
-def condense_with(folder: Path, options: dict[str, Any]) -> None:
-    condense(folder, **options)
+    result = fastdm.condense(dataset, save_path=folder, **chosen)
+    result.save(folder / f"set-{os.environ['RANK']}.safetensors")

@@ -1,5 +1,6 @@
 """The `fastdm` command: parses, calls, prints."""
 
+import os
 import shutil
 import signal
 import sys
@@ -35,6 +36,8 @@ def main() -> None:
     """
     from fastdm.errors import FastDMError
 
+    # Where a rank is gone, the others say so in a sentence; PyTorch would add the stack of each.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         _heed_signals()
         from fastdm.system.streams import Output, open_standard_streams

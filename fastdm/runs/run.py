@@ -182,6 +182,8 @@ class Run:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._held.__exit__(kind, error, trace)
+        if error is not None:
+            self._ranks.end(error)  # before this one waits for the others, as for a checkpoint that has begun
         with deferred(), self._resources:
             if self._progress is not None:
                 self._progress.__exit__(kind, error, trace)

@@ -15,6 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import partial
@@ -36,6 +37,7 @@ SILENCE = 20.0
 BROKEN_SILENCE = 5.0
 """The same once a connection broke: then one of them is."""
 
+_GONE = "rank {} is gone: it was killed, or its machine or its network failed"
 _STORE_TIMEOUT = timedelta(seconds=30)
 _COLLECTIVE_TIMEOUT = timedelta(days=7)  # who is gone is noticed otherwise; what takes long may
 
@@ -69,7 +71,7 @@ class Ranks:
         return part.detach().cpu().clone()
 
     def end(self, error: BaseException) -> None:
-        """Let the other ranks know why this one ends before they do."""
+        """Let the other ranks know why this one ends before they do; it waits for none of them any more."""
 
     def leave(self) -> None:
         """Part without an error, all ranks together."""
@@ -86,7 +88,8 @@ class _Group(Ranks):
         self.group: Any = dist.new_group(backend="gloo", timeout=_COLLECTIVE_TIMEOUT)
         self._store = self._open_store()
         self._session = 0
-        self._ended = False
+        self._why = ""  # this rank has ended, or another one has
+        self._closed = threading.Event()
         self._numbers: dict[str, int] = {}
         self._beats: list[tuple[bytes, float]] = [(b"", time.monotonic())] * self.size
         self._lock = threading.Lock()
@@ -110,10 +113,14 @@ class _Group(Ranks):
     def _beat(self, store: TCPStore) -> None:
         number = 0
         with suppress(RuntimeError):  # the first rank has left
-            while True:
+            while not self._closed.is_set():
                 store.set(f"beat/{self.rank}", str(number))
                 number += 1
-                time.sleep(BEAT)
+                self._closed.wait(BEAT)
+
+    def close(self) -> None:
+        """Give no more signs of life."""
+        self._closed.set()
 
     # --- messages
 
@@ -127,19 +134,21 @@ class _Group(Ranks):
 
     def begin_session(self) -> None:
         self._session += 1
-        self._ended = False
+        self._why = ""
         self._numbers.clear()
 
     def end(self, error: BaseException) -> None:
-        if self._ended:
+        if self._why and not isinstance(error, OtherRankEnded):
             return
-        self._ended = True
         text = str(error) or type(error).__name__
-        sentence = text if isinstance(error, OtherRankEnded) else f"rank {self.rank} has ended: {text}"
-        with suppress(FastDMError):
-            self._reached(lambda: self._store.set(f"{self._session}/ended/{self.rank}", sentence))
-            # Messages end with the first rank: all others are to have read why first.
-            since = time.monotonic()
+        self._why = text if isinstance(error, OtherRankEnded) else f"rank {self.rank} has ended: {text}"
+        with suppress(OtherRankEnded):
+            self._reached(lambda: self._store.set(f"{self._session}/ended/{self.rank}", self._why))
+
+    def linger(self) -> None:
+        """At the first rank, with which messages end: wait until all others have read why, or are gone."""
+        since = time.monotonic()
+        with suppress(OtherRankEnded):
             while self.first and time.monotonic() - since < SILENCE:
                 if all(self._note(rank) or self._silence(rank) > BROKEN_SILENCE for rank in range(self.size)):
                     break
@@ -159,21 +168,30 @@ class _Group(Ranks):
     def assemble(self, part: Tensor, rows: Sequence[int], *, everywhere: bool) -> Tensor | None:
         part = part.detach().cpu().contiguous()
         if not everywhere and not self.first:
-            self.finish(lambda: dist.isend(part, group=self.group, group_dst=0))
+            self._transfer(partial(dist.send, part, group=self.group, group_dst=0))
             return None
         whole = part.new_empty(sum(rows), *part.shape[1:])
         shares = whole.split(list(rows))
         shares[self.rank].copy_(part)
         for rank, share in enumerate(shares):
             if everywhere:
-                begin = partial(dist.broadcast, share, group=self.group, group_src=rank, async_op=True)
-            else:
-                begin = partial(dist.irecv, share, group=self.group, group_src=rank)
-            if everywhere or rank != self.rank:
-                self.finish(begin)
+                self.finish(partial(dist.broadcast, share, group=self.group, group_src=rank, async_op=True))
+            elif rank != self.rank:
+                self._transfer(partial(dist.recv, share, group=self.group, group_src=rank))
         return whole
 
+    def _transfer(self, call: Callable[[], Any]) -> None:
+        """Send or receive. In a thread, since gloo does not say when that is complete."""
+        with ThreadPoolExecutor(1) as thread:
+            transfer = thread.submit(call)
+            try:
+                self.wait(transfer.done)
+                transfer.result()
+            except RuntimeError as error:
+                raise self._broken(error) from error
+
     def begin_sum(self, row: Tensor) -> Any:
+        """Begin to sum a row over the ranks, in place."""
         try:
             return dist.all_reduce(row, group=self.group, async_op=True)
         except RuntimeError as error:
@@ -201,14 +219,16 @@ class _Group(Ranks):
                 looked = time.monotonic()
 
     def _look(self, silence: float) -> None:
-        """Raise FastDMError for a rank that has ended."""
+        """Raise OtherRankEnded for a rank that has ended."""
+        if self._why:
+            raise OtherRankEnded(self._why)
         for rank in range(self.size):
             if rank != self.rank and (note := self._note(rank)):
                 raise OtherRankEnded(note)
         silences = [0.0 if rank == self.rank else self._silence(rank) for rank in range(self.size)]
         if max(silences) > silence:
-            gone = silences.index(max(silences))
-            raise OtherRankEnded(f"rank {gone} is gone: it was killed, or its machine or its network failed")
+            self._why = _GONE.format(silences.index(max(silences)))
+            raise OtherRankEnded(self._why)
 
     def _note(self, rank: int) -> str:
         """Why a rank has ended, if it has."""
@@ -242,7 +262,7 @@ class _Group(Ranks):
         try:
             return call()
         except RuntimeError as error:
-            raise OtherRankEnded("rank 0 is gone: it was killed, or its machine or its network failed") from error
+            raise OtherRankEnded(_GONE.format(0)) from error
 
 
 class Sums:
@@ -312,8 +332,9 @@ def shared() -> Iterator[Ranks]:
         if _depth == 1:
             ranks.leave()
     except BaseException as error:
+        ranks.end(error)
         if _depth == 1:
-            ranks.end(error)
+            ranks.linger()
         raise
     finally:
         _depth -= 1
@@ -344,6 +365,8 @@ def joined() -> Iterator[Ranks]:
         with shared() as ranks:
             yield ranks
     finally:
+        if _known is not None:
+            _known[1].close()
         _known = None
         dist.destroy_process_group()
 
