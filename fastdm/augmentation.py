@@ -161,6 +161,7 @@ class Strategy:
 
 
 @cache
+@torch.inference_mode(False)  # a tensor that is kept must serve every mode
 def _rules(strategy: Strategy, size: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor]:
     """`source` and `rules` of `fastdm.kernels.draw_tables`.
 
@@ -252,6 +253,7 @@ def augment(
 
 
 @cache
+@torch.inference_mode(False)
 def _identity(device: torch.device) -> Tensor:
     """Kept, because on a GPU every column is a launch."""
     return table.identity(1, device)

@@ -21,7 +21,7 @@ from fastdm.errors import FastDMError
 from fastdm.system import ranks as system_ranks
 from fastdm.system.ranks import joined
 
-TIMEOUT = 60.0
+TIMEOUT = 240
 
 context = get_context("forkserver")  # which has imported what takes long
 context.set_forkserver_preload(["tests.ranks"])

@@ -9,6 +9,7 @@ from bench.baselines.public_step import apply_row
 from fastdm.augmentation import FAMILIES, Strategy, augment
 from fastdm.errors import FastDMError
 from fastdm.kernels import table
+from fastdm.synthetic.partition import expand
 
 ALL = "_".join(FAMILIES)
 COLUMNS = {
@@ -143,3 +144,14 @@ def test_none_is_no_augmentation() -> None:
     for text in ("none", "None", "", None):
         assert not Strategy.parse(text)
         assert Strategy.parse(text).draw(key(), torch.arange(3), (8, 8)) == []
+
+
+def test_what_is_kept_of_a_call_in_inference_mode_serves_a_gradient() -> None:
+    strategy = Strategy.parse("flip", "S")
+    for mode in (True, False):
+        with torch.inference_mode(mode):
+            images = torch.rand(2, 3, 26, 22, requires_grad=not mode)  # a size that no other test has
+            tables = strategy.draw(torch.tensor([0, 0]), torch.arange(2), (26, 22))
+            out = augment(augment(expand(images, 2), []), tables, torch.arange(2).repeat_interleave(4))
+    out.sum().backward()
+    assert images.grad is not None and bool((images.grad != 0).any())

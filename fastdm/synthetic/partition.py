@@ -56,6 +56,7 @@ def check_partition(partition: int, size: tuple[int, int]) -> None:
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)  # a matrix that is kept must serve every mode
 def _taps(small: int, factor: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """The matrix [small · factor, small] of a bilinear enlargement along one axis.
 

@@ -86,7 +86,7 @@ def test_batch_norm_is_refused_with_the_reason(tmp_path: Path) -> None:
 
 def until(folder: Path, lines: int) -> None:
     """Wait until a run has logged so many iterations."""
-    end = time.monotonic() + 30
+    end = time.monotonic() + 120
     path = folder / "log.jsonl"
     while time.monotonic() < end and (not path.exists() or path.read_text().count("\n") < lines):
         time.sleep(0.01)
@@ -100,7 +100,7 @@ def test_a_rank_that_is_killed_ends_all_and_is_named(killed: int, tmp_path: Path
     processes[killed].kill()
     killed_at = time.monotonic()
     codes = wait(processes)
-    assert time.monotonic() - killed_at < 40
+    assert time.monotonic() - killed_at < 300  # not the half hour of a store that waits
     assert codes == [-signal.SIGKILL if rank == killed else 2 for rank in range(3)], said(folder)
     for rank, text in enumerate(said(folder)):
         assert rank == killed or f"rank {killed} is gone" in text
