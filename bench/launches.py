@@ -8,6 +8,7 @@ are small and all classes lie in one chunk: the count of ops does not depend on 
 GPU, followed on the CPU by telling the package that it has no C++ form of a whole block.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 from unittest import mock
@@ -17,47 +18,38 @@ import torch
 from bench.baselines.public_step import PublicStep
 from bench.harness import arguments, cells, plots
 from bench.harness.counter import OpCounter
+from bench.harness.loops import build
 from bench.harness.records import STEP, Recorder, Result, Row, Suite
 from bench.harness.workloads import CPU, Workload
-from fastdm.condensation.build import build_step
 from fastdm.kernels import stores_only_pooled
 
 CLASSES = (10, 100)
 
 
-def workload(classes: int) -> Workload:
-    return Workload(f"{classes} classes", classes, 16, 1, 8, batch_real=4, network="ConvNetW32")
-
-
-def count_step(classes: int, aug_mode: str, path: str) -> OpCounter:
-    """One iteration of the package with all classes in one chunk. path: "cpu" or "device"."""
-    work = workload(classes)
-    settings = work.settings(aug_mode=aug_mode, precision="fp32").resolve(work.dataset(CPU), CPU)
-    step, plan = build_step(work.dataset(CPU), settings, CPU, torch.float32, chunk_memory=1 << 34)
-    assert plan.chunk_classes == classes
-    fused = path == "cpu" and stores_only_pooled(torch.empty(1, 3, 16, 16), torch.empty(32, 3, 3, 3))
+def count(loop: str, classes: int, aug_mode: str) -> OpCounter:
+    """One iteration with all classes in one chunk. loop: "cpu" or "device", the path of the package; or "public"."""
+    work = Workload(
+        "", classes, 16, 1, 8, 4, network="ConvNetW32", chunk_memory=1 << 34, options={"aug_mode": aug_mode}
+    )
+    dataset = work.dataset(CPU)
+    fused = loop == "cpu" and stores_only_pooled(torch.empty(1, 3, 16, 16), torch.empty(32, 3, 3, 3))
     with mock.patch("fastdm.kernels.blocks.native.takes_conv_norm_relu_pool", return_value=fused):
-        step(0)  # The first iteration has more to do.
+        step: Callable[[int], object] = PublicStep(dataset, work.settings(), CPU)
+        if loop != "public":
+            step, plan = build(work, dataset, CPU, torch.float32, "fp32")
+            assert plan.chunk_classes == classes
+            step(1)  # The first iteration has more to do.
         with OpCounter() as counter:
-            step(1)
-    return counter
-
-
-def count_public(classes: int, aug_mode: str) -> OpCounter:
-    """One iteration of the public loop."""
-    work = workload(classes)
-    loop = PublicStep(work.dataset(CPU), work.settings(aug_mode=aug_mode), CPU)
-    with OpCounter() as counter:
-        loop(0)
+            step(0)
     return counter
 
 
 def measure(loop: str, aug_mode: str) -> Row:
     row: Row = {}
     for classes in CLASSES:
-        count = count_public(classes, aug_mode) if loop == "public" else count_step(classes, aug_mode, loop)
-        row |= {f"ops_{classes}_classes": count.calls.total(), f"bytes_{classes}_classes": count.allocated}
-        row.setdefault("most_called", dict(count.calls.most_common(8)))
+        counter = count(loop, classes, aug_mode)
+        row |= {f"ops_{classes}_classes": counter.calls.total(), f"bytes_{classes}_classes": counter.allocated}
+        row.setdefault("most_called", dict(counter.calls.most_common(8)))
     return row
 
 

@@ -9,7 +9,7 @@ import json
 import pytest
 
 from bench.harness.machine import REPOSITORY
-from bench.launches import count_public, count_step
+from bench.launches import count
 from fastdm.system.native import native
 
 BUDGET = json.loads((REPOSITORY / "bench" / "budget.json").read_text())
@@ -21,7 +21,7 @@ SLACK = 1.05
 def test_launches_do_not_grow_with_the_classes_and_stay_in_budget(path: str, aug_mode: str) -> None:
     if path == "cpu" and native() is None:
         pytest.skip("the C++ extension is not installed")
-    few, many = (count_step(classes, aug_mode, path) for classes in (10, 100))
+    few, many = (count(path, classes, aug_mode) for classes in (10, 100))
     assert few.calls == many.calls
     found = {"ops": few.calls.total(), "bytes": few.allocated}
     budget = BUDGET[f"{path} {aug_mode}"]
@@ -32,4 +32,4 @@ def test_launches_do_not_grow_with_the_classes_and_stay_in_budget(path: str, aug
 
 
 def test_the_public_loop_calls_several_times_as_many() -> None:
-    assert count_public(10, "S").calls.total() > 4 * BUDGET["device S"]["ops"]
+    assert count("public", 10, "S").calls.total() > 4 * BUDGET["device S"]["ops"]
