@@ -10,6 +10,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastdm.networks.model import Network
+from fastdm.system.device import undisturbed
 
 CACHE_BYTES = 16 << 20
 """On a CPU, the largest activation of one pass. It then stays in the cache, and below glibc's 32 MiB threshold above
@@ -67,7 +68,7 @@ def _bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-@torch.inference_mode(False)
+@undisturbed()
 def activations(network: Network, image_shape: tuple[int, int, int], dtype: torch.dtype) -> Activations:
     """Count on the meta device, which computes nothing. Two images are sent, since BatchNorm refuses one."""
     network = deepcopy(network).to("meta", dtype).requires_grad_(False)
@@ -78,7 +79,7 @@ def activations(network: Network, image_shape: tuple[int, int, int], dtype: torc
             x = layer(x)
             ends.append(_bytes(x))
     del x
-    with torch.enable_grad(), _CountBytes() as both:
+    with _CountBytes() as both:
         images.requires_grad_()
         features = network.embed(images)
         torch.autograd.grad(features, images, torch.empty_like(features))

@@ -81,6 +81,17 @@ def test_activations_that_are_needed_at_a_time(network: str, peak: int) -> None:
     assert 4 * peak <= counted.peak <= 1.01 * 4 * peak  # means and deviations too
 
 
+def test_activations_are_counted_in_inference_mode_too() -> None:
+    """An evaluation asks for them there; and the way back to the image is that of a single convolution's gradient."""
+    network = build_network("ConvNetD1", channels=3, num_classes=10, image_size=(32, 32), frozen=True)
+    counted = activations(network, (3, 32, 32), torch.float32)
+    with torch.inference_mode():
+        assert activations(network, (3, 32, 32), torch.float32) == counted
+    image, conv, pooled = 4 * 3 * 32**2, 4 * 128 * 32**2, 4 * 128 * 16**2
+    # Its result is kept, and then there are its gradient and that of what was pooled.
+    assert image + 2 * conv + pooled <= counted.both_ways <= 1.02 * (image + 2 * conv + 2 * pooled)
+
+
 def test_what_is_between_the_layers_of_a_convnet() -> None:
     """Where blocks store only what they have pooled: the results of the first and of the second, 128·16² and 128·8²."""
     network = build_network("ConvNet", channels=3, num_classes=10, image_size=(32, 32), frozen=True)
