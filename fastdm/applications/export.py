@@ -14,8 +14,8 @@ from PIL import Image
 
 from fastdm.data.normalisation import per_channel
 from fastdm.errors import FastDMError
-from fastdm.synthetic.synthetic_set import SyntheticSet
-from fastdm.system.files import writing
+from fastdm.synthetic.synthetic_set import Format, SyntheticSet
+from fastdm.system.files import user_path, writing
 
 ABOUT = "about.json"
 """In an exported folder: what is needed to use the set as fastdm does."""
@@ -24,7 +24,7 @@ ABOUT = "about.json"
 @dataclass(frozen=True)
 class Exported:
     """path: what was written; values: pixel values of the set; clipped: those beyond [0, 1], which 8 bits cannot hold
-    (the public code's file keeps them as well); soft_labels: whether the set has some, which stay behind."""
+    (the files of condensed sets keep them as well); soft_labels: whether the set has some, which stay behind."""
 
     path: Path
     values: int
@@ -37,7 +37,7 @@ class Exported:
         return f"{self.clipped:,} of {self.values:,} pixel values ({share:.2g} %) lie beyond black or white{soft}"
 
 
-def export(synthetic: SyntheticSet | str | Path, out: str | Path) -> Exported:
+def export(synthetic: SyntheticSet | str | Path, out: str | Path, *, format: Format | None = None) -> Exported:
     """Write a condensed set in a form that needs no fastdm; `open_dataset` reads each of them, as 8-bit pixels.
 
     synthetic: the set, or the file of one. out says by its suffix what is written:
@@ -46,8 +46,11 @@ def export(synthetic: SyntheticSet | str | Path, out: str | Path) -> Exported:
       (mean, std, class names, settings). Class folders are named after the classes if those are valid file names
       that sort in the order of the labels; else the label is put in front. Read back, images have 3 channels.
     - `.npz`: `x_train`, uint8 [N, H, W, C], and `y_train`, int64 [N];
+    - `.safetensors`: fastdm's own file, which keeps everything;
     - `.pt`: the public code's `{"data": [[images, labels]], "accs_all_exps": {}}`, normalised float32, and with them
       `classes`, `images_train` (uint8 [N, C, H, W]) and `labels_train`, as its data set files have them.
+
+    format: "public", "mtt", "idc" or "safetensors", in place of that: what `SyntheticSet.save` writes by this name.
 
     Images with a partition are decoded, and labels are hard. 8-bit pixels are de-normalised, clipped to [0, 1] and
     rounded. Raises FastDMError for another suffix, a folder that is not empty, and what cannot be read or written.
@@ -60,13 +63,21 @@ def export(synthetic: SyntheticSet | str | Path, out: str | Path) -> Exported:
     """
     if not isinstance(synthetic, SyntheticSet):
         synthetic = SyntheticSet.load(synthetic)
+    out = user_path(out)
+    if format is not None or out.suffix.lower() == ".safetensors":
+        synthetic.save(out, format=format)
+        return _exported(out, synthetic, keeps_soft_labels=format in (None, "safetensors"))
     synthetic = synthetic.expand()
-    out = Path(out)
     writers = {"": _write_folder, ".npz": _write_npz, ".pt": _write_pt}
     if out.suffix.lower() not in writers:
-        raise FastDMError(f"{out} ends in {out.suffix}; it must be a folder, or end in .npz or .pt")
+        raise FastDMError(f"{out} ends in {out.suffix}; it must be a folder, or end in .npz, .pt or .safetensors")
     writers[out.suffix.lower()](synthetic, out)
-    return Exported(out, synthetic.images.numel(), count_clipped(synthetic), synthetic.soft_labels is not None)
+    return _exported(out, synthetic)
+
+
+def _exported(out: Path, synthetic: SyntheticSet, *, keeps_soft_labels: bool = False) -> Exported:
+    left_out = synthetic.soft_labels is not None and not keeps_soft_labels
+    return Exported(out, synthetic.images.numel(), count_clipped(synthetic), left_out)
 
 
 def count_clipped(synthetic: SyntheticSet) -> int:

@@ -21,11 +21,13 @@ WHOLE_SET_EPOCHS = 200
 """As one trains on a whole set, whose epochs have far more updates than those of a condensed set."""
 
 
-def load_sets(file: Path, dataset: Dataset, experiment: int | None) -> dict[int, SyntheticSet]:
-    """The sets of a file by their numbers: all, or that of one experiment."""
+def load_sets(
+    file: Path, dataset: Dataset, experiment: int | None, normalised: bool | None = None
+) -> dict[int, SyntheticSet]:
+    """The sets of a file by their numbers: all, or that of one experiment. normalised: as in `SyntheticSet.load`."""
     if experiment is None:
-        return dict(enumerate(SyntheticSet.load_all(file, dataset=dataset)))
-    return {experiment: SyntheticSet.load(file, experiment=experiment, dataset=dataset)}
+        return dict(enumerate(SyntheticSet.load_all(file, dataset=dataset, normalised=normalised)))
+    return {experiment: SyntheticSet.load(file, experiment=experiment, dataset=dataset, normalised=normalised)}
 
 
 def measured_sets(

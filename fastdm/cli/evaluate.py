@@ -17,6 +17,7 @@ from fastdm.cli.options import (
     EvalMode,
     ImageSize,
     LrNet,
+    Normalised,
     ProtocolName,
     Seed,
 )
@@ -67,6 +68,7 @@ def evaluate(
     ] = None,
     data_path: DataPath = Path("data"),
     image_size: ImageSize = None,
+    normalised: Normalised = None,
     experiment: Annotated[
         int | None,
         typer.Option("--experiment", help="Which set of a .pt file, counted from 0.  [default: all, then pooled]"),
@@ -111,7 +113,7 @@ def evaluate(
     if out is not None:
         measured_file.check_writable(out)
     data = _dataset_of(file, dataset, data_path, image_size)
-    sets = measured_file.load_sets(file, data, experiment)
+    sets = measured_file.load_sets(file, data, experiment, normalised)
     network, strategy = recorded_settings(next(iter(sets.values())), data)
     protocol = Protocol(
         networks=evaluation_pool(eval_mode, model or network),

@@ -1,11 +1,11 @@
 """`fastdm export`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from fastdm.cli.options import SOURCE, BatchTrain, DataPath, Device, Epochs, ImageSize, LrNet, Seed
+from fastdm.cli.options import SOURCE, BatchTrain, DataPath, Device, Epochs, ImageSize, LrNet, Normalised, Seed
 from fastdm.cli.output import print_evaluation, print_json
 from fastdm.errors import FastDMError
 from fastdm.system.streams import on_terminal
@@ -18,7 +18,16 @@ if TYPE_CHECKING:
 
 def export(
     file: Annotated[Path, typer.Argument(help="A condensed set: .safetensors, or the public code's .pt.")],
-    out: Annotated[Path, typer.Argument(help="A folder for PNG files, or a file that ends in .npz or .pt.")],
+    out: Annotated[
+        Path, typer.Argument(help="A folder for PNG files, or a file that ends in .npz, .pt or .safetensors.")
+    ],
+    format_name: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            help="public, mtt, idc or safetensors: what OUT is to be.  [default: what its suffix says]",
+        ),
+    ] = None,
     experiment: Annotated[
         int | None, typer.Option("--experiment", help="Which set of a .pt file, counted from 0.  [default: the only]")
     ] = None,
@@ -29,6 +38,7 @@ def export(
         str | None,
         typer.Option("--dataset", help=f"Whose test images and class names to use: {SOURCE}"),
     ] = None,
+    normalised: Normalised = None,
     data_path: DataPath = Path("data"),
     image_size: ImageSize = None,
     num_eval: Annotated[int, typer.Option("--num_eval", min=1, help="Networks trained on each.")] = 5,
@@ -54,8 +64,8 @@ def export(
     data = None
     if dataset is not None or measure:
         data = open_dataset(dataset or dataset_name(file), data_path=data_path, image_size=image_size)
-    synthetic = _load(file, experiment, data)
-    exported = export_set(synthetic, out)
+    synthetic = _load(file, experiment, data, normalised)
+    exported = export_set(synthetic, out, format=cast(Any, format_name))
     if on_terminal():
         typer.echo(f"saved {printable(out)}: {exported}")
     else:
@@ -69,10 +79,12 @@ def export(
         print_evaluation(title, evaluation, dataset=data.name)
 
 
-def _load(file: Path, experiment: int | None, data: "OpenDataset | None") -> "SyntheticSet":
+def _load(file: Path, experiment: int | None, data: "OpenDataset | None", normalised: bool | None) -> "SyntheticSet":
     from fastdm.synthetic.synthetic_set import SyntheticSet
 
-    sets = SyntheticSet.load_all(file, dataset=data)
+    sets = SyntheticSet.load_all(file, dataset=data, normalised=normalised)
     if experiment is None and len(sets) > 1:
         raise FastDMError(f"{file} holds {len(sets)} sets; say with --experiment which, counted from 0")
-    return SyntheticSet.load(file, experiment=experiment or 0, dataset=data)
+    if not 0 <= (experiment or 0) < len(sets):
+        raise FastDMError(f"{file} holds {len(sets)} sets, counted from 0; there is no set {experiment}")
+    return sets[experiment or 0]

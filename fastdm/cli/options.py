@@ -217,6 +217,15 @@ Clamp = Annotated[
     ),
 ]
 
+Normalised = Annotated[
+    bool | None,
+    typer.Option(
+        "--normalised/--not_normalised",
+        help="Whether the pixels of other people's .pt are normalised, or lie in [0, 1].  [default: as its layout has "
+        "them]",
+    ),
+]
+
 Profile = Annotated[
     str | None,
     typer.Option("--profile", help="Iterations to profile, such as 100-102: a trace, and the ten costliest ops."),

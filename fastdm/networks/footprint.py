@@ -1,5 +1,6 @@
 """Memory that a network's activations take."""
 
+import threading
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import pairwise
@@ -68,6 +69,10 @@ def _bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
+_ANOMALY = threading.Lock()
+"""Anomaly mode reads the values of gradients, which meta tensors do not have, and is the whole process's."""
+
+
 @undisturbed()
 def activations(network: Network, image_shape: tuple[int, int, int], dtype: torch.dtype) -> Activations:
     """Count on the meta device, which computes nothing. Two images are sent, since BatchNorm refuses one."""
@@ -79,7 +84,7 @@ def activations(network: Network, image_shape: tuple[int, int, int], dtype: torc
             x = layer(x)
             ends.append(_bytes(x))
     del x
-    with _CountBytes() as both:
+    with _ANOMALY, torch.autograd.set_detect_anomaly(False), torch.enable_grad(), _CountBytes() as both:
         images.requires_grad_()
         features = network.embed(images)
         torch.autograd.grad(features, images, torch.empty_like(features))

@@ -62,13 +62,13 @@ def normalised_pixels(
         if low >= 0 and high <= 1:
             tally.say(
                 f"all pixels lie in [0, 1], {low:.3g}..{high:.3g}, and are taken as normalised; if they are not, load "
-                "it with normalised=False"
+                "it with normalised=False (--not_normalised)"
             )
         return pixels
     if not (low >= -_TOLERANCE and high <= 1 + _TOLERANCE):
         raise FastDMError(
             f"{what} has pixels of {low:.3g}..{high:.3g}, though its layout has them in [0, 1]; if they are "
-            "normalised, load it with normalised=True"
+            "normalised, load it with normalised=True (--normalised)"
         )
     return (pixels - per_channel(mean)) / per_channel(std)
 

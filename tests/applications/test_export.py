@@ -110,7 +110,7 @@ def test_bad_targets_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FastDMError, match="not an empty folder"):
         fastdm.export(a_set(), tmp_path / "full")
     assert (tmp_path / "full" / "mine.txt").read_text() == "keep"
-    with pytest.raises(FastDMError, match=r"\.npz or \.pt"):
+    with pytest.raises(FastDMError, match=r"\.npz, \.pt or \.safetensors"):
         fastdm.export(a_set(), tmp_path / "set.zip")
     with pytest.raises(FastDMError, match=r"absent\.safetensors"):
         fastdm.export(tmp_path / "absent.safetensors", tmp_path / "out")

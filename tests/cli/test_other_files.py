@@ -1,0 +1,70 @@
+"""Other people's condensed sets in and out, from the command line."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import fastdm
+from fastdm import cli
+from fastdm.errors import FastDMError
+
+QUICK = ("--num_eval", "1", "--epoch_eval_train", "1", "--device", "cpu", "--model", "ConvNetD1")
+
+
+@pytest.fixture
+def digits(tmp_path: Path) -> fastdm.SyntheticSet:
+    """A set of digits, and the files of others that hold it."""
+    synthetic = fastdm.random_selection("digits", 1)
+    torch.save([synthetic.images, synthetic.labels], tmp_path / "normalised.pt")
+    torch.save({"data": [[synthetic.pixels() / 255, synthetic.labels]]}, tmp_path / "unit.pt")
+    return synthetic
+
+
+def run(*words: object) -> list[dict[str, Any]]:
+    result = CliRunner().invoke(cli.app, [*map(str, words)], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def accuracy(*words: object) -> float:
+    *_, last = run("evaluate", *words, *QUICK)
+    return float(last["mean"])
+
+
+def test_pixels_are_what_the_flag_says(digits: fastdm.SyntheticSet, tmp_path: Path) -> None:
+    digits.save(tmp_path / "own.safetensors")
+    own = accuracy(tmp_path / "own.safetensors")
+    assert accuracy(tmp_path / "normalised.pt", "--dataset", "digits", "--normalised") == own
+    run("export", tmp_path / "unit.pt", tmp_path / "out.npz", "--dataset", "digits", "--not_normalised")
+    assert torch.equal(fastdm.open_dataset(tmp_path / "out.npz").train.images, digits.pixels())
+    with pytest.raises(FastDMError, match=r"load it with normalised=True \(--normalised\)"):
+        run("evaluate", tmp_path / "normalised.pt", "--dataset", "digits", *QUICK)
+
+
+@pytest.mark.parametrize(("name", "words"), [("images_best.pt", ("--format", "mtt")), ("data.pt", ("--format", "idc"))])
+def test_the_files_of_others_are_written(
+    digits: fastdm.SyntheticSet, tmp_path: Path, name: str, words: tuple[str, ...]
+) -> None:
+    digits.save(tmp_path / "own.safetensors")
+    assert run("export", tmp_path / "own.safetensors", tmp_path / name, *words)[0]["saved"] == str(tmp_path / name)
+    dataset = fastdm.open_dataset("digits")
+    loaded = fastdm.SyntheticSet.load(tmp_path / name, dataset=dataset)
+    torch.testing.assert_close(loaded.images, digits.images, rtol=0, atol=4e-7)  # 1 in [0, 1], over std 0.38
+    (tmp_path / name).rename(tmp_path / f"other_{name}")
+    if name.startswith("images"):
+        (tmp_path / "labels_best.pt").rename(tmp_path / "other_labels_best.pt")
+    run("export", tmp_path / f"other_{name}", tmp_path / "again.safetensors", "--dataset", "digits")
+    again = fastdm.SyntheticSet.load(tmp_path / "again.safetensors")
+    assert torch.equal(again.images, loaded.images)
+    assert again.class_names == digits.class_names
+
+
+def test_an_unknown_format_is_refused(digits: fastdm.SyntheticSet, tmp_path: Path) -> None:
+    with pytest.raises(FastDMError, match="format is 'npy'; it must be one of 'safetensors', 'public', 'mtt', 'idc'"):
+        run("export", tmp_path / "unit.pt", tmp_path / "a", "--dataset", "digits", "--format", "npy")
+    with pytest.raises(FastDMError, match=r"holds 1 sets, counted from 0; there is no set 3"):
+        run("export", tmp_path / "unit.pt", tmp_path / "a.pt", "--dataset", "digits", "--experiment", "3")
