@@ -17,7 +17,7 @@ import dataclasses
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -150,21 +150,41 @@ def _bars(result: Result) -> Any:
     return plots.bars(result, names, series, "test accuracy, %", row_inches=0.2 * len(rungs))[0]
 
 
+def _quote(rows: Sequence[Row]) -> str:
+    """A line for each budget and rung: means over seeds, deviations over those or else over the networks of the one."""
+    lines: list[Row] = []
+    shown = [row for row in rows if not row["validation"] and row["given_lr_img"] is None]
+    for (name, rung), group in itertools.groupby(sorted(shown, key=_place), lambda row: (row["name"], row["rung"])):
+        seeds = [*group]
+        line: Row = {"name": name, "rung": rung, "seeds": len(seeds)}
+        for protocol in ("idc", "dm"):
+            found = [row[protocol] for row in seeds if protocol in row]
+            if found:
+                line[protocol] = statistics.fmean(found)
+                line[f"{protocol}_std"] = statistics.stdev(found) if len(found) > 1 else seeds[0][f"{protocol}_std"]
+        for key in ("pool_seconds", "condensation_seconds"):
+            if found := [row[key] for row in seeds if key in row]:
+                line[key] = statistics.fmean(found)
+        lines.append(line)
+    return cells.table(_QUOTED, lines)
+
+
+def _place(row: Row) -> tuple[str, int]:
+    return row["name"], [*RUNGS].index(row["rung"])
+
+
+_ACCURACIES = [("idc", cells.plus_minus("idc", "idc_std")), ("dm", cells.plus_minus("dm", "dm_std"))]
+_SECONDS = cells.columns("pool, s | pool_seconds | .0f; condensation, s | condensation_seconds | .0f")
+_QUOTED = [*cells.columns("set | name; images | rung; sets | seeds"), *_ACCURACIES, *_SECONDS]
 _COLUMNS = [
-    ("set", cells.text("name")),
-    ("images", cells.text("rung")),
-    ("seed", cells.text("seed")),
+    *cells.columns("set | name; images | rung; seed; real images per class | batch_real; epochs"),
     ("held out", lambda row: "yes" if row["validation"] else ""),
-    ("lr", cells.number("lr_img")),
+    *cells.columns("lr | lr_img | g"),
     ("weight of CE", lambda row: f"{row['ce_weight']:g}" if row.get("ce_weight") else ""),
-    ("idc", cells.plus_minus("idc", "idc_std")),
-    ("dm", cells.plus_minus("dm", "dm_std")),
-    ("loss, first 25", cells.number("loss_first_25")),
-    ("last 25", cells.number("loss_last_25")),
-    ("pool, %", cells.text("pool_accuracies")),
-    ("pool, s", cells.number("pool_seconds", "{:.0f}")),
-    ("condensation, s", cells.number("condensation_seconds", "{:.0f}")),
-    ("evaluation, s", cells.number("idc_seconds", "{:.0f}")),
+    *_ACCURACIES,
+    *cells.columns("loss, first 25 | loss_first_25 | .2f; last 25 | loss_last_25 | .2f; pool, % | pool_accuracies"),
+    *_SECONDS,
+    *cells.columns("evaluation, s | idc_seconds | .0f"),
 ]
 SUITE = Suite(
     "recipes",
@@ -173,6 +193,7 @@ SUITE = Suite(
     "last epoch, under the protocols of IDC and of DM. Seconds of the processor, over all threads.",
     (*STEP, "synthetic", "evaluation", "applications"),
     _COLUMNS,
+    quote=_quote,
     plots={"bars": _bars},
 )
 
