@@ -131,9 +131,9 @@ def measure(
 
 
 def _bars(result: Result) -> Any:
-    """Accuracy under "idc", mean over seeds, of each rung and case."""
-    rows = [row for row in result["rows"] if "idc" in row and not row["validation"]]
-    names = list(dict.fromkeys(row["name"] for row in rows))
+    """Accuracy under "idc", mean over seeds, of each rung and budget."""
+    rows = [row for row in result["rows"] if "idc" in row and not row["validation"] and row["given_lr_img"] is None]
+    budgets = list(dict.fromkeys(row["name"] for row in sorted(rows, key=_place)))
     rungs = [rung for rung in RUNGS if any(row["rung"] == rung for row in rows)]
     if not rows:
         return None
@@ -142,12 +142,12 @@ def _bars(result: Result) -> Any:
         found = [row["idc"] for row in rows if (row["rung"], row["name"]) == (rung, name)]
         return statistics.fmean(found) if found else float("nan")
 
-    colors = [plots.THEIRS, plots.OTHER, plots.LINE, plots.OURS]
+    colors = [plots.OURS, plots.OTHER, plots.LINE, plots.THEIRS]
     series = [
-        plots.Series(rung, [mean(rung, name) for name in names], colors[number % 4])
-        for number, rung in enumerate(rungs)
+        plots.Series(name, [mean(rung, name) for rung in rungs], color)
+        for name, color in zip(budgets, itertools.cycle(colors), strict=False)
     ]
-    return plots.bars(result, names, series, "test accuracy, %", row_inches=0.2 * len(rungs))[0]
+    return plots.bars(result, rungs, series, "test accuracy, %", row_inches=0.2 * (len(budgets) + 1))[0]
 
 
 def _quote(rows: Sequence[Row]) -> str:

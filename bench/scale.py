@@ -126,6 +126,9 @@ def _draw(result: Result) -> Any:
         for label, key, color in (("measured", "peak_bytes", plots.OURS), ("planned", "planned_bytes", plots.OTHER)):
             one.plot(x, [row[key] / 2**30 for row in rows], "o-", color=color, label=label)
         plots.label(one, name, "GiB")
+        one.set(yscale="linear", ylim=(0, None), xticks=x)
+        one.xaxis.set_major_formatter("{x:g}")
+        one.minorticks_off()
     return drawn
 
 
