@@ -1,26 +1,26 @@
 """`evaluate`: networks are trained on a set, side by side, and tested on real images."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
 
 from fastdm.augmentation import default_strategy
 from fastdm.data.pool import Dataset, Pool
 from fastdm.data.sources import Source, open_dataset
 from fastdm.errors import FastDMError, one_of
-from fastdm.evaluation.ensemble import position, side_by_side
+from fastdm.evaluation.ensemble import position
 from fastdm.evaluation.outcome import Evaluation
 from fastdm.evaluation.protocol import Protocol
 from fastdm.evaluation.soft_labels import relabel
-from fastdm.evaluation.testing import Answers, classify
-from fastdm.evaluation.training import LabelledImages, Momentum, train_network
-from fastdm.networks.architectures import build_network, default_network
-from fastdm.networks.own import Builder, build_own
+from fastdm.evaluation.testing import Answers
+from fastdm.evaluation.training import LabelledImages
+from fastdm.evaluation.trial import Trial, train_all
+from fastdm.networks.architectures import default_network
+from fastdm.networks.own import Builder
 from fastdm.networks.trained import NetworkPool
 from fastdm.synthetic.initial import random_selection
 from fastdm.synthetic.synthetic_set import SyntheticSet, check_compatible
@@ -28,9 +28,6 @@ from fastdm.system.device import Precision, default_device, precision_context, u
 from fastdm.system.memory import within_memory
 from fastdm.system.progress import Progress
 from fastdm.system.ranks import shared
-
-_MOST_NETWORKS = 1 << 20
-"""Networks of the user's own are seeded by seed · this + number."""
 
 _SMALLER = "take a smaller network or batch_train, or fewer threads, each of which trains a network of its own"
 
@@ -187,51 +184,10 @@ def measure(
             return position(done, len(own), at_once, steps, protocol.all_epochs)
 
         with bar or nullcontext():
-            tests_of = side_by_side(_Trial(dataset, protocol, examples, tests, device, dtype), own, device, bar, where)
+            tests_of = train_all(Trial(dataset, protocol, examples, tests, device, dtype), own, bar, where)
         found = [_evaluation(name, each, protocol.checks > 1) for (name, _), each in zip(own, tests_of, strict=True)]
         everywhere = ranks.exchange([asdict(each) for each in found])
     return Evaluation.pooled(Evaluation(**everywhere[job % ranks.size][job // ranks.size]) for job in range(len(jobs)))
-
-
-@dataclass(frozen=True)
-class _Trial:
-    """The training of a network and its tests, as often as the protocol asks."""
-
-    dataset: Dataset
-    protocol: Protocol
-    examples: LabelledImages
-    tests: LabelledImages
-    device: torch.device
-    dtype: torch.dtype
-
-    def __call__(self, job: tuple[str, int], after_step: Callable[[], None]) -> list[Answers]:
-        name, number = job
-        network = self._network(name, number)
-        measured = self.protocol.measured_after(len(self.examples))
-        found = []
-
-        def after(done: int, momentum: Momentum) -> None:
-            if done in measured[:-1]:
-                found.append(classify(network, self.tests, self.dtype))
-                network.train()
-            after_step()
-
-        train_network(network, self.examples, self.protocol, number, self.dtype, after)
-        return [*found, classify(network, self.tests, self.dtype)]
-
-    def _network(self, name: str, number: int) -> nn.Module:
-        network = self.protocol.by_name()[name]
-        if not isinstance(network, str):
-            return build_own(network, (self.protocol.seed * _MOST_NETWORKS + number) % 2**63, self.device)
-        channels, height, width = self.dataset.image_shape
-        return build_network(
-            network,
-            channels=channels,
-            num_classes=self.dataset.num_classes,
-            image_size=(height, width),
-            device=self.device,
-            drawn=False,
-        )
 
 
 def _evaluation(name: str, tests: Sequence[Answers], is_checked: bool) -> Evaluation:

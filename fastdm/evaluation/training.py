@@ -85,10 +85,10 @@ class Start:
 def draw_weights(network: nn.Module, examples: LabelledImages, protocol: Protocol, number: int) -> None:
     """The weights from which `train_network` starts; a module of the user's own keeps those that it has."""
     if isinstance(network, Network):
-        initialise(network, _key(examples, protocol, number))
+        initialise(network, training_key(examples, protocol, number))
 
 
-def _key(examples: LabelledImages, protocol: Protocol, number: int) -> Tensor:
+def training_key(examples: LabelledImages, protocol: Protocol, number: int) -> Tensor:
     """(seed, step) of the first update of a training: those of other numbers have steps of their own."""
     return torch.tensor(
         [protocol.seed ^ _SEED_BIT, number * protocol.steps(len(examples))], device=examples.images.device
@@ -111,10 +111,10 @@ def train_network(
     there, with the weights that the network has: what follows is what an uninterrupted training does.
     """
     steps, per_epoch = protocol.steps(len(examples)), -(-len(examples) // protocol.batch)
-    key = _key(examples, protocol, number)
+    key = training_key(examples, protocol, number)
     rows = torch.arange(min(protocol.batch, len(examples)), device=examples.images.device)
     at_once = images_at_once(network.train(), examples, protocol.batch)
-    optimizer = _sgd(network, protocol.lr_net)
+    optimizer = sgd(network, protocol.lr_net)
     first = 0
     if start is None:
         draw_weights(network, examples, protocol, number)
@@ -133,12 +133,30 @@ def train_network(
         key[1:].fill_(number * steps + step)
         index = order[batch * protocol.batch : (batch + 1) * protocol.batch]
         optimizer.zero_grad()
-        for part in _parts(examples, protocol, index, key, rows, at_once):
-            with torch.autocast(examples.images.device.type, dtype, enabled=dtype != torch.float32):
-                logits = network(part.images)
-            (part.loss(logits.float()) / len(index)).backward()
+        add_gradients(network, examples, protocol, index, key, rows[: len(index)], at_once, dtype)
         optimizer.step()
         after_step(step + 1, partial(_momentum, network, optimizer))
+
+
+def add_gradients(
+    network: nn.Module,
+    examples: LabelledImages,
+    protocol: Protocol,
+    index: Tensor,
+    key: Tensor,
+    rows: Tensor,
+    at_once: int,
+    dtype: torch.dtype,
+) -> None:
+    """Add the gradients of the mean loss of a batch, the images `index`, augmented by the draws of (seed, step).
+
+    key: that pair, int64 [2]; rows: 0 to the size of the batch; all on the device. at_once: images that go through the
+    network together. Everything is read from the device, so that it can be recorded in a graph.
+    """
+    for part in _parts(examples, protocol, index, key, rows, at_once):
+        with torch.autocast(examples.images.device.type, dtype, enabled=dtype != torch.float32):
+            logits = network(part.images)
+        (part.loss(logits.float()) / len(index)).backward()
 
 
 def _momentum(network: nn.Module, optimizer: torch.optim.SGD) -> list[Tensor]:
@@ -169,7 +187,6 @@ def _parts(
     examples: LabelledImages, protocol: Protocol, index: Tensor, key: Tensor, rows: Tensor, at_once: int
 ) -> Iterator[_Part]:
     """The batch of the rows `index`, of `at_once` images at a time."""
-    rows = rows[: len(index)]
     size = (examples.images.shape[2], examples.images.shape[3])
     tables = draw_tables(protocol, key, rows, size)
     targets = examples.targets[index]
@@ -188,20 +205,27 @@ def _schedule(
     optimizer: torch.optim.SGD, network: nn.Module, protocol: Protocol, epoch: int, begins: bool
 ) -> torch.optim.SGD:
     """The optimizer of an epoch, counted from 0; begins: whether it is the epoch's first update."""
-    if protocol.name == "dm":
-        late = epoch >= protocol.epochs // 2 + 2
-        if begins and epoch == protocol.epochs // 2 + 2:  # without momentum
-            optimizer = _sgd(network, protocol.lr_net)
-        rate = 0.1 * protocol.lr_net if late else protocol.lr_net
-    else:
-        milestones = (2 * protocol.epochs // 3, 5 * protocol.epochs // 6)
-        rate = protocol.lr_net * 0.2 ** sum(epoch >= milestone for milestone in milestones)
+    if begins and forgets_momentum(protocol, epoch):
+        optimizer = sgd(network, protocol.lr_net)
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = learning_rate(protocol, epoch)
     return optimizer
 
 
-def _sgd(network: nn.Module, lr: float) -> torch.optim.SGD:
+def learning_rate(protocol: Protocol, epoch: int) -> float:
+    """The learning rate of an epoch, counted from 0."""
+    if protocol.name == "dm":
+        return 0.1 * protocol.lr_net if epoch >= protocol.epochs // 2 + 2 else protocol.lr_net
+    milestones = (2 * protocol.epochs // 3, 5 * protocol.epochs // 6)
+    return protocol.lr_net * 0.2 ** sum(epoch >= milestone for milestone in milestones)
+
+
+def forgets_momentum(protocol: Protocol, epoch: int) -> bool:
+    """Whether an epoch, counted from 0, begins without momentum."""
+    return protocol.name == "dm" and epoch == protocol.epochs // 2 + 2
+
+
+def sgd(network: nn.Module, lr: float) -> torch.optim.SGD:
     return torch.optim.SGD(network.parameters(), lr, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY, fused=True)
 
 

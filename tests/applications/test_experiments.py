@@ -109,7 +109,7 @@ def test_the_sets_are_saved_before_they_are_evaluated(
     def fail(*args: object, **options: object) -> float:
         raise MemoryError("no memory")
 
-    monkeypatch.setattr("fastdm.evaluation.measure.classify", fail)
+    monkeypatch.setattr("fastdm.evaluation.trial.classify", fail)
     with pytest.raises(MemoryError):
         run(dataset, tmp_path, PROTOCOL)
     file = read_public(tmp_path / RESULT)

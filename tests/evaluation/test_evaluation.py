@@ -12,7 +12,7 @@ from fastdm.augmentation import DSA_STRATEGY
 from fastdm.condensation.loop import condense
 from fastdm.data import Dataset, open_dataset
 from fastdm.errors import FastDMError
-from fastdm.evaluation import measure
+from fastdm.evaluation import trial
 from fastdm.evaluation.ensemble import position
 from fastdm.evaluation.measure import evaluate, recorded_settings
 from fastdm.evaluation.outcome import Evaluation
@@ -226,7 +226,7 @@ def test_the_defaults_are_how_the_set_was_condensed(
     def record(network: Network, examples: LabelledImages, protocol: Protocol, *args: object) -> None:
         used.append(str(protocol.strategy))
 
-    monkeypatch.setattr(measure, "train_network", record)
+    monkeypatch.setattr(trial, "train_network", record)
     named = dataclasses.replace(blobs, name=dataset)
     train = dataclasses.replace(random_selection(named, 1), settings=settings)
     assert list(evaluate(train, named, num_eval=1, device="cpu").accuracies) == networks
@@ -264,7 +264,7 @@ def test_one_failure_stops_all(blobs: Dataset, monkeypatch: pytest.MonkeyPatch) 
     def fail(*args: object) -> float:
         raise MemoryError("no memory")
 
-    monkeypatch.setattr(measure, "classify", fail)
+    monkeypatch.setattr(trial, "classify", fail)
     with pytest.raises(MemoryError, match="no memory"):
         evaluate(random_selection(blobs, 1), blobs, networks=(TINY,), num_eval=3, epochs=1, device="cpu")
 

@@ -5,6 +5,7 @@ import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -17,7 +18,9 @@ from fastdm.condensation.loop import condense
 from fastdm.condensation.settings import Settings
 from fastdm.data.batches import ResidentImages
 from fastdm.data.pool import Dataset
+from fastdm.evaluation.measure import evaluate
 from fastdm.evaluation.protocol import Protocol
+from fastdm.evaluation.together import Together, networks_together
 from fastdm.evaluation.training import LabelledImages, train_network
 from fastdm.networks.architectures import build_network
 from fastdm.runs.run import Run
@@ -39,6 +42,8 @@ def check(device: torch.device) -> Iterator[dict[str, Any]]:
         a_second_condensation_has_the_same_plan,
         a_profile_without_kernel_times_is_written,
         training_waits_at_its_start_only,
+        networks_are_trained_together,
+        evaluation_uses_the_graph,
     ):
         wrong: list[str] = []
         # Nothing was computed: what is read from the card may be anything.
@@ -116,6 +121,40 @@ def training_waits_at_its_start_only(device: torch.device) -> None:
                 train_network(network, examples, protocol, number, dtype)
     waits = [line.what for line in lines if line.kind == "WAIT"]
     assert len(waits) <= 2, waits  # for its key, which is made twice; the training has 16 steps
+
+
+def networks_are_trained_together(device: torch.device) -> None:
+    """An epoch of 8 networks is the replay of a graph, and little else; the set of 100 images takes 1 or 4 of them."""
+    data = dataset(*SMALL)
+    images = random_selection(data, ipc=10)
+    examples = LabelledImages.of(images, images.mean, images.std, device)
+    for name, batch in (("ConvNet", 256), ("ConvNet", 32)):
+        protocol = Protocol((name,), "color_crop_cutout_flip_scale_rotate", 8, 20, 0.01, batch, 0, "tf32")
+        with precision_context("tf32", device) as dtype:
+            networks = [
+                (n, build_network(name, channels=3, num_classes=10, image_size=(32, 32), device=device))
+                for n in range(8)
+            ]
+            assert networks_together(networks[0][1], examples, protocol) >= 2
+            trainings = Together(networks, examples, protocol, dtype)
+            with recorded() as lines:
+                trainings.run()
+        kinds = [line.kind for line in lines]
+        steps = protocol.steps(len(examples))
+        assert kinds.count("GRAPH") == steps, kinds.count("GRAPH")
+        # The clone of the graph's result; once the learning rate and the momentum of each network.
+        assert kinds.count("KERNEL") + kinds.count("COPY") + kinds.count("FILL") <= steps + 8 * 40
+        assert kinds.count("WAIT") == 0
+
+
+def evaluation_uses_the_graph(device: torch.device) -> None:
+    data = dataset(*SMALL)
+    data = replace(data, test=data.train)
+    images = random_selection(data, ipc=1)
+    with recorded() as lines:
+        found = evaluate(images, data, networks=["ConvNet"], num_eval=4, epochs=9, checks=2, device=device)
+    assert [line.kind for line in lines].count("GRAPH") == 10
+    assert len(found.accuracies["ConvNet"]) == 4
 
 
 def _build(data: Dataset, device: torch.device, batch_real: int = 16) -> Any:

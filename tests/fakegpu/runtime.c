@@ -93,9 +93,13 @@ static stream default_streams[MOST_DEVICES];
 static __thread enum cudaStreamCaptureMode thread_mode = cudaStreamCaptureModeGlobal;
 
 static stream* of(cudaStream_t handle) {
-    if (handle != NULL && handle != cudaStreamLegacy && handle != cudaStreamPerThread) return handle;
-    default_streams[device].device = device;
-    return &default_streams[device];
+    stream* s = handle;
+    if (handle == NULL || handle == cudaStreamLegacy || handle == cudaStreamPerThread) {
+        s = &default_streams[device];
+        s->device = device;
+    }
+    if (s->capture && !s->capture->active) s->capture = NULL;  // it has ended, and has let its streams go
+    return s;
 }
 
 // Fails, and breaks the captures under way that forbid it to this thread.
@@ -185,7 +189,6 @@ cudaError_t cudaStreamEndCapture(cudaStream_t s, cudaGraph_t* made) {
 }
 cudaError_t cudaStreamIsCapturing(cudaStream_t handle, enum cudaStreamCaptureStatus* status) {
     stream* s = of(handle);
-    if (s->capture && !s->capture->active) s->capture = NULL;
     *status = s->capture == NULL   ? cudaStreamCaptureStatusNone
               : s->capture->broken ? cudaStreamCaptureStatusInvalidated
                                    : cudaStreamCaptureStatusActive;
