@@ -16,6 +16,10 @@ class FastDMError(ValueError):
     """
 
 
+class OtherRankEnded(FastDMError):
+    """Another process of the job has ended, or cannot be reached; the message names it, and says why if it could."""
+
+
 def unknown(what: str, name: str, known: Iterable[str]) -> FastDMError:
     """The error for a name that is not known: it suggests the nearest ones, else lists all, or the first of many."""
     by_lower = {each.lower(): each for each in known}

@@ -34,7 +34,7 @@ def main() -> None:
     128 + the signal's number; those that are ignored, such as SIGHUP under nohup, stay so. Output that cannot be
     written does not end a run, but is exit code 1 unless its reader has left.
     """
-    from fastdm.errors import FastDMError
+    from fastdm.errors import FastDMError, OtherRankEnded
 
     # Where a rank is gone, the others say so in a sentence; PyTorch would add the stack of each.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
@@ -56,7 +56,7 @@ def main() -> None:
             if sys.stdout is not None:
                 sys.stdout.flush()
     except FastDMError as error:
-        _end(str(error), MISTAKE)
+        _end(str(error), MISTAKE, at_once=isinstance(error, OtherRankEnded))
     except _Stopped as stopped:
         saved = "; ".join(getattr(stopped, "__notes__", ()))
         _end(f"stopped; {saved}: continue with --resume" if saved else "stopped", SIGNAL + stopped.number)
@@ -85,8 +85,11 @@ def _heed_signals() -> None:
             signal.signal(number, stop)
 
 
-def _end(sentence: str, code: int) -> None:
-    """End the process with a sentence on standard error, in lines that a terminal can hold."""
+def _end(sentence: str, code: int, *, at_once: bool = False) -> None:
+    """End the process with a sentence on standard error, in lines that a terminal can hold.
+
+    at_once: without the usual farewell, in which PyTorch would wait for a rank that is gone.
+    """
     from fastdm.system.streams import complain
     from fastdm.system.text import printable
 
@@ -95,6 +98,10 @@ def _end(sentence: str, code: int) -> None:
         width = max(40, shutil.get_terminal_size().columns)
         text = textwrap.fill(text, width, initial_indent=" " * 8, subsequent_indent="  ", break_on_hyphens=False)[8:]
     complain(text)
+    if at_once:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        os._exit(code)
     sys.exit(code)
 
 

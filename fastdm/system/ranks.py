@@ -15,7 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import partial
@@ -24,9 +24,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from torch.distributed import PrefixStore, TCPStore, rendezvous  # type: ignore[attr-defined]
 
-from fastdm.errors import FastDMError
+from fastdm.errors import FastDMError, OtherRankEnded
 
 BEAT = 1.0
 """Seconds between two signs of life of a rank."""
@@ -38,12 +38,10 @@ BROKEN_SILENCE = 5.0
 """The same once a connection broke: then one of them is."""
 
 _GONE = "rank {} is gone: it was killed, or its machine or its network failed"
+_RESTARTS = "TORCHELASTIC_RESTART_COUNT"
+_MEETING_TIMEOUT = timedelta(minutes=5)
 _STORE_TIMEOUT = timedelta(seconds=30)
-_COLLECTIVE_TIMEOUT = timedelta(days=7)  # who is gone is noticed otherwise; what takes long may
-
-
-class OtherRankEnded(FastDMError):
-    """Another rank has ended, or cannot be reached; the message names it, and says why if it could still say that."""
+_COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # who is gone is noticed before
 
 
 class Ranks:
@@ -91,6 +89,7 @@ class _Group(Ranks):
         self._why = ""  # this rank has ended, or another one has
         self._closed = threading.Event()
         self._numbers: dict[str, int] = {}
+        self._stores = {"": self._store}  # by topic: who waits for an answer holds a connection
         self._beats: list[tuple[bytes, float]] = [(b"", time.monotonic())] * self.size
         self._lock = threading.Lock()
         threading.Thread(target=self._beat, args=(self._store.clone(),), daemon=True).start()
@@ -127,7 +126,9 @@ class _Group(Ranks):
     def exchange(self, value: Any, topic: str = "") -> list[Any]:
         number = self._numbers[topic] = self._numbers.get(topic, 0) + 1
         keys = [f"{self._session}/{topic}/{number}/{rank}" for rank in range(self.size)]
-        store = self._reached(lambda: self._store.clone()) if topic else self._store
+        if topic not in self._stores:
+            self._stores[topic] = self._reached(lambda: self._store.clone())
+        store = self._stores[topic]
         self._reached(lambda: store.set(keys[self.rank], json.dumps(value)))
         self.wait(lambda: store.check(keys))
         return [json.loads(text) for text in self._reached(lambda: store.multi_get(keys))]
@@ -182,13 +183,20 @@ class _Group(Ranks):
 
     def _transfer(self, call: Callable[[], Any]) -> None:
         """Send or receive. In a thread, since gloo does not say when that is complete."""
-        with ThreadPoolExecutor(1) as thread:
-            transfer = thread.submit(call)
+        done: Future[None] = Future()
+
+        def transfer() -> None:
             try:
-                self.wait(transfer.done)
-                transfer.result()
+                done.set_result(call())
             except RuntimeError as error:
-                raise self._broken(error) from error
+                done.set_exception(error)
+
+        threading.Thread(target=transfer, daemon=True).start()
+        self.wait(done.done)
+        try:
+            done.result()
+        except RuntimeError as error:
+            raise self._broken(error) from error
 
     def begin_sum(self, row: Tensor) -> Any:
         """Begin to sum a row over the ranks, in place."""
@@ -346,7 +354,6 @@ def joined() -> Iterator[Ranks]:
 
     A process group that is there already is taken as it is. Raises FastDMError where the others cannot be reached.
     """
-    global _known
     launched = None if not dist.is_available() or dist.is_initialized() else _launched(os.environ)
     if launched is None:
         with shared() as ranks:
@@ -356,7 +363,10 @@ def joined() -> Iterator[Ranks]:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(launched.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
     try:
-        dist.init_process_group("gloo")
+        store, rank, size = next(rendezvous("env://", timeout=_MEETING_TIMEOUT))
+        # What torchrun's last attempt has left in the store would lead nowhere.
+        store = PrefixStore(f"attempt {os.environ.get(_RESTARTS, '0')}", store)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=_MEETING_TIMEOUT)
     except (RuntimeError, ValueError) as error:
         raise FastDMError(
             f"rank {launched['RANK']} of {launched['WORLD_SIZE']} cannot reach the others ({error})"
@@ -364,16 +374,26 @@ def joined() -> Iterator[Ranks]:
     try:
         with shared() as ranks:
             yield ranks
-    finally:
-        if _known is not None:
-            _known[1].close()
-        _known = None
-        dist.destroy_process_group()
+    except OtherRankEnded:
+        raise  # to end the connections would be to wait for it
+    except BaseException:
+        _disconnect()
+        raise
+    else:
+        _disconnect()
+
+
+def _disconnect() -> None:
+    global _known
+    if _known is not None:
+        _known[1].close()
+    _known = None
+    dist.destroy_process_group()
 
 
 def was_restarted() -> bool:
     """Whether torchrun has started this process in place of one that failed (--max-restarts)."""
-    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+    return os.environ.get(_RESTARTS, "0") != "0"
 
 
 def _launched(environment: Mapping[str, str]) -> dict[str, str] | None:
