@@ -35,6 +35,7 @@ from fastdm.data.pool import Dataset, Pool
 from fastdm.data.unread import unread_dataset
 from fastdm.system.device import free_memory
 from fastdm.system.gpus import GPUS
+from fastdm.system.ranks import joined
 
 ITERATIONS = 3
 BASE = {"classes": 100, "ipc": 1, "size": 16, "batch_real": 8, "network": "ConvNetW32"}
@@ -59,7 +60,10 @@ def worker(case: dict[str, Any], out: Path) -> None:
     names = tuple(map(str, range(case["classes"])))
     data = Dataset("random", pool, None, names, (0.5,) * 3, (0.25,) * 3)
     marks: list[float] = []
-    fastdm.condense(data, settings=_settings(case), device="cpu", callback=lambda *_: marks.append(time.process_time()))
+    with joined():
+        fastdm.condense(
+            data, settings=_settings(case), device="cpu", callback=lambda *_: marks.append(time.process_time())
+        )
     seconds = [after - before for before, after in pairwise(marks)]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     rank = int(os.environ.get("RANK", "0"))
@@ -90,7 +94,7 @@ def measure(case: dict[str, Any], ranks: int) -> Row:
     )
     settings = _settings(case).resolve(data, cpu)
     base = max(each["base"] for each in found)
-    planned = forecast(data, settings, cpu, None, memory=free_memory(), process_bytes=base, ranks=ranks)
+    planned = forecast(data, settings, cpu, None, memory=free_memory(), process_bytes=base, ranks=ranks, saves=False)
     slowest = max(found, key=lambda each: sum(each["seconds"]))
     peak = max(each["peak"] for each in found)
     return {

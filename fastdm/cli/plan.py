@@ -235,7 +235,9 @@ def _print_parts(title: str, found: "Forecast") -> None:
     rows: list[list[Any]] = [[part.name, size_text(part.bytes), part.place, part.source] for part in found.parts]
     totals = {place: found.bytes(place) for place in PLACES}
     rows += [
-        [f"all on the {place}", size_text(total), place, "one process"] for place, total in totals.items() if total
+        [f"all on the {place}", size_text(total), place, "the first process"]
+        for place, total in totals.items()
+        if total
     ]
     print_table(title, ("part", "bytes", "where", "source"), rows)
     own = f"{found.classes} of the classes in each of {found.ranks} processes" if found.ranks > 1 else "all classes"

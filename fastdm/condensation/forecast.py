@@ -34,7 +34,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Forecast:
-    """Of one process; all processes of a job take as much, or less.
+    """Of the first of the processes of a job, which puts the result together; the others take as much, or less.
 
     classes: those of the process. plan: that of its step. parts: what is in memory at the peak, and where. memory:
     bytes that are free on the device. read_bytes: of real images in an iteration.
@@ -85,6 +85,7 @@ def forecast(
     protocol: Protocol | None = None,
     pool: NetworkPool | None = None,
     chunk_memory: int | None = None,
+    saves: bool = True,
     name: str | None = None,
 ) -> Forecast:
     """Forecast a condensation of a data set, of which the shape suffices, by resolved settings.
@@ -92,7 +93,8 @@ def forecast(
     device: it need not be there. rate: of the device, None for no times. memory: bytes that are free on it.
     process_bytes: what a process takes before it condenses anything. ranks: processes, each with a device of its own
     (on a CPU, with its part of the memory), that share the classes. protocol: of the evaluation. pool: as for
-    `condense`; of its weights, too, the shape suffices. name: what the device is called.
+    `condense`; of its weights, too, the shape suffices. saves: whether checkpoints are written. name: what the device
+    is called.
 
     Raises FastDMError for what will not fit, and for more ranks than classes.
     """
@@ -109,7 +111,15 @@ def forecast(
         ranks=ranks,
         classes=own.num_classes,
         plan=plan,
-        parts=_parts(plan, settings, pool, process_bytes, held=_held(plan, own, device, memory // ranks)),
+        parts=_parts(
+            plan,
+            settings,
+            pool,
+            process_bytes,
+            held=_held(plan, own, device, memory // ranks),
+            ranks=ranks,
+            saves=saves,
+        ),
         memory=memory,
         read_bytes=work.read,
     )
@@ -140,7 +150,14 @@ def _held(plan: MemoryPlan, real: Pool, device: torch.device, memory: int) -> tu
 
 
 def _parts(
-    plan: MemoryPlan, settings: Settings, pool: NetworkPool | None, process_bytes: int, *, held: tuple[Place, int]
+    plan: MemoryPlan,
+    settings: Settings,
+    pool: NetworkPool | None,
+    process_bytes: int,
+    *,
+    held: tuple[Place, int],
+    ranks: int,
+    saves: bool,
 ) -> tuple[Part, ...]:
     """The parts of a plan, and those that the machine holds besides; held: of the pool of real images, and where."""
     pool_bytes = 0 if pool is None or settings.networks == "random" else pool.weights.nbytes
@@ -157,7 +174,8 @@ def _parts(
         Part("graph of the iteration", plan.graph_bytes, place, counted),
         Part("libraries", plan.library_bytes, place, "an allowance for cuDNN and cuBLAS"),
         Part("process", process_bytes, "host", "measured: this process after two small iterations"),
-        Part("check and copy of the result", 3 * one // 2, "host", counted),
+        Part("checkpoint: a copy, and its bytes", 2 * plan.images_bytes if saves else 0, "host", counted),
+        Part("check and copy of the result", one // 2 + ranks * one, "host", counted),
     ]
     if place == "device":
         found += [
