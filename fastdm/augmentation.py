@@ -117,7 +117,7 @@ class Strategy:
     ) -> list[Tensor]:
         """The tables of mode "M", float32 [G, 16], from numbers that were drawn elsewhere.
 
-        draws: for each of the families, the numbers that `DRAWS` lists, [G] each: uniform in [0, 1), for crop and
+        draws: for each of the families, the numbers that `DRAWS` lists, G each: uniform in [0, 1), for crop and
         cutout integers within `crop_range` and `cutout_range`.
         """
         on_cpu = device.type == "cpu"
@@ -126,7 +126,7 @@ class Strategy:
         numbers: Any = np.zeros(shape, np.float32) if on_cpu else torch.zeros(shape, dtype=torch.float32, device=device)
         for family in self.families:
             for drawn, its_columns in zip(draws[family], DRAWS[family], strict=True):
-                values = drawn.numpy() if on_cpu else drawn
+                values = drawn.numpy().reshape(-1) if on_cpu else drawn.flatten()
                 for column in its_columns:
                     numbers[:, column] = values
         values = columns.values(numbers)

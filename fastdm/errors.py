@@ -39,7 +39,8 @@ def whole_number(name: str, value: Any, lowest: int) -> int:
     except TypeError:
         number = lowest - 1
     if isinstance(value, bool) or not lowest <= number < 2**63:
-        raise FastDMError(f"{name} is {value!r}; it must be a whole number of at least {lowest}")
+        limit = " and below 2^63" if number >= 2**63 else ""
+        raise FastDMError(f"{name} is {value!r}; it must be a whole number of at least {lowest}{limit}")
     return number
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from fastdm.data.normalisation import per_channel
 from fastdm.errors import FastDMError
 from fastdm.synthetic.synthetic_set import Format, SyntheticSet
-from fastdm.system.files import user_path, writing
+from fastdm.system.files import reason, user_path, writing
 
 ABOUT = "about.json"
 """In an exported folder: what is needed to use the set as fastdm does."""
@@ -113,8 +113,11 @@ def _as_file_name(name: str) -> str:
 
 
 def _write_folder(synthetic: SyntheticSet, out: Path) -> None:
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FastDMError(f"{out} is there already and is not an empty folder; choose another")
+    try:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise FastDMError(f"{out} is there already and is not an empty folder; choose another")
+    except OSError as error:
+        raise FastDMError(f"{out} cannot be written: {reason(error)}") from error
     unfinished = out.with_name(f".{out.name}.unfinished")
     folders = class_folders(synthetic.class_names)
     pixels = synthetic.pixels()
@@ -132,7 +135,7 @@ def _write_folder(synthetic: SyntheticSet, out: Path) -> None:
             out.rmdir()
         unfinished.rename(out)
     except OSError as error:
-        raise FastDMError(f"{out} cannot be written: {error}") from error
+        raise FastDMError(f"{out} cannot be written: {reason(error)}") from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 

@@ -194,6 +194,10 @@ def _manual_seed() -> Callable[[int], object]:
     return torch.manual_seed if torch.accelerator.is_available() else torch.default_generator.manual_seed
 
 
+_UNIFORM = {"color": 3, "flip": 1, "scale": 2, "rotate": 1}
+"""How many uniform numbers a family draws."""
+
+
 def _draw(family: str, param: ParamDiffAug, x: Tensor) -> list[Tensor]:
     """One value per image for every parameter of the family, in the order in which the public code draws them."""
     n = len(x)
@@ -210,7 +214,8 @@ def _draw(family: str, param: ParamDiffAug, x: Tensor) -> list[Tensor]:
     else:
         device = "cpu" if family in ("scale", "rotate") else x.device
         dtype = x.dtype if family == "color" and x.is_floating_point() else torch.float32
-        for _ in range({"color": 3, "flip": 1, "scale": 2, "rotate": 1}[family]):
+        shape = (n, 1, 1, 1) if family in ("color", "flip") else (n,)  # as they are used
+        for _ in range(_UNIFORM[family]):
             _seed(param)
-            draws.append(torch.rand(n, dtype=dtype, device=device))
+            draws.append(torch.rand(shape, dtype=dtype, device=device))
     return draws

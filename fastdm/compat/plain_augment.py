@@ -1,7 +1,7 @@
 """The families of `DiffAugment` in plain PyTorch: for any channels, dtype and strength, and for a few images.
 
-Every function takes images [N, C, H, W] and its parameters, [N] or, one for all images, [1]; derivatives of every kind
-are PyTorch's.
+Every function takes images [N, C, H, W] and its parameters, [N] or, one for all images, [1] (of color and flip
+[N, 1, 1, 1] or [1, 1, 1, 1]); derivatives of every kind are PyTorch's.
 """
 
 from collections.abc import Callable, Sequence
@@ -42,7 +42,7 @@ def apply_family(family: str, x: Tensor, draws: Sequence[Any], param: Strengths)
 
 
 def _color(x: Tensor, draws: Sequence[Tensor], param: Strengths) -> Tensor:
-    brightness, saturation, contrast = (u.view(-1, 1, 1, 1) for u in draws)
+    brightness, saturation, contrast = draws
     x = x + (brightness - 0.5) * param.brightness
     mean = x.mean(1, keepdim=True)
     x = (x - mean) * (saturation * param.saturation) + mean
@@ -53,8 +53,12 @@ def _color(x: Tensor, draws: Sequence[Tensor], param: Strengths) -> Tensor:
 def _crop(x: Tensor, draws: Sequence[Any], param: Strengths) -> Tensor:
     """out[i, j] = x[i + rows, j + cols], 0 outside."""
     height, width = x.shape[2:]
+    if len(draws[0]) == 1 and isinstance(draws[0], np.ndarray):
+        up, left = int(draws[0][0]), int(draws[1][0])
+        if abs(up) < height and abs(left) < width:  # one shift for all images: one operation
+            return torch.constant_pad_nd(x, (-left, left, -up, up))
     (rows, is_row), (cols, is_col) = _shifted(height, draws[0]), _shifted(width, draws[1])
-    pixels = _tensor((rows[:, :, None] * width + cols[:, None, :]).reshape(len(rows), 1, -1))
+    pixels = _tensor((rows[:, :, None] * width + cols[:, None, :]).reshape(len(rows), 1, height * width))
     inside = _tensor(is_row[:, None, :, None] & is_col[:, None, None, :])
     flat = x.flatten(2)
     moved = flat[:, :, pixels[0, 0]] if len(pixels) == 1 else flat.gather(2, pixels.expand(-1, x.shape[1], -1))
@@ -84,7 +88,7 @@ def _hole(size: int, offset: Any, ratio: float) -> Any:
 
 
 def _flip(x: Tensor, draws: Sequence[Tensor], param: Strengths) -> Tensor:
-    return torch.where(draws[0].view(-1, 1, 1, 1) < param.prob_flip, x.flip(3), x)
+    return torch.where(draws[0] < param.prob_flip, x.flip(3), x)
 
 
 def _scale(x: Tensor, draws: Sequence[Any], param: Strengths) -> Tensor:
@@ -111,8 +115,12 @@ def _sample(x: Tensor, theta: Any) -> Tensor:
     """
     work = x if x.dtype in (torch.float32, torch.float64) else x.to(torch.float32)
     grid = torch.affine_grid_generator(torch.from_numpy(theta), [len(theta), *x.shape[1:]], False)
-    grid = grid.to(work).expand(len(x), -1, -1, -1)
-    return torch.grid_sampler(work, grid, _BILINEAR, _ZEROS, False).to(x.dtype)
+    if grid.dtype != work.dtype or grid.device != work.device:
+        grid = grid.to(work)
+    if len(grid) != len(x):
+        grid = grid.expand(len(x), -1, -1, -1)
+    sampled = torch.grid_sampler(work, grid, _BILINEAR, _ZEROS, False)
+    return sampled if work is x else sampled.to(x.dtype)
 
 
 _BILINEAR, _ZEROS = 0, 0

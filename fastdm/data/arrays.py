@@ -78,10 +78,10 @@ def as_images(name: str, array: ArrayLike | Tensor) -> Tensor:
         images = images[:, None]
     elif images.ndim == 4 and images.shape[1] not in (1, 3):
         images = images.permute(0, 3, 1, 2)
-    if images.ndim != 4 or images.shape[1] not in (1, 3):
+    if images.ndim != 4 or images.shape[1] not in (1, 3) or 0 in images.shape[2:]:
         raise FastDMError(
             f"data set {name}: images of shape {tuple(given.shape)}; they must be [N, H, W], "
-            "[N, H, W, C] or [N, C, H, W] with 1 or 3 channels"
+            "[N, H, W, C] or [N, C, H, W] with 1 or 3 channels and at least one pixel"
         )
     if images.dtype == torch.uint8:
         return images
@@ -141,7 +141,11 @@ def as_tensor(name: str, what: str, array: ArrayLike | Tensor) -> Tensor:
     try:
         if isinstance(array, list | tuple) and len(array) and all(isinstance(item, Tensor) for item in array):
             return torch.stack([plain(name, item) for item in array])
+        if isinstance(array, np.ma.MaskedArray) and np.ma.is_masked(array):
+            raise FastDMError(f"{name}: some of its {what} are masked; fill them, or leave the images out")
         values = np.asarray(array)
+        if values.dtype.kind not in "biufc":
+            raise FastDMError(f"{name}: its {what} are {values.dtype}, not numbers of one shape")
         values = values.astype(values.dtype.newbyteorder("="), copy=False)
         return torch.from_numpy(np.require(values, requirements=["C", "W"]))
     except FastDMError:

@@ -11,6 +11,7 @@ from fastdm.data.folders import find_images
 from fastdm.data.label_lists import FilesByClass
 from fastdm.data.pool import Dataset
 from fastdm.errors import FastDMError
+from fastdm.system.files import reason
 from fastdm.system.notes import Tally
 
 
@@ -57,4 +58,4 @@ def _decode(path: Path, size: tuple[int, int] | None, tally: Tally) -> Pixels:
     except MemoryError:
         raise
     except Exception as error:  # Pillow's decoders raise many kinds
-        raise FastDMError(f"{path} is not a readable image: {error}") from error
+        raise FastDMError(f"{path} is not a readable image: {reason(error)}") from error

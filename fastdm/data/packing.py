@@ -15,7 +15,7 @@ from fastdm.data.sources import open_dataset
 from fastdm.errors import FastDMError, whole_number
 from fastdm.system.checks import irregular
 from fastdm.system.device import undisturbed
-from fastdm.system.files import user_path
+from fastdm.system.files import reason, user_path
 from fastdm.system.memory import within_memory
 from fastdm.system.notes import Tally
 
@@ -68,7 +68,10 @@ def pack(
     workers = len(os.sched_getaffinity(0)) if workers is None else whole_number("workers", workers, 1)
     if isinstance(source, str) and not source:
         raise FastDMError("the name of the data set is empty; give a name or a path")
-    target = _target(out)
+    try:
+        target = _target(out)
+    except OSError as error:
+        raise FastDMError(f"{out} cannot be written: {reason(error)}") from error
     try:
         images = find_source(source, size, filter, fit, name, data_path)
     except OSError as error:

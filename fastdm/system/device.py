@@ -25,6 +25,9 @@ def default_device(device: str | torch.device | None) -> torch.device:
     """
     try:
         chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise FastDMError(f"device {device!r} is unknown; it must be cpu, cuda, or cuda:1 and so on") from error
+    try:
         if chosen.type not in ("cpu", "cuda"):
             raise FastDMError(f"device {device!r} is neither a CPU nor a CUDA device")
         return indexed_device(chosen)

@@ -15,14 +15,21 @@ from typing import TYPE_CHECKING
 from safetensors import SafetensorError
 
 from fastdm.errors import FastDMError
+from fastdm.system.text import printable
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 def user_path(path: str | os.PathLike[str]) -> Path:
-    """The path that a user wrote, with `~` and `~name` replaced by the home folder where a shell would do it."""
-    return Path(os.path.expanduser(path))
+    """The path that a user wrote, with `~` and `~name` replaced by the home folder where a shell would do it.
+
+    Raises FastDMError for what no file can be called.
+    """
+    path = os.path.expanduser(path)
+    if "\0" in path:
+        raise FastDMError(f"{printable(path)} has a zero byte in its name, which no file can have")
+    return Path(path)
 
 
 @contextmanager

@@ -247,6 +247,26 @@ def test_an_unknown_family_changes_nothing() -> None:
     assert param.latestseed == -1
 
 
+@pytest.mark.parametrize("seed", [-1, 3])
+@pytest.mark.parametrize("strategy", [*ALL.split("_"), ALL])
+def test_no_images_stay_none(strategy: str, seed: int) -> None:
+    param = fastdm.ParamDiffAug()
+    param.aug_mode = "M"
+    assert fastdm.DiffAugment(torch.empty(0, 3, 8, 6), strategy, seed, param).shape == (0, 3, 8, 6)
+
+
+@pytest.mark.parametrize("ratio", [0.125, 1.0, 1.5])
+def test_any_reach_of_one_shift_for_all(ratio: float) -> None:
+    """Beyond the image all is 0; shifts within it are moved, not computed."""
+    x = torch.randn(3, 3, 6, 9, generator=torch.Generator().manual_seed(0))
+    param, their_param = fastdm.ParamDiffAug(), fastdm.ParamDiffAug()
+    param.ratio_crop_pad = their_param.ratio_crop_pad = ratio
+    for seed in range(40):
+        ours = fastdm.DiffAugment(x, "crop", seed, param)
+        assert torch.equal(ours, diff_augment(x, "crop", seed, their_param))
+        assert ours.data_ptr() != x.data_ptr()
+
+
 def test_no_strategy_returns_the_images() -> None:
     x = torch.randn(2, 3, 8, 8)
     for strategy in ("none", "None", "NONE", "", None):

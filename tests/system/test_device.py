@@ -98,7 +98,11 @@ def test_tf32_needs_a_gpu() -> None:
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("cuda:99", "cannot be used here"), ("tpu", "cannot be used here"), ("meta", "neither a CPU nor a CUDA device")],
+    [
+        ("cuda:99", "cannot be used here"),
+        ("tpu", "unknown; it must be cpu, cuda"),
+        ("meta", "neither a CPU nor a CUDA device"),
+    ],
 )
 def test_devices_that_are_not_there_are_refused(name: str, message: str) -> None:
     with pytest.raises(FastDMError, match=f"device '{name}' .*{message}|device '{name}' is {message}"):
