@@ -425,5 +425,5 @@ def _launched(environment: Mapping[str, str]) -> dict[str, str] | None:
 
 def _first_node(nodes: str) -> str:
     """The first of Slurm's list of nodes: "gpu[003-005,9],login" → "gpu003"."""
-    found = re.match(r"([^,\[]+)(?:\[([^\],-]+))?([^,\[]*)", nodes)
-    return nodes if found is None else found[1] + (found[2] or "")
+    found = re.match(r"([^,\[]+)(?:\[(\d+)[^\]]*\])?([^,\[]*)", nodes)
+    return nodes if found is None else found[1] + (found[2] or "") + found[3]
