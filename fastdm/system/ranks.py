@@ -7,6 +7,7 @@ A rank that waits for others notices when one of them is gone: that one's connec
 waits for ever.
 """
 
+import atexit
 import json
 import os
 import re
@@ -92,7 +93,9 @@ class _Group(Ranks):
         self._stores = {"": self._store}  # by topic: who waits for an answer holds a connection
         self._beats: list[tuple[bytes, float]] = [(b"", time.monotonic())] * self.size
         self._lock = threading.Lock()
-        threading.Thread(target=self._beat, args=(self._store.clone(),), daemon=True).start()
+        self._life = threading.Thread(target=self._beat, args=(self._store.clone(),), daemon=True)
+        self._life.start()
+        atexit.register(self.close)  # a thread that is in C++ when Python ends would abort the process
 
     def _open_store(self) -> TCPStore:
         """A store at the first rank, at an address that all can reach."""
@@ -120,6 +123,7 @@ class _Group(Ranks):
     def close(self) -> None:
         """Give no more signs of life."""
         self._closed.set()
+        self._life.join(BROKEN_SILENCE)
 
     # --- messages
 
@@ -421,5 +425,5 @@ def _launched(environment: Mapping[str, str]) -> dict[str, str] | None:
 
 def _first_node(nodes: str) -> str:
     """The first of Slurm's list of nodes: "gpu[003-005,9],login" → "gpu003"."""
-    found = re.match(r"([^,\[]+)(?:\[([^\],-]+))?([^,\[]*)", nodes)
-    return nodes if found is None else found[1] + (found[2] or "")
+    found = re.match(r"([^,\[]+)(?:\[(\d+)[^\]]*\])?([^,\[]*)", nodes)
+    return nodes if found is None else found[1] + (found[2] or "") + found[3]
