@@ -87,18 +87,10 @@ def condense(
 
     Several processes that torchrun or srun started share the classes, and the networks of evaluations.
     """
-    from fastdm.system.ranks import was_restarted
-
     if resume and overwrite:
         raise FastDMError("--resume continues a run, and --overwrite starts over: give one of them")
-    named = named_dataset(ctx)
-    if named is None and preset is not None:
-        raise FastDMError(f"preset {preset} needs a data set: name a packed one, such as fastdm pack writes")
-    flags = SimpleNamespace(**{**ctx.params, "dataset": named or dataset})
     with among_ranks() as ranks:
-        if was_restarted():
-            flags.resume, flags.overwrite = True, False
-        _condense(ctx, flags, ranks)
+        _condense(ctx, SimpleNamespace(**ctx.params), ranks)
 
 
 def _condense(context: typer.Context, flags: SimpleNamespace, ranks: "Ranks") -> None:
@@ -108,7 +100,14 @@ def _condense(context: typer.Context, flags: SimpleNamespace, ranks: "Ranks") ->
     from fastdm.data.sources import open_dataset
     from fastdm.networks.trained import NetworkPool
     from fastdm.system.device import default_device
+    from fastdm.system.ranks import was_restarted
 
+    if was_restarted():
+        flags.resume, flags.overwrite = True, False
+    named = named_dataset(context)
+    if named is None and flags.preset is not None:
+        raise FastDMError(f"preset {flags.preset} needs a data set: name a packed one, such as fastdm pack writes")
+    flags.dataset = named or flags.dataset
     data = open_dataset(flags.dataset, data_path=flags.data_path, image_size=flags.image_size)
     device = default_device(flags.device)
     pool = None if flags.pool is None else NetworkPool.load(flags.pool)

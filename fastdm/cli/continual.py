@@ -28,42 +28,53 @@ from fastdm.system.streams import on_terminal
 WORDS = {"dm": "DM", "random": "random", "herding": "herding"}
 
 
+_Method = Annotated[
+    str, typer.Option("--method", help="DM, random or herding; several, side by side, are joined by commas.")
+]
+
+_Steps = Annotated[int, typer.Option("--steps", min=1, help="Steps in which the classes come, equally many in each.")]
+
+_Ipc = Annotated[int, typer.Option("--ipc", min=1, help="Images per class in the memory.")]
+
+_Orders = Annotated[int, typer.Option("--orders", min=1, help="Orders of the classes: the paper's, from the first.")]
+
+_Iterations = Annotated[int, typer.Option("--iterations", "--Iteration", help="Updates of the pixels in each step.")]
+
+_LrImg = Annotated[float | None, typer.Option("--lr_img", help="Learning rate of the pixels.  [default: 1]")]
+
+_DsaStrategy = Annotated[
+    str | None,
+    typer.Option("--dsa_strategy", "--strategy", help="Augmentations joined by _, or none.  [default: the data set's]"),
+]
+
+_NumEval = Annotated[int, typer.Option("--num_eval", min=1, help="Networks trained on the memory after each step.")]
+
+_HerdingEpochs = Annotated[
+    int, typer.Option("--herding_epochs", min=1, help="Epochs of the network whose features herding looks at.")
+]
+
+_SavePath = Annotated[Path, a_path("--save_path", "Folder for results, sets and the plot.")]
+
+
 def continual(
     dataset: Dataset = "CIFAR100",
-    method: Annotated[
-        str, typer.Option("--method", help="DM, random or herding; several, side by side, are joined by commas.")
-    ] = "DM",
-    steps: Annotated[
-        int, typer.Option("--steps", min=1, help="Steps in which the classes come, equally many in each.")
-    ] = 5,
-    ipc: Annotated[int, typer.Option("--ipc", min=1, help="Images per class in the memory.")] = 20,
-    orders: Annotated[
-        int, typer.Option("--orders", min=1, help="Orders of the classes: the paper's, from the first.")
-    ] = 5,
+    method: _Method = "DM",
+    steps: _Steps = 5,
+    ipc: _Ipc = 20,
+    orders: _Orders = 5,
     model: Model = None,
-    iterations: Annotated[
-        int, typer.Option("--iterations", "--Iteration", help="Updates of the pixels in each step.")
-    ] = 20_000,
-    lr_img: Annotated[float | None, typer.Option("--lr_img", help="Learning rate of the pixels.  [default: 1]")] = None,
+    iterations: _Iterations = 20_000,
+    lr_img: _LrImg = None,
     batch_real: BatchReal = 256,
-    dsa_strategy: Annotated[
-        str | None,
-        typer.Option(
-            "--dsa_strategy", "--strategy", help="Augmentations joined by _, or none.  [default: the data set's]"
-        ),
-    ] = None,
-    num_eval: Annotated[
-        int, typer.Option("--num_eval", min=1, help="Networks trained on the memory after each step.")
-    ] = 3,
+    dsa_strategy: _DsaStrategy = None,
+    num_eval: _NumEval = 3,
     epoch_eval_train: Epochs = 1000,
     lr_net: LrNet = 0.01,
     batch_train: BatchTrain = None,
-    herding_epochs: Annotated[
-        int, typer.Option("--herding_epochs", min=1, help="Epochs of the network whose features herding looks at.")
-    ] = 20,
+    herding_epochs: _HerdingEpochs = 20,
     data_path: DataPath = Path("data"),
     image_size: ImageSize = None,
-    save_path: Annotated[Path, a_path("--save_path", "Folder for results, sets and the plot.")] = Path("continual"),
+    save_path: _SavePath = Path("continual"),
     seed: Seed = 0,
     device: Device = None,
     precision: PrecisionOption = None,

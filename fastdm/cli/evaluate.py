@@ -29,72 +29,93 @@ if TYPE_CHECKING:
     from fastdm.data.pool import Dataset as OpenDataset
 
 
+_File = Annotated[
+    Path,
+    typer.Argument(parser=user_path, metavar="FILE", help="A condensed set: .safetensors, or a public .pt."),
+]
+
+_Dataset = Annotated[
+    str | None,
+    typer.Option("--dataset", help=f"Whose test images to use: {SOURCE}  [default: the one that FILE names]"),
+]
+
+_Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model", "--network", help=f"Network to train: {NETWORKS}  [default: what the set was condensed with]"
+    ),
+]
+
+_NumEval = Annotated[int, typer.Option("--num_eval", min=1, help="Networks trained on each set.")]
+
+_Labels = Annotated[
+    str,
+    typer.Option("--labels", help="hard; or soft, of the networks of --pool, then of random images too."),
+]
+
+_Pool = Annotated[Path | None, typer.Option("--pool", help="Trained networks, a file that `fastdm pool` wrote.")]
+
+_DsaStrategy = Annotated[
+    str | None,
+    typer.Option(
+        "--dsa_strategy",
+        "--strategy",
+        help="Augmentations joined by _, or none.  [default: what the set was condensed with]",
+    ),
+]
+
+_Experiment = Annotated[
+    int | None,
+    typer.Option("--experiment", help="Which set of a .pt file, counted from 0.  [default: all, then pooled]"),
+]
+
+_Baselines = Annotated[
+    bool, typer.Option("--baselines", help="Also evaluate as many random real images, and the whole set.")
+]
+
+_EpochWholeSet = Annotated[
+    int | None,
+    typer.Option(
+        "--epoch_whole_set",
+        min=1,
+        help="Epochs of the whole-set baseline, whose epochs have far more updates than those of a condensed set.  "
+        "[default: 200, as one trains on a whole set; at most epoch_eval_train]",
+    ),
+]
+
+_Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        "-o",
+        parser=user_path,
+        metavar="FILE",
+        help="Write all that was measured as JSON, accuracies per class and confusion matrices too.",
+    ),
+]
+
+
 def evaluate(
-    file: Annotated[
-        Path,
-        typer.Argument(parser=user_path, metavar="FILE", help="A condensed set: .safetensors, or a public .pt."),
-    ],
-    dataset: Annotated[
-        str | None,
-        typer.Option("--dataset", help=f"Whose test images to use: {SOURCE}  [default: the one that FILE names]"),
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model", "--network", help=f"Network to train: {NETWORKS}  [default: what the set was condensed with]"
-        ),
-    ] = None,
+    file: _File,
+    dataset: _Dataset = None,
+    model: _Model = None,
     eval_mode: EvalMode = "SS",
-    num_eval: Annotated[int, typer.Option("--num_eval", min=1, help="Networks trained on each set.")] = 20,
+    num_eval: _NumEval = 20,
     epoch_eval_train: Epochs = 1000,
     lr_net: LrNet = 0.01,
     batch_train: BatchTrain = None,
     protocol_name: ProtocolName = "dm",
     checks: Checks = 1,
-    labels: Annotated[
-        str,
-        typer.Option("--labels", help="hard; or soft, of the networks of --pool, then of random images too."),
-    ] = "hard",
-    pool: Annotated[
-        Path | None, typer.Option("--pool", help="Trained networks, a file that `fastdm pool` wrote.")
-    ] = None,
-    dsa_strategy: Annotated[
-        str | None,
-        typer.Option(
-            "--dsa_strategy",
-            "--strategy",
-            help="Augmentations joined by _, or none.  [default: what the set was condensed with]",
-        ),
-    ] = None,
+    labels: _Labels = "hard",
+    pool: _Pool = None,
+    dsa_strategy: _DsaStrategy = None,
     data_path: DataPath = Path("data"),
     image_size: ImageSize = None,
     normalised: Normalised = None,
-    experiment: Annotated[
-        int | None,
-        typer.Option("--experiment", help="Which set of a .pt file, counted from 0.  [default: all, then pooled]"),
-    ] = None,
-    baselines: Annotated[
-        bool, typer.Option("--baselines", help="Also evaluate as many random real images, and the whole set.")
-    ] = False,
-    epoch_whole_set: Annotated[
-        int | None,
-        typer.Option(
-            "--epoch_whole_set",
-            min=1,
-            help="Epochs of the whole-set baseline, whose epochs have far more updates than those of a condensed set.  "
-            "[default: 200, as one trains on a whole set; at most epoch_eval_train]",
-        ),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out",
-            "-o",
-            parser=user_path,
-            metavar="FILE",
-            help="Write all that was measured as JSON, accuracies per class and confusion matrices too.",
-        ),
-    ] = None,
+    experiment: _Experiment = None,
+    baselines: _Baselines = False,
+    epoch_whole_set: _EpochWholeSet = None,
+    out: _Out = None,
     seed: Seed = 0,
     device: Device = None,
     config: Config = None,

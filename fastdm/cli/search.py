@@ -26,35 +26,57 @@ from fastdm.cli.output import print_json, print_saved, print_table
 from fastdm.errors import FastDMError
 from fastdm.system.streams import on_terminal
 
+_Ipc = Annotated[int, typer.Option("--ipc", min=1, help="Images per class of the proxy sets.")]
+
+_Proxy = Annotated[str, typer.Option("--proxy", help="Proxies to compare, joined by commas.")]
+
+_Depth = Annotated[str, typer.Option("--depth", help="Depths to search, joined by commas.")]
+
+_Width = Annotated[str, typer.Option("--width", help="Widths.")]
+
+_Activation = Annotated[str, typer.Option("--activation", help="Activations.")]
+
+_Norm = Annotated[str, typer.Option("--norm", help="Normalisations.")]
+
+_Pool = Annotated[str, typer.Option("--pool", help="Poolings.")]
+
+_Networks = Annotated[
+    int | None, typer.Option("--networks", help="So many of these networks, drawn at random.  [default: all]")
+]
+
+_Iterations = Annotated[int, typer.Option("--iterations", "--Iteration", help="Updates of the condensed pixels.")]
+
+_LrImg = Annotated[float | None, typer.Option("--lr_img", help="Learning rate of the pixels.  [default: 1]")]
+
+_NumEval = Annotated[int, typer.Option("--num_eval", min=1, help="Trainings of each architecture.")]
+
+_EpochWholeSet = Annotated[int, typer.Option("--epoch_whole_set", min=1, help="Epochs on the whole set.")]
+
+_SavePath = Annotated[Path, a_path("--save_path", "Folder for results.")]
+
 
 def search(
     dataset: Dataset = "CIFAR10",
-    ipc: Annotated[int, typer.Option("--ipc", min=1, help="Images per class of the proxy sets.")] = 10,
-    proxy: Annotated[
-        str, typer.Option("--proxy", help="Proxies to compare, joined by commas.")
-    ] = "condensed,random,early_stopped",
-    depth: Annotated[str, typer.Option("--depth", help="Depths to search, joined by commas.")] = "1,2,3,4",
-    width: Annotated[str, typer.Option("--width", help="Widths.")] = "32,64,128,256",
-    activation: Annotated[str, typer.Option("--activation", help="Activations.")] = "sigmoid,relu,leakyrelu",
-    norm: Annotated[str, typer.Option("--norm", help="Normalisations.")] = "none,batch,layer,instance,group",
-    pool: Annotated[str, typer.Option("--pool", help="Poolings.")] = "none,max,avg",
-    networks: Annotated[
-        int | None, typer.Option("--networks", help="So many of these networks, drawn at random.  [default: all]")
-    ] = None,
+    ipc: _Ipc = 10,
+    proxy: _Proxy = "condensed,random,early_stopped",
+    depth: _Depth = "1,2,3,4",
+    width: _Width = "32,64,128,256",
+    activation: _Activation = "sigmoid,relu,leakyrelu",
+    norm: _Norm = "none,batch,layer,instance,group",
+    pool: _Pool = "none,max,avg",
+    networks: _Networks = None,
     model: Model = None,
-    iterations: Annotated[
-        int, typer.Option("--iterations", "--Iteration", help="Updates of the condensed pixels.")
-    ] = 20_000,
-    lr_img: Annotated[float | None, typer.Option("--lr_img", help="Learning rate of the pixels.  [default: 1]")] = None,
+    iterations: _Iterations = 20_000,
+    lr_img: _LrImg = None,
     batch_real: BatchReal = 256,
-    num_eval: Annotated[int, typer.Option("--num_eval", min=1, help="Trainings of each architecture.")] = 1,
+    num_eval: _NumEval = 1,
     epoch_eval_train: Epochs = 200,
-    epoch_whole_set: Annotated[int, typer.Option("--epoch_whole_set", min=1, help="Epochs on the whole set.")] = 200,
+    epoch_whole_set: _EpochWholeSet = 200,
     lr_net: LrNet = 0.01,
     batch_train: BatchTrain = None,
     data_path: DataPath = Path("data"),
     image_size: ImageSize = None,
-    save_path: Annotated[Path, a_path("--save_path", "Folder for results.")] = Path("search"),
+    save_path: _SavePath = Path("search"),
     seed: Seed = 0,
     device: Device = None,
     precision: PrecisionOption = None,
