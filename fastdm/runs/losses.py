@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastdm.system.ranks import Ranks
+from fastdm.system.ranks import Ranks, Sums
 
 LAG = 4
 """Iterations after which a rank waits for the sum of an iteration's losses: so far apart may ranks be."""
@@ -28,23 +28,26 @@ class Losses:
         self._unread: list[Tensor] = []
         self._names: list[str] = []
 
-    def add(self, loss: Tensor, parts: Mapping[str, Tensor], *, stop: bool, save: bool, last: bool) -> Asked:
-        """Add those of an iteration, and what this rank asks for; gives what was asked for `LAG` iterations ago.
-
-        last: after the last iteration all sums are waited for, and nobody is asked for anything any more.
-        """
+    def add(self, loss: Tensor, parts: Mapping[str, Tensor], *, stop: bool, save: bool) -> Asked:
+        """Add those of an iteration, and what this rank asks for until it gets it; gives what was asked for `LAG`
+        iterations ago."""
         self._names = ["loss", *parts]
         if self._sums is None:
             self._unread.append(torch.stack([loss, *parts.values()]))
             return Asked(stop, save)
         asks = [torch.full_like(loss, each) for each in (stop, save)]
         self._sums.add(torch.stack([loss, *parts.values(), *asks]))
-        asked = Asked()
-        while len(self._sums) > (0 if last else LAG):
-            row = self._sums.take()
-            self._unread.append(row[:-2])
-            asked = Asked(*(bool(each) for each in row[-2:]))
-        return Asked() if last else asked
+        return self._take(self._sums) if len(self._sums) > LAG else Asked()
+
+    def _take(self, sums: Sums) -> Asked:
+        row = sums.take()
+        self._unread.append(row[:-2])
+        return Asked(*(bool(each) for each in row[-2:]))
+
+    def wait(self) -> None:
+        """Wait for all sums, as all ranks do after the same iteration: the log is to hold what a checkpoint holds."""
+        while self._sums:
+            self._take(self._sums)
 
     def read(self, done: int) -> tuple[int, list[dict[str, float]]]:
         """The unread losses by name, and the number of the iteration that the first are of; `done` are complete."""

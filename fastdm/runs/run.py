@@ -220,16 +220,16 @@ class Run:
         """
         self._done = iteration + 1
         is_time = self._ranks.first and self._is_time()
-        asked = self._losses.add(
-            loss, parts or {}, stop=bool(self._signals), save=is_time, last=self._done == self._total
-        )
+        asked = self._losses.add(loss, parts or {}, stop=bool(self._signals), save=is_time)
         save = self._done % self.options.save_every == 0 or asked.save
         picture = self._done % self.options.picture_every == 0
-        copied = self._copy() if save else None
+        copied = self._copy() if save or asked.stop else None
+        if save or asked.stop or self._done == self._total:
+            self._losses.wait()
         due = time.monotonic() - self._read_at >= SECONDS_BETWEEN_READS
         if save or picture or asked.stop or self._done == self._total or due or self._ranks.size > 1:
             self._read_losses()
-        self._save(copied) if save else self._look()
+        self._save(copied) if save or asked.stop else self._look()
         if picture:
             self._picture()
         if asked.stop:
@@ -250,7 +250,6 @@ class Run:
 
     def _stop(self) -> None:
         """All ranks have come as far: save, and do what the signal does that one of them has got."""
-        self._save()
         self._saved_now()
         numbers = [number for number in self._ranks.exchange(self._signals[0][0] if self._signals else 0) if number]
         if not self._signals:

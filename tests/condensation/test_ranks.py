@@ -106,7 +106,7 @@ def test_a_rank_that_is_killed_ends_all_and_is_named(killed: int, tmp_path: Path
         assert rank == killed or f"rank {killed} is gone" in text
     done = len(log(folder))
     saved = json.loads((folder / (FILE if (folder / FILE).exists() else PREVIOUS)).read_text())["iteration"]
-    assert done - saved < 2 * 5
+    assert done - saved <= 2 * 5  # one is being written, and the next one waits for it
     more = saved + 3
     assert run(2, folder, iterations=more, resume=True, save_every=5) == [0, 0], said(folder)
     whole = fastdm.condense(random_dataset(SIZES, shape=(1, 8, 8)), iterations=more, **SMALL)
