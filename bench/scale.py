@@ -11,7 +11,6 @@ memory that the process had, and what `fastdm plan` says of it. The rows of GPUs
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -33,6 +32,7 @@ from fastdm.condensation.presets import PRESETS
 from fastdm.condensation.settings import Settings
 from fastdm.data.pool import Dataset, Pool
 from fastdm.data.unread import unread_dataset
+from fastdm.runs.recording import peak_resident
 from fastdm.system.device import free_memory
 from fastdm.system.gpus import GPUS
 from fastdm.system.ranks import joined
@@ -65,7 +65,7 @@ def worker(case: dict[str, Any], out: Path) -> None:
             data, settings=_settings(case), device="cpu", callback=lambda *_: marks.append(time.process_time())
         )
     seconds = [after - before for before, after in pairwise(marks)]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = peak_resident()
     rank = int(os.environ.get("RANK", "0"))
     (out / f"{rank}.json").write_text(json.dumps({"base": base, "peak": peak, "seconds": seconds}))
 

@@ -28,9 +28,10 @@ RATE = Measured(0.5, 0.25, 2, 1e9, "a machine")
 RECORD = Path(__file__).parents[2] / "bench" / "results" / "fakegpu.json"
 
 MEASURE = """
-import resource, torch, fastdm
+import torch, fastdm
 from fastdm.condensation.calibration import process_bytes
 from fastdm.data.pool import Dataset, Pool
+from fastdm.runs.recording import peak_resident
 images = torch.zeros(320, 3, 32, 32, dtype=torch.uint8).random_(0, 256)
 pool = Pool(images, torch.arange(11) * 32)
 data = Dataset("random", pool, None, tuple("0123456789"), (0.5,) * 3, (0.25,) * 3)
@@ -38,7 +39,7 @@ print(process_bytes())
 fastdm.condense(
     data, 10, iterations=1, batch_real=32, network="ConvNetBN", init="noise", precision="fp32", device="cpu"
 )
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+print(peak_resident())
 """
 
 
