@@ -88,7 +88,10 @@ def _hole(size: int, offset: Any, ratio: float) -> Any:
 
 
 def _flip(x: Tensor, draws: Sequence[Tensor], param: Strengths) -> Tensor:
-    return torch.where(draws[0] < param.prob_flip, x.flip(3), x)
+    is_flipped = draws[0] < param.prob_flip
+    if len(is_flipped) == 1 and is_flipped.is_cpu:
+        return x.flip(3) if is_flipped.item() else x.clone()
+    return torch.where(is_flipped, x.flip(3), x)
 
 
 def _scale(x: Tensor, draws: Sequence[Any], param: Strengths) -> Tensor:

@@ -145,7 +145,7 @@ def as_tensor(name: str, what: str, array: ArrayLike | Tensor) -> Tensor:
             raise FastDMError(f"{name}: some of its {what} are masked; fill them, or leave the images out")
         values = np.asarray(array)
         if values.dtype.kind not in "biufc":
-            raise FastDMError(f"{name}: its {what} are {values.dtype}, not numbers of one shape")
+            raise FastDMError(f"{name}: its {what} are not an array of numbers, but of {values.dtype}")
         values = values.astype(values.dtype.newbyteorder("="), copy=False)
         return torch.from_numpy(np.require(values, requirements=["C", "W"]))
     except FastDMError:

@@ -18,9 +18,9 @@ CONDENSE: dict[str, Any] = {"ipc": 1, "iterations": 1, "batch_real": 2, "network
 @pytest.mark.parametrize(
     ("images", "labels", "sentence"),
     [
-        (IMAGES, np.array([*"aabbccdd"]), "its labels are <U1, not numbers of one shape"),
-        (IMAGES, np.array([0, "b"] * 4, dtype=object), "its labels are object, not numbers"),
-        (np.zeros(8, dtype=[("red", "u1")]), LABELS, "its images are .*, not numbers"),
+        (IMAGES, np.array([*"aabbccdd"]), "its labels are not an array of numbers, but of <U1"),
+        (IMAGES, np.array([0, "b"] * 4, dtype=object), "its labels are not an array of numbers, but of object"),
+        (np.zeros(8, dtype=[("red", "u1")]), LABELS, "its images are not an array of numbers, but of "),
         (np.ma.masked_array(IMAGES, IMAGES == 3), LABELS, "some of its images are masked; fill them"),
         (np.zeros((8, 3, 0, 8), np.uint8), LABELS, "images of shape .8, 3, 0, 8.; .* at least one pixel"),
         (IMAGES.astype(np.int64), LABELS, "pixels are torch.int64; they must be uint8"),
