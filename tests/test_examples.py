@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import fastdm
-from examples import own_architecture, own_folder, plain_training
+from examples import imagenet_stand_in, own_architecture, own_folder, plain_training
 from examples.existing_code import after, before
 
 
@@ -23,6 +23,14 @@ def test_own_architecture_is_evaluated(tmp_path: Path) -> None:
 def test_own_folder_is_condensed_and_exported(tmp_path: Path) -> None:
     exported = own_folder.main(out=str(tmp_path), iterations=2, size=8)
     assert fastdm.open_dataset(exported).class_names == ("discs", "squares")
+
+
+def test_a_stand_in_for_imagenet_is_packed(tmp_path: Path) -> None:
+    folder = imagenet_stand_in.main(tmp_path / "imagenet", classes=3, each=4, tests=2)
+    data = fastdm.open_dataset(fastdm.pack(folder, tmp_path / "set.fastdm", size=8).path)
+    assert (data.num_classes, data.image_shape, len(data.train)) == (3, (3, 8, 8), 12)
+    assert data.test is not None
+    assert len(data.test) == 6
 
 
 @pytest.mark.parametrize("script", [before, after], ids=["before", "after"])
