@@ -21,7 +21,7 @@ from fastdm.cli.options import (
     ProtocolName,
     Seed,
 )
-from fastdm.cli.output import print_evaluation, print_saved
+from fastdm.cli.output import among_ranks, print_evaluation, print_saved
 from fastdm.errors import FastDMError
 from fastdm.system.files import user_path
 
@@ -122,7 +122,8 @@ def evaluate(
 ) -> None:
     """Train networks on a condensed set; print their accuracy on the data set's test images.
 
-    Set number e of a .pt file is evaluated with seed + e, as condense does it.
+    Set number e of a .pt file is evaluated with seed + e, as condense does it. Processes that torchrun or srun started
+    share the networks.
     """
     from fastdm.applications import measured_file
     from fastdm.evaluation.measure import recorded_settings
@@ -148,23 +149,24 @@ def evaluate(
         checks=checks,
     )
     measured = {}
-    for title, evaluation in measured_file.measured_sets(
-        file,
-        sets,
-        data,
-        protocol,
-        default_device(device),
-        labels=labels,
-        pool=None if pool is None else NetworkPool.load(pool),
-        several=len(sets) > 1 or experiment is not None,
-        baselines=baselines,
-        whole_set_epochs=epoch_whole_set,
-    ):
-        measured[title] = evaluation
-        print_evaluation(title, evaluation, dataset=data.name)
-    if out is not None:
-        measured_file.write_measured(out, data, measured)
-        print_saved(out)
+    with among_ranks() as ranks:
+        for title, evaluation in measured_file.measured_sets(
+            file,
+            sets,
+            data,
+            protocol,
+            default_device(device),
+            labels=labels,
+            pool=None if pool is None else NetworkPool.load(pool),
+            several=len(sets) > 1 or experiment is not None,
+            baselines=baselines,
+            whole_set_epochs=epoch_whole_set,
+        ):
+            measured[title] = evaluation
+            print_evaluation(title, evaluation, dataset=data.name)
+        if out is not None and ranks.first:
+            measured_file.write_measured(out, data, measured)
+            print_saved(out)
 
 
 def _dataset_of(file: Path, named: str | None, data_path: Path, image_size: int | None) -> "OpenDataset":

@@ -31,26 +31,50 @@ COLUMNS = (
 )  # fmt: skip
 
 
+_Classes = Annotated[int | None, typer.Option("--classes", help="Classes of a data set that is not here.")]
+
+_Images = Annotated[int | None, typer.Option("--images", help="Its training images, in all.")]
+
+_Size = Annotated[int | None, typer.Option("--size", help="The side of its images.")]
+
+_Channels = Annotated[int, typer.Option("--channels", help="Their channels.")]
+
+_Device = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--device",
+        help="cpu, cuda, …, or a GPU that is not here: H100, H200, A100-40, A100-80, L40S, RTX3090, RTX4090; "
+        "several: give it several times.  [default: a GPU if there is one]",
+    ),
+]
+
+_Ranks = Annotated[
+    list[int], typer.Option("--ranks", help="Processes that share the classes; several: give it several times.")
+]
+
+_PoolNetworks = Annotated[int, typer.Option("--pool_networks", min=1, help="Networks of a pool that is not here.")]
+
+_PoolStates = Annotated[int, typer.Option("--pool_states", min=2, help="Snapshots of each.")]
+
+_Calibrate = Annotated[
+    bool,
+    typer.Option("--calibrate/--no_calibrate", help="Time a device that is here, for about 10 s; else no times."),
+]
+
+_Markdown = Annotated[bool, typer.Option("--markdown", help="Print the plans as a table in Markdown.")]
+
+
 def plan(
     ctx: typer.Context,
     source: options.Source = None,
     dataset: options.Dataset = "CIFAR10",
     preset: options.Preset = None,
-    classes: Annotated[int | None, typer.Option("--classes", help="Classes of a data set that is not here.")] = None,
-    images: Annotated[int | None, typer.Option("--images", help="Its training images, in all.")] = None,
-    size: Annotated[int | None, typer.Option("--size", help="The side of its images.")] = None,
-    channels: Annotated[int, typer.Option("--channels", help="Their channels.")] = 3,
-    device: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--device",
-            help="cpu, cuda, …, or a GPU that is not here: H100, H200, A100-40, A100-80, L40S, RTX3090, RTX4090; "
-            "several: give it several times.  [default: a GPU if there is one]",
-        ),
-    ] = None,
-    ranks: Annotated[
-        list[int], typer.Option("--ranks", help="Processes that share the classes; several: give it several times.")
-    ] = [1],  # noqa: B006
+    classes: _Classes = None,
+    images: _Images = None,
+    size: _Size = None,
+    channels: _Channels = 3,
+    device: _Device = None,
+    ranks: _Ranks = [1],  # noqa: B006
     model: options.Model = None,
     ipc: options.Ipc = options.DEFAULT_IPC,
     batch_real: options.BatchReal = 256,
@@ -61,10 +85,8 @@ def plan(
     objective: options.Objective = "mean",
     networks: options.Networks = "random",
     pool: options.Pool = None,
-    pool_networks: Annotated[
-        int, typer.Option("--pool_networks", min=1, help="Networks of a pool that is not here.")
-    ] = 5,
-    pool_states: Annotated[int, typer.Option("--pool_states", min=2, help="Snapshots of each.")] = 61,
+    pool_networks: _PoolNetworks = 5,
+    pool_states: _PoolStates = 61,
     ce_weight: options.CeWeight = 0.0,
     ce_ahead: options.CeAhead = 6,
     eval_mode: options.EvalMode = "SS",
@@ -76,11 +98,8 @@ def plan(
     checks: options.Checks = 1,
     seed: options.Seed = 0,
     chunk_memory: options.ChunkMemory = None,
-    calibrate: Annotated[
-        bool,
-        typer.Option("--calibrate/--no_calibrate", help="Time a device that is here, for about 10 s; else no times."),
-    ] = True,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print the plans as a table in Markdown.")] = False,
+    calibrate: _Calibrate = True,
+    markdown: _Markdown = False,
     data_path: options.DataPath = Path("data"),
     config: options.Config = None,
 ) -> None:
