@@ -86,7 +86,7 @@ def memory_reads(function: Callable[[], object], sector: int, cache: int) -> int
     """
     from triton.runtime import interpreter
 
-    from fastdm.kernels.blocks import tiles
+    from fastdm.kernels.blocks import triton_tiles as tiles
 
     builder = type(interpreter.interpreter_builder)
     inner = builder.create_masked_load

@@ -95,19 +95,27 @@ KERNELS = {
     # The forms of an op do not know each other.
     "*.reference": SHARED,
     "*.native": ("extension", *SHARED),
-    "augmentation.triton": ("augmentation.geometry", "launch", *SHARED),
-    "blocks.triton": ("blocks.tiles", "row_means", "launch", *SHARED),
+    "augmentation.triton": ("augmentation.triton_geometry", "launch", *SHARED),
+    "blocks.triton": ("blocks.triton_tiles", "row_means", "launch", *SHARED),
     "*.triton": ("row_means", "launch", *SHARED),
     # Triton code in more than one kernel or op.
-    "augmentation.geometry": SHARED,
-    "blocks.tiles": ("launch", *SHARED),
+    "augmentation.triton_geometry": SHARED,
+    "blocks.triton_tiles": ("launch", *SHARED),
     "row_means": ("launch", *SHARED),
     "launch": ("numerics",),
     "extension": ("numerics",),
 }
 """Who may import what within kernels/. What is not listed imports nothing of it."""
 
-TRITON = ("*.triton", "augmentation.geometry", "blocks.tiles", "row_means", "launch", "compile_check", "dispatch")
+TRITON = (
+    "*.triton",
+    "augmentation.triton_geometry",
+    "blocks.triton_tiles",
+    "row_means",
+    "launch",
+    "compile_check",
+    "dispatch",
+)
 """Who may import triton; `dispatch` asks whether it can be imported."""
 
 

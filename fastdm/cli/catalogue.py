@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from fastdm.cli.options import a_choice
+from fastdm.cli.flags import a_choice
 from fastdm.cli.output import print_json
 from fastdm.system.streams import on_terminal
 

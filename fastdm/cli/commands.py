@@ -5,7 +5,6 @@ from typing import Annotated
 
 import typer
 
-from fastdm.cli.arguments import Command
 from fastdm.cli.catalogue import catalogue
 from fastdm.cli.condense import condense
 from fastdm.cli.continual import continual
@@ -14,6 +13,7 @@ from fastdm.cli.evaluate import evaluate
 from fastdm.cli.export import export
 from fastdm.cli.inspect import inspect
 from fastdm.cli.pack import pack
+from fastdm.cli.parsing import Command
 from fastdm.cli.plan import plan
 from fastdm.cli.pool import pool
 from fastdm.cli.profile import profile

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from fastdm.cli.options import (
+from fastdm.cli.flags import (
     BatchReal,
     BatchTrain,
     DataPath,

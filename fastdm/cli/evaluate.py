@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from fastdm.cli.options import (
+from fastdm.cli.flags import (
     NETWORKS,
     SOURCE,
     BatchTrain,

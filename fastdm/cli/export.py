@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from fastdm.cli.options import SOURCE, BatchTrain, DataPath, Device, Epochs, ImageSize, LrNet, Normalised, Seed
+from fastdm.cli.flags import SOURCE, BatchTrain, DataPath, Device, Epochs, ImageSize, LrNet, Normalised, Seed
 from fastdm.cli.output import print_evaluation, print_json
 from fastdm.errors import FastDMError
 from fastdm.system.streams import on_terminal

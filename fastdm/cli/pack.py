@@ -5,7 +5,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from fastdm.cli.options import SOURCE, DataPath
+from fastdm.cli.flags import SOURCE, DataPath
 from fastdm.cli.output import print_saved
 from fastdm.system.files import user_path
 from fastdm.system.text import printable

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from fastdm.cli import options
+from fastdm.cli import flags as flag
 from fastdm.cli.condense import protocol_of
 from fastdm.cli.output import print_json, print_table
 from fastdm.cli.settings import given_settings, is_given, named_dataset
@@ -66,42 +66,42 @@ _Markdown = Annotated[bool, typer.Option("--markdown", help="Print the plans as 
 
 def plan(
     ctx: typer.Context,
-    source: options.Source = None,
-    dataset: options.Dataset = "CIFAR10",
-    preset: options.Preset = None,
+    source: flag.Source = None,
+    dataset: flag.Dataset = "CIFAR10",
+    preset: flag.Preset = None,
     classes: _Classes = None,
     images: _Images = None,
     size: _Size = None,
     channels: _Channels = 3,
     device: _Device = None,
     ranks: _Ranks = [1],  # noqa: B006
-    model: options.Model = None,
-    ipc: options.Ipc = options.DEFAULT_IPC,
-    batch_real: options.BatchReal = 256,
-    iteration: options.Iteration = 20_000,
-    precision: options.PrecisionOption = None,
-    recipe: options.Recipe = "dm",
-    partition: options.Partition = 1,
-    objective: options.Objective = "mean",
-    networks: options.Networks = "random",
-    pool: options.Pool = None,
+    model: flag.Model = None,
+    ipc: flag.Ipc = flag.DEFAULT_IPC,
+    batch_real: flag.BatchReal = 256,
+    iteration: flag.Iteration = 20_000,
+    precision: flag.PrecisionOption = None,
+    recipe: flag.Recipe = "dm",
+    partition: flag.Partition = 1,
+    objective: flag.Objective = "mean",
+    networks: flag.Networks = "random",
+    pool: flag.Pool = None,
     pool_networks: _PoolNetworks = 5,
     pool_states: _PoolStates = 61,
-    ce_weight: options.CeWeight = 0.0,
-    ce_ahead: options.CeAhead = 6,
-    eval_mode: options.EvalMode = "SS",
-    num_eval: options.NumEval = 20,
-    epoch_eval_train: options.Epochs = 1000,
-    lr_net: options.LrNet = 0.01,
-    batch_train: options.BatchTrain = None,
-    protocol: options.ProtocolName = "dm",
-    checks: options.Checks = 1,
-    seed: options.Seed = 0,
-    chunk_memory: options.ChunkMemory = None,
+    ce_weight: flag.CeWeight = 0.0,
+    ce_ahead: flag.CeAhead = 6,
+    eval_mode: flag.EvalMode = "SS",
+    num_eval: flag.NumEval = 20,
+    epoch_eval_train: flag.Epochs = 1000,
+    lr_net: flag.LrNet = 0.01,
+    batch_train: flag.BatchTrain = None,
+    protocol: flag.ProtocolName = "dm",
+    checks: flag.Checks = 1,
+    seed: flag.Seed = 0,
+    chunk_memory: flag.ChunkMemory = None,
     calibrate: _Calibrate = True,
     markdown: _Markdown = False,
-    data_path: options.DataPath = Path("data"),
-    config: options.Config = None,
+    data_path: flag.DataPath = Path("data"),
+    config: flag.Config = None,
 ) -> None:
     """Say what a condensation will take, before anything is read: the bytes of every part, and the time.
 
@@ -193,7 +193,7 @@ def _forecasts(
         device = default_device(f"cuda:{text}" if text and text.isdecimal() else text)
         settings, memory, name = settings.resolve(data, device), free_memory(device), str(device)
         if flags.calibrate:
-            chunk_memory = options.mebibytes(flags.chunk_memory)
+            chunk_memory = flag.mebibytes(flags.chunk_memory)
             rate = calibrate(data, settings, device, pool, chunk_memory=chunk_memory)
     else:
         gpu = find_gpu(text)
@@ -212,7 +212,7 @@ def _forecasts(
             ranks=number,
             protocol=protocol,
             pool=pool,
-            chunk_memory=options.mebibytes(flags.chunk_memory),
+            chunk_memory=flag.mebibytes(flags.chunk_memory),
             name=name,
         )
         for number in flags.ranks

@@ -7,7 +7,7 @@ from typing import Annotated, Any, cast
 import typer
 from rich.console import Console
 
-from fastdm.cli.options import Cutmix, DataPath, Dataset, Device, ImageSize, Model, PrecisionOption, Seed
+from fastdm.cli.flags import Cutmix, DataPath, Dataset, Device, ImageSize, Model, PrecisionOption, Seed
 
 
 def pool(

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fastdm.cli.options import (
+from fastdm.cli.flags import (
     DEFAULT_IPC,
     Backend,
     BatchReal,

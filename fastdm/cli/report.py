@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from fastdm.cli.options import SOURCE, DataPath, Device, ImageSize
+from fastdm.cli.flags import SOURCE, DataPath, Device, ImageSize
 from fastdm.cli.output import print_saved
 
 

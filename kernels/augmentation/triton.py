@@ -22,7 +22,7 @@ from torch import Tensor
 
 from .. import launch
 from ..numerics import is_channels_last
-from .geometry import (
+from .triton_geometry import (
     BRIGHTNESS,
     COLUMNS,
     CONTRAST,

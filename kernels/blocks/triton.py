@@ -1,4 +1,4 @@
-"""InstanceNorm, activation and 2×2 pooling in one pass, as Triton kernels on tiles of an image (`tiles.py`).
+"""InstanceNorm, activation and 2×2 pooling in one pass, as Triton kernels on tiles of an image (`triton_tiles.py`).
 
 The kernels are written for images of several tiles, which they read twice (statistics, result). Where an image is one
 tile the loops fold at compile time and their loads merge into one; the compile check shows it. The variance is the mean
@@ -13,8 +13,8 @@ from torch import Tensor
 from .. import launch
 from ..numerics import LEAKY_SLOPE, is_channels_last, memory_format, pooled_shape, working_dtype
 from ..row_means import bounds, class_means
-from . import tiles
-from .tiles import centre, choose_tile, load, pixels, place, pooled, spread, store, sum_taps
+from . import triton_tiles as tiles
+from .triton_tiles import centre, choose_tile, load, pixels, place, pooled, spread, store, sum_taps
 
 SLOPE: tl.constexpr = tl.constexpr(LEAKY_SLOPE)
 

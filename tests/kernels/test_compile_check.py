@@ -15,7 +15,7 @@ import torch
 pytest.importorskip("triton")
 
 from bench import compile as compiled
-from fastdm.kernels.blocks import tiles
+from fastdm.kernels.blocks import triton_tiles as tiles
 from fastdm.kernels.compile_check import TARGETS, Report, cases, faults, launches
 
 ROOT = Path(__file__).parents[2]

@@ -111,7 +111,9 @@ def test_an_image_of_several_tiles(
     if device.type == "cpu":
         shape = (2, 3, 18, 10)
     if interpreted:
-        monkeypatch.setattr("fastdm.kernels.blocks.tiles.ROOM", 32)  # Divided as compiled kernels divide a large image.
+        monkeypatch.setattr(
+            "fastdm.kernels.blocks.triton_tiles.ROOM", 32
+        )  # Divided as compiled kernels divide a large image.
     x = arranged(torch.randn(shape, generator=generator), last)
     wide = x.double().requires_grad_()
     expected = exact(wide)

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 import fastdm
 from fastdm import cli
-from fastdm.cli.options import _device
+from fastdm.cli.flags import _device
 from fastdm.errors import FastDMError
 from fastdm.evaluation.outcome import Evaluation
 
