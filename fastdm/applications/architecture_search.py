@@ -6,6 +6,7 @@ import json
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -29,6 +30,7 @@ from fastdm.synthetic.initial import random_selection
 from fastdm.synthetic.synthetic_set import SyntheticSet
 from fastdm.system.device import undisturbed
 from fastdm.system.files import locked, make_folder, writing
+from fastdm.system.ranks import Ranks, shared
 
 SPACE: Mapping[str, tuple[Any, ...]] = {
     "depth": (1, 2, 3, 4),
@@ -136,11 +138,11 @@ def run_search(
 
     save_path: folder for a record of each network on each (search.json), their summary (summary.json) and the run
     folder of the condensation; resume continues from what it holds, also with further networks and proxies. report:
-    called with each record.
+    called with each record. Ranks share the classes of the condensation, and the networks.
     """
     make_folder(save_path)
-    with locked(save_path / ".search.lock", str(save_path)):
-        results = ResultFile(save_path / RESULTS, what.key(), resume=resume, overwrite=overwrite)
+    with shared() as ranks, locked(save_path / ".search.lock", str(save_path)) if ranks.first else nullcontext():
+        results = ResultFile(save_path / RESULTS, what.key(), resume=resume, overwrite=overwrite, writes=ranks.first)
         condensing = 0.0
         for proxy in (*what.proxies, WHOLE_SET):
             images: SyntheticSet | Pool = what.dataset.train
@@ -149,15 +151,17 @@ def run_search(
                     save_path=save_path / CONDENSED, resume=resume, overwrite=overwrite, progress=progress
                 )
                 images = condense_resolved(what.dataset, what.settings, device, options)
-                _, condensing = read_log(save_path / CONDENSED / LOG)
+                if ranks.first:
+                    _, condensing = read_log(save_path / CONDENSED / LOG)
             elif proxy == "random":
                 images = random_selection(
                     what.dataset, what.settings.ipc, what.settings.seed, partition=what.settings.partition
                 )
-            _train_all(what, proxy, images, results, device, report, progress)
+            _train_all(what, proxy, images, results, device, report, progress, ranks)
         found = summary(what, results.records, condensing)
-        with writing(save_path / SUMMARY) as temporary:
-            temporary.write_text(json.dumps(found, indent=2) + "\n")
+        if ranks.first:
+            with writing(save_path / SUMMARY) as temporary:
+                temporary.write_text(json.dumps(found, indent=2) + "\n")
         return found
 
 
@@ -169,6 +173,7 @@ def _train_all(
     device: torch.device,
     report: Callable[[Mapping[str, Any]], None],
     progress: bool,
+    ranks: Ranks,
 ) -> None:
     """Train and test every network on one set of images, as many at once as are trained side by side."""
     for name in what.networks:
@@ -176,6 +181,7 @@ def _train_all(
             report(record)
     names = [name for name in what.networks if results.find(proxy=proxy, network=name) is None]
     at_once = max(1, torch.get_num_threads() // what.protocol.num_eval) if device.type == "cpu" else 1
+    at_once = min(ranks.exchange(at_once)) * ranks.size
     for group in (names[first : first + at_once] for first in range(0, len(names), at_once)):
         began = time.perf_counter()
         protocol = dataclasses.replace(what.protocol_on(proxy), networks=group)

@@ -3,6 +3,7 @@
 import dataclasses
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from fastdm.synthetic.initial import random_selection
 from fastdm.synthetic.synthetic_set import SyntheticSet
 from fastdm.system.device import precision_context, undisturbed
 from fastdm.system.files import locked, make_folder
+from fastdm.system.ranks import Ranks, shared
 
 METHODS = ("DM", "random", "herding")
 RESULTS, PLOT = "continual.json", "continual.png"
@@ -108,20 +110,21 @@ def run_continual(
     """Do it, and return a record for each method, order and step: classes so far, and the accuracy of each network.
 
     save_path: folder for the records (continual.json), their curves (continual.png) and the sets of each step (DM: the
-    run folders); resume goes on with what it holds, also with further methods and orders. report: called with each
-    record, also with those that are there.
+    run folders); resume continues from what it holds, also with further methods and orders. report: called with each
+    record, also with those that are there. Ranks share the classes of a condensation, and the networks.
     """
     check_matplotlib()
     make_folder(save_path)
-    with locked(save_path / ".continual.lock", str(save_path)):
-        results = ResultFile(save_path / RESULTS, what.key(), resume=resume, overwrite=overwrite)
+    with shared() as ranks, locked(save_path / ".continual.lock", str(save_path)) if ranks.first else nullcontext():
+        results = ResultFile(save_path / RESULTS, what.key(), resume=resume, overwrite=overwrite, writes=ranks.first)
         for method in what.methods:
             for order in range(what.orders):
-                maker = _Maker(what, method, order, device, save_path, resume, overwrite, progress)
+                maker = _Maker(what, method, order, device, save_path, resume, overwrite, progress, ranks)
                 _run_order(maker, results, report)
-                write_lines(
-                    save_path / PLOT, "classes", "test accuracy, %", curves(results.records), marker="o", whole=True
-                )
+                if ranks.first:
+                    write_lines(
+                        save_path / PLOT, "classes", "test accuracy, %", curves(results.records), marker="o", whole=True
+                    )
         return results.records
 
 
@@ -137,6 +140,7 @@ class _Maker:
     resume: bool
     overwrite: bool
     progress: bool
+    ranks: Ranks
 
     def make(self, step: int) -> SyntheticSet:
         dataset = of_classes(self.what.dataset, self.what.step_classes(self.order)[step])
@@ -146,14 +150,14 @@ class _Maker:
             options = RunOptions(save_path=place, resume=self.resume, overwrite=self.overwrite, progress=self.progress)
             return condense_resolved(dataset, settings, self.device, options)
         file = place.with_suffix(".safetensors")
-        if self.resume and file.exists():
-            return SyntheticSet.load(file, dataset=dataset)
-        if self.method == "random":
-            chosen = random_selection(dataset, settings.ipc, settings.seed)
-        else:
-            chosen = self._herded(dataset, settings)
-        chosen.save(file)
-        return chosen
+        if self.ranks.first and not (self.resume and file.exists()):
+            if self.method == "random":
+                chosen = random_selection(dataset, settings.ipc, settings.seed)
+            else:
+                chosen = self._herded(dataset, settings)
+            chosen.save(file)
+        self.ranks.exchange(step)  # now it is there
+        return SyntheticSet.load(file, dataset=dataset)
 
     def _herded(self, dataset: Dataset, settings: Settings) -> SyntheticSet:
         protocol = dataclasses.replace(

@@ -1,4 +1,4 @@
-"""Results of a long job in a file of JSON, written again after each, so that the job can go on where it was."""
+"""Results of a long job in a file of JSON, written again after each, so that the job can continue where it was."""
 
 import json
 from collections.abc import Mapping
@@ -12,14 +12,18 @@ from fastdm.system.files import writing
 class ResultFile:
     """`{"settings": …, "results": […]}`: what the job was started with, and a record for each result.
 
-    resume: go on with what the file holds. overwrite: start over. Raises FastDMError for a file that is there without
-    either, for one that was begun with other settings, and for a damaged one.
+    resume: continue from what the file holds. overwrite: start over. writes: whether this process writes it, as the
+    first of several ranks does. Raises FastDMError for a file that is there without resume or overwrite, for one that
+    was begun with other settings, and for a damaged one.
     """
 
-    def __init__(self, path: Path, settings: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
+    def __init__(
+        self, path: Path, settings: Mapping[str, Any], *, resume: bool, overwrite: bool, writes: bool = True
+    ) -> None:
         if resume and overwrite:
-            raise FastDMError("resume goes on with the results that there are, and overwrite starts over: ask for one")
+            raise FastDMError("resume continues from the results so far, and overwrite starts over: ask for one")
         self.path = path
+        self._writes = writes
         self.settings = json.loads(json.dumps(settings))
         self.records: list[dict[str, Any]] = []
         if overwrite or not path.exists():
@@ -49,6 +53,8 @@ class ResultFile:
     def add(self, **record: Any) -> dict[str, Any]:
         """Keep a record, and write the file."""
         self.records.append(record)
+        if not self._writes:
+            return record
         lines = ",\n".join(f"  {json.dumps(each)}" for each in self.records)
         with writing(self.path) as temporary:
             temporary.write_text(f'{{"settings": {json.dumps(self.settings)},\n "results": [\n{lines}\n]}}\n')

@@ -22,7 +22,7 @@ from fastdm.cli.flags import (
     a_path,
     several,
 )
-from fastdm.cli.output import percent, print_json, print_saved, print_table
+from fastdm.cli.output import among_ranks, percent, print_json, print_saved, print_table
 from fastdm.system.streams import on_terminal
 
 WORDS = {"dm": "DM", "random": "random", "herding": "herding"}
@@ -85,7 +85,7 @@ def continual(
 
     The paper's protocol: in every step the new classes are condensed (DM) or real images of them chosen, networks are
     trained on the memory from scratch and tested on all classes so far; over several orders of the classes. Writes
-    SAVE_PATH/continual.json and continual.png; --resume goes on, also with further methods and orders.
+    SAVE_PATH/continual.json and continual.png; --resume continues, also with further methods and orders.
     """
     from fastdm.applications.continual import PLOT, RESULTS, Continual, run_continual, table
     from fastdm.condensation.settings import Settings
@@ -110,21 +110,22 @@ def continual(
     protocol = Protocol([settings.network], settings.strategy, num_eval, epoch_eval_train, lr_net, batch_train, seed)
     methods = [WORDS.get(each.lower(), each) for each in several(method)]
     what = Continual(data, settings, protocol, methods, steps, orders, herding_epochs)
-    records = run_continual(
-        what,
-        chosen,
-        save_path=save_path,
-        resume=resume,
-        overwrite=overwrite,
-        report=lambda record: None if on_terminal() else print_json({"dataset": data.name, **record}),
-        progress=True,
-    )
-    found = table(records)
-    classes = sorted({number for steps in found.values() for number in steps})
-    print_table(
-        f"{data.name}: accuracy % over the orders, by the number of classes",
-        ["method", *map(str, classes)],
-        [[name, *(percent(*of[number]) if number in of else "" for number in classes)] for name, of in found.items()],
-    )
-    print_saved(save_path / RESULTS)
-    print_saved(save_path / PLOT)
+    with among_ranks():
+        records = run_continual(
+            what,
+            chosen,
+            save_path=save_path,
+            resume=resume,
+            overwrite=overwrite,
+            report=lambda record: None if on_terminal() else print_json({"dataset": data.name, **record}),
+            progress=True,
+        )
+        found = table(records)
+        classes = sorted({number for steps in found.values() for number in steps})
+        rows = [
+            [name, *(percent(*of[number]) if number in of else "" for number in classes)] for name, of in found.items()
+        ]
+        title = f"{data.name}: accuracy % over the orders, by the number of classes"
+        print_table(title, ["method", *map(str, classes)], rows)
+        print_saved(save_path / RESULTS)
+        print_saved(save_path / PLOT)

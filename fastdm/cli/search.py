@@ -1,7 +1,8 @@
 """`fastdm search`."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -22,7 +23,7 @@ from fastdm.cli.flags import (
     a_path,
     several,
 )
-from fastdm.cli.output import print_json, print_saved, print_table
+from fastdm.cli.output import among_ranks, print_json, print_saved, print_table
 from fastdm.errors import FastDMError
 from fastdm.system.streams import on_terminal
 
@@ -87,7 +88,7 @@ def search(
 
     Every network is trained on each proxy and on the whole set. Printed for each proxy: the best network that it finds
     and what that reaches, the rank correlation with the whole set, the time, and the images stored. Writes
-    SAVE_PATH/search.json and summary.json; --resume goes on, also with further networks and proxies.
+    SAVE_PATH/search.json and summary.json; --resume continues, also with further networks and proxies.
     """
     from fastdm.applications.architecture_search import RESULTS, SUMMARY, Search, run_search, search_space
     from fastdm.condensation.settings import Settings
@@ -113,26 +114,32 @@ def search(
     assert settings.strategy is not None
     protocol = Protocol(names, settings.strategy, num_eval, epoch_eval_train, lr_net, batch_train, seed)
     what = Search(data, settings, protocol, names, several(proxy), epoch_whole_set)
-    found = run_search(
-        what,
-        chosen,
-        save_path=save_path,
-        resume=resume,
-        overwrite=overwrite,
-        report=lambda record: None if on_terminal() else print_json({"dataset": data.name, **record}),
-        progress=True,
-    )
+    with among_ranks():
+        found = run_search(
+            what,
+            chosen,
+            save_path=save_path,
+            resume=resume,
+            overwrite=overwrite,
+            report=lambda record: None if on_terminal() else print_json({"dataset": data.name, **record}),
+            progress=True,
+        )
+        _print_found(f"{data.name}: {len(names)} networks", data.name, found)
+        print_saved(save_path / RESULTS)
+        print_saved(save_path / SUMMARY)
+
+
+def _print_found(title: str, dataset: str, found: Mapping[str, Mapping[str, Any]]) -> None:
+    """What each proxy is worth."""
     rows = []
     for name, of in found.items():
         if not on_terminal():
-            print_json({"dataset": data.name, "proxy": name, **of})
+            print_json({"dataset": dataset, "proxy": name, **of})
         correlation = "none" if of["spearman"] is None else f"{of['spearman']:.2f}"
         numbers = (f"{100 * of['accuracy']:.2f}", correlation, f"{of['seconds']:.0f}", f"{of['images']:,}")
         rows.append([name, of["best"], *numbers])
     columns = ["proxy", "best network", "its accuracy %", "rank correlation", "seconds", "images"]
-    print_table(f"{data.name}: {len(names)} networks", columns, rows)
-    print_saved(save_path / RESULTS)
-    print_saved(save_path / SUMMARY)
+    print_table(title, columns, rows)
 
 
 def whole(text: str) -> list[int]:
