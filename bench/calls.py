@@ -22,11 +22,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch import Tensor
+from torch.utils.data import DataLoader
 
 import fastdm
 from bench.baselines.public_augment import diff_augment
+from bench.baselines.public_evaluation import PublicImages, public_evaluate
 from bench.harness import arguments, cells, records
 from bench.harness.records import STEP, Recorder, Row, Suite
 from bench.harness.timer import host_times, threads
@@ -108,54 +109,16 @@ def gather() -> Pair:
 # --- the drop-in calls -----------------------------------------------------------------------------------------------
 
 
-class _Images(Dataset[tuple[Tensor, int]]):
-    """Random uint8 images, converted and normalised when one is read, as torchvision's data sets are."""
-
-    def __init__(self, per_class: int, seed: int = 0) -> None:
-        shape = (CLASSES * per_class, *SHAPE[1:], SHAPE[0])
-        self.images = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
-        self.labels = np.arange(len(self.images)) % CLASSES
-        self._mean, self._std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        pixels = torch.from_numpy(self.images[index]).permute(2, 0, 1).contiguous().float().div(255)
-        return pixels.sub_(self._mean).div_(self._std), int(self.labels[index])
-
-
-def _public_evaluate(net: nn.Module, images: Tensor, labels: Tensor, tests: DataLoader[Any], args: Any) -> float:
-    """The test accuracy, as the public code trains and tests."""
-    net.train()
-    loader = DataLoader(TensorDataset(images, labels), args.batch_train, shuffle=True)
-    optimizer = torch.optim.SGD(net.parameters(), args.lr_net, momentum=0.9, weight_decay=5e-4)
-    for epoch in range(args.epoch_eval_train + 1):
-        for batch, truth in loader:
-            output = net(fastdm.DiffAugment(batch, args.dsa_strategy, param=args.dsa_param))
-            loss = nn.functional.cross_entropy(output, truth)
-            loss.item()
-            np.argmax(output.detach().cpu().numpy(), axis=-1)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        if epoch == args.epoch_eval_train // 2 + 1:
-            optimizer = torch.optim.SGD(net.parameters(), 0.1 * args.lr_net, momentum=0.9, weight_decay=5e-4)
-    net.eval()
-    found = [(int((net(batch).argmax(1) == truth).sum()), len(truth)) for batch, truth in tests]
-    return sum(right for right, _ in found) / sum(count for _, count in found)
-
-
 def _network() -> Any:
     return build_network("ConvNet", channels=SHAPE[0], num_classes=CLASSES, image_size=SHAPE[1:])
 
 
 def evaluation(ipc: int, epochs: int, tests: int) -> Pair:
     """Training and testing one network on `ipc` images per class, after the first has read the test set."""
-    data = _Images(ipc)
+    data = PublicImages(ipc, CLASSES, SHAPE, MEAN, STD)
     images = torch.stack([data[i][0] for i in range(len(data))])
     labels = torch.from_numpy(data.labels)
-    loader = DataLoader(_Images(tests // CLASSES, seed=1), batch_size=256)
+    loader = DataLoader(PublicImages(tests // CLASSES, CLASSES, SHAPE, MEAN, STD, seed=1), batch_size=256)
     args = Namespace(device="cpu", lr_net=0.01, epoch_eval_train=epochs - 1, batch_train=256, dsa=True)
     args.dsa_strategy, args.dsa_param = DSA_STRATEGY, fastdm.ParamDiffAug()
     start = _network()
@@ -167,14 +130,14 @@ def evaluation(ipc: int, epochs: int, tests: int) -> Pair:
 
     def public() -> float:
         torch.manual_seed(0)
-        return _public_evaluate(copy.deepcopy(start), images, labels, loader, args)
+        return public_evaluate(copy.deepcopy(start), images, labels, loader, args)
 
     return Pair(ours, public, abs(ours() - public()), 0.0)
 
 
 def real_images(per_class: int) -> Pair:
     """Reading all images into tensors and taking a batch of one class from them."""
-    data = _Images(per_class)
+    data = PublicImages(per_class, CLASSES, SHAPE, MEAN, STD)
 
     def ours() -> Tensor:
         real = RealImages((data.images, data.labels), mean=MEAN, std=STD)

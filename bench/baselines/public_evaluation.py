@@ -1,0 +1,57 @@
+"""Training and testing one network as the public code does it, with our `DiffAugment` and networks."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+import fastdm
+
+
+class PublicImages(Dataset[tuple[Tensor, int]]):
+    """Random uint8 images, converted and normalised when one is read, as torchvision's data sets are."""
+
+    def __init__(
+        self,
+        per_class: int,
+        classes: int,
+        shape: Sequence[int],
+        mean: Sequence[float],
+        std: Sequence[float],
+        seed: int = 0,
+    ) -> None:
+        size = (classes * per_class, *shape[1:], shape[0])
+        self.images = np.random.default_rng(seed).integers(0, 256, size, dtype=np.uint8)
+        self.labels = np.arange(len(self.images)) % classes
+        self._mean, self._std = (torch.tensor(values)[:, None, None] for values in (mean, std))
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        pixels = torch.from_numpy(self.images[index]).permute(2, 0, 1).contiguous().float().div(255)
+        return pixels.sub_(self._mean).div_(self._std), int(self.labels[index])
+
+
+def public_evaluate(net: nn.Module, images: Tensor, labels: Tensor, tests: DataLoader[Any], args: Any) -> float:
+    """The test accuracy, as the public code trains and tests."""
+    net.train()
+    loader = DataLoader(TensorDataset(images, labels), args.batch_train, shuffle=True)
+    optimizer = torch.optim.SGD(net.parameters(), args.lr_net, momentum=0.9, weight_decay=5e-4)
+    for epoch in range(args.epoch_eval_train + 1):
+        for batch, truth in loader:
+            output = net(fastdm.DiffAugment(batch, args.dsa_strategy, param=args.dsa_param))
+            loss = nn.functional.cross_entropy(output, truth)
+            loss.item()
+            np.argmax(output.detach().cpu().numpy(), axis=-1)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        if epoch == args.epoch_eval_train // 2 + 1:
+            optimizer = torch.optim.SGD(net.parameters(), 0.1 * args.lr_net, momentum=0.9, weight_decay=5e-4)
+    net.eval()
+    found = [(int((net(batch).argmax(1) == truth).sum()), len(truth)) for batch, truth in tests]
+    return sum(right for right, _ in found) / sum(count for _, count in found)
