@@ -255,8 +255,7 @@ def _gather(
         return
     picked = images[index]
     if out.dtype != torch.uint8:
-        per_channel = (per_channel(values) for values in (scale, shift))
-        picked = picked.float().mul_(next(per_channel)).add_(next(per_channel)).to(out.dtype)
+        picked = picked.float().mul_(per_channel(scale)).add_(per_channel(shift)).to(out.dtype)
     if layout != "planar":
         picked = picked.movedim(1, -1)
     if layout == "rgbx":

@@ -302,7 +302,7 @@ def test_what_does_not_fit_together(blobs: Dataset) -> None:
         ({"networks": ("VGG11",)}, "VGG11 cannot take 8x8 images"),
         ({"strategy": "blur"}, "blur"),
         ({"precision": "fp8"}, "precision"),
-        ({"device": "abacus"}, "device 'abacus' cannot be used here"),
+        ({"device": "abacus"}, "device 'abacus' is unknown; it must be cpu, cuda"),
     ],
 )
 def test_bad_settings(blobs: Dataset, options: dict[str, object], message: str) -> None:
