@@ -219,12 +219,12 @@ def stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path
 
     def stop(path: Path, *arguments: Any) -> Any:
         if path.name == "08.png":
-            raise RuntimeError("stopped")
+            raise MemoryError("stopped")
         return real(path, *arguments)
 
     with monkeypatch.context() as patch:
         patch.setattr(packing.decode, "decode_file", stop)
-        with pytest.raises(RuntimeError, match="stopped"):
+        with pytest.raises(FastDMError, match="the memory that this process may use is not enough"):
             pack(root, out, size=5, workers=1)
     return root, out
 

@@ -209,7 +209,7 @@ def stopped_at(path: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def decode(file: Path, *arguments: Any) -> Any:
         if str(file).endswith(path):
-            raise RuntimeError("stopped")
+            raise MemoryError("stopped")
         decoded.append(file.name)
         return real(file, *arguments)
 
@@ -224,7 +224,7 @@ def test_a_stopped_packing_is_resumed(folder: Path, tmp_path: Path, monkeypatch:
     out = tmp_path / "a.fdm"
     with monkeypatch.context() as patch:
         stopped_at("train/ewe/1.png", patch)
-        with pytest.raises(RuntimeError, match="stopped"):
+        with pytest.raises(FastDMError, match="the memory that this process may use is not enough"):
             pack(folder, out, size=8, on_error="skip", workers=1)
     assert not out.exists()
     with (tmp_path / "a.fdm.partial.journal").open("a") as journal:
@@ -241,7 +241,7 @@ def test_resuming_is_refused_after_a_change(folder: Path, tmp_path: Path, monkey
     out = tmp_path / "a.fdm"
     with monkeypatch.context() as patch:
         stopped_at("train/ewe/1.png", patch)
-        with pytest.raises(RuntimeError, match="stopped"):
+        with pytest.raises(FastDMError, match="the memory that this process may use is not enough"):
             pack(folder, out, size=8)
     with pytest.raises(FastDMError, match="started with different files or settings"):
         pack(folder, out, size=9, resume=True)
@@ -260,7 +260,7 @@ def test_blocks_that_are_gone_are_not_resumed(folder: Path, tmp_path: Path, monk
     def stop() -> None:
         with monkeypatch.context() as patch:
             stopped_at("train/ewe/1.png", patch)
-            with pytest.raises(RuntimeError, match="stopped"):
+            with pytest.raises(FastDMError, match="the memory that this process may use is not enough"):
                 pack(folder, out, size=8, workers=1)
 
     def full(*_: int) -> None:
