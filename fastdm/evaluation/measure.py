@@ -68,6 +68,7 @@ def evaluate(
     device: str | torch.device | None = None,
     precision: Precision | None = None,
     data_path: str | Path = "data",
+    image_size: int | tuple[int, int] | None = None,
     progress: bool = False,
 ) -> Evaluation:
     """Train `num_eval` fresh networks of each architecture on `train`; test them on the test part of `dataset`.
@@ -79,16 +80,17 @@ def evaluate(
     two cannot be compared. Test images are not augmented.
 
     train: a condensed set, `random_selection(…)` or `whole_set(…)`; a set with a partition is decoded. dataset:
-    anything that `open_dataset` takes, looked up under data_path. Its test images are normalised as the training images
-    are.
+    anything that `open_dataset` takes, looked up under data_path and, if it is image files, brought to image_size. Its
+    test images are normalised as the training images are.
     networks: architectures, each by its name (`fastdm list networks`) or as a function without arguments that builds
     any `torch.nn.Module` from images [N, C, H, W] to logits [N, classes], such as
     `functools.partial(torchvision.models.resnet18, num_classes=10)`; its weights are those that it draws itself, from
-    PyTorch's global generator with a seed of their own. Results call it as the function is called.
-    networks, strategy: by default those that the set was condensed with; where it does not say, ConvNet of the depth
-    that suits the image size, and the data set's strategy (digits are not flipped). "none": no augmentation.
+    PyTorch's global generator with a seed of their own, and results are under the function's name. strategy: families
+    of the augmentation joined by underscores, or "none". Both are by default those that the set was condensed with;
+    where it does not say, ConvNet of the depth that suits the image size, and the data set's strategy (digits are not
+    flipped). num_eval: networks of each architecture. lr_net: their first learning rate.
     checks: how many times the accuracy is measured during a training; the last, at its end, is the result, the highest
-    is kept beside it as `Evaluation.best`. labels: "soft" trains for the probabilities that the set has, or else that
+    is kept next to it as `Evaluation.best`. labels: "soft" trains for the probabilities that the set has, or else that
     the networks of `pool` give its images. Since a teacher's labels help any images, as many random real images are
     then evaluated with labels from the same pool: `Evaluation.random`. batch_train: None takes the protocol's.
     device: default: the GPU if there is one. precision: "fp32", "tf32" (the default on a GPU) or "bf16".
@@ -107,7 +109,7 @@ def evaluate(
     >>> list(result.accuracies)
     ['ConvNet']
     """
-    dataset = open_dataset(dataset, data_path=data_path)
+    dataset = open_dataset(dataset, data_path=data_path, image_size=image_size)
     device = default_device(device)
     _check_train(train)
     network, recorded_strategy = recorded_settings(train, dataset)

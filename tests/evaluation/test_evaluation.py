@@ -1,9 +1,11 @@
 import dataclasses
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
@@ -327,3 +329,14 @@ def test_the_place_of_an_evaluation_is_said_in_networks_and_epochs() -> None:
         "network 3 of 3, epoch 1 of 301",
         "network 3 of 3, epoch 301 of 301",
     ]
+
+
+def test_image_files_of_several_sizes_are_brought_to_one(tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        for label, side in enumerate((9, 12)):
+            path = tmp_path / part / str(label) / "x.png"
+            path.parent.mkdir(parents=True)
+            Image.fromarray(np.full((side, side, 3), 200 * label, np.uint8)).save(path)
+    synthetic = random_selection(open_dataset(tmp_path, image_size=8), 1)
+    found = evaluate(synthetic, tmp_path, image_size=8, networks=(TINY,), num_eval=1, epochs=1, device="cpu")
+    assert found.confusion[TINY][0][0] + found.confusion[TINY][0][1] == 1  # one test image of each class
