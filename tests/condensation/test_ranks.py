@@ -4,6 +4,8 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -146,3 +148,39 @@ def test_an_error_of_one_rank_is_what_the_others_say(tmp_path: Path) -> None:
     assert "already holds a run" in first
     assert "rank 0 has ended: " in second
     assert "already holds a run" in second
+
+
+DIES_ONCE = """
+import os, signal
+from fastdm.cli import main
+from fastdm.runs.run import Run
+
+after = Run.after
+
+def dies_once(self, iteration, *rest):
+    first, rank = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0", os.environ["RANK"]
+    if first and rank == "1" and iteration == 12:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return after(self, iteration, *rest)
+
+Run.after = dies_once
+main()
+"""
+
+
+def test_torchrun_restarts_a_run_which_resumes_by_itself(tmp_path: Path) -> None:
+    script = tmp_path / "dies_once.py"
+    script.write_text(DIES_ONCE)
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
+    flags = ["--dataset=digits", "--ipc=1", "--iterations=20", "--batch_real=4", "--model=ConvNetD1", "--device=cpu"]
+    flags += ["--precision=fp32", "--num_exp=1", "--num_eval=0", "--save_every=5", f"--save_path={tmp_path}"]
+    done = subprocess.run(
+        [sys.executable, *torchrun, str(script), "condense", *flags], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "DM_digits_ConvNetD1_1ipc_exp0"
+    assert log(folder) == list(range(20))
+    alone = fastdm.condense(
+        "digits", 1, iterations=20, batch_real=4, network="ConvNetD1", device="cpu", precision="fp32"
+    )
+    assert torch.equal(images(folder), alone.images)
