@@ -314,8 +314,9 @@ SIZES = Suite(
 RECIPES = Suite(
     "step_recipes",
     "An iteration of the recipes",
-    "In ms, median (p20–p80), interleaved with the plain step that has four times as many synthetic images, as many as "
-    "a partition of 2 decodes. The pool's networks have random weights.",
+    "In ms, median (p20–p80), interleaved with the plain step that passes as many synthetic images through a network: "
+    "four times as many, as a partition of 2 decodes them, and twice that where a later snapshot gives the "
+    "cross-entropy. The pool's networks have random weights.",
     STEP,
     cells.columns(
         """
