@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.harness import arguments, cells, machine, plots, records
-from bench.harness.records import Recorder, Result, Row, Suite
+from bench.harness import arguments, cells, kernel_plots, machine, records
+from bench.harness.records import Recorder, Row, Suite
 from bench.harness.timer import device_times, rotation, within
 from fastdm import kernels
 from fastdm.augmentation import DSA_STRATEGY, Strategy
@@ -78,15 +78,17 @@ def cases(device: torch.device, smoke: bool) -> Iterator[Case]:
     normed = [(4, 8, 8)] if smoke else [(64, 128, size) for size in (32, 16, 8)] if cpu else normed
     layouts = {shape: [(torch.bfloat16, True)] for shape in normed}
     layouts[normed[0]] += [(torch.float32, True), (torch.float32, False)]
-    # The fused block, which only a CPU has.
-    fused = [] if not cpu else [(2, 16, 16, 8)] if smoke else [(64, 128, 128, 16), (64, 3, 128, 32)]
+    # The fused block: any on a CPU; on a GPU a first one, whose convolution may be computed twice.
+    fused = [(64, 128, 128, 16), (64, 3, 128, 32)] if cpu else [(2560, 3, 128, 32), (1024, 3, 128, 64)]
+    fused = [(2, 3, 16, 8)] if smoke else fused
+    ways = [(torch.float32, way, False) if cpu else (torch.bfloat16, False, way) for way in both]
     matched = [(shape, ragged) for shape in [(4, 8, 2, 64) if smoke else (10, 256, 10, 2048)] for ragged in both]
     matched += [] if smoke else [((100, 256, 10, 2048), False)]
     families: list[list[partial[Case]]] = [
         [partial(_dsa_real, shape, mode, dtype) for shape in augmented for mode in "SM" for dtype in dtypes]
         + [partial(_dsa_synthetic, (shape[0], 2 if smoke else 10, shape[2])) for shape in augmented],
         [partial(_norm_relu_pool, shape, *how, back) for shape in normed for how in layouts[shape] for back in both],
-        [partial(_conv_norm_relu_pool, shape, back) for shape in fused for back in both],
+        [partial(_conv_norm_relu_pool, shape, *how) for shape in fused for how in ways],
         [partial(_norm_relu_pool_mean, (2, 4, 8, 8) if smoke else (10, 256, 128, 8), dtype) for dtype in dtypes],
         [partial(_class_mean_difference, shape, ragged, dtype) for shape, ragged in matched for dtype in dtypes],
         [partial(_uniform, *((8, 64) if smoke else (75, 4096)))],  # the parameters of ConvNet-3
@@ -200,16 +202,18 @@ def _norm_relu_pool(shape: Shape, dtype: torch.dtype, last: bool, backward: bool
     )
 
 
-def _conv_norm_relu_pool(shape: Shape, backward: bool, device: torch.device) -> Case:
+def _conv_norm_relu_pool(shape: Shape, dtype: torch.dtype, backward: bool, twice: bool, device: torch.device) -> Case:
     n, channels, width, size = shape
-    generator = torch.Generator().manual_seed(1)
-    weight = (torch.rand(width, channels, 3, 3, generator=generator) - 0.5) / (9 * channels) ** 0.5
+    drawn = torch.rand(width, channels, 3, 3, generator=torch.Generator().manual_seed(1)) - 0.5
+    weight = (drawn / (9 * channels) ** 0.5).to(device, dtype, memory_format=torch.channels_last)
+    computed_twice = lambda x, weight: torch.ops.fastdm.conv_norm_relu_pool(x, weight, 1, 1e-5, False)[0]  # noqa: E731
+    way = _BACKWARD * backward + ", computed twice" * twice
     return Case(
-        f"conv_norm_relu_pool {n}×{channels}→{width}×{size}² fp32{_BACKWARD * backward}",
-        partial(_activations, (n, channels, size), torch.float32, True, width * backward, device),
-        _with_gradient(lambda x: kernels.conv_norm_relu_pool(x, weight)),
+        f"conv_norm_relu_pool {n}×{channels}→{width}×{size}² {_NAMES[dtype]}{way}",
+        partial(_activations, (n, channels, size), dtype, True, width * backward, device),
+        _with_gradient(lambda x: (computed_twice if twice else kernels.conv_norm_relu_pool)(x, weight)),
         _with_gradient(lambda x: _layers(F.conv2d(x, weight.to(x.dtype), padding=1))),
-        4 * (1 + backward) * (n * width * (size // 2) ** 2 + n * channels * size**2),
+        dtype.itemsize * (1 + backward) * (n * width * (size // 2) ** 2 + n * channels * size**2),
         (1 + backward) * 2 * 9 * channels * n * width * size**2,
         rounding=1e-5,  # three times that of Winograd's F(4×4, 3×3), relative to the deviation of its output
         relu=3e-6 * backward,
@@ -283,8 +287,9 @@ def _of_key(op: str, name: str, moved: int, device: torch.device, **options: Any
 
 
 def _uniform(rows: int, n: int, device: torch.device) -> Case:
-    every = torch.arange(rows, device=device)
-    return _of_key("uniform", f"{rows}×{n}", 4 * rows * n, device, rows=every, n=n, stream=3)
+    return _of_key(
+        "uniform", f"{rows}×{n}", 4 * rows * n, device, rows=torch.arange(rows, device=device), n=n, stream=3
+    )
 
 
 def _draw(classes: int, size: int, n: int, device: torch.device) -> Case:
@@ -366,50 +371,11 @@ def _peak(function: Callable[..., object], values: Arguments, device: torch.devi
     return machine.peak(device) - before
 
 
-# --- table and plots -------------------------------------------------------------------------------------------------
+# --- table ------------------------------------------------------------------------------------------------------------
 
 
 def _slower(row: Row) -> str:
     return " and ".join(f"{1 / x:.2f}× the time of {name}" for name, x in row.get("speedup", {}).items() if x < 1)
-
-
-def _bandwidth(result: Result) -> Any:
-    """Achieved bandwidth by size, under the line of the copy."""
-    rows = [row for row in result["rows"] if "gb_per_s" in row]
-    if not rows:
-        return None
-    figure, (axes,) = plots.figure(result)
-    plots.points(axes, rows, lambda row: row["bytes"], lambda row: row["gb_per_s"])
-    if copy := records.peaks(result["machine"]).get("copy"):
-        axes.axhline(copy / 1e9, color=plots.LINE, lw=1, label="copy")
-    plots.label(axes, "bytes that must move", "GB/s")
-    return figure
-
-
-def _roofline(result: Result) -> Any:
-    """FLOP/s by FLOPs per byte, of the kernels and of the whole iteration, under both peaks."""
-    rows = [row for row in result["rows"] if "gb_per_s" in row and "flops" in row]
-    limits = records.peaks(result["machine"])
-    if not rows or not {"copy", "matmul bf16"} <= limits.keys():
-        return None
-    figure, (axes,) = plots.figure(result)
-    plots.points(
-        axes,
-        rows,
-        lambda row: row["flops"] / row["bytes"],
-        lambda row: row["flops"] / row["seconds"]["fastdm"]["median"] / 1e12,
-    )
-    for stage in records.same_machine(result["machine"], "waterfall"):
-        if "tflop_per_s" in stage:
-            place = (stage["flops"] / stage["least_bytes"], stage["tflop_per_s"])
-            color = plots.OURS if stage["name"].startswith("fastdm") else plots.THEIRS
-            axes.scatter(*place, marker="*", s=60, color=color)
-            axes.annotate(stage["name"], place, xytext=(5, -3), textcoords="offset points", fontsize=6)
-    copy, matmul = limits["copy"] / 1e12, limits["matmul bf16"] / 1e12
-    ridge = matmul / copy
-    axes.plot([0.1, ridge, 20 * ridge], [0.1 * copy, matmul, matmul], color=plots.LINE, lw=1)
-    plots.label(axes, "FLOPs per byte that must move", "TFLOP/s")
-    return figure
 
 
 SUITE = Suite(
@@ -427,7 +393,7 @@ SUITE = Suite(
         """
     ),
     slower=_slower,
-    plots={"bandwidth": _bandwidth, "roofline": _roofline},
+    plots={"bandwidth": kernel_plots.bandwidth, "roofline": kernel_plots.roofline},
 )
 
 

@@ -205,6 +205,7 @@ def others() -> Iterator[Row]:
     }
     for name, (size, ours, theirs) in forms.items():
         yield row(name, "X", size, kernels(ours), eager(theirs))
+    yield from first_block(generator)
     # Images of 64² pixels, larger than a tile, with a cache of two images: on a GPU there are thousands of images in a
     # launch and tens in the cache. Plain PyTorch reads x once an operation.
     calls = {"": lambda: norm_relu_pool(large), ", gradient": gradient(norm_relu_pool, large)}
@@ -212,6 +213,22 @@ def others() -> Iterator[Row]:
         read = memory_reads(call, sector, cache=4 * large[0].numel())
         name = f"norm_relu_pool{name} 64², reads of memory in {sector} B"
         yield row(name, "X", 2 * large.numel(), (read, 0), 2 * large.numel())
+
+
+def first_block(generator: torch.Generator) -> Iterator[Row]:
+    """Y is the convolution's output, of 128 channels, which is stored or computed twice."""
+    x, weight = (
+        torch.randn(shape, generator=generator).half().contiguous(memory_format=torch.channels_last)
+        for shape in ((2, 3, 32, 32), (128, 3, 3, 3))
+    )
+    conv = torch.conv2d(x, weight, padding=1)
+    size = 2 * conv.numel()
+    plain = eager(lambda: F.avg_pool2d(F.relu(F.group_norm(torch.conv2d(x, weight, padding=1), len(weight))), 2))
+    read, written = kernels(lambda: norm_relu_pool(conv))
+    stored = (read + 2 * (x.numel() + weight.numel()), written + size)
+    twice = kernels(lambda: torch.ops.fastdm.conv_norm_relu_pool(x, weight, 1, 1e-5, False))
+    for way, moved in (("stored", stored), ("computed twice", twice)):
+        yield row(f"conv_norm_relu_pool, first convolution {way}", "Y", size, moved, plain)
 
 
 def measure(smoke: bool = False) -> Iterator[Row]:
@@ -225,7 +242,7 @@ SUITE = Suite(
     "Bytes that the kernels move",
     "An element counts once per launch, as with a cache that holds an image; plain PyTorch is the public code's form, "
     "every operation counted as reading its arguments and writing its results once. P: the batch in float32; X: the "
-    "input of the op.",
+    "input of the op; Y: the result of its convolution.",
     ("kernels",),
     cells.columns(
         "op | name; read | read | unit; written | written | unit; together | ours | unit; plain PyTorch | eager | unit"

@@ -157,6 +157,21 @@ def _block_cases() -> Iterator[Case]:
         yield Case(name, partial(blocks.norm_relu_pool_backward, *backward, activation, pool), 16)
 
 
+def _conv_cases() -> Iterator[Case]:
+    # The first blocks of ConvNets, on real images: the CIFARs, grey ones, Tiny ImageNet, large ones.
+    bf16, fp16 = torch.bfloat16, torch.float16
+    for c, size, padding, dtype in (
+        (3, 32, 1, bf16),
+        (3, 32, 1, fp16),
+        (1, 28, 3, bf16),
+        (3, 64, 1, bf16),
+        (3, 224, 1, bf16),
+    ):
+        x, weight = (_meta(*shape, dtype=dtype, last=True) for shape in ((2560, c, size, size), (128, c, 3, 3)))
+        run = partial(blocks.conv_norm_relu_pool, x, weight, padding, 1e-5, False)
+        yield Case(f"conv_norm_relu_pool {_name(dtype)} {c}x{size}² to 128 channels", run)
+
+
 def _class_mean_cases() -> Iterator[Case]:
     for dtype in (torch.bfloat16, torch.float32):
         features, offsets = _meta(2560, 2048, dtype=dtype), _index(11)
@@ -198,6 +213,7 @@ def cases() -> Iterator[Case]:
     """Yield the uses that the presets make of every op."""
     yield from _augmentation_cases()
     yield from _block_cases()
+    yield from _conv_cases()
     yield from _class_mean_cases()
     yield from _random_cases()
     yield from _sgd_cases()

@@ -9,6 +9,7 @@ from torch.autograd.function import once_differentiable
 from ..checks import check_floating_point, check_offset_values, check_offsets, check_tensor
 from ..dispatch import define, remember_backend, runs_native, with_its_backend
 from ..numerics import memory_format_of, pooled_shape, working_dtype
+from .choice import computes_twice
 
 ACTIVATIONS = ("relu", "leakyrelu", "swish", "sigmoid")
 POOLS = ("avg", "max", "none")
@@ -91,7 +92,8 @@ def conv_norm_relu_pool(x: Tensor, weight: Tensor, *, padding: int = 1, eps: flo
 
     On a CPU with the C++ extension, float32 images go through the block one after the other without leaving the cache,
     through Winograd's F(4×4, 3×3) where there are many input channels; its rounding error is a few times that of the
-    plain sum. Elsewhere this is `conv2d` and `norm_relu_pool`.
+    plain sum. Elsewhere this is `conv2d` and `norm_relu_pool`, unless a GPU is faster at computing a first convolution
+    twice than at storing it, which is measured (`choice.py`).
 
     x: floating point [N, C, H, W]; weight: [K, C, 3, 3], of the same dtype; padding: zeros round the image.
 
@@ -109,13 +111,22 @@ def conv_norm_relu_pool(x: Tensor, weight: Tensor, *, padding: int = 1, eps: flo
         raise ValueError(f"weight has the shape {tuple(weight.shape)}; it must be [K, {x.shape[1]}, 3, 3]")
     if padding < 0 or min(x.shape[2:]) + 2 * padding < 4:
         raise ValueError(f"images of {x.shape[2]} by {x.shape[3]} pixels are too small with a padding of {padding}")
-    if not stores_only_pooled(x, weight) or (weight.requires_grad and torch.is_grad_enabled()):
-        return norm_relu_pool(torch.conv2d(x, weight, padding=padding), eps=eps)
     out: Tensor
-    if x.requires_grad and torch.is_grad_enabled():
-        out = _ConvNormReluPool.apply(x, weight, padding, eps)
+
+    def stored() -> Tensor:
+        return norm_relu_pool(torch.conv2d(x, weight, padding=padding), eps=eps)
+
+    def fused() -> Tensor:
+        pooled: Tensor = torch.ops.fastdm.conv_norm_relu_pool(x, weight, padding, eps, False)[0]
+        return pooled
+
+    x_needs, weight_needs = (torch.is_grad_enabled() and t.requires_grad for t in (x, weight))
+    if stores_only_pooled(x, weight) and not weight_needs:
+        out = _ConvNormReluPool.apply(x, weight, padding, eps) if x_needs else fused()
+    elif x_needs or weight_needs or not computes_twice(x, weight, padding, (stored, fused)):
+        out = stored()
     else:
-        out, *_ = torch.ops.fastdm.conv_norm_relu_pool(x, weight, padding, eps, False)
+        out = fused()
     return out
 
 

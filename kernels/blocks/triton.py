@@ -14,6 +14,7 @@ from .. import launch
 from ..numerics import LEAKY_SLOPE, is_channels_last, memory_format, pooled_shape, working_dtype
 from ..row_means import bounds, class_means
 from . import triton_tiles as tiles
+from .triton_conv import conv_norm_relu_pool as conv_norm_relu_pool
 from .triton_tiles import centre, choose_tile, load, pixels, place, pooled, spread, store, sum_taps
 
 SLOPE: tl.constexpr = tl.constexpr(LEAKY_SLOPE)

@@ -48,6 +48,10 @@ def test_every_output_is_written_once(rows: dict[str, Row]) -> None:
         ("norm_relu_pool 64², reads of memory in 64 B", 1.0),
         ("norm_relu_pool, gradient 64², reads of memory in 32 B", 1.252),
         ("norm_relu_pool, gradient 64², reads of memory in 64 B", 1.252),
+        # The convolution written and read, the image and its weights read, a quarter written.
+        ("conv_norm_relu_pool, first convolution stored", 2.3),
+        # The image and the weights read twice, a quarter written; per channel two statistics, written and read.
+        ("conv_norm_relu_pool, first convolution computed twice", 0.34),
         # A partial sum in float32 for every four images of a class, each a quarter of the pixels in bfloat16.
         ("norm_relu_pool_mean", 1.13),
         # One difference in float32 for the 64 values of a class and feature, and a partial sum of squares.

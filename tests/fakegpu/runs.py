@@ -22,6 +22,7 @@ from fastdm.evaluation.measure import evaluate
 from fastdm.evaluation.protocol import Protocol
 from fastdm.evaluation.together import Together, networks_together
 from fastdm.evaluation.training import LabelledImages, train_network
+from fastdm.kernels.blocks import choice
 from fastdm.networks.architectures import build_network
 from fastdm.runs.run import Run
 from fastdm.synthetic.initial import random_selection
@@ -44,6 +45,7 @@ def check(device: torch.device) -> Iterator[dict[str, Any]]:
         training_waits_at_its_start_only,
         networks_are_trained_together,
         evaluation_uses_the_graph,
+        a_first_convolution_is_computed_twice_where_that_is_faster,
     ):
         wrong: list[str] = []
         # Nothing was computed: what is read from the card may be anything.
@@ -155,6 +157,24 @@ def evaluation_uses_the_graph(device: torch.device) -> None:
         found = evaluate(images, data, networks=["ConvNet"], num_eval=4, epochs=9, checks=2, device=device)
     assert [line.kind for line in lines].count("GRAPH") == 10
     assert len(found.accuracies["ConvNet"]) == 4
+
+
+def a_first_convolution_is_computed_twice_where_that_is_faster(device: torch.device) -> None:
+    """Time is asked before the recording and never again."""
+    for is_faster in (False, True):
+        asked = patch.object(choice, "_is_second_faster", return_value=is_faster)
+        with precision_context("bf16", device), patch.object(choice, "_measured", {}), asked as measured:
+            step, _ = _build(dataset(*SMALL), device)
+            reason = step.capture()
+            assert not reason, reason
+            step.release()
+            with recorded() as lines:
+                step(0)
+            step.close()
+        assert measured.call_count == 1, measured.call_count
+        kernels = [line.what for line in lines if line.kind == "KERNEL"]
+        assert kernels.count("triton conv_statistics_kernel") == is_faster, kernels
+        assert not [line.what for line in lines if line.kind == "WAIT"]
 
 
 def _build(data: Dataset, device: torch.device, batch_real: int = 16) -> Any:

@@ -1,0 +1,145 @@
+"""The block whose convolution is computed twice and never stored, and the choice between that and storing it."""
+
+from collections.abc import Iterator
+from unittest import mock
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastdm.kernels import conv_norm_relu_pool, use_backend
+from fastdm.kernels.blocks import choice
+
+FLOAT32_EPS = 2.0**-23
+SHAPES = [
+    pytest.param(2, 3, 8, 8, 16, 1, id="even"),
+    pytest.param(3, 2, 9, 7, 5, 1, id="odd"),  # also a number of channels that fills no tile
+    pytest.param(1, 1, 6, 6, 3, 3, id="grey"),  # with the padding that makes 32×32 of 28×28 pixels
+    pytest.param(1, 3, 20, 14, 40, 0, id="several tiles"),
+]
+
+
+def inputs(
+    n: int, c: int, h: int, w: int, k: int, generator: torch.Generator, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    x = 1 + torch.randn(n, c, h, w, generator=generator)
+    weight = (torch.rand(k, c, 3, 3, generator=generator) - 0.5) * 2 / (9 * c) ** 0.5
+    return x.to(dtype), weight.to(dtype)
+
+
+def exact(x: Tensor, weight: Tensor, padding: int, eps: float = 1e-5) -> tuple[Tensor, Tensor, Tensor]:
+    conv = F.conv2d(x.double(), weight.double(), padding=padding)
+    pooled = F.avg_pool2d(F.relu(F.group_norm(conv, len(weight), eps=eps)), 2)
+    return pooled, conv.mean((2, 3)), (conv.var((2, 3), correction=0) + eps).rsqrt()
+
+
+def fused(x: Tensor, weight: Tensor, padding: int, device: torch.device, eps: float = 1e-5) -> list[Tensor]:
+    """Result, mean and 1 / deviation."""
+    out, conv, *statistics = torch.ops.fastdm.conv_norm_relu_pool(x.to(device), weight.to(device), padding, eps, False)
+    assert len(conv) == 0
+    assert out.dtype == x.dtype
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    return [found.cpu().double() for found in (out, *statistics)]
+
+
+@pytest.mark.parametrize(("n", "c", "h", "w", "k", "padding"), SHAPES)
+def test_it_is_that_of_float64(
+    n: int, c: int, h: int, w: int, k: int, padding: int, triton_device: torch.device, interpreted: bool
+) -> None:
+    """In float16, whose rounding u has the patches less the image's mean, the result, and nothing in between."""
+    generator = torch.Generator().manual_seed(0)
+    for dtype in (torch.float32, torch.float16) if interpreted else (torch.float16, torch.bfloat16):
+        x, weight = inputs(n, c, h, w, k, generator, dtype)
+        out, mean, rstd = fused(x, weight, padding, triton_device)
+        expected, expected_mean, expected_rstd = exact(x, weight, padding)
+        # Sums of 9 · c + 1 products, in float32; in half precision each is of a patch that is rounded, of at most
+        # |x| + 1, times weights of at most 1 / √(9 c).
+        u = 0 if dtype == torch.float32 else torch.finfo(dtype).eps / 2
+        largest = float(x.abs().max()) + 1
+        bound = (u + 30 * FLOAT32_EPS) * largest * (9 * c) ** 0.5
+        assert (mean - expected_mean).abs().max() <= bound
+        assert (rstd / expected_rstd - 1).abs().max() <= 2 * bound * float(expected_rstd.max())
+        scale = float(expected_rstd.max()) * (1 + 2 * float(expected.max()))
+        assert (out - expected).abs().max() <= bound * scale + u * float(expected.max())
+
+
+def test_a_flat_image_keeps_its_digits(triton_device: torch.device, interpreted: bool) -> None:
+    """E[x²] − mean² in float32 would lose all of a variance of 1e-6 next to a mean of 100."""
+    x = torch.full((1, 1, 10, 10), 100.0)
+    x[:, :, ::2] += 2.0**-9 if interpreted else 1  # in float16, whose next number after 100 is 100.0625
+    x = x if interpreted else x.half()
+    weight = torch.full((1, 1, 3, 3), 1 / 16, dtype=x.dtype)
+    out, _, _ = fused(x, weight, 0, triton_device, eps=1e-12)
+    expected, _, _ = exact(x, weight, 0, eps=1e-12)
+    assert (out - expected).abs().max() <= 1e-3 * expected.abs().max()
+
+
+def test_repeated_runs_are_equal(triton_device: torch.device) -> None:
+    x, weight = inputs(2, 3, 8, 8, 8, torch.Generator().manual_seed(0), torch.float16)
+    first, second = (fused(x, weight, 1, triton_device)[0] for _ in range(2))
+    assert torch.equal(first, second)
+
+
+# --- the choice ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fresh() -> Iterator[None]:
+    """Nothing is measured yet, everything is large enough, and time may decide."""
+    with (
+        mock.patch.object(choice, "_measured", {}),
+        mock.patch.object(choice, "LEAST_STORED", 0),
+        torch.backends.cudnn.flags(benchmark=True),
+        mock.patch.object(torch.cuda, "is_current_stream_capturing", return_value=False),
+    ):
+        yield
+
+
+@pytest.mark.usefixtures("fresh")
+@pytest.mark.parametrize("is_faster", [False, True])
+def test_time_chooses_once_for_a_shape(
+    is_faster: bool, triton_device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = mock.Mock(return_value=is_faster)
+    monkeypatch.setattr(choice, "_is_second_faster", measured)
+    x, weight = (t.to(triton_device) for t in inputs(2, 3, 8, 8, 8, torch.Generator().manual_seed(0), torch.float16))
+    stored = mock.Mock(wraps=torch.conv2d)
+    monkeypatch.setattr(torch, "conv2d", stored)
+    first, second = (conv_norm_relu_pool(x, weight) for _ in range(2))
+    assert torch.equal(first, second)
+    assert measured.call_count == 1
+    assert stored.call_count == (0 if is_faster else 2)
+    conv_norm_relu_pool(x[:1], weight)
+    assert measured.call_count == 2
+    # A gradient needs the convolution.
+    stored.reset_mock()
+    conv_norm_relu_pool(x.requires_grad_(), weight)
+    assert stored.call_count == 1
+
+
+@pytest.mark.usefixtures("fresh")
+def test_it_is_stored_for_a_reason(triton_device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight = (t.to(triton_device) for t in inputs(2, 3, 8, 8, 8, torch.Generator().manual_seed(0), torch.float16))
+    assert choice.reason_to_store(x, weight) == ""
+    assert "float32" in choice.reason_to_store(x.float(), weight.float())
+    assert "too many" in choice.reason_to_store(x.repeat(1, 2, 1, 1), weight.repeat(1, 2, 1, 1))
+    with use_backend("reference"):
+        assert "no kernel" in choice.reason_to_store(x, weight)
+    with torch.backends.cudnn.flags(benchmark=False):
+        assert choice.reason_to_store(x, weight) == "time must not decide"
+    monkeypatch.setattr(choice, "LEAST_STORED", 1 << 24)
+    assert "small" in choice.reason_to_store(x, weight)
+
+
+@pytest.mark.usefixtures("fresh")
+def test_nothing_is_timed_within_a_capture(triton_device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    x, weight = (t.to(triton_device) for t in inputs(2, 3, 8, 8, 8, torch.Generator().manual_seed(0), torch.float16))
+    assert not choice.computes_twice(x, weight, 1, ())
+    assert choice._measured == {}
+
+
+def test_a_cpu_stores_it() -> None:
+    x, weight = inputs(1, 3, 8, 8, 8, torch.Generator().manual_seed(0), torch.bfloat16)
+    assert choice.reason_to_store(x, weight) == "there is no kernel for it here"
