@@ -50,9 +50,11 @@ fake-gpu: $(VENV)/installed
 
 # torch and triton are those that are there: a machine with a GPU may have no network. First what the product needs, then
 # the ops, whose kernels are compiled by several processes where pytest-xdist is there.
+# A GPU runs nothing of the C++ core, which is left out where it cannot be built.
+install-here = $(PYTHON) -m pip install --quiet --no-build-isolation --no-deps --editable .
 gpu-test: PARALLEL = $(shell $(PYTHON) -c 'import xdist' 2> /dev/null && echo -n 8)
 gpu-test:
-	$(PYTHON) -m pip install --quiet --no-build-isolation --no-deps --editable .
+	$(install-here) || FASTDM_PURE=1 $(install-here)
 	$(PYTHON) -m pytest -v tests/gpu --ignore tests/gpu/test_sanitizer.py; first=$$?; \
 	FASTDM_TEST_DEVICE=cuda $(PYTHON) -m pytest -v $(PARALLEL) $(OPS); second=$$?; \
 	$(PYTHON) -m pytest -v tests/gpu/test_sanitizer.py && test $$first$$second = 00
@@ -80,7 +82,7 @@ bench: $(VENV)/installed
 	$(PY) -m bench.run cpu $(if $(DATA),--data $(DATA))
 
 gpu-report:
-	$(PYTHON) -m pip install --quiet --no-build-isolation --no-deps --editable .
+	$(install-here) || FASTDM_PURE=1 $(install-here)
 	$(PYTHON) -m bench.run gpu $(if $(OUT),--out $(OUT)) $(if $(DATA),--data $(DATA))
 
 # Checked before pip starts: it would download gigabytes first and fail to build the C++ core afterwards.

@@ -1,15 +1,19 @@
 """Every op of `fastdm.kernels` by shape and dtype, next to eager PyTorch and torch.compile of the same.
 
-python -m bench.kernels [--device cuda] [--smoke] [--only dsa …] [--seconds 600] [--no-compile]
+    python -m bench.kernels [--device cuda] [--smoke] [--only dsa …] [--seconds 600] [--no-compile]
+    python -m bench.kernels dram [the same options]
 
 A row holds the error compared with float64, and what it may be (see `Case`), next to the speed; where the check is red
 there is no speed. Bytes are the least that must move: every input read once, every output written once. The ops take
 turns, their most used shape first, so that a run cut short has something of each.
+
+dram: the bytes that the memory of a GPU moves in a call, which Nsight Compute counts.
 """
 
 import dataclasses
 import itertools
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -19,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.harness import arguments, cells, kernel_plots, machine, records
+from bench.harness import arguments, cells, dram, kernel_plots, machine, records
 from bench.harness.records import Recorder, Row, Suite
 from bench.harness.timer import device_times, rotation, within
 from fastdm import kernels
@@ -397,18 +401,45 @@ SUITE = Suite(
 )
 
 
+DRAM = Suite(
+    "dram",
+    "Bytes that the memory moves",
+    "Counted by Nsight Compute in one call, from a cold cache, next to the least that must move.",
+    ("kernels", "bench/kernels.py"),
+    cells.columns(
+        """
+        op | name; kernels; least, MB | bytes | ,.1f/1e6; read, MB | read | ,.1f/1e6; written, MB | written | ,.1f/1e6
+        × the least | times_least | .2f; note
+        """
+    ),
+)
+
+
 def main() -> None:
     parser = arguments.parser(__doc__, device=True, seconds=600.0)
+    # run: what `dram` runs under Nsight Compute.
+    parser.add_argument("what", nargs="?", choices=("speed", "dram", "run"), default="speed")
     parser.add_argument("--only", nargs="+", help="ops, such as dsa")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out, whose compilation is slow")
     options = parser.parse_args()
     device = arguments.device_of(options)
-    copy_peak = records.peaks(machine.describe(device)).get("copy")
-    recorder = Recorder(SUITE, {"smoke": options.smoke, "compile": not options.no_compile}, options.device)
     chosen = (case for case in cases(device, options.smoke) if case.op in (options.only or [case.op]))
-    for case in within(chosen, options.seconds):
-        how = partial(measure, case, device, copy_peak, options.smoke, not options.no_compile)
-        recorder.add({"name": case.name, "op": case.op}, how)
+    settings = {"smoke": options.smoke, "compile": not options.no_compile}
+    if options.what == "speed":
+        copy_peak = records.peaks(machine.describe(device)).get("copy")
+        recorder = Recorder(SUITE, settings, options.device)
+        for case in within(chosen, options.seconds):
+            how = partial(measure, case, device, copy_peak, options.smoke, not options.no_compile)
+            recorder.add({"name": case.name, "op": case.op}, how)
+        return
+    counted = [case for case in chosen if case.op not in ("uniform", "draw")]  # which make numbers, not move them
+    if options.what == "dram":
+        recorder = Recorder(DRAM, settings, options.device)
+        command = ["-m", "bench.kernels", "run", *sys.argv[2:]]
+        for row in dram.rows(command, {case.name: case.bytes for case in counted}, device, options.seconds):
+            recorder.add(row)
+    else:
+        dram.run_marked((partial(case.run, *case.make(0)) for case in counted), device)
 
 
 if __name__ == "__main__":

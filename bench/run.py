@@ -50,8 +50,10 @@ headline     120  -m bench.waterfall headline {device} {plain} --seconds 20
 peaks         40  -m bench.peaks {device}
 waterfall    100  -m bench.waterfall {device} {plain} --seconds 25
 kernels      110  -m bench.kernels {device} {plain} --seconds 90
+dram          60  -m bench.kernels dram {device} --seconds 50
 chunk         75  -m bench.waterfall chunk {device} {plain} --seconds 10
-gpu_tests    110  -m pytest -v --maxfail=20 -p no:cacheprovider tests/gpu
+gpu_tests    110  -m pytest -v --maxfail=20 -p no:cacheprovider tests/gpu --ignore tests/gpu/test_sanitizer.py
+chunks        45  -m bench.waterfall chunks {device} --no-compile --seconds 5
 step          90  -m bench.step {device} {few} {plain} --seconds 60
 step_recipes  30  -m bench.step recipes {device} --seconds 10
 evaluation    45  -m bench.evaluation {device}

@@ -1,12 +1,12 @@
 """An iteration stage by stage, from the public loop to a CUDA graph, and the three that everybody asks for.
 
     python -m bench.waterfall [--device cuda] [--smoke] [--batch_real 256] [--seconds 30] [--no-compile]
-    python -m bench.waterfall headline|chunk [the same options]
+    python -m bench.waterfall headline|chunk|chunks [the same options]
 
 headline: the package's fastest step, the public loop and torch.compile of the batched step, at CIFAR-10's size; chunk:
-the same on a chunk of ImageNet-1K at 64×64. The losses of every stage are compared with those of the public loop with
-equal draws; a stage whose losses are off has no speed. A stage is timed as soon as it is right, next to the first one,
-and all of them interleaved at the end.
+the same on a chunk of ImageNet-1K at 64×64; chunks: on three of them. The losses of every stage are compared with those
+of the public loop with equal draws; a stage whose losses are off has no speed. A stage is timed as soon as it is right,
+next to the first one, and all of them interleaved at the end.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from bench.harness import arguments, cells, machine, plots, records
 from bench.harness.loops import LOSS_TOLERANCE, Kind, make
 from bench.harness.records import STEP, Recorder, Result, Row, Suite
 from bench.harness.timer import host_times, numbered
-from bench.harness.workloads import CHUNK, CIFAR10, CPU, Workload
+from bench.harness.workloads import CHUNK, CHUNKS, CIFAR10, CPU, Workload
 
 ITERATIONS_CHECKED = 2
 HEADLINE_SAMPLE = 1.0  # seconds: a thousand replays of an iteration of one millisecond
@@ -145,7 +145,18 @@ CHUNK_STEP = dataclasses.replace(
     title="A chunk of ImageNet-1K",
     text=SUITE.text.replace("of CIFAR-10's size, 10 images per class", "of 15 of its classes at 64×64"),
 )
-_CHOICES = {"waterfall": (SUITE, CIFAR10), "headline": (HEADLINE, CIFAR10), "chunk": (CHUNK_STEP, CHUNK)}
+CHUNKS_STEP = dataclasses.replace(
+    CHUNK_STEP,
+    name="chunks",
+    title="Three chunks of ImageNet-1K",
+    text=CHUNK_STEP.text.replace("of 15 of", "of 31 of"),
+)
+_CHOICES = {
+    "waterfall": (SUITE, CIFAR10),
+    "headline": (HEADLINE, CIFAR10),
+    "chunk": (CHUNK_STEP, CHUNK),
+    "chunks": (CHUNKS_STEP, CHUNKS),
+}
 
 
 def main() -> None:

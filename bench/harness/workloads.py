@@ -97,6 +97,8 @@ CIFAR10 = Workload("CIFAR-10 ipc 10", 10, 32, 10, 5000)
 IMAGENET = Workload("ImageNet-1K 64² ipc 10", 1000, 64, 10, 260)
 CHUNK = dataclasses.replace(IMAGENET, name="ImageNet-1K 64² ipc 10, 15 classes", classes=15)
 """As many classes of ImageNet-1K as one pass takes where a tensor must have fewer than 2^31 elements."""
+CHUNKS = dataclasses.replace(CHUNK, name="ImageNet-1K 64² ipc 10, 31 classes", classes=31)
+"""One class more than two passes take."""
 _CIFAR10_SIZES = [dataclasses.replace(CIFAR10, name=f"CIFAR-10 ipc {ipc}", ipc=ipc) for ipc in (1, 10, 50)]
 CPU_SIZES = [
     *_CIFAR10_SIZES,

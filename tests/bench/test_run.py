@@ -15,7 +15,7 @@ from bench.harness.records import Recorder, Row
 from bench.run import Stage
 from tests.bench.schema import SCHEMA
 
-SUITES = ("headline", "waterfall", "chunk", "kernels", "step", "step_recipes")
+SUITES = ("headline", "waterfall", "chunk", "chunks", "kernels", "step", "step_recipes")
 
 
 def run_all(stages: list[Stage], seconds: float, least: float = 0.0) -> tuple[int, list[Row]]:
@@ -30,7 +30,7 @@ def test_the_gpu_run_on_a_cpu(tmp_path: Path) -> None:
     logs = "\n".join(log.read_text()[-2000:] for log in (tmp_path / "logs").iterdir())
     assert done.returncode == 0, done.stdout + done.stderr + logs
     files = {path.name.split("--")[0]: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
-    assert set(files) == {*SUITES, "peaks", "evaluation", "run"}
+    assert set(files) == {*SUITES, "peaks", "dram", "evaluation", "run"}
     for result in files.values():
         jsonschema.validate(result, SCHEMA)
         assert result["settings"]["smoke"]
@@ -51,8 +51,8 @@ def test_the_gpu_run_on_a_cpu(tmp_path: Path) -> None:
 
 def test_the_gpu_run_begins_with_what_is_wanted_most() -> None:
     names = [stage.name for stage in run.stages("gpu", "cuda", Path("data"), smoke=False)]
-    assert names[:5] == ["headline", "peaks", "waterfall", "kernels", "chunk"]
-    assert names[-5:] == ["step", "step_recipes", "evaluation", "accuracy", "report"]
+    assert names[:6] == ["headline", "peaks", "waterfall", "kernels", "dram", "chunk"]
+    assert names[-6:] == ["chunks", "step", "step_recipes", "evaluation", "accuracy", "report"]
 
 
 def test_a_stage_that_hangs_or_fails_leaves_the_others_and_its_words(folder: Path) -> None:

@@ -1,0 +1,84 @@
+"""Bytes of memory that kernels move on a GPU, as Nsight Compute counts them."""
+
+import csv
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+
+import torch
+
+from bench.harness.machine import REPOSITORY
+from bench.harness.records import Row
+from fastdm.kernels import uniform
+
+METRICS = {"dram__bytes_read.sum": "read", "dram__bytes_write.sum": "written"}
+_OPTIONS = "--csv --print-units base --profile-from-start off --clock-control none --target-processes all"
+_MARKER = "uniform_kernel"
+"""The kernel that stands in front of those of every call."""
+
+
+def run_marked(calls: Iterable[Callable[[], object]], device: torch.device) -> None:
+    """Run calls, of which the profiler sees the kernels, each behind a marker."""
+    key, row = torch.tensor([0, 0], device=device), torch.zeros(1, dtype=torch.int64, device=device)
+    for call in calls:
+        call()  # compiles, and chooses algorithms
+        torch.cuda.synchronize(device)
+        torch.cuda.profiler.start()
+        uniform(key, row, 1, 0)
+        call()
+        torch.cuda.synchronize(device)
+        torch.cuda.profiler.stop()
+
+
+def rows(arguments: Sequence[str], least: Mapping[str, int], device: torch.device, seconds: float) -> Iterator[Row]:
+    """A row for every call of a python program that calls `run_marked`, and one that says why there are no others.
+
+    least: of the calls in their order, names and the bytes that must move.
+    """
+    found, problem = count(arguments, seconds) if device.type == "cuda" else ([], "this device is not a GPU")
+    for (name, must), row in zip(least.items(), found, strict=False):
+        times = (row["read"] + row["written"]) / must
+        yield {"name": name, "bytes": must, **row, "times_least": round(times, 3)}
+    if problem:
+        yield {"name": "none", "note": problem}
+
+
+def count(arguments: Sequence[str], seconds: float) -> tuple[list[Row], str]:
+    """Run python with these arguments, a program that calls `run_marked`, under Nsight Compute.
+
+    Returns a row for every call, with the bytes that its kernels read and wrote and their number, and what went wrong
+    or "". What was counted within `seconds` is kept.
+    """
+    metrics = ["--metrics", ",".join(METRICS)]
+    command = ["ncu", *_OPTIONS.split(), *metrics, sys.executable, *arguments]
+    try:
+        process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    except OSError as error:
+        return [], f"Nsight Compute (ncu) cannot be run: {error.strerror}"
+    try:
+        output, _ = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # ncu then writes what it has
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(10)
+        process.kill()
+        output, _ = process.communicate()
+    rows = counted(output)
+    return rows, "" if rows else f"Nsight Compute counted nothing: {' '.join(output.split()[-40:])}"
+
+
+def counted(output: str) -> list[Row]:
+    """The rows of `count` from what Nsight Compute prints: a line of CSV for every kernel and metric."""
+    lines = output.splitlines()
+    start = next((number for number, line in enumerate(lines) if line.startswith('"ID"')), len(lines))
+    found: list[Row] = []
+    last = ""
+    for line in csv.DictReader(lines[start:]):
+        is_first, last = line["ID"] != last, line["ID"]
+        if _MARKER in (line["Kernel Name"] or ""):
+            found += [{"read": 0.0, "written": 0.0, "kernels": 0}] if is_first else []
+        elif found and line["Metric Name"] in METRICS:
+            found[-1]["kernels"] += is_first
+            found[-1][METRICS[line["Metric Name"]]] += float(line["Metric Value"].replace(",", ""))
+    return found
