@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fastdm.kernels import uniform
 from fastdm.networks.model import Network, WeightBuffer, reset_norms
-from fastdm.networks.trained import NetworkPool, load_parameters
+from fastdm.networks.trained import NetworkPool, in_memory_order, load_parameters, one_buffer
 
 POOL_STREAM = 6  # the stream of `fastdm.kernels.uniform` that chooses a network and its states
 _COMPETENT = 2
@@ -61,15 +61,33 @@ class TrainedNetworks:
     def __init__(self, pool: NetworkPool, ahead: int, device: torch.device, dtype: torch.dtype) -> None:
         self.network = pool.build(device, dtype)
         self.expert = pool.build(device, dtype) if ahead else self.network
-        self._weights = pool.weights.to(device).flatten(0, 1)
-        self._networks, self._states, self._ahead = pool.networks, pool.states, ahead
+        self._weights = pool.weights.to(device)
+        self._buffers: dict[Network, Tensor] = {}  # in which parameters lie, where they are set by one copy
+        if device.type == "cuda":
+            self._weights = in_memory_order(self._weights, self.network).to(dtype)
+            self._buffers = {network: one_buffer(network) for network in {self.network, self.expert}}
         self._row = torch.zeros(1, dtype=torch.int64, device=device)
+        last = pool.states - 1
+        reach = torch.arange(last, -1, -1).clamp(max=ahead)  # of every state: how much later the expert's may be
+        later = torch.arange(pool.states)[:, None] + torch.minimum(torch.arange(ahead + 2), reach[:, None])
+        # Kept on the device: each would be several launches an iteration. For `choose`: how many networks and states
+        # there are, the last of each, how many states the expert is one of, and its state by the number drawn.
+        self._counts = torch.tensor([pool.networks, pool.states], dtype=torch.float32, device=device)
+        self._last = torch.tensor([pool.networks - 1, last], device=device)
+        self._choices = (reach + 1).float().to(device)
+        self._later = later.clamp(min=min(_COMPETENT, last)).to(device)
 
     def draw(self, key: Tensor) -> None:
-        first, state, later = self.choose(key)
-        load_parameters(self.network, self._weights.index_select(0, first + state)[0])
+        which, state, later = self.choose(key)
+        self._set(self.network, self._weights[which, state][0])
         if self.expert is not self.network:
-            load_parameters(self.expert, self._weights.index_select(0, first + later)[0])
+            self._set(self.expert, self._weights[which, later][0])
+
+    def _set(self, network: Network, row: Tensor) -> None:
+        if network in self._buffers:
+            self._buffers[network].copy_(row)
+        else:
+            load_parameters(network, row)
 
     @property
     def bytes(self) -> int:
@@ -77,15 +95,12 @@ class TrainedNetworks:
         return self._weights.nbytes + _bytes(self.network) + expert
 
     def choose(self, key: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Row of the network's first state, its state, and the expert's state: int64 [1] each."""
-        last = self._states - 1
+        """Number of the network, its state, and the expert's state: int64 [1] each."""
         u = uniform(key, self._row, 3, POOL_STREAM)[0]
-        # Clamped because the float32 product may round up to its end.
-        network = (u[:1] * self._networks).long().clamp_(max=self._networks - 1)
-        state = (u[1:2] * self._states).long().clamp_(max=last)
-        reach = (last - state).clamp_(max=self._ahead)
-        later = state + (u[2:] * (reach + 1)).long().minimum(reach)
-        return network * self._states, state, later.clamp_(min=min(_COMPETENT, last))
+        # At most the last, because the float32 product may round up to its end; the table of states allows for that.
+        which, state = (u[:2] * self._counts).long().minimum(self._last).split(1)
+        number = (u[2:] * self._choices[state]).long()
+        return which, state, self._later[state, number]
 
 
 def _bytes(network: Network) -> int:

@@ -142,7 +142,7 @@ class WeightBuffer:
         for parameter in self.parameters:
             self.layout.append((start, first, *_extents(parameter)))
             first += parameter.numel()
-            start += -(-parameter.numel() // _ALIGNMENT) * _ALIGNMENT
+            start += aligned(parameter.numel())
         self._buffer = self.parameters[0].new_empty(start) if self.parameters else torch.empty(0)
         self.views = [
             self._buffer.as_strided(parameter.shape, parameter.stride(), begin)
@@ -154,6 +154,11 @@ class WeightBuffer:
         step)."""
         if self.parameters:
             uniform_weights(self._buffer, key, self.layout, self.bounds, INIT_STREAM)
+
+
+def aligned(elements: int) -> int:
+    """The elements that a parameter takes in a buffer, so that the next one begins where libraries like it to."""
+    return -(-elements // _ALIGNMENT) * _ALIGNMENT
 
 
 def _extents(parameter: Tensor) -> tuple[int, int, int]:

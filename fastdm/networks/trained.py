@@ -10,10 +10,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn import functional
 
 from fastdm.errors import FastDMError
 from fastdm.networks.architectures import build_network
-from fastdm.networks.model import Network
+from fastdm.networks.model import Network, aligned
 from fastdm.system.files import crc32, writing
 
 FORMAT = "fastdm-networks-1"
@@ -155,3 +156,30 @@ def load_parameters(network: Network, row: Tensor) -> None:
         stop = start + parameter.numel()
         parameter.copy_(row[start:stop].view_as(parameter))
         start = stop
+
+
+def in_memory_order(rows: Tensor, network: Network) -> Tensor:
+    """Rows of a pool as they lie in a buffer of `one_buffer`.
+
+    rows: [..., parameters], of a pool of the network's architecture.
+    """
+    parts = rows.split([parameter.numel() for parameter in network.parameters()], -1)
+    return torch.cat([_in_order(part, like) for part, like in zip(parts, network.parameters(), strict=True)], -1)
+
+
+def _in_order(part: Tensor, like: Tensor) -> Tensor:
+    leading = part.dim() - 1
+    order = sorted(range(like.dim()), key=like.stride, reverse=True)
+    sorted_part = part.unflatten(-1, like.shape).permute(*range(leading), *(leading + axis for axis in order))
+    return functional.pad(sorted_part.flatten(leading), (0, aligned(like.numel()) - like.numel()))
+
+
+def one_buffer(network: Network) -> Tensor:
+    """Let the parameters of a network lie in one buffer, each in its memory format and well aligned; returns it."""
+    parameters = [*network.parameters()]
+    buffer = parameters[0].new_empty(sum(aligned(parameter.numel()) for parameter in parameters))
+    start = 0
+    for parameter in parameters:
+        parameter.data = buffer.as_strided(parameter.shape, parameter.stride(), start)
+        start += aligned(parameter.numel())
+    return buffer

@@ -13,7 +13,7 @@ from fastdm.condensation.build import build_step
 from fastdm.condensation.settings import Settings
 from fastdm.kernels import draw
 from fastdm.networks.drawn import TrainedNetworks
-from fastdm.networks.trained import NetworkPool, flatten_parameters
+from fastdm.networks.trained import NetworkPool, flatten_parameters, in_memory_order, one_buffer
 from fastdm.synthetic.initial import initial_images
 
 STEPS = 3
@@ -71,8 +71,8 @@ def transcription(settings: Settings, pool: NetworkPool, dtype: torch.dtype) -> 
     losses = []
     for iteration in range(STEPS):
         key = torch.tensor([settings.seed, iteration])
-        first, state, later = (int(each) for each in networks.choose(key))
-        row, expert = pool.weights.flatten(0, 1)[first + state], pool.weights.flatten(0, 1)[first + later]
+        which, state, later = (int(each) for each in networks.choose(key))
+        row, expert = pool.weights[which, state], pool.weights[which, later]
         if settings.ce_ahead == 0:
             expert = row
         real = draw(key, DATASET.train.class_offsets, settings.batch_real)
@@ -149,8 +149,8 @@ def test_networks_and_states_are_drawn_uniformly_and_experts_later() -> None:
     networks, states, ahead, draws = 3, 5, 2, 6000
     drawn = TrainedNetworks(random_pool(networks, states), ahead, CPU, torch.float32)
     chosen = torch.tensor([[int(each) for each in drawn.choose(torch.tensor([7, step]))] for step in range(draws)])
-    first, state, later = chosen.unbind(1)
-    counts = torch.bincount(first + state, minlength=networks * states)
+    which, state, later = chosen.unbind(1)
+    counts = torch.bincount(which * states + state, minlength=networks * states)
     expected = draws / (networks * states)
     # Four standard deviations of a binomial count.
     assert len(counts) == networks * states
@@ -169,7 +169,17 @@ def test_the_weights_are_those_of_the_chosen_rows() -> None:
     drawn = TrainedNetworks(pool, 2, CPU, torch.float32)
     key = torch.tensor([0, 3])
     drawn.draw(key)
-    first, state, later = (int(each) for each in drawn.choose(key))
-    rows = pool.weights.flatten(0, 1)
-    assert torch.equal(flatten_parameters(drawn.network), rows[first + state])
-    assert torch.equal(flatten_parameters(drawn.expert), rows[first + later])
+    which, state, later = (int(each) for each in drawn.choose(key))
+    assert torch.equal(flatten_parameters(drawn.network), pool.weights[which, state])
+    assert torch.equal(flatten_parameters(drawn.expert), pool.weights[which, later])
+
+
+def test_a_row_in_memory_order_is_set_by_one_copy() -> None:
+    """As on a GPU, where every parameter's own copy would be a launch."""
+    pool = random_pool(2, 3)
+    network = pool.build()
+    buffer = one_buffer(network)
+    strides = [parameter.stride() for parameter in network.parameters()]
+    assert strides == [parameter.stride() for parameter in pool.build().parameters()]
+    buffer.copy_(in_memory_order(pool.weights, network)[1, 2])
+    assert torch.equal(flatten_parameters(network), pool.weights[1, 2])

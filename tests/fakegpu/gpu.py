@@ -123,6 +123,7 @@ def _replace_libraries() -> None:
             ("baddbmm", batch),
         ):
             library.impl(name, function, "CUDA")
+        library.impl("mm.out", lambda a, b, *, out: _result("cublas product", out, a, b), "CUDA")
 
 
 # --- Triton: its own specialisation and launch; nothing is compiled --------------------------------------------------
