@@ -1,7 +1,7 @@
 """What a condensation will take, before anything is read: the bytes of every part, and the time."""
 
-import math
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -10,6 +10,7 @@ from fastdm.condensation.build import build_networks, plan_step
 from fastdm.condensation.calibration import Rate
 from fastdm.condensation.plan import MemoryPlan
 from fastdm.condensation.settings import Settings
+from fastdm.condensation.shards import balanced, class_work
 from fastdm.condensation.work import count_work, flops_of
 from fastdm.data.packed.reading import fits_memory
 from fastdm.data.pool import Dataset, Pool
@@ -34,7 +35,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Forecast:
-    """Of the first of the processes of a job, which puts the result together; the others take as much, or less.
+    """Memory of the process that takes the most of a job, times of the one that takes longest.
 
     classes: those of the process. plan: that of its step. parts: what is in memory at the peak, and where. memory:
     bytes that are free on the device. read_bytes: of real images in an iteration.
@@ -101,11 +102,14 @@ def forecast(
     if not 1 <= ranks <= dataset.num_classes:
         raise FastDMError(f"ranks is {ranks}; it must be at least 1 and at most {dataset.num_classes}, one per class")
     dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
-    own = dataset.train.classes(0, math.ceil(dataset.num_classes / ranks))
+    work_of = class_work(dataset, settings)
+    shares = [dataset.train.classes(first, stop) for first, stop in pairwise(balanced(work_of, ranks))]
+    own = max(shares, key=lambda share: (len(share), share.num_classes))
+    busiest = max(shares, key=lambda share: int(work_of[share.first_class :][: share.num_classes].sum()))
     networks = build_networks(dataset, settings, torch.device("meta"), dtype, pool)
     free = memory - networks.bytes if device.type != "cpu" else memory // ranks
     plan = plan_step(networks, own, settings, device, dtype, chunk_memory, free)
-    work = count_work(networks, own, settings, dtype)
+    work = count_work(networks, busiest, settings, dtype)
     found = Forecast(
         device=name or str(device),
         ranks=ranks,
