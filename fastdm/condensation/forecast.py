@@ -1,5 +1,6 @@
 """What a condensation will take, before anything is read: the bytes of every part, and the time."""
 
+import math
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal
@@ -121,7 +122,7 @@ def forecast(
             pool,
             process_bytes,
             held=_held(plan, own, device, memory // ranks),
-            ranks=ranks,
+            result=4 * dataset.num_classes * settings.ipc * math.prod(dataset.image_shape),
             saves=saves,
         ),
         memory=memory,
@@ -160,10 +161,11 @@ def _parts(
     process_bytes: int,
     *,
     held: tuple[Place, int],
-    ranks: int,
+    result: int,
     saves: bool,
 ) -> tuple[Part, ...]:
-    """The parts of a plan, and those that the machine holds besides; held: of the pool of real images, and where."""
+    """The parts of a plan, and those that the machine holds besides; held: of the pool of real images, and where;
+    result: of the whole set."""
     pool_bytes = 0 if pool is None or settings.networks == "random" else pool.weights.nbytes
     one = plan.images_bytes // 2
     place, pool_held = held
@@ -178,8 +180,9 @@ def _parts(
         Part("graph of the iteration", plan.graph_bytes, place, counted),
         Part("libraries", plan.library_bytes, place, "an allowance for cuDNN and cuBLAS"),
         Part("process", process_bytes, "host", "measured: this process after two small iterations"),
-        Part("checkpoint: a copy, and its bytes", 2 * plan.images_bytes if saves else 0, "host", counted),
-        Part("check and copy of the result", one // 2 + ranks * one, "host", counted),
+        Part("copy for a checkpoint", plan.images_bytes if saves else 0, "host", counted),
+        Part("result", result, "host", counted),
+        Part("picture and its pixels", result // 2 if saves else 0, "host", counted),
     ]
     if place == "device":
         found += [

@@ -42,7 +42,7 @@ class State:
     def spoilt(self) -> str:
         """What the first row is that holds a number that is not finite; "" if there is none."""
         for tensor in self.tensors.values():
-            if not tensor.isfinite().all():
+            if not all(end.isfinite() for end in tensor.detach().aminmax()):  # which take no memory, unlike isfinite
                 rows = tensor.isfinite().flatten(1).all(1)
                 return self.name(self.rows[int((~rows).nonzero()[0])])
         return ""

@@ -64,10 +64,14 @@ class Ranks:
         """Sums over the ranks, which are computed in the background."""
         raise NotImplementedError("one rank has nothing to sum")
 
-    def assemble(self, part: Tensor, rows: Sequence[int], *, everywhere: bool) -> Tensor | None:
-        """The rows of all ranks, one after the other, on the CPU; None where they are not wanted: everywhere, or at the
-        first rank only. rows: how many each rank has; part: this one's."""
+    def assemble(self, part: Tensor, rows: Sequence[int]) -> Tensor:
+        """The rows of all ranks, one after the other, on the CPU of every rank. rows: how many each has; part: this
+        one's."""
         return part.detach().cpu().clone()
+
+    def gather(self, part: Tensor, rows: Sequence[int]) -> Tensor | None:
+        """The same at the first rank only, None at the others; part: on the CPU."""
+        return part
 
     def end(self, error: BaseException) -> None:
         """Let the other ranks know why this one ends before they do; it waits for none of them any more."""
@@ -170,19 +174,23 @@ class _Group(Ranks):
     def sums(self) -> "Sums":
         return Sums(self)
 
-    def assemble(self, part: Tensor, rows: Sequence[int], *, everywhere: bool) -> Tensor | None:
-        part = part.detach().cpu().contiguous()
-        if not everywhere and not self.first:
+    def assemble(self, part: Tensor, rows: Sequence[int]) -> Tensor:
+        whole = part.new_empty(sum(rows), *part.shape[1:], device="cpu")
+        shares = whole.split(list(rows))
+        shares[self.rank].copy_(part.detach())
+        for rank, share in enumerate(shares):
+            self.finish(partial(dist.broadcast, share, group=self.group, group_src=rank, async_op=True))
+        return whole
+
+    def gather(self, part: Tensor, rows: Sequence[int]) -> Tensor | None:
+        if not self.first:
             self._transfer(partial(dist.send, part, group=self.group, group_dst=0))
             return None
         whole = part.new_empty(sum(rows), *part.shape[1:])
         shares = whole.split(list(rows))
-        shares[self.rank].copy_(part)
-        for rank, share in enumerate(shares):
-            if everywhere:
-                self.finish(partial(dist.broadcast, share, group=self.group, group_src=rank, async_op=True))
-            elif rank != self.rank:
-                self._transfer(partial(dist.recv, share, group=self.group, group_src=rank))
+        shares[0].copy_(part)
+        for rank, share in enumerate(shares[1:], 1):
+            self._transfer(partial(dist.recv, share, group=self.group, group_src=rank))
         return whole
 
     def _transfer(self, call: Callable[[], Any]) -> None:
