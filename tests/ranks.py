@@ -7,6 +7,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -32,8 +33,11 @@ SIZES = [12, 10, 9, 14, 11]
 SMALL: dict[str, Any] = {"ipc": 2, "batch_real": 10, "network": "ConvNetD1", "precision": "fp32", "device": "cpu"}
 
 
-def start(size: int, work: Callable[..., Any], *arguments: Any, folder: Path) -> list[BaseProcess]:
-    """Start `work` as so many ranks; what each says or raises is in `folder`/rank-N.txt."""
+Join = Callable[[], AbstractContextManager[Any]]
+
+
+def start(size: int, work: Callable[..., Any], *arguments: Any, folder: Path, join: Join = joined) -> list[BaseProcess]:
+    """Start `work` as so many ranks, within `join()`; what each says or raises is in `folder`/rank-N.txt."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -43,20 +47,23 @@ def start(size: int, work: Callable[..., Any], *arguments: Any, folder: Path) ->
         variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
         environment = {name: str(value) for name, value in variables.items()}
         environment |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
-        process = context.Process(target=_run, args=(environment, folder / f"rank-{rank}.txt", work, arguments))
+        output = folder / f"rank-{rank}.txt"
+        process = context.Process(target=_run, args=(environment, output, join, work, arguments))
         process.start()
         processes.append(process)
     return processes
 
 
-def _run(environment: dict[str, str], output: Path, work: Callable[..., Any], arguments: Sequence[Any]) -> None:
+def _run(
+    environment: dict[str, str], output: Path, join: Join, work: Callable[..., Any], arguments: Sequence[Any]
+) -> None:
     os.environ.update(environment)
     system_ranks.BROKEN_SILENCE, system_ranks.BEAT = 2.0, 0.2  # a rank that is gone is known sooner
     code = 0
     with output.open("w", buffering=1) as file:
         sys.stdout = sys.stderr = file
         try:
-            with joined():
+            with join():
                 work(*arguments)
         except FastDMError as error:
             print(f"FastDMError: {error}", file=file)

@@ -1,7 +1,8 @@
 """Who of how many: the processes of a job that torchrun or Slurm starts, and what they say to each other.
 
 All of it goes through the host's memory, with gloo: a few numbers per iteration, small messages at checkpoints, and
-images where a set is written. NCCL, whose place is in steps that share gradients, has nothing to do here.
+images where a set is written. NCCL, whose place is in steps that share gradients, has nothing to do here: a program
+that has initialised it gets a group of gloo besides.
 
 A rank that waits for others notices when one of them is gone: that one's connection breaks, or it is silent. Nobody
 waits for ever.
@@ -28,6 +29,7 @@ from torch import Tensor
 from torch.distributed import PrefixStore, TCPStore, rendezvous  # type: ignore[attr-defined]
 
 from fastdm.errors import FastDMError, OtherRankEnded
+from fastdm.system.device import own_gpu
 
 BEAT = 1.0
 """Seconds between two signs of life of a rank."""
@@ -305,7 +307,7 @@ class Sums:
         if row.is_cuda:
             host = torch.empty(row.shape, dtype=row.dtype, pin_memory=True).copy_(row, non_blocking=True)
             event = torch.cuda.Event()
-            event.record()
+            event.record(torch.cuda.current_stream(row.device))
         else:
             host = row.detach().clone()
         self._copies.append((host, event))
@@ -373,7 +375,7 @@ def joined() -> Iterator[Ranks]:
         return
     os.environ.update(launched)
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(launched.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+        torch.cuda.set_device(own_gpu())
     try:
         store, rank, size = next(rendezvous("env://", timeout=_MEETING_TIMEOUT))
         # What torchrun's last attempt has left in the store would lead nowhere.
