@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import resource
 import socket
 import sys
 import time
@@ -29,6 +30,9 @@ context.set_forkserver_preload(["tests.ranks"])
 
 SIZES = [12, 10, 9, 14, 11]
 """Real images of the classes: more of them than ranks, and no multiple of most numbers of these."""
+
+FITS = 1000
+"""Bytes on a disk that is full: enough for a message, and not for a shard."""
 
 SMALL: dict[str, Any] = {"ipc": 2, "batch_real": 10, "network": "ConvNetD1", "precision": "fp32", "device": "cpu"}
 
@@ -97,7 +101,8 @@ def said(folder: Path) -> list[str]:
 def condense(folder: Path, options: dict[str, Any]) -> None:
     """Condense in a run folder, where each rank also saves the set that it gets.
 
-    Options are those of `condense`, and pause: seconds after each iteration; std: that of the data set.
+    Options are those of `condense`, and pause: seconds after each iteration; std: that of the data set; full_disk: a
+    rank that from some iteration on cannot write files of more than `FITS` bytes.
     """
     chosen = {**SMALL, **options}
     dataset = random_dataset(SIZES, shape=(1, 8, 8))
@@ -105,5 +110,11 @@ def condense(folder: Path, options: dict[str, Any]) -> None:
         dataset = dataclasses.replace(dataset, std=(std,))
     if pause := chosen.pop("pause", 0.0):
         chosen["callback"] = lambda *_: time.sleep(pause)
+    rank, iteration = chosen.pop("full_disk", (-1, 0))
+    if str(rank) == os.environ["RANK"]:
+        limits = FITS, resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+        chosen["callback"] = lambda done, *_: (
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits) if done == iteration else None
+        )
     result = fastdm.condense(dataset, save_path=folder, **chosen)
     result.save(folder / f"set-{os.environ['RANK']}.safetensors")

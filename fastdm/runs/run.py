@@ -27,7 +27,7 @@ from fastdm.runs.losses import Losses
 from fastdm.runs.options import RunOptions
 from fastdm.runs.saving import CannotWrite, NotFinite, Saving, State
 from fastdm.synthetic.synthetic_set import SyntheticSet
-from fastdm.system.files import atomic_write, locked, make_folder, reason
+from fastdm.system.files import atomic_write, locked, make_folder, reason, remove_unfinished
 from fastdm.system.progress import Progress
 from fastdm.system.ranks import ALONE, Ranks
 from fastdm.system.signals import deferred
@@ -102,6 +102,7 @@ class Run:
             # Two checkpoints, one being written, and the set with its pictures.
             _prepare(folder, needed=4 * self._ranks.size * sum(each.nbytes for each in self._state.tensors.values()))
             resources.enter_context(locked(folder / LOCK, f"the run folder {folder}"))
+            remove_unfinished(folder)
         self._ranks.exchange(None)  # now there is a folder
         if self._saving is not None:
             resources.callback(self._saving.close)
