@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 
-from fastdm.condensation.build import build_networks, plan_step
+from fastdm.condensation.build import build_networks, check_shared, plan_step
 from fastdm.condensation.calibration import Rate
 from fastdm.condensation.plan import MemoryPlan
 from fastdm.condensation.settings import Settings
@@ -98,7 +98,7 @@ def forecast(
     `condense`; of its weights, too, the shape suffices. saves: whether checkpoints are written. name: what the device
     is called.
 
-    Raises FastDMError for what will not fit, and for more ranks than classes.
+    Raises FastDMError for what will not fit, for more ranks than classes, and for a network with BatchNorm among ranks.
     """
     if not 1 <= ranks <= dataset.num_classes:
         raise FastDMError(f"ranks is {ranks}; it must be at least 1 and at most {dataset.num_classes}, one per class")
@@ -108,6 +108,8 @@ def forecast(
     own = max(shares, key=lambda share: (len(share), share.num_classes))
     busiest = max(shares, key=lambda share: int(work_of[share.first_class :][: share.num_classes].sum()))
     networks = build_networks(dataset, settings, torch.device("meta"), dtype, pool)
+    if ranks > 1:
+        check_shared(networks, settings)
     free = memory - networks.bytes if device.type != "cpu" else memory // ranks
     plan = plan_step(networks, own, settings, device, dtype, chunk_memory, free)
     work = count_work(networks, busiest, settings, dtype)
