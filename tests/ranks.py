@@ -2,11 +2,13 @@
 
 import dataclasses
 import os
+import resource
 import socket
 import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -29,11 +31,17 @@ context.set_forkserver_preload(["tests.ranks"])
 SIZES = [12, 10, 9, 14, 11]
 """Real images of the classes: more of them than ranks, and no multiple of most numbers of these."""
 
+FITS = 1000
+"""Bytes on a disk that is full: enough for a message, and not for a shard."""
+
 SMALL: dict[str, Any] = {"ipc": 2, "batch_real": 10, "network": "ConvNetD1", "precision": "fp32", "device": "cpu"}
 
 
-def start(size: int, work: Callable[..., Any], *arguments: Any, folder: Path) -> list[BaseProcess]:
-    """Start `work` as so many ranks; what each says or raises is in `folder`/rank-N.txt."""
+Join = Callable[[], AbstractContextManager[Any]]
+
+
+def start(size: int, work: Callable[..., Any], *arguments: Any, folder: Path, join: Join = joined) -> list[BaseProcess]:
+    """Start `work` as so many ranks, within `join()`; what each says or raises is in `folder`/rank-N.txt."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -43,20 +51,23 @@ def start(size: int, work: Callable[..., Any], *arguments: Any, folder: Path) ->
         variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
         environment = {name: str(value) for name, value in variables.items()}
         environment |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
-        process = context.Process(target=_run, args=(environment, folder / f"rank-{rank}.txt", work, arguments))
+        output = folder / f"rank-{rank}.txt"
+        process = context.Process(target=_run, args=(environment, output, join, work, arguments))
         process.start()
         processes.append(process)
     return processes
 
 
-def _run(environment: dict[str, str], output: Path, work: Callable[..., Any], arguments: Sequence[Any]) -> None:
+def _run(
+    environment: dict[str, str], output: Path, join: Join, work: Callable[..., Any], arguments: Sequence[Any]
+) -> None:
     os.environ.update(environment)
     system_ranks.BROKEN_SILENCE, system_ranks.BEAT = 2.0, 0.2  # a rank that is gone is known sooner
     code = 0
     with output.open("w", buffering=1) as file:
         sys.stdout = sys.stderr = file
         try:
-            with joined():
+            with join():
                 work(*arguments)
         except FastDMError as error:
             print(f"FastDMError: {error}", file=file)
@@ -90,7 +101,8 @@ def said(folder: Path) -> list[str]:
 def condense(folder: Path, options: dict[str, Any]) -> None:
     """Condense in a run folder, where each rank also saves the set that it gets.
 
-    Options are those of `condense`, and pause: seconds after each iteration; std: that of the data set.
+    Options are those of `condense`, and pause: seconds after each iteration; std: that of the data set; full_disk: a
+    rank that from some iteration on cannot write files of more than `FITS` bytes.
     """
     chosen = {**SMALL, **options}
     dataset = random_dataset(SIZES, shape=(1, 8, 8))
@@ -98,5 +110,11 @@ def condense(folder: Path, options: dict[str, Any]) -> None:
         dataset = dataclasses.replace(dataset, std=(std,))
     if pause := chosen.pop("pause", 0.0):
         chosen["callback"] = lambda *_: time.sleep(pause)
+    rank, iteration = chosen.pop("full_disk", (-1, 0))
+    if str(rank) == os.environ["RANK"]:
+        limits = FITS, resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+        chosen["callback"] = lambda done, *_: (
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits) if done == iteration else None
+        )
     result = fastdm.condense(dataset, save_path=folder, **chosen)
     result.save(folder / f"set-{os.environ['RANK']}.safetensors")

@@ -75,6 +75,7 @@ def run_experiments(
                     its_protocol, range(eval_every, settings.iterations, eval_every), f"experiment {experiment}"
                 )
             its_options = dataclasses.replace(options, save_path=folder, observer=watch)
+            experiments.sets.pop(folder, None)  # it is condensed again: nobody is to hold it twice
             synthetic = condense_resolved(dataset, seeded, device, its_options, pool)
             watch.picture(settings.iterations, synthetic)
             experiments.sets[folder] = synthetic

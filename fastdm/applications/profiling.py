@@ -2,8 +2,10 @@
 
 import json
 import time
+from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,16 @@ import torch
 
 from fastdm.condensation.build import build_step
 from fastdm.condensation.settings import Settings
+from fastdm.condensation.shards import shard
+from fastdm.condensation.step import Step
 from fastdm.data.pool import Dataset
 from fastdm.errors import FastDMError
 from fastdm.runs.recording import COSTLIEST, Recording, synchronise
 from fastdm.system.device import precision_context
 from fastdm.system.files import make_folder
+from fastdm.system.ranks import shared
 
+FILE = "profile.json"
 WARM_UP = 2
 
 _KINDS = {
@@ -31,7 +37,9 @@ _KINDS = {
 
 @dataclass(frozen=True)
 class Profile:
-    """seconds: wall-clock per iteration as `condense` runs it, without the profiler; graph: whether that is a CUDA
+    """Of several ranks, the times are those of the one that takes longest, and the ops those of the first one.
+
+    seconds: wall-clock per iteration as `condense` runs it, without the profiler; graph: whether that is a CUDA
     graph; waiting_seconds: of them, waiting for real images that are not read yet; device_seconds: of kernels per
     iteration (0 on a CPU); split: seconds per iteration by kind of work; ops: the
     costliest as (name, seconds per iteration, calls per iteration), by their own time; launches: kernels per iteration
@@ -47,6 +55,7 @@ class Profile:
     peak_bytes: int
     files: tuple[str, ...]
     waiting_seconds: float = 0.0
+    ranks: int = 1
 
     def summary(self) -> dict[str, Any]:
         """All of it, the verdict included, as JSON takes it."""
@@ -76,6 +85,8 @@ class Profile:
         name, seconds, _ = self.ops[0]
         waiting = self.waiting_seconds / self.seconds
         bound += f" It waits for real images during {100 * waiting:.1f} % of an iteration."
+        if self.ranks > 1:
+            bound = f"Of {self.ranks} ranks, that which takes longest: {bound}"
         return f"{bound} The ops' time is {parts}; the costliest op is {name}, {100 * seconds / whole:.0f} %."
 
 
@@ -88,50 +99,69 @@ def profile(
     iterations: int = 3,
     chunk_memory: int | None = None,
 ) -> Profile:
-    """Run a few iterations under torch.profiler; writes what `Recording.write` does, and profile.json, to `folder`."""
+    """Run a few iterations under torch.profiler; writes what `Recording.write` does, and profile.json, to `folder`.
+
+    Ranks run their own classes each, at the same time, as in `condense`; the first one writes.
+    """
     if iterations < 1:
         raise FastDMError(f"iterations is {iterations}; profile at least 1")
-    make_folder(folder)
-    on_gpu = device.type == "cuda"
-
     settings = settings.resolve(dataset, device)
-    with precision_context(settings.precision, device, deterministic=settings.deterministic) as dtype:
-        step, _ = build_step(dataset, settings, device, dtype, chunk_memory)
-        with closing(step):
-            for iteration in range(WARM_UP):
-                step(iteration)
-            with Recording(device) as recording:
-                for iteration in range(iterations):
-                    step(iteration)
-            # The profiler saw the ops one by one; `condense` runs them as a graph where possible.
-            graph = on_gpu and not step.capture()
-            start, waited = time.perf_counter(), step.waited
-            for iteration in range(iterations):
-                step(iteration)
-            synchronise(device)
-            seconds = (time.perf_counter() - start) / iterations
-            waiting = (step.waited - waited) / iterations
+    with shared() as ranks:
+        if ranks.first:
+            make_folder(folder)
+        with precision_context(settings.precision, device, deterministic=settings.deterministic) as dtype:
+            part = shard(dataset, settings, ranks).part
+            step, _ = build_step(dataset, settings, device, dtype, chunk_memory, part=part)
+            numbers = count()  # one after the other: else what was read ahead would be lost
+            with closing(step):
+                _run(step, numbers, WARM_UP)
+                with Recording(device) as recording:
+                    _run(step, numbers, iterations)
+                # The profiler saw the ops one by one; `condense` runs them as a graph where possible.
+                graph = device.type == "cuda" and not step.capture()
+                ranks.exchange(None)  # they begin together
+                _run(step, numbers, WARM_UP)
+                times = _times(step, numbers, device, iterations)
+        seconds, waiting = max(ranks.exchange(times))
+        result = _result(recording, iterations, folder, device, writes=ranks.first)
+        result = replace(result, graph=graph, seconds=seconds, waiting_seconds=waiting, ranks=ranks.size)
+        if ranks.first:
+            (folder / FILE).write_text(json.dumps(result.summary(), indent=2) + "\n")
+    return result
 
+
+def _run(step: Step, numbers: Iterator[int], iterations: int) -> None:
+    for iteration in islice(numbers, iterations):
+        step(iteration)
+
+
+def _times(step: Step, numbers: Iterator[int], device: torch.device, iterations: int) -> tuple[float, float]:
+    """Seconds of an iteration, and how many of them it waits for real images."""
+    synchronise(device)
+    start, waited = time.perf_counter(), step.waited
+    _run(step, numbers, iterations)
+    synchronise(device)
+    return (time.perf_counter() - start) / iterations, (step.waited - waited) / iterations
+
+
+def _result(recording: Recording, iterations: int, folder: Path, device: torch.device, *, writes: bool) -> Profile:
+    """What was recorded, without what `condense` takes; writes: the trace, too."""
     ops, kernels = recording.ops(iterations), recording.kernels(iterations)
     split: dict[str, float] = {}
     for name, own_seconds, _ in ops:
         kind = _kind(name)
         split[kind] = split.get(kind, 0.0) + own_seconds
-    into = folder / "profile.json"
-    result = Profile(
+    return Profile(
         device=str(device),
-        graph=graph,
-        seconds=seconds,
+        graph=False,
+        seconds=0.0,
         device_seconds=sum(seconds for _, seconds, _ in kernels),
         split=dict(sorted(split.items(), key=lambda item: -item[1])),
         ops=tuple(ops[:COSTLIEST]),
         launches=sum(calls for _, _, calls in kernels),
         peak_bytes=recording.peak_bytes,
-        files=tuple(map(str, (*recording.write(folder), into))),
-        waiting_seconds=waiting,
+        files=tuple(map(str, (*recording.write(folder), folder / FILE))) if writes else (),
     )
-    into.write_text(json.dumps(result.summary(), indent=2) + "\n")
-    return result
 
 
 def _kind(op: str) -> str:

@@ -254,12 +254,12 @@ def _print_parts(title: str, found: "Forecast") -> None:
     rows: list[list[Any]] = [[part.name, size_text(part.bytes), part.place, part.source] for part in found.parts]
     totals = {place: found.bytes(place) for place in PLACES}
     rows += [
-        [f"all on the {place}", size_text(total), place, "the first process"]
+        [f"all on the {place}", size_text(total), place, "the process that takes the most"]
         for place, total in totals.items()
         if total
     ]
     print_table(title, ("part", "bytes", "where", "source"), rows)
-    own = f"{found.classes} of the classes in each of {found.ranks} processes" if found.ranks > 1 else "all classes"
+    own = f"{found.classes} of the classes in one of {found.ranks} processes" if found.ranks > 1 else "all classes"
     typer.echo(
         f"{found.device}: {own}, {found.plan.chunk_classes} at a time; real images {found.plan.residence}, "
         f"{size_text(found.read_bytes)} of them in an iteration; {size_text(found.memory)} are free."

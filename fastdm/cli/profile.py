@@ -1,7 +1,7 @@
 """`fastdm profile`."""
 
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.console import Console
@@ -21,15 +21,22 @@ from fastdm.cli.flags import (
     Model,
     PrecisionOption,
     Seed,
+    Source,
     a_path,
     mebibytes,
 )
-from fastdm.cli.output import print_json
+from fastdm.cli.output import among_ranks, print_json
+from fastdm.cli.settings import named_dataset
 from fastdm.system.streams import on_terminal
 from fastdm.system.text import printable, size_text
 
+if TYPE_CHECKING:
+    from fastdm.applications.profiling import Profile
+
 
 def profile(
+    ctx: typer.Context,
+    source: Source = None,
     dataset: Dataset = "CIFAR10",
     model: Model = None,
     ipc: Ipc = DEFAULT_IPC,
@@ -44,29 +51,37 @@ def profile(
     chunk_memory: ChunkMemory = None,
     config: Config = None,
 ) -> None:
-    """Show where the time of an iteration goes: a trace, the ten costliest ops, and what bounds the run."""
+    """Show where the time of an iteration goes: a trace, the ten costliest ops, and what bounds the run.
+
+    It also says for which share of an iteration the step waits for real images. Several processes that torchrun or srun
+    started share the classes, as those of fastdm condense do.
+    """
     from fastdm.applications.profiling import profile as profile_run
     from fastdm.condensation.settings import Settings
     from fastdm.data.sources import open_dataset
     from fastdm.system.device import chosen_backend, default_device
 
-    data = open_dataset(dataset, data_path=data_path)
     settings = Settings(ipc=ipc, batch_real=batch_real, network=model, seed=seed, precision=cast(Any, precision))
-    where = default_device(device)
-    with chosen_backend(backend, where):
-        result = profile_run(
-            data,
-            settings,
-            where,
-            save_path,
-            iterations=iterations,
-            chunk_memory=mebibytes(chunk_memory),
-        )
+    with among_ranks():
+        data = open_dataset(named_dataset(ctx) or dataset, data_path=data_path)
+        where = default_device(device)
+        with chosen_backend(backend, where):
+            result = profile_run(
+                data,
+                settings,
+                where,
+                save_path,
+                iterations=iterations,
+                chunk_memory=mebibytes(chunk_memory),
+            )
+        _print(f"{data.name}, ipc {ipc}, {result.device}", result)
+
+
+def _print(title: str, result: "Profile") -> None:
     if not on_terminal():
         print_json(result.summary())
         return
-    title = Text(printable(f"{data.name}, ipc {ipc}, {result.device}"))
-    table = Table("op", "ms per iteration", "calls per iteration", title=title)
+    table = Table("op", "ms per iteration", "calls per iteration", title=Text(printable(title)))
     for name, seconds, calls in result.ops:
         table.add_row(Text(name), f"{1000 * seconds:.2f}", f"{calls:.0f}")
     Console().print(table)

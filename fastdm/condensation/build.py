@@ -37,16 +37,22 @@ def build_step(
         # whose memory is its own.
         torch.cuda.empty_cache()
     networks = build_networks(dataset, settings, device, dtype, pool, own)
-    if part is not None and networks.network.uses_batch_statistics:
-        raise FastDMError(
-            f"{settings.network} has BatchNorm, whose statistics are those of all classes together, but every rank has "
-            "some of them only: choose a network with InstanceNorm, such as ConvNet, or a single rank"
-        )
+    if part is not None:
+        check_shared(networks, settings)
     plan = plan_step(networks, dataset.train if part is None else part, settings, device, dtype, chunk_memory)
     images = initial_images(
         dataset, settings.ipc, settings.seed, init=settings.init, partition=settings.partition, device=device, part=part
     )
     return Step(dataset, images, networks, settings, plan, dtype, part), plan
+
+
+def check_shared(networks: DrawnNetworks, settings: Settings) -> None:
+    """Raise FastDMError for networks whose classes cannot be shared among ranks."""
+    if networks.network.uses_batch_statistics:
+        raise FastDMError(
+            f"{settings.network} has BatchNorm, whose statistics are those of all classes together, but every rank has "
+            "some of them only: choose a network with InstanceNorm, such as ConvNet, or a single rank"
+        )
 
 
 def plan_step(

@@ -49,7 +49,7 @@ class Rate(Protocol):
 
 @dataclass(frozen=True)
 class Measured:
-    """A line through two measured iterations: seconds = start + classes · each."""
+    """A line through two measured iterations, of up to `classes` classes: seconds = start + FLOPs · each."""
 
     start: float
     each: float
@@ -62,7 +62,7 @@ class Measured:
         return f"measured on {self.where}, on random images of up to {self.classes} classes"
 
     def iteration(self, work: Work) -> float:
-        return self.start + self.each * work.classes
+        return self.start + self.each * work.flops
 
     def fixed(self) -> float:
         return self.start
@@ -124,7 +124,7 @@ def calibrate(
         if classes == dataset.num_classes or time.perf_counter() + 2 * cost > end:
             break
         classes = min(2 * classes, dataset.num_classes)
-    start, each = _line([(count, taken) for count, taken, _ in found])
+    start, each = _line([(flops, taken) for _, taken, flops in found])
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else _threads()
     return Measured(start, each, classes, found[-1][2] / found[-1][1], where)
 
@@ -195,7 +195,7 @@ def _random_dataset(dataset: Dataset, sizes: torch.Tensor) -> Dataset:
     return Dataset(dataset.name, Pool(images, offsets), None, names, dataset.mean, dataset.std)
 
 
-def _line(points: list[tuple[int, float]]) -> tuple[float, float]:
+def _line(points: list[tuple[float, float]]) -> tuple[float, float]:
     """Start and slope through the last two points, neither of them below 0."""
     (last, slow) = points[-1]
     if len(points) == 1:

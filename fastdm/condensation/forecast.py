@@ -2,14 +2,16 @@
 
 import math
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
 
-from fastdm.condensation.build import build_networks, plan_step
+from fastdm.condensation.build import build_networks, check_shared, plan_step
 from fastdm.condensation.calibration import Rate
 from fastdm.condensation.plan import MemoryPlan
 from fastdm.condensation.settings import Settings
+from fastdm.condensation.shards import balanced, class_work
 from fastdm.condensation.work import count_work, flops_of
 from fastdm.data.packed.reading import fits_memory
 from fastdm.data.pool import Dataset, Pool
@@ -34,7 +36,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Forecast:
-    """Of the first of the processes of a job, which puts the result together; the others take as much, or less.
+    """Memory of the process that takes the most of a job, times of the one that takes longest.
 
     classes: those of the process. plan: that of its step. parts: what is in memory at the peak, and where. memory:
     bytes that are free on the device. read_bytes: of real images in an iteration.
@@ -96,16 +98,21 @@ def forecast(
     `condense`; of its weights, too, the shape suffices. saves: whether checkpoints are written. name: what the device
     is called.
 
-    Raises FastDMError for what will not fit, and for more ranks than classes.
+    Raises FastDMError for what will not fit, for more ranks than classes, and for a network with BatchNorm among ranks.
     """
     if not 1 <= ranks <= dataset.num_classes:
         raise FastDMError(f"ranks is {ranks}; it must be at least 1 and at most {dataset.num_classes}, one per class")
     dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
-    own = dataset.train.classes(0, math.ceil(dataset.num_classes / ranks))
+    work_of = class_work(dataset, settings)
+    shares = [dataset.train.classes(first, stop) for first, stop in pairwise(balanced(work_of, ranks))]
+    own = max(shares, key=lambda share: (len(share), share.num_classes))
+    busiest = max(shares, key=lambda share: int(work_of[share.first_class :][: share.num_classes].sum()))
     networks = build_networks(dataset, settings, torch.device("meta"), dtype, pool)
+    if ranks > 1:
+        check_shared(networks, settings)
     free = memory - networks.bytes if device.type != "cpu" else memory // ranks
     plan = plan_step(networks, own, settings, device, dtype, chunk_memory, free)
-    work = count_work(networks, own, settings, dtype)
+    work = count_work(networks, busiest, settings, dtype)
     found = Forecast(
         device=name or str(device),
         ranks=ranks,
@@ -117,7 +124,7 @@ def forecast(
             pool,
             process_bytes,
             held=_held(plan, own, device, memory // ranks),
-            ranks=ranks,
+            result=4 * dataset.num_classes * settings.ipc * math.prod(dataset.image_shape),
             saves=saves,
         ),
         memory=memory,
@@ -156,10 +163,11 @@ def _parts(
     process_bytes: int,
     *,
     held: tuple[Place, int],
-    ranks: int,
+    result: int,
     saves: bool,
 ) -> tuple[Part, ...]:
-    """The parts of a plan, and those that the machine holds besides; held: of the pool of real images, and where."""
+    """The parts of a plan, and those that the machine holds besides; held: of the pool of real images, and where;
+    result: of the whole set."""
     pool_bytes = 0 if pool is None or settings.networks == "random" else pool.weights.nbytes
     one = plan.images_bytes // 2
     place, pool_held = held
@@ -174,8 +182,9 @@ def _parts(
         Part("graph of the iteration", plan.graph_bytes, place, counted),
         Part("libraries", plan.library_bytes, place, "an allowance for cuDNN and cuBLAS"),
         Part("process", process_bytes, "host", "measured: this process after two small iterations"),
-        Part("checkpoint: a copy, and its bytes", 2 * plan.images_bytes if saves else 0, "host", counted),
-        Part("check and copy of the result", one // 2 + ranks * one, "host", counted),
+        Part("copy for a checkpoint", plan.images_bytes if saves else 0, "host", counted),
+        Part("result", result, "host", counted),
+        Part("picture and its pixels", result // 2 if saves else 0, "host", counted),
     ]
     if place == "device":
         found += [

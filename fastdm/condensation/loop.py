@@ -27,6 +27,7 @@ from fastdm.runs.options import Observer, RunOptions
 from fastdm.runs.recording import peak_memory, recorded
 from fastdm.runs.run import Run
 from fastdm.runs.saving import State
+from fastdm.synthetic.display import display_pixels, write_grid
 from fastdm.synthetic.synthetic_set import SyntheticSet, check_compatible
 from fastdm.system.device import chosen_backend, default_device, precision_context, undisturbed
 from fastdm.system.machine import machine
@@ -161,7 +162,8 @@ def condense_resolved(
         share = shard(dataset, settings, ranks)
         step, plan = build_step(dataset, settings, device, dtype, options.chunk_memory, pool, share.part, own)
         synthetic = partial(_synthetic_set, dataset, settings, step.images, share, ranks)
-        with closing(step), _run(dataset, settings, step, share, synthetic, options, pool, ranks) as run:
+        grid = partial(_write_grid, dataset, step.images, share, ranks)
+        with closing(step), _run(dataset, settings, step, share, synthetic, grid, options, pool, ranks) as run:
             notes = [*_introduce(run, dataset, settings, device, plan, ranks), *_prepare(run, step, device)]
             about = _about(dataset, device, plan, notes)
             run.describe(about)
@@ -184,7 +186,8 @@ def _run(
     settings: Settings,
     step: Step,
     share: Shard,
-    synthetic: Callable[[bool], SyntheticSet | None],
+    synthetic: Callable[[], SyntheticSet],
+    grid: Callable[[Path], None],
     options: RunOptions,
     pool: NetworkPool | None,
     ranks: Ranks,
@@ -198,6 +201,7 @@ def _run(
     return Run(
         state,
         synthetic,
+        grid,
         settings.iterations,
         dataclasses.asdict(settings),
         {**settings.resume_key(), **fingerprint(dataset), **({"pool_crc32": pool.crc32()} if pool else {})},
@@ -228,10 +232,10 @@ def _prepare(run: Run, step: Step, device: torch.device) -> Iterator[str]:
         yield note
 
 
-def _look(observer: Observer | None, iteration: int, synthetic: Callable[[bool], SyntheticSet | None]) -> None:
+def _look(observer: Observer | None, iteration: int, synthetic: Callable[[], SyntheticSet]) -> None:
     """Let the observer look at the set, if it wants to: all ranks' together."""
-    if observer is not None and observer.wants(iteration) and (found := synthetic(True)) is not None:
-        observer.look(iteration, found)
+    if observer is not None and observer.wants(iteration):
+        observer.look(iteration, synthetic())
 
 
 def _iterations(run: Run, step: Step, device: torch.device, ranks: Ranks) -> Iterable[int]:
@@ -266,18 +270,10 @@ def _summary(dataset: Dataset, settings: Settings, device: torch.device) -> str:
     )
 
 
-def _synthetic_set(
-    dataset: Dataset, settings: Settings, images: Tensor, share: Shard, ranks: Ranks, everywhere: bool
-) -> SyntheticSet | None:
-    """The images of all ranks as they stand, copied to the CPU, with what is needed to use them.
-
-    everywhere: at all ranks; else at the first one only, and None at the others.
-    """
-    whole = ranks.assemble(images, share.row_counts, everywhere=everywhere)
-    if whole is None:
-        return None
+def _synthetic_set(dataset: Dataset, settings: Settings, images: Tensor, share: Shard, ranks: Ranks) -> SyntheticSet:
+    """The images of all ranks as they stand, copied to the CPU of each, with what is needed to use them."""
     return SyntheticSet(
-        images=whole,
+        images=ranks.assemble(images, share.row_counts),
         class_names=dataset.class_names,
         mean=dataset.mean,
         std=dataset.std,
@@ -285,6 +281,13 @@ def _synthetic_set(
         settings=dataclasses.asdict(settings),
         partition=settings.partition,
     )
+
+
+def _write_grid(dataset: Dataset, images: Tensor, share: Shard, ranks: Ranks, path: Path) -> None:
+    """Write the public code's picture of all ranks' images, of which the first rank gets the pixels only."""
+    pixels = ranks.gather(display_pixels(images, dataset.mean, dataset.std), share.row_counts)
+    if pixels is not None:
+        write_grid(path, pixels, dataset.num_classes)
 
 
 def _small_classes(dataset: Dataset, settings: Settings) -> Iterator[str]:

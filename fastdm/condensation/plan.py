@@ -11,7 +11,7 @@ from fastdm.errors import FastDMError
 from fastdm.kernels import stores_only_pooled
 from fastdm.networks.footprint import Activations, activations
 from fastdm.networks.model import Block, Network
-from fastdm.system.device import free_memory
+from fastdm.system.device import free_memory, processes_here
 from fastdm.system.text import size_text
 
 FREE_SHARE = 0.8
@@ -125,7 +125,8 @@ def make_plan(
     the cross-entropy 2; batch_real: real images per class; chunk_memory: bytes that one chunk may take, by default what
     is free. A chunk is no larger than suits the device (see `_Limits`). A network with BatchNorm takes its statistics
     over all classes together, so its only chunk holds all of them. networks_bytes: of the networks, which are there
-    already. free: bytes that are left on the device, by default asked of it; with it, the device need not be there.
+    already. free: bytes that are left on the device, by default asked of it, of a CPU this process's
+    share of the job's; with it, the device need not be there.
     Raises FastDMError if the budget does not hold one class, and says how many real images would fit.
     """
     channels, height, width = pool.images.shape[1:]
@@ -135,7 +136,8 @@ def make_plan(
     if device.type == "cpu" and _stores_only_pooled(network, dtype):
         per_image = replace(per_image, peak=per_image.between)
     images_bytes = 2 * pool.num_classes * ipc * pixels * 4
-    free = free_memory(device) if free is None else free
+    if free is None:
+        free = free_memory(device) // (processes_here() if device.type == "cpu" else 1)
     graph, libraries = _graph_bytes(network, images_bytes, device), 0 if device.type == "cpu" else LIBRARY_BYTES
     fewest = pool.num_classes if network.uses_batch_statistics else 1
     for residence in possible_residences(pool, device, free):

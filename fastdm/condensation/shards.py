@@ -45,11 +45,16 @@ def shard(dataset: Dataset, settings: Settings, ranks: Ranks) -> Shard:
             f"there are {ranks.size} ranks for the {dataset.num_classes} classes of {dataset.name}, and a class is not "
             f"divided: use at most {dataset.num_classes}"
         )
-    real = dataset.train.class_sizes.clamp(max=settings.batch_real)
-    bounds = balanced(real + BACKWARD * settings.ipc * settings.partition**2, ranks.size)
+    bounds = balanced(class_work(dataset, settings), ranks.size)
     part = dataset.train.classes(bounds[ranks.rank], bounds[ranks.rank + 1])
     counts = tuple(stop - first for first, stop in pairwise(bounds))
     return Shard(part, counts, settings.ipc, ranks.rank)
+
+
+def class_work(dataset: Dataset, settings: Settings) -> Tensor:
+    """The work of an iteration on every class, int64 [classes], in that of a real image."""
+    real = dataset.train.class_sizes.clamp(max=settings.batch_real)
+    return real + BACKWARD * settings.ipc * settings.partition**2
 
 
 def balanced(work: Tensor, parts: int) -> list[int]:

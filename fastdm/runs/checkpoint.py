@@ -137,6 +137,8 @@ def load_checkpoint(
     """
     names: list[str] = ranks.exchange([name for name in NAMES if (folder / name).exists()])[0]
     damages: list[tuple[list[str], str]] = []
+    if PREVIOUS in names and FILE not in names:
+        damages.append(([], f"{folder / FILE} is missing"))
     for name in names:
         path, checkpoint, damage = folder / name, None, ["", ""]
         try:
@@ -150,11 +152,13 @@ def load_checkpoint(
         _check_settings(path, checkpoint.settings, settings, defaults or {})
         for files, why in damages if ranks.first else ():
             aside = [put_aside(folder / file).name for file in dict.fromkeys(files) if (folder / file).exists()]
-            kept = " and ".join(aside)
-            note(f"{why}; it is kept as {kept}, and iteration {checkpoint.iteration} is resumed from {path}")
+            kept = f"it is kept as {' and '.join(aside)}, and " if aside else ""
+            note(f"{why}; {kept}iteration {checkpoint.iteration} is resumed from {path}")
         return checkpoint
     if damages:
         raise FastDMError(f"{'; '.join(why for _, why in damages)}; nothing is left to resume: start over")
+    if not names and ranks.first and (shards := sorted(path.name for path in folder.glob(SHARDS))):
+        note(f"{folder / FILE} is missing, without which {shards[0]} is of no use: the run starts over")
     return None
 
 

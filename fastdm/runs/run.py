@@ -27,7 +27,7 @@ from fastdm.runs.losses import Losses
 from fastdm.runs.options import RunOptions
 from fastdm.runs.saving import CannotWrite, NotFinite, Saving, State
 from fastdm.synthetic.synthetic_set import SyntheticSet
-from fastdm.system.files import atomic_write, locked, make_folder, reason
+from fastdm.system.files import atomic_write, locked, make_folder, reason, remove_unfinished
 from fastdm.system.progress import Progress
 from fastdm.system.ranks import ALONE, Ranks
 from fastdm.system.signals import deferred
@@ -46,9 +46,9 @@ class Run:
     """Follows a condensation of `total` iterations, as a context manager: leaving it early keeps a checkpoint.
 
     state: what decides how the run continues; it is saved, and filled when the run is resumed. synthetic: gives the set
-    as it stands, on the CPU, everywhere or at the first rank only. settings: the content of settings.json. resume_key:
-    what a checkpoint must have been made with to be resumed; resume_defaults: what holds for one that does not say.
-    Without a save_path nothing is written; else no other process can use the folder meanwhile.
+    as it stands, on the CPU of every rank. grid: writes a picture of it at the first rank. settings: the content of
+    settings.json. resume_key: what a checkpoint must have been made with to be resumed; resume_defaults: what holds for
+    one that does not say. Without a save_path nothing is written; else no other process can use the folder meanwhile.
 
     Where several ranks share the run, the first one alone prints and writes, but for the shards of checkpoints. Each
     rank hears the sum of an iteration's losses `LAG` iterations later, and with it whether any rank has got a signal or
@@ -58,7 +58,8 @@ class Run:
     def __init__(
         self,
         state: State,
-        synthetic: Callable[[bool], SyntheticSet | None],
+        synthetic: Callable[[], SyntheticSet],
+        grid: Callable[[Path], None],
         total: int,
         settings: Mapping[str, Any],
         resume_key: Mapping[str, Any],
@@ -74,6 +75,7 @@ class Run:
         self._writes = ranks.first and folder is not None
         self._state = state
         self._synthetic = synthetic
+        self._grid = grid
         self._settings = dict(settings)
         self._resume_key = json.dumps(resume_key)
         self._resume_defaults = resume_defaults
@@ -100,6 +102,7 @@ class Run:
             # Two checkpoints, one being written, and the set with its pictures.
             _prepare(folder, needed=4 * self._ranks.size * sum(each.nbytes for each in self._state.tensors.values()))
             resources.enter_context(locked(folder / LOCK, f"the run folder {folder}"))
+            remove_unfinished(folder)
         self._ranks.exchange(None)  # now there is a folder
         if self._saving is not None:
             resources.callback(self._saving.close)
@@ -240,13 +243,13 @@ class Run:
         return minutes is not None and saving is not None and time.monotonic() - saving.began >= 60 * minutes
 
     def _picture(self) -> None:
-        synthetic = None if self._folder is None else self._synthetic(False)
-        if synthetic is not None and self._folder is not None:
-            path = self._folder / f"iteration_{self._done:06d}.png"
-            with self._written():
-                synthetic.save_grid(path)
-                if self._events is not None:
-                    self._events.picture(self._done, path)
+        if self._folder is None:
+            return
+        path = self._folder / f"iteration_{self._done:06d}.png"
+        with self._written():
+            self._grid(path)
+            if self._events is not None:
+                self._events.picture(self._done, path)
 
     def _stop(self) -> None:
         """All ranks have come as far: save, and do what the signal does that one of them has got."""
@@ -340,8 +343,7 @@ class Run:
             self._check_finite()
             self._save()
             self._saved_now()
-            result = self._synthetic(True)
-            assert result is not None
+            result = self._synthetic()
             if self._folder is not None and self._writes:
                 with self._written():
                     result.save(self._folder / SET)

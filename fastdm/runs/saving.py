@@ -42,7 +42,7 @@ class State:
     def spoilt(self) -> str:
         """What the first row is that holds a number that is not finite; "" if there is none."""
         for tensor in self.tensors.values():
-            if not tensor.isfinite().all():
+            if not all(end.isfinite() for end in tensor.detach().aminmax()):  # which take no memory, unlike isfinite
                 rows = tensor.isfinite().flatten(1).all(1)
                 return self.name(self.rows[int((~rows).nonzero()[0])])
         return ""
@@ -102,14 +102,14 @@ class Saving:
             place = self._ranks.rank, self._ranks.size
             shard, trouble = write_shard(self._folder, iteration, state.tensors, state.rows, place), ""
         except (OSError, SafetensorError) as error:
-            trouble = reason(error)
+            trouble = reason(error) + self._who
         self._check(trouble)
         described = self._ranks.exchange(None if shard is None else dataclasses.asdict(shard), TOPIC)
         try:
             if self._ranks.first:
                 write_index(self._folder, iteration, self._settings, [Shard(**each) for each in described])
         except OSError as error:
-            trouble = reason(error)
+            trouble = reason(error) + self._who
         self._check(trouble)
         self.saved = iteration
 
@@ -121,3 +121,8 @@ class Saving:
     def _first(self, text: str) -> str:
         """The first text of all ranks that says something."""
         return next((each for each in self._ranks.exchange(text, TOPIC) if each), "")
+
+    @property
+    def _who(self) -> str:
+        """Which rank this is, where there are several."""
+        return f" at rank {self._ranks.rank}" if self._ranks.size > 1 else ""

@@ -63,7 +63,7 @@ def write_public(
     `{"data": [[images, labels], …], "accs_all_exps": {network: [accuracies]}}`, CPU tensors, accuracies in [0, 1];
     with `about`, its keys and a checksum as further keys, which the public code does not look at.
     """
-    data = [[images.detach().cpu().clone(), labels] for images, labels in sets]
+    data = [[_whole(images), labels] for images, labels in sets]
     found = {network: [*map(float, values)] for network, values in (accuracies or {}).items()}
     content: dict[str, Any] = {"data": data, "accs_all_exps": found}
     if about is not None:
@@ -79,13 +79,19 @@ def write_mtt(path: Path, images: Tensor, labels: Tensor) -> None:
         raise FastDMError(f"{path} must have 'images' in its name, such as images_best.pt: the labels lie next to it")
     for target, tensor in ((path, images), (_labels_of(path), labels)):
         with writing(target) as temporary:
-            torch.save(tensor.detach().cpu().clone(), temporary)
+            torch.save(_whole(tensor), temporary)
 
 
 def write_idc(path: Path, images: Tensor, labels: Tensor) -> None:
     """Write images in [0, 1] and their labels as IDC does: `data.pt` of `[images, labels]`."""
     with writing(path) as temporary:
-        torch.save([images.detach().cpu().clone(), labels], temporary)
+        torch.save([_whole(images), labels], temporary)
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """The tensor on the CPU, copied if it is a part of a larger one, all of which would be written."""
+    tensor = tensor.detach().cpu()
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 
 
 def read_public(path: str | Path) -> PublicFile:

@@ -7,16 +7,15 @@ from typing import Any, Literal
 
 import torch
 from numpy.typing import ArrayLike
-from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor
-from torch.nn import functional
 from torch.utils.data import TensorDataset
 
 from fastdm.data.arrays import as_tensor
 from fastdm.data.normalisation import per_channel, standard_normalisation
 from fastdm.data.pool import Dataset
 from fastdm.errors import FastDMError, one_of, whole_number
+from fastdm.synthetic.display import display_pixels, write_grid
 from fastdm.synthetic.labelled import class_sorted, normalised_pixels
 from fastdm.synthetic.partition import check_partition, expand
 from fastdm.synthetic.picture import picture
@@ -28,13 +27,6 @@ from fastdm.system.notes import Tally
 from fastdm.version import __version__
 
 Format = Literal["safetensors", "public", "mtt", "idc"]
-
-GRID_GAP = 2  # black pixels between the images of a grid
-_GRID_FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
-    ".png": ("PNG", {}),
-    ".jpg": ("JPEG", {"quality": 95, "subsampling": 0}),
-    ".jpeg": ("JPEG", {"quality": 95, "subsampling": 0}),
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -259,7 +251,7 @@ class SyntheticSet:
 
     def pixels(self) -> Tensor:
         """The images for display: de-normalised, clipped to [0, 1], uint8 [N, C, H, W] on the CPU."""
-        return (self._denormalised().clamp(0, 1) * 255 + 0.5).to(torch.uint8)
+        return display_pixels(self.images, self.mean, self.std)
 
     def _denormalised(self) -> Tensor:
         mean, std = (per_channel(values) for values in (self.mean, self.std))
@@ -275,17 +267,7 @@ class SyntheticSet:
 
         The suffix says in which format: `.png`, or `.jpg` and `.jpeg`, which are smaller and not exact.
         """
-        if zoom < 1:
-            raise FastDMError(f"zoom is {zoom}; it must be at least 1")
-        if Path(path).suffix.lower() not in _GRID_FORMATS:
-            raise FastDMError(f"{path} must end in {', '.join(_GRID_FORMATS)}; a grid is written as PNG or JPEG")
-        kind, options = _GRID_FORMATS[Path(path).suffix.lower()]
-        spaced = functional.pad(self.pixels(), (0, GRID_GAP, 0, GRID_GAP))
-        rows = spaced.reshape(self.num_classes, self.ipc, *spaced.shape[1:])
-        grid = functional.pad(rows.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1), (0, 0, GRID_GAP, 0, GRID_GAP, 0))
-        with writing(path) as temporary:
-            pixels = grid.repeat_interleave(zoom, 0).repeat_interleave(zoom, 1).squeeze(2).numpy()
-            Image.fromarray(pixels).save(temporary, format=kind, **options)
+        write_grid(path, self.pixels(), self.num_classes, zoom=zoom)
 
 
 def save_public(

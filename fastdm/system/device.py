@@ -21,10 +21,11 @@ CGROUPS = Path("/sys/fs/cgroup")
 def default_device(device: str | torch.device | None) -> torch.device:
     """The requested device, by default the GPU if there is one.
 
-    A CUDA device without an index becomes the current one. Raises FastDMError for a device that is not available.
+    A CUDA device without an index becomes the current one; no device at all becomes `own_gpu`. Raises FastDMError for a
+    device that is not available.
     """
     try:
-        chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        chosen = torch.device(device or (f"cuda:{own_gpu()}" if torch.cuda.is_available() else "cpu"))
     except RuntimeError as error:
         raise FastDMError(f"device {device!r} is unknown; it must be cpu, cuda, or cuda:1 and so on") from error
     try:
@@ -33,6 +34,16 @@ def default_device(device: str | torch.device | None) -> torch.device:
         return indexed_device(chosen)
     except (RuntimeError, AssertionError) as error:
         raise FastDMError(f"device {device!r} cannot be used here ({str(error).splitlines()[0]})") from error
+
+
+def own_gpu() -> int:
+    """The number of this process's GPU: the current one; of several processes that a launcher started on this machine,
+    and that have chosen none, that of the local number."""
+    current = torch.cuda.current_device()
+    local = os.environ.get("LOCAL_RANK", "")
+    if current == 0 and processes_here() > 1 and local.isdecimal():
+        return int(local) % torch.cuda.device_count()
+    return current
 
 
 def indexed_device(device: str | torch.device) -> torch.device:

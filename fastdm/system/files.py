@@ -4,6 +4,7 @@ import errno
 import fcntl
 import itertools
 import os
+import re
 import stat
 import tempfile
 import zlib
@@ -55,6 +56,12 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def remove_unfinished(folder: Path) -> None:
+    """Remove what `atomic_write` left in a folder where its process was killed; no other may be writing there now."""
+    for path in folder.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
 def sync(path: Path) -> None:
     """Wait until the disk has the file's content: only then is it known to have fitted."""
     with path.open("rb") as file:
@@ -75,6 +82,8 @@ def writing(path: str | Path) -> Iterator[Path]:
 
 def reason(error: Exception) -> str:
     """Why a file cannot be used, in a few words: those of the operating system where it has some."""
+    if isinstance(error, SafetensorError) and (number := re.search(r"\(os error (\d+)\)", str(error))):
+        return os.strerror(int(number[1]))
     return (isinstance(error, OSError) and error.strerror) or str(error).partition("\n")[0] or type(error).__name__
 
 

@@ -1,7 +1,8 @@
 """Who of how many: the processes of a job that torchrun or Slurm starts, and what they say to each other.
 
 All of it goes through the host's memory, with gloo: a few numbers per iteration, small messages at checkpoints, and
-images where a set is written. NCCL, whose place is in steps that share gradients, has nothing to do here.
+images where a set is written. NCCL, whose place is in steps that share gradients, has nothing to do here: a program
+that has initialised it gets a group of gloo besides.
 
 A rank that waits for others notices when one of them is gone: that one's connection breaks, or it is silent. Nobody
 waits for ever.
@@ -28,6 +29,7 @@ from torch import Tensor
 from torch.distributed import PrefixStore, TCPStore, rendezvous  # type: ignore[attr-defined]
 
 from fastdm.errors import FastDMError, OtherRankEnded
+from fastdm.system.device import own_gpu
 
 BEAT = 1.0
 """Seconds between two signs of life of a rank."""
@@ -64,10 +66,14 @@ class Ranks:
         """Sums over the ranks, which are computed in the background."""
         raise NotImplementedError("one rank has nothing to sum")
 
-    def assemble(self, part: Tensor, rows: Sequence[int], *, everywhere: bool) -> Tensor | None:
-        """The rows of all ranks, one after the other, on the CPU; None where they are not wanted: everywhere, or at the
-        first rank only. rows: how many each rank has; part: this one's."""
+    def assemble(self, part: Tensor, rows: Sequence[int]) -> Tensor:
+        """The rows of all ranks, one after the other, on the CPU of every rank. rows: how many each has; part: this
+        one's."""
         return part.detach().cpu().clone()
+
+    def gather(self, part: Tensor, rows: Sequence[int]) -> Tensor | None:
+        """The same at the first rank only, None at the others; part: on the CPU."""
+        return part
 
     def end(self, error: BaseException) -> None:
         """Let the other ranks know why this one ends before they do; it waits for none of them any more."""
@@ -170,19 +176,23 @@ class _Group(Ranks):
     def sums(self) -> "Sums":
         return Sums(self)
 
-    def assemble(self, part: Tensor, rows: Sequence[int], *, everywhere: bool) -> Tensor | None:
-        part = part.detach().cpu().contiguous()
-        if not everywhere and not self.first:
+    def assemble(self, part: Tensor, rows: Sequence[int]) -> Tensor:
+        whole = part.new_empty(sum(rows), *part.shape[1:], device="cpu")
+        shares = whole.split(list(rows))
+        shares[self.rank].copy_(part.detach())
+        for rank, share in enumerate(shares):
+            self.finish(partial(dist.broadcast, share, group=self.group, group_src=rank, async_op=True))
+        return whole
+
+    def gather(self, part: Tensor, rows: Sequence[int]) -> Tensor | None:
+        if not self.first:
             self._transfer(partial(dist.send, part, group=self.group, group_dst=0))
             return None
         whole = part.new_empty(sum(rows), *part.shape[1:])
         shares = whole.split(list(rows))
-        shares[self.rank].copy_(part)
-        for rank, share in enumerate(shares):
-            if everywhere:
-                self.finish(partial(dist.broadcast, share, group=self.group, group_src=rank, async_op=True))
-            elif rank != self.rank:
-                self._transfer(partial(dist.recv, share, group=self.group, group_src=rank))
+        shares[0].copy_(part)
+        for rank, share in enumerate(shares[1:], 1):
+            self._transfer(partial(dist.recv, share, group=self.group, group_src=rank))
         return whole
 
     def _transfer(self, call: Callable[[], Any]) -> None:
@@ -297,7 +307,7 @@ class Sums:
         if row.is_cuda:
             host = torch.empty(row.shape, dtype=row.dtype, pin_memory=True).copy_(row, non_blocking=True)
             event = torch.cuda.Event()
-            event.record()
+            event.record(torch.cuda.current_stream(row.device))
         else:
             host = row.detach().clone()
         self._copies.append((host, event))
@@ -365,7 +375,7 @@ def joined() -> Iterator[Ranks]:
         return
     os.environ.update(launched)
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(launched.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+        torch.cuda.set_device(own_gpu())
     try:
         store, rank, size = next(rendezvous("env://", timeout=_MEETING_TIMEOUT))
         # What torchrun's last attempt has left in the store would lead nowhere.

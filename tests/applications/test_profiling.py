@@ -6,13 +6,18 @@ from pathlib import Path
 import pytest
 import torch
 
+import fastdm
 from bench.baselines.public_step import random_dataset
 from fastdm.applications.profiling import Profile, profile
 from fastdm.condensation.loop import condense
 from fastdm.condensation.settings import Settings
+from fastdm.data.batches import StreamedImages
+from fastdm.data.packed.reading import open_packed
 from fastdm.errors import FastDMError
+from tests.ranks import said, start, wait
 
 CPU = torch.device("cpu")
+DIGITS = Settings(ipc=1, batch_real=8, network="ConvNetD1", precision="fp32")
 SETTINGS = Settings(ipc=1, batch_real=8, network="ConvNetW32", precision="fp32")
 
 
@@ -81,3 +86,32 @@ def test_the_verdict_on_a_gpu(busy: float, bound: str) -> None:
 def test_the_share_of_waiting_for_data_is_said() -> None:
     text = Profile("cpu", False, 2.0, 0.0, {"all else": 1.5}, (("op", 1.5, 1.0),), 0.0, 0, (), 0.5).verdict()
     assert "It waits for real images during 25.0 % of an iteration." in text
+
+
+def profile_digits(folder: Path) -> None:
+    profile(open_packed(folder / "digits.fastdm"), DIGITS, CPU, folder / "profile", iterations=2)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_ranks_profile_their_classes_and_one_of_them_writes(ranks: int, tmp_path: Path) -> None:
+    fastdm.pack("digits", tmp_path / "digits.fastdm")
+    assert wait(start(ranks, profile_digits, tmp_path, folder=tmp_path)) == [0] * ranks, said(tmp_path)
+    found = json.loads((tmp_path / "profile" / "profile.json").read_text())
+    assert found["ranks"] == ranks
+    assert 0 <= found["waiting_seconds"] < found["seconds"]
+    assert "It waits for real images during" in found["verdict"]
+    assert ("Of 2 ranks" in found["verdict"]) == (ranks == 2)
+
+
+def test_iterations_follow_each_other_so_that_nothing_is_read_in_vain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is read ahead of another iteration would be dropped, and waited for again."""
+    begun: list[int] = []
+    begin = StreamedImages.begin
+    monkeypatch.setattr(
+        StreamedImages, "begin", lambda self, iteration: (begun.append(iteration), begin(self, iteration))
+    )
+    fastdm.pack("digits", tmp_path / "digits.fastdm")
+    profile_digits(tmp_path)
+    assert begun == list(range(len(begun)))

@@ -76,6 +76,12 @@ def test_a_plan_of_a_shape_and_of_a_pool_that_is_not_here() -> None:
         (("digits", "--dataset", "MNIST"), "'digits' and --dataset MNIST are two data sets"),
         ((".",), "is a folder, whose images would have to be read: pack it first"),
         (("--device", "H10000"), "unknown device 'H10000'"),
+        (("--classes", 3, "--images", 30, "--size", 8, "--channels", 0), "channels is 0; it must be a whole number of"),
+        (("--preset", "cifar10", "--model", "ConvNetBN", "--device", "H100", "--ranks", 2), "ConvNetBN has BatchNorm"),
+        (
+            ("--preset", "cifar10", "--device", "H100", "--ranks", 11),
+            "ranks is 11; it must be at least 1 and at most 10",
+        ),
         (("--preset", "cifar1"), "unknown preset 'cifar1'; did you mean cifar10"),
     ],
 )

@@ -11,8 +11,9 @@ import torch
 from fastdm.condensation.calibration import FIXED_SECONDS, Measured, calibrate, modelled
 from fastdm.condensation.forecast import Forecast, forecast
 from fastdm.condensation.settings import Settings
+from fastdm.condensation.shards import balanced, class_work
 from fastdm.condensation.work import count_work
-from fastdm.data.pool import Dataset
+from fastdm.data.pool import Dataset, Pool
 from fastdm.data.unread import unread_dataset
 from fastdm.errors import FastDMError
 from fastdm.evaluation.protocol import Protocol
@@ -105,6 +106,27 @@ def test_ranks_share_the_classes_and_their_memory() -> None:
     assert eight.serial == pytest.approx(FIXED_SECONDS / eight.seconds)
     with pytest.raises(FastDMError, match="ranks is 1001; it must be at least 1 and at most 1000"):
         made(data, settings, GPU, 1001)
+
+
+def test_ranks_are_planned_for_as_they_share_classes_of_other_sizes() -> None:
+    """Four classes, of which the first has as many images as the rest: ranges of 1 and of 3 classes, as in a run."""
+    sizes = torch.tensor([90, 30, 30, 30])
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)])
+    pool = Pool(torch.zeros(180, 3, 32, 32, dtype=torch.uint8), offsets)
+    data = Dataset("unequal", pool, None, tuple("abcd"), (0.5,) * 3, (0.25,) * 3)
+    settings = Settings(ipc=1, batch_real=100, network="ConvNetD1", precision="bf16").resolve(data, GPU)
+    assert balanced(class_work(data, settings), 2) == [0, 1, 4]
+    found = made(data, settings, GPU, ranks=2)
+    assert found.read_bytes == 90 * 3 * 32 * 32  # the second rank has more synthetic images, and takes longer
+    parts = {part.name: part.bytes for part in found.parts}
+    assert found.classes == 3
+    assert parts["synthetic images"] == 3 * 3 * 32 * 32 * 4
+    network = RandomNetworks(
+        build_network("ConvNetD1", channels=3, num_classes=4, image_size=32, frozen=True, device="meta")
+    )
+    works = [count_work(network, pool.classes(*each), settings, torch.bfloat16) for each in ((0, 1), (1, 4))]
+    rate = modelled(GPUS["H200"], settings)
+    assert found.seconds == max(rate.iteration(work) for work in works)
 
 
 def test_the_pool_of_trained_networks_is_counted() -> None:

@@ -122,18 +122,28 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(damage: str, 
     loaded = load_checkpoint(tmp_path, SETTINGS, note=notes.append)
     assert loaded is not None
     assert same(loaded, checkpoint(5))
-    if damage == "missing index":
-        assert notes == []
-        return
     assert len(notes) == 1
-    assert shard.name in notes[0]
     assert "iteration 5 is resumed" in notes[0]
+    if damage == "missing index":
+        assert f"{FILE} is missing" in notes[0]
+        return
+    assert shard.name in notes[0]
     assert not (tmp_path / FILE).exists()
     assert (tmp_path / f"{FILE}.damaged").exists()
     assert shard.with_name(f"{shard.name}.damaged").exists() == (damage != "missing shard")
     save_checkpoint(tmp_path, checkpoint(6))
     assert same(read_checkpoint(tmp_path / FILE), checkpoint(6))
     assert same(read_checkpoint(tmp_path / PREVIOUS), checkpoint(5))
+
+
+def test_shards_without_any_index_are_said_to_be_of_no_use(tmp_path: Path) -> None:
+    """As a run leaves them that is killed while it writes its first checkpoint."""
+    write_shard(tmp_path, 5, checkpoint(5).tensors, range(2), (0, 1))
+    notes: list[str] = []
+    assert load_checkpoint(tmp_path, SETTINGS, note=notes.append) is None
+    assert len(notes) == 1
+    assert "checkpoint.json is missing" in notes[0]
+    assert "starts over" in notes[0]
 
 
 def test_files_of_the_format_before_are_removed_once_there_are_two_of_this_one(tmp_path: Path) -> None:

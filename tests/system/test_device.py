@@ -120,3 +120,28 @@ def test_triton_on_a_gpu_leaves_the_cpu_its_own_forms(monkeypatch: pytest.Monkey
         entered.clear()
         with chosen_backend("triton", where):
             assert entered == ["triton"]
+
+
+@pytest.mark.parametrize(
+    ("current", "variables", "expected"),
+    [
+        (0, {}, 0),
+        (2, {}, 2),
+        (0, {"LOCAL_RANK": "3", "LOCAL_WORLD_SIZE": "4"}, 3),
+        (2, {"LOCAL_RANK": "3", "LOCAL_WORLD_SIZE": "4"}, 2),  # the program has chosen it
+        (0, {"LOCAL_RANK": "5", "LOCAL_WORLD_SIZE": "8"}, 1),  # more processes than GPUs
+        (0, {"LOCAL_RANK": "3", "LOCAL_WORLD_SIZE": "1"}, 0),
+    ],
+)
+def test_each_process_of_a_launcher_takes_the_gpu_of_its_local_number(
+    current: int, variables: dict[str, str], expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(device, "indexed_device", lambda chosen: chosen)
+    assert default_device(None) == torch.device("cuda", expected)

@@ -18,8 +18,9 @@ from torch import Tensor
 from fastdm.applications.report.reading import RunRecord
 from fastdm.data.pool import Dataset
 from fastdm.errors import FastDMError
+from fastdm.synthetic.display import GRID_GAP
 from fastdm.synthetic.initial import INIT_STEP
-from fastdm.synthetic.synthetic_set import GRID_GAP, SyntheticSet
+from fastdm.synthetic.synthetic_set import SyntheticSet
 
 ACROSS = 10
 """Images of a class that are shown, at most."""
