@@ -4,7 +4,7 @@ import io
 import json
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import closing, contextmanager, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ def check(device: torch.device) -> Iterator[dict[str, Any]]:
     for run in (
         a_run_is_recorded_profiled_and_resumed,
         a_stream_serves_the_chosen_backend,
+        a_stream_takes_no_memory_with_work_pending,
         a_pool_on_the_device_serves_as_it_is,
         a_second_condensation_has_the_same_plan,
         a_profile_without_kernel_times_is_written,
@@ -76,6 +77,16 @@ def a_stream_serves_the_chosen_backend(device: torch.device) -> None:
         with _notes() as notes:
             condense(data, ipc=1, batch_real=16, iterations=3, device=device, backend=backend, progress=True)
         assert [note for note in notes if "are streamed" in note], notes
+
+
+def a_stream_takes_no_memory_with_work_pending(device: torch.device) -> None:
+    """Memory that was freed while kernels of the default stream still write it, which the stream of copies passes."""
+    pool = dataset(1, 4096, 3, 32, 32).train
+    busy = torch.empty(pool.images.numel(), dtype=torch.uint8, device=device).fill_(1)
+    pending = busy.data_ptr()
+    del busy
+    with closing(pool.stream([torch.arange(4096)] * 2, None, depth=2, device=device)) as batches:
+        assert pending not in [batch.images.data_ptr() for batch in batches]
 
 
 def a_pool_on_the_device_serves_as_it_is(device: torch.device) -> None:

@@ -106,6 +106,7 @@ SETS = [
     Case("Tiny ImageNet, ipc 1, ResNet18", (200, 500, 3, 64, 64), {"network": "ResNet18"}),
     Case("ImageNet-1K at 64, ipc 10", (1000, 1281, 3, 64, 64), {"ipc": 10}),
     Case("ImageNette at 128, ipc 10, ConvNetD5", (10, 1300, 3, 128, 128), {"ipc": 10, "network": "ConvNetD5"}),
+    Case("ImageNette at 128, ipc 1, ConvNetBN", (10, 1300, 3, 128, 128), {"network": "ConvNetBN", "batch_real": 32}),
     Case("ImageNette at 224, ipc 10, ConvNetD6", (10, 1300, 3, 224, 224), {"ipc": 10, "network": "ConvNetD6"}),
     Case("ImageNette at 224, ipc 1, ResNet18", (10, 1300, 3, 224, 224), {"network": "ResNet18"}),
 ]
