@@ -24,6 +24,7 @@ class _Stopped(BaseException):
     """Ctrl-C, a batch system's end of time, or a terminal that was closed: `number` of the signal."""
 
     def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
         self.number = number
 
 
