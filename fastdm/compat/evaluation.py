@@ -3,28 +3,26 @@
 import time
 import weakref
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, SequentialSampler
 
 from fastdm.compat.diff_augment import DiffAugment
+from fastdm.compat.parts import images_at_once, keep_freed_memory
 from fastdm.errors import FastDMError
 from fastdm.system.device import free_memory
 
 MOMENTUM = 0.9
 WEIGHT_DECAY = 5e-4
-TEST_BATCH = 1024
 CACHE_SHARE = 4
 """A test set is kept on the device if this many of its size would fit there."""
 
 
-class _TestSet(NamedTuple):
-    images: Tensor
-    labels: Tensor
-
+_TestSet = list[tuple[Tensor, Tensor]]
+"""Images and labels in the batches that the loader gave."""
 
 _kept: "weakref.WeakKeyDictionary[Any, _TestSet]" = weakref.WeakKeyDictionary()
 
@@ -41,8 +39,9 @@ def evaluate_synset(
 
     it_eval: a number for the line that is printed. net: any module that gives logits [N, classes]. images_train:
     normalised [N, C, H, W]; labels_train: integers [N]. testloader: gives (images, labels); it is read when it is first
-    used, and its images are kept on the device for the networks after, if they fit: make another loader for other
-    images. args: device, lr_net, epoch_eval_train, batch_train, and for the augmentation dsa, dsa_strategy, dsa_param.
+    used, and its images are kept on the device for the networks after, if they fit and are not shuffled: make another
+    loader for other images. On a CPU they go through the network in parts that suit its cache. args: device, lr_net,
+    epoch_eval_train, batch_train, and for the augmentation dsa, dsa_strategy, dsa_param.
 
     Raises FastDMError for `args` without one of these, and for the augmentation of plain DC (args.dc_aug_param).
     """
@@ -54,6 +53,7 @@ def evaluate_synset(
     )
     strategy, param = _augmentation(args)
     net = net.to(device)
+    keep_freed_memory(device)
     images, labels = images_train.detach().to(device), labels_train.to(device).long()
     # The public code's order and draws: this loader's items are numbers, so that reading one at a time costs nothing.
     numbers: Any = range(len(images))
@@ -116,7 +116,9 @@ def _accuracy(net: nn.Module, testloader: Iterable[Any], device: torch.device) -
     net.eval()
     right, total = torch.zeros((), dtype=torch.int64, device=device), 0
     for images, labels in _test_batches(testloader, device):
-        right += (net(images).argmax(1) == labels).sum()
+        size = images_at_once(net, images) or len(images)
+        for part, truth in zip(images.split(size), labels.split(size), strict=True):
+            right += (net(part).argmax(1) == truth).sum()
         total += len(labels)
     if total == 0:
         raise FastDMError("testloader gives no images to test on")
@@ -124,24 +126,25 @@ def _accuracy(net: nn.Module, testloader: Iterable[Any], device: torch.device) -
 
 
 def _test_batches(testloader: Iterable[Any], device: torch.device) -> Iterable[tuple[Tensor, Tensor]]:
-    """The test images in batches, read from the loader only the first time."""
-    kept = _kept.get(testloader) if isinstance(testloader, DataLoader) else None
-    if kept is None or kept.images.device != device:
-        batches: list[tuple[Tensor, Tensor]] = []
-        size, fits = 0, True
-        for datum in testloader:
-            batches.append((datum[0].float().to(device), datum[1].long().to(device)))
-            size += batches[-1][0].nbytes
-            fits = fits and size * CACHE_SHARE <= free_memory(device)
-            if not fits:
-                yield from batches
-                batches.clear()
-        if not batches:
-            return
-        kept = _TestSet(*(torch.cat(parts) for parts in zip(*batches, strict=True)))
-        if isinstance(testloader, DataLoader):
-            _kept[testloader] = kept
-    elif isinstance(testloader, DataLoader):
+    """The test images in the loader's batches, read from it only the first time."""
+    # Another order than the stored one is drawn: reading anew draws what the public function draws.
+    keep = isinstance(testloader, DataLoader) and isinstance(testloader.sampler, SequentialSampler)
+    kept = _kept.get(testloader) if keep else None
+    if kept is not None and kept[0][0].device == device:
         # What a pass over the loader draws, so that the networks after train as they would have.
         torch.empty((), dtype=torch.int64).random_(generator=testloader.generator)
-    yield from zip(kept.images.split(TEST_BATCH), kept.labels.split(TEST_BATCH), strict=True)
+        yield from kept
+        return
+    batches: _TestSet = []
+    size, fits = 0, keep
+    for datum in testloader:
+        batch = datum[0].float().to(device), datum[1].long().to(device)
+        yield batch
+        size += batch[0].nbytes
+        fits = fits and size * CACHE_SHARE <= free_memory(device)
+        if fits:
+            batches.append(batch)
+        else:
+            batches.clear()
+    if fits and batches:
+        _kept[testloader] = batches

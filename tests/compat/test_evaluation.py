@@ -138,3 +138,48 @@ def test_arguments_that_are_missing_or_ask_for_another_augmentation() -> None:
     plain = arguments(dsa=False, dc_aug_param={"strategy": "crop"})
     with pytest.raises(FastDMError, match="asks for the augmentation of plain DC"):
         evaluate_synset(0, network(1), torch.zeros(2, 3, 8, 8), torch.zeros(2), [], plain)
+
+
+class Sizes(nn.Module):
+    """Notes how many images come at a time."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 3), *layers)
+        self.seen: list[int] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(len(x))
+        logits: Tensor = self.layers(x)
+        return logits
+
+
+@pytest.mark.parametrize("layers", [(), (nn.BatchNorm1d(3),), (nn.BatchNorm1d(3, track_running_stats=False),)], ids=str)
+def test_test_images_go_through_the_network_in_parts_unless_they_share_statistics(
+    layers: tuple[nn.Module, ...], data: tuple[Tensor, Tensor, Counted], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, labels, tests = data
+    monkeypatch.setattr("fastdm.compat.parts.CACHE_BYTES", 7 * 512 * 64)
+    net = Sizes(*layers)
+    other = copy.deepcopy(net)
+    torch.manual_seed(5)
+    found = evaluate_synset(0, net, images, labels, DataLoader(tests, batch_size=20), arguments())[2]
+    torch.manual_seed(5)
+    assert found == public(other, images, labels, DataLoader(tests, batch_size=20), arguments())[1]
+    joined = any(isinstance(layer, nn.BatchNorm1d) and not layer.track_running_stats for layer in layers)
+    trained = [4, 4, 2] * 5  # as they come: what is shared while a network is trained is not ours to part
+    assert net.seen == trained + ([20, 20, 10] if joined else [7, 7, 6, 7, 7, 6, 7, 3])
+    assert other.seen == [*trained, 20, 20, 10]
+
+
+def test_a_shuffled_test_set_is_drawn_anew_for_every_network(data: tuple[Tensor, Tensor, Counted]) -> None:
+    images, labels, tests = data
+    loader = DataLoader(tests, batch_size=16, shuffle=True)
+    after = []
+    for call in (
+        lambda net: public(net, images, labels, loader, arguments()),
+        lambda net: evaluate_synset(0, net, images, labels, loader, arguments())[1:],
+    ):
+        torch.manual_seed(5)
+        after.append(([call(network(seed)) for seed in (1, 2)], torch.rand(1)))
+    assert after[0] == after[1]
