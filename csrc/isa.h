@@ -22,6 +22,7 @@
 #define FASTDM_VECTOR_BYTES 16
 #include "simd.h"
 #include "random_kernels.h"
+#include "class_means_kernels.h"
 #include "norm_relu_pool_kernels.h"
 #include "conv_kernels.h"
 #undef FASTDM_ISA
@@ -39,6 +40,7 @@
 #define FASTDM_VECTOR_BYTES 32
 #include "simd.h"
 #include "random_kernels.h"
+#include "class_means_kernels.h"
 #include "norm_relu_pool_kernels.h"
 #include "conv_kernels.h"
 #undef FASTDM_ISA
@@ -55,6 +57,7 @@
 #define FASTDM_VECTOR_BYTES 64
 #include "simd.h"
 #include "random_kernels.h"
+#include "class_means_kernels.h"
 #include "norm_relu_pool_kernels.h"
 #include "conv_kernels.h"
 #undef FASTDM_ISA
