@@ -14,24 +14,31 @@ namespace fastdm {
 
 using namespace nb::literals;
 
+// Checks the values too, so that draws of a few microseconds need no further look at them; with the sentences of
+// fastdm.kernels.draw.
 inline void bind_draw(int64_t seed, uint32_t step, const Index& offsets, const Index& classes,
                       const Array<int64_t, 2>& out, bool replace) {
     const int64_t n = size_of(out, 1), rows = size_of(classes, 0);
     require_shape("out", out, {rows, n});
     require(offsets.size() > 0, "class_offsets is empty.");
-    require_in_range("Class", classes, size_of(offsets, 0) - 1);
+    const int64_t *ids = classes.data(), count = size_of(offsets, 0) - 1;
+    if (find_out_of_range(ids, rows, count) >= 0) {
+        const auto [least, most] = std::minmax_element(ids, ids + rows);
+        require(false, "classes holds " + std::to_string(*least) + " to " + std::to_string(*most) +
+                           "; it must stay within 0 to " + std::to_string(count - 1));
+    }
     for (int64_t row = 0; row < rows; ++row) {
-        const int64_t id = classes.data()[row];
-        const int64_t first = offsets.data()[id], end = offsets.data()[id + 1];
-        require(0 <= first && first <= end, "class_offsets does not rise at class " + std::to_string(id) + ".");
-        require(end - first < int64_t{1} << 32, "Class " + std::to_string(id) + " has 2^32 images or more.");
-        require((replace ? std::min<int64_t>(n, 1) : n) <= end - first,
-                "Class " + std::to_string(id) + " has " + std::to_string(end - first) +
-                    " images: " + std::to_string(n) + " cannot be drawn" + (replace ? "." : " without replace=True."));
+        const int64_t id = ids[row], first = offsets.data()[id], size = offsets.data()[id + 1] - first;
+        if (0 <= first && (replace ? std::min<int64_t>(n, 1) : n) <= size && size < int64_t{1} << 32) continue;
+        const std::string name = "class " + std::to_string(id);
+        require(0 <= first && 0 <= size, "class_offsets does not rise at " + name);
+        require(size < int64_t{1} << 32, name + " has 2^32 images or more");
+        require(false, name + " has " + std::to_string(size) + " images, but " + std::to_string(n) +
+                           " are to be drawn: " +
+                           (size > 0 ? "draw fewer, or with replace=True" : "there is nothing to draw from"));
     }
     nb::gil_scoped_release unlocked;
-    draw(shared_pool(), {static_cast<uint64_t>(seed), step}, offsets.data(), classes.data(), rows, n, replace,
-         out.data());
+    draw(shared_pool(), {static_cast<uint64_t>(seed), step}, offsets.data(), ids, rows, n, replace, out.data());
 }
 
 inline void bind_uniform(int64_t seed, uint32_t step, const Index& rows, uint32_t stream, const Array<float, 2>& out) {

@@ -1,4 +1,4 @@
-// The kernels of the network's blocks, compiled once per instruction set: namespaces plain, avx2 and avx512.
+// Kernels, compiled once per instruction set: namespaces plain, avx2 and avx512.
 // The included files must not define lambdas: compilers disagree on which instructions a lambda may use.
 #pragma once
 
@@ -13,6 +13,7 @@
 
 #include "convert.h"
 #include "cpu.h"
+#include "random_key.h"
 #include "shapes.h"
 
 // clang-format off: simd.h comes first.
@@ -20,6 +21,8 @@
 #define FASTDM_ISA plain
 #define FASTDM_VECTOR_BYTES 16
 #include "simd.h"
+#include "random_kernels.h"
+#include "class_means_kernels.h"
 #include "norm_relu_pool_kernels.h"
 #include "conv_kernels.h"
 #undef FASTDM_ISA
@@ -36,6 +39,8 @@
 #define FASTDM_ISA avx2
 #define FASTDM_VECTOR_BYTES 32
 #include "simd.h"
+#include "random_kernels.h"
+#include "class_means_kernels.h"
 #include "norm_relu_pool_kernels.h"
 #include "conv_kernels.h"
 #undef FASTDM_ISA
@@ -51,6 +56,8 @@
 #define FASTDM_ISA avx512
 #define FASTDM_VECTOR_BYTES 64
 #include "simd.h"
+#include "random_kernels.h"
+#include "class_means_kernels.h"
 #include "norm_relu_pool_kernels.h"
 #include "conv_kernels.h"
 #undef FASTDM_ISA

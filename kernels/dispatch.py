@@ -34,6 +34,8 @@ _backend: ContextVar[Backend] = ContextVar("backend", default="auto")
 _library = cast(Any, torch.library).Library("fastdm", "DEF")
 _folders: dict[str, str] = {}
 """The package of every op."""
+_checked: dict[str, Callable[..., Any]] = {}
+"""Every op as PyTorch's dispatcher calls it."""
 
 
 @contextmanager
@@ -88,36 +90,53 @@ def with_its_backend(ctx: Any, op: Callable[..., Any], *args: Any) -> Any:
         _backend.reset(before)
 
 
-def define(name: str, schema: str, check: Callable[..., None] | None = None) -> Callable[[Callable[..., Any]], None]:
+def define(
+    name: str, schema: str, check: Callable[..., None] | None = None, *, native_checks: bool = False
+) -> Callable[[Callable[..., Any]], None]:
     """Define an op and register its forms behind one dispatcher, and the decorated function as its fake.
 
-    check: called with the op's arguments where its tensors are on the CPU.
+    check: called with the op's arguments where its tensors are on the CPU. native_checks: the C++ extension makes the
+    same check, which is then left to it.
     """
 
-    def run(*args: Any) -> Any:
-        if check is not None and _device(args).type == "cpu":
+    def checked(*args: Any) -> Any:
+        form, function = _form(name, args)
+        if check is not None and not (native_checks and form == "native") and _device(args).type == "cpu":
             check(*args)
-        return implementation(name, *args)(*args)
+        return function(*args)
 
     def register(fake: Callable[..., Any]) -> None:
         _folders[name] = fake.__module__.rpartition(".")[0]
+        _checked[name] = checked
         _library.define(f"{name}{schema}")
         for key in ("CPU", "CUDA"):
-            _library.impl(name, run, key)
+            _library.impl(name, checked, key)
         torch.library.register_fake(f"fastdm::{name}", fake, lib=_library)
 
     return register
 
 
-def run_unchecked(name: str, *args: Any) -> Any:
-    """Run an op whose arguments are known to be right, so without its check of values.
+def run(name: str, *args: Any) -> Any:
+    """Run an op around PyTorch's dispatcher, which costs more than a small batch, where nothing would see the call.
 
-    It goes around PyTorch's dispatcher, which costs more than a small batch, where nothing there would see the call:
-    derivatives belong to the caller.
+    Derivatives belong to the caller.
     """
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or not all(map(_is_plain, args)):
-        return getattr(torch.ops.fastdm, name)(*args)
-    return implementation(name, *args)(*args)
+    return getattr(torch.ops.fastdm, name)(*args) if _is_seen(args) else _checked[name](*args)
+
+
+def run_unchecked(name: str, *args: Any) -> Any:
+    """Run an op as `run` does, without its check of values: its arguments are known to be right."""
+    return getattr(torch.ops.fastdm, name)(*args) if _is_seen(args) else implementation(name, *args)(*args)
+
+
+def _is_seen(args: tuple[Any, ...]) -> bool:
+    """Whether a call must go through PyTorch's dispatcher: it is traced, recorded or transformed."""
+    return bool(
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._autograd._profiler_enabled()
+        or not all(map(_is_plain, args))
+    )
 
 
 def _is_plain(argument: object) -> bool:
@@ -132,18 +151,23 @@ _is_batched = torch._C._functorch.is_legacy_batchedtensor
 
 def implementation(name: str, *args: Any) -> Callable[..., Any]:
     """Return the form that computes an op with these arguments."""
+    return _form(name, args)[1]
+
+
+def _form(name: str, args: tuple[Any, ...]) -> tuple[Form, Callable[..., Any]]:
     device = _device(args)
     if _backend.get() == "triton" and not _can_launch(device):
         raise RuntimeError(f"backend 'triton' was chosen, but the tensors are on {device}; move them to a CUDA device")
     form = first_form(name, device)
-    if form == "native" and not runs_native(name, *args):
-        form = "reference"
     if form == "native":
-        extension.load().use_threads(torch.get_num_threads())
+        if _takes(name, args):
+            extension.load().use_threads(torch.get_num_threads())
+        else:
+            form = "reference"
     function = _function(name, form)
     if function is None:
         raise NotImplementedError(f"the op {name} has no form in {form}.py")
-    return function
+    return form, function
 
 
 def first_form(name: str, device: torch.device) -> Form:
@@ -159,12 +183,20 @@ def first_form(name: str, device: torch.device) -> Form:
 
 def runs_native(name: str, *args: Any) -> bool:
     """Whether the C++ extension computes an op with these arguments, of which its predicate may need only the first."""
+    return first_form(name, _device(args)) == "native" and _takes(name, args)
+
+
+def _takes(name: str, args: tuple[Any, ...]) -> bool:
+    """Whether the native form of an op takes these arguments."""
     takes = _function(f"takes_{name}", "native")
-    return first_form(name, _device(args)) == "native" and (takes is None or bool(takes(*args)))
+    return takes is None or bool(takes(*args))
 
 
 def _device(args: tuple[Any, ...]) -> torch.device:
-    return next(a for a in args if isinstance(a, Tensor)).device
+    for argument in args:
+        if isinstance(argument, Tensor):
+            return argument.device
+    raise TypeError("an op takes at least one tensor")
 
 
 def _is_interpreted() -> bool:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..checks import check_floating_point, check_index_values, check_offsets, check_tensor
-from ..dispatch import define
+from ..dispatch import define, run
 from ..numerics import PART
 from ..table import COLUMNS, RULES
 
@@ -38,7 +38,7 @@ def uniform(key: Tensor, rows: Tensor, n: int, stream: int) -> Tensor:
     _check_stream(stream)
     if n < 0:
         raise ValueError(f"n is {n}; it must not be negative")
-    out: Tensor = torch.ops.fastdm.uniform(key, rows, n, stream)
+    out: Tensor = run("uniform", key, rows, n, stream)
     return out
 
 
@@ -110,7 +110,7 @@ def draw(key: Tensor, class_offsets: Tensor, n: int, classes: Tensor | None = No
     if classes is None:
         classes = torch.arange(class_offsets.shape[0] - 1, device=key.device)
     check_tensor("classes", classes, 1, torch.int64, key.device)
-    out: Tensor = torch.ops.fastdm.draw(key, class_offsets, n, classes, replace)
+    out: Tensor = run("draw", key, class_offsets, n, classes, replace)
     return out
 
 
@@ -158,7 +158,7 @@ def draw_tables(
         )
     if runs < 1 or numbers < 1:
         raise ValueError(f"runs is {runs} and numbers {numbers}; they must be at least 1")
-    tables: Tensor = torch.ops.fastdm.draw_tables(key, rows, source, rules, numbers, runs, choose, one_family, stream)
+    tables: Tensor = run("draw_tables", key, rows, source, rules, numbers, runs, choose, one_family, stream)
     return tables
 
 
@@ -192,7 +192,12 @@ def _(out: Tensor, key: Tensor, layout: list[int], bounds: list[float], stream: 
     assert len(layout) == PART * len(bounds)
 
 
-@define("draw", "(Tensor key, Tensor class_offsets, SymInt n, Tensor classes, bool replace) -> Tensor", _check_values)
+@define(
+    "draw",
+    "(Tensor key, Tensor class_offsets, SymInt n, Tensor classes, bool replace) -> Tensor",
+    _check_values,
+    native_checks=True,
+)
 def _(key: Tensor, class_offsets: Tensor, n: int, classes: Tensor, replace: bool) -> Tensor:
     return torch.empty((classes.shape[0], n), dtype=torch.int64, device=key.device)
 

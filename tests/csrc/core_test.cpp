@@ -47,16 +47,6 @@ std::vector<int64_t> random_index(int64_t count, int64_t below, unsigned seed) {
     return index;
 }
 
-// Random123's known answers (kat_vectors, philox4x32, 10 rounds).
-void test_philox() {
-    const uint32_t ones = 0xFFFFFFFF;
-    CHECK((philox4x32_10({0, 0}, {0, 0, 0, 0}) == PhiloxWords{0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8}));
-    CHECK((philox4x32_10({ones, ones}, {ones, ones, ones, ones}) ==
-           PhiloxWords{0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD}));
-    CHECK((philox4x32_10({0xA4093822, 0x299F31D0}, {0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344}) ==
-           PhiloxWords{0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1}));
-}
-
 void test_every_block_runs_once() {
     for (const int threads : {1, 2, 5}) {
         ThreadPool pool(threads);
@@ -131,6 +121,51 @@ std::vector<Cpu> cpus() {
         if (cpu <= this_cpu()) known.push_back(cpu);
     }
     return known;
+}
+
+// Random123's known answers (kat_vectors, philox4x32, 10 rounds).
+void test_philox() {
+    struct Known {
+        uint64_t key;
+        uint32_t counter[4], answer[4];
+    };
+    const uint32_t ones = 0xFFFFFFFF;
+    const Known known[] = {
+        {0, {0, 0, 0, 0}, {0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8}},
+        {~uint64_t{0}, {ones, ones, ones, ones}, {0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD}},
+        {0x299F31D0'A4093822,
+         {0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344},
+         {0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1}},
+    };
+    for (const Known& each : known) {
+        plain::Words words[plain::kVectors][4];
+        for (auto& counter : words) std::copy(each.counter, each.counter + 4, counter);
+        plain::philox4x32_10(each.key, words);
+        for (const auto& found : words) {
+            for (int w = 0; w < 4; ++w) CHECK(static_cast<uint32_t>(found[w]) == each.answer[w]);
+        }
+    }
+}
+
+void test_random_numbers_do_not_depend_on_the_instructions() {
+    const RandomKey key{0x1234'5678'9ABC'DEF0, 7};
+    const std::vector<int64_t> rows{0, 3, 0xFFFFFFFF}, offsets{0, 300, 556, 5000, 105064}, classes{3, 0, 1, 2};
+    ThreadPool pool(1);
+    for (const int64_t n : {1, 31, 32, 33, 64, 65, 256}) {
+        const size_t size = static_cast<size_t>(n);
+        std::vector<float> numbers(3 * size), others(numbers);
+        std::vector<int64_t> drawn(4 * size), again(drawn);
+        uniform(pool, key, rows.data(), 3, 9, n, numbers.data(), Cpu::plain);
+        for (const Cpu cpu : cpus()) {
+            uniform(pool, key, rows.data(), 3, 9, n, others.data(), cpu);
+            CHECK(numbers == others);
+            for (const bool replace : {true, false}) {
+                draw(pool, key, offsets.data(), classes.data(), 4, n, replace, drawn.data(), Cpu::plain);
+                draw(pool, key, offsets.data(), classes.data(), 4, n, replace, again.data(), cpu);
+                CHECK(drawn == again);
+            }
+        }
+    }
 }
 
 void test_streaming_copies_write_nothing_outside() {
@@ -412,6 +447,7 @@ void test_augmentations_do_not_depend_on_threads() {
 
 int main() {
     test_philox();
+    test_random_numbers_do_not_depend_on_the_instructions();
     test_every_block_runs_once();
     test_an_exception_reaches_the_caller_and_the_pool_still_works();
     test_concurrent_and_nested_calls();

@@ -121,7 +121,7 @@ def test_with_replace_every_sequence_is_equally_likely() -> None:
 
 
 def test_from_an_empty_class_nothing_is_drawn() -> None:
-    with pytest.raises(ValueError, match=r"Class 0 has 0 images: 2 cannot be drawn\."):
+    with pytest.raises(ValueError, match="class 0 has 0 images, but 2 are to be drawn: there is nothing to draw from"):
         draw(0, 0, [0], 2, replace=True)
     assert draw(0, 0, [0], 0, replace=True).shape == (1, 0)
 
@@ -129,9 +129,9 @@ def test_from_an_empty_class_nothing_is_drawn() -> None:
 @pytest.mark.parametrize(
     ("offsets", "classes", "shape", "message"),
     [
-        ([0, 5], [0], (1, 6), "Class 0 has 5 images: 6 cannot be drawn without replace=True"),
-        ([0, 5], [1], (1, 2), "Class 1 at position 0 does not exist"),
-        ([0, 5], [-1], (1, 2), "Class -1 at position 0 does not exist"),
+        ([0, 5], [0], (1, 6), "class 0 has 5 images, but 6 are to be drawn: draw fewer, or with replace=True"),
+        ([0, 5], [1], (1, 2), "classes holds 1 to 1; it must stay within 0 to 0"),
+        ([0, 5], [-1], (1, 2), "classes holds -1 to -1; it must stay within 0 to 0"),
         ([5, 0], [0], (1, 2), "does not rise at class 0"),
         ([-9, 0], [0], (1, 2), "does not rise at class 0"),
         ([0, 5], [0, 0], (1, 2), r"out has the shape \[1, 2\] and should have \[2, 2\]"),

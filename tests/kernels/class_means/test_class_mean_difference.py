@@ -1,10 +1,13 @@
 """The loss of distribution matching against its formula in float64."""
 
+from types import ModuleType
+
 import pytest
 import torch
 from torch import Tensor
 
-from fastdm.kernels import class_mean_difference
+from fastdm.kernels import class_mean_difference, extension
+from fastdm.kernels.class_means import native, reference
 
 FLOAT32_EPS = 2.0**-23
 # Ragged, a class of one row, a class longer than a block of rows, classes empty on one side.
@@ -137,3 +140,63 @@ def test_bad_arguments_are_refused() -> None:
         class_mean_difference(features, features, offsets, offsets, empty="skip")
     with pytest.raises(TypeError, match="synthetic is torch"):
         class_mean_difference(features, features.long(), offsets, offsets)
+
+
+# --- the C++ form ----------------------------------------------------------------------------------------------------
+
+
+def of_form(form: ModuleType, real: Tensor, synthetic: Tensor, offsets: list[Tensor | None]) -> list[Tensor]:
+    """Loss, difference and gradient of a form."""
+    loss, difference = form.class_mean_difference(real, synthetic, *offsets, "zero")
+    grad, rows = torch.tensor(0.3), len(synthetic)
+    back = form.class_mean_difference_backward(grad, difference, offsets[1], rows, synthetic.dtype)
+    return [loss, difference, back]
+
+
+@pytest.mark.skipif(extension.load() is None, reason="fastdm was installed without its core")
+@pytest.mark.parametrize("features", [1, 64, 130, 2100])  # 2,100 features are more than a task has
+@pytest.mark.parametrize("dtypes", [(torch.float32,) * 2, (torch.bfloat16,) * 2, (torch.float32, torch.bfloat16)])
+def test_the_native_form_has_the_bits_of_the_reference(
+    features: int, dtypes: tuple[torch.dtype, torch.dtype], generator: torch.Generator
+) -> None:
+    """It adds rows one by one in their order, as PyTorch does; the loss, whose order is PyTorch's, is that of ≤ 32,767
+    squares, which all stay with one thread."""
+    real = torch.randn(REAL[-1], features, generator=generator).to(dtypes[0])
+    synthetic = torch.randn(SYNTHETIC[-1], features, generator=generator).to(dtypes[1])
+    real_offsets, synthetic_offsets = torch.tensor(REAL), torch.tensor(SYNTHETIC)
+    for rows, offsets in ((real, real_offsets), (real[:5], None)):
+        sides = rows, synthetic, [offsets, synthetic_offsets]
+        pairs = zip(of_form(native, *sides), of_form(reference, *sides), strict=True)
+        for ours, theirs in pairs:
+            assert ours.dtype == theirs.dtype
+            assert torch.equal(ours, theirs)
+
+
+@pytest.mark.skipif(extension.load() is None, reason="fastdm was installed without its core")
+def test_the_native_form_does_not_depend_on_threads(generator: torch.Generator) -> None:
+    classes, width = 40, 2100  # more than 32,767 squares
+    real, synthetic = (torch.randn(n * classes, width, generator=generator) for n in (3, 2))
+    offsets: list[Tensor | None] = [torch.arange(classes + 1) * n for n in (3, 2)]
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            extension.load().use_threads(threads)
+            found.append(of_form(native, real, synthetic, offsets))
+    finally:
+        torch.set_num_threads(before)
+    for others in found[1:]:
+        assert all(torch.equal(*pair) for pair in zip(found[0], others, strict=True))
+
+
+def test_the_extension_refuses_what_does_not_fit() -> None:
+    core = pytest.importorskip("fastdm._native")
+    rows, offsets, out = torch.zeros(4, 3), torch.tensor([0, 2, 4]), torch.zeros(2, 3)
+    with pytest.raises(ValueError, match="synthetic_offsets must rise from 0 to 4"):
+        core.class_mean_difference(rows, rows, offsets, torch.tensor([0, 5, 4]), out)
+    with pytest.raises(ValueError, match=r"real has the shape \[4, 3\] and should have \[2, 3\]"):
+        core.class_mean_difference(rows, rows, None, offsets, out)
+    with pytest.raises(ValueError, match="synthetic_offsets must rise from 0 to 3"):
+        core.class_mean_difference_backward(1.0, out, offsets, torch.zeros(3, 3))
+    with pytest.raises(TypeError, match="must be float32 or bfloat16"):
+        core.class_mean_difference(rows.double(), rows, offsets, offsets, out)
