@@ -22,6 +22,7 @@
 #include "simd.h"
 #include "norm_relu_pool_kernels.h"
 #include "conv_kernels.h"
+#include "conv_gradient_kernels.h"
 #undef FASTDM_ISA
 #undef FASTDM_VECTOR_BYTES
 
@@ -38,6 +39,7 @@
 #include "simd.h"
 #include "norm_relu_pool_kernels.h"
 #include "conv_kernels.h"
+#include "conv_gradient_kernels.h"
 #undef FASTDM_ISA
 #undef FASTDM_VECTOR_BYTES
 #if defined(__clang__)
@@ -53,6 +55,7 @@
 #include "simd.h"
 #include "norm_relu_pool_kernels.h"
 #include "conv_kernels.h"
+#include "conv_gradient_kernels.h"
 #undef FASTDM_ISA
 #undef FASTDM_VECTOR_BYTES
 #if defined(__clang__)
