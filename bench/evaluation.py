@@ -13,12 +13,12 @@ from torch.utils.data import DataLoader
 
 import fastdm
 from bench.baselines.public_evaluation import PublicImages, public_evaluate
+from bench.baselines.public_step import ConvNet
 from bench.harness import arguments, cells, records
 from bench.harness.records import STEP, Recorder, Row, Suite
 from bench.harness.timer import timed
 from bench.harness.workloads import CPU, CPU_SIZES, GPU_SIZES, Workload
 from fastdm.augmentation import DSA_STRATEGY
-from fastdm.networks.architectures import build_network, default_network
 
 
 def measure(work: Workload, device: torch.device, networks: int, epochs: int, class_tests: int) -> Row:
@@ -30,8 +30,7 @@ def measure(work: Workload, device: torch.device, networks: int, epochs: int, cl
     loader = DataLoader(tests, batch_size=256)
     args = Namespace(lr_net=0.01, epoch_eval_train=epochs, batch_train=256, dsa_strategy=DSA_STRATEGY)
     args.dsa_param = fastdm.ParamDiffAug()
-    channels, *size = dataset.image_shape
-    architecture = default_network(dataset.image_shape)
+    settings = work.settings().resolve(dataset, device)
     seeds = count()
 
     def ours() -> None:
@@ -39,10 +38,9 @@ def measure(work: Workload, device: torch.device, networks: int, epochs: int, cl
 
     def public() -> None:
         for _ in range(networks):
-            net = build_network(
-                architecture, channels=channels, num_classes=work.classes, image_size=(size[0], size[1]), device=device
+            public_evaluate(
+                ConvNet(dataset, settings).to(device), images.to(device), condensed.labels.to(device), loader, args
             )
-            public_evaluate(net, images.to(device), condensed.labels.to(device), loader, args)
 
     fastdm.evaluate(condensed, dataset, num_eval=1, epochs=1, device=device)
     taken: dict[str, list[float]] = {"ours": [], "public": []}

@@ -210,7 +210,7 @@ def _conv_norm_relu_pool(shape: Shape, dtype: torch.dtype, backward: bool, twice
     n, channels, width, size = shape
     drawn = torch.rand(width, channels, 3, 3, generator=torch.Generator().manual_seed(1)) - 0.5
     weight = (drawn / (9 * channels) ** 0.5).to(device, dtype, memory_format=torch.channels_last)
-    computed_twice = lambda x, weight: torch.ops.fastdm.conv_norm_relu_pool(x, weight, 1, 1e-5, False)[0]  # noqa: E731
+    computed_twice = lambda x, weight: torch.ops.fastdm.conv_norm_relu_pool(x, weight, None, None, 1, 1e-5, False)[0]  # noqa: E731
     way = _BACKWARD * backward + ", computed twice" * twice
     return Case(
         f"conv_norm_relu_pool {n}×{channels}→{width}×{size}² {_NAMES[dtype]}{way}",

@@ -226,7 +226,7 @@ def first_block(generator: torch.Generator) -> Iterator[Row]:
     plain = eager(lambda: F.avg_pool2d(F.relu(F.group_norm(torch.conv2d(x, weight, padding=1), len(weight))), 2))
     read, written = kernels(lambda: norm_relu_pool(conv))
     stored = (read + 2 * (x.numel() + weight.numel()), written + size)
-    twice = kernels(lambda: torch.ops.fastdm.conv_norm_relu_pool(x, weight, 1, 1e-5, False))
+    twice = kernels(lambda: torch.ops.fastdm.conv_norm_relu_pool(x, weight, None, None, 1, 1e-5, False))
     for way, moved in (("stored", stored), ("computed twice", twice)):
         yield row(f"conv_norm_relu_pool, first convolution {way}", "Y", size, moved, plain)
 

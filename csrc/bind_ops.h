@@ -6,7 +6,7 @@
 #include <type_traits>
 
 #include "bind_arrays.h"
-#include "conv.h"
+#include "conv_backward.h"
 #include "dsa.h"
 #include "norm_relu_pool.h"
 
@@ -176,23 +176,29 @@ inline Weights weights_of(const ConvWeight& w) {
     return {w.data(), size_of(w, 0), size_of(w, 1), w.stride(0), w.stride(1), w.stride(2), w.stride(3)};
 }
 
+inline void require_padding(int64_t padding) {
+    require(0 <= padding && padding <= 1 << 20, "padding is negative or too large.");
+}
+
 inline ConvShape conv_shape_of(const ConvWeight& weight, int64_t height, int64_t width, int64_t padding) {
     const int64_t out = size_of(weight, 0), in = size_of(weight, 1);
     require_shape("weight", weight, {out, in, 3, 3});
     require(can_convolve(in, out), "A convolution of " + std::to_string(in) + " to " + std::to_string(out) +
                                        " channels is not supported: the number of output channels must be a multiple "
                                        "of 32, that of input channels too or at most 7.");
+    require_padding(padding);
     const ConvShape s{in, out, {height, width}, padding};
-    require(0 <= padding && padding <= 1 << 20, "padding is negative or too large.");
     require(height > 0 && width > 0 && s.out_size().height > 1 && s.out_size().width > 1, "The image is too small.");
     return s;
 }
 
-inline void bind_conv_norm_relu_pool(const Array<const float, 4>& x, const ConvWeight& weight, int64_t padding,
-                                     float eps, const Array<float, 4>& out, const Array<float, 4>& conv_out,
-                                     const Array<float, 2>& mean, const Array<float, 2>& rstd) {
+inline void bind_conv_norm_relu_pool(const Array<const float, 4>& x, const ConvWeight& weight, const Floats& scale,
+                                     const Floats& shift, int64_t padding, float eps, const Array<float, 4>& out,
+                                     const Array<float, 4>& conv_out, const Array<float, 2>& mean,
+                                     const Array<float, 2>& rstd) {
     const int64_t count = size_of(x, 0), height = size_of(x, 1), width = size_of(x, 2);
     const ConvShape s = conv_shape_of(weight, height, width, padding);
+    const Affine affine = affine_of(scale, shift, s.out, eps);
     const MapSize conv = s.out_size(), pooled = conv.pooled();
     require_shape("x", x, {count, height, width, s.in});
     require_shape("out", out, {count, pooled.height, pooled.width, s.out});
@@ -200,36 +206,52 @@ inline void bind_conv_norm_relu_pool(const Array<const float, 4>& x, const ConvW
     require_shape("mean", mean, {count, s.out});
     require_shape("rstd", rstd, {count, s.out});
     nb::gil_scoped_release unlocked;
-    conv_norm_relu_pool(shared_pool(), x.data(), count, s, weights_of(weight), eps, out.data(), data_or_null(conv_out),
-                        mean.data(), rstd.data());
+    conv_norm_relu_pool(shared_pool(), x.data(), count, s, weights_of(weight), affine, out.data(),
+                        data_or_null(conv_out), mean.data(), rstd.data());
 }
 
-inline void bind_conv_norm_relu_pool_backward(const Array<const float, 4>& grad, const Array<const float, 4>& conv_out,
-                                              const Array<const float, 2>& mean, const Array<const float, 2>& rstd,
-                                              const ConvWeight& weight, int64_t padding,
-                                              const Array<float, 4>& grad_x) {
-    const int64_t count = size_of(grad_x, 0), height = size_of(grad_x, 1), width = size_of(grad_x, 2);
+inline void bind_conv_norm_relu_pool_backward(const Array<const float, 4>& grad, const Array<const float, 4>& x,
+                                              const Array<const float, 4>& conv_out, const Array<const float, 2>& mean,
+                                              const Array<const float, 2>& rstd, const ConvWeight& weight,
+                                              const Floats& scale, const Floats& shift, int64_t padding,
+                                              const Array<float, 4>& grad_x, const Array<float, 4>& grad_weight,
+                                              const Floats& grad_scale, const Floats& grad_shift) {
+    require_padding(padding);
+    const int64_t crop = 2 - 2 * padding, count = size_of(conv_out, 0);
+    const int64_t height = size_of(conv_out, 1) + crop, width = size_of(conv_out, 2) + crop;
     const ConvShape s = conv_shape_of(weight, height, width, padding);
+    const Affine affine = affine_of(scale, shift, s.out, 0.0f);
     const MapSize conv = s.out_size(), pooled = conv.pooled();
-    require_shape("grad_x", grad_x, {count, height, width, s.in});
     require_shape("grad", grad, {count, pooled.height, pooled.width, s.out});
     require_shape("conv_out", conv_out, {count, conv.height, conv.width, s.out});
     require_shape("mean", mean, {count, s.out});
     require_shape("rstd", rstd, {count, s.out});
+    if (x.is_valid()) require_shape("x", x, {count, height, width, s.in});
+    if (grad_x.is_valid()) require_shape("grad_x", grad_x, {count, height, width, s.in});
+    if (grad_weight.is_valid()) require_shape("grad_weight", grad_weight, {3, 3, s.in, s.out});
+    if (grad_scale.is_valid()) require_shape("grad_scale", grad_scale, {s.out});
+    if (grad_shift.is_valid()) require_shape("grad_shift", grad_shift, {s.out});
+    require(x.is_valid() || !grad_weight.is_valid(), "grad_weight needs x.");
+    const BlockResults from{grad.data(), data_or_null(x), conv_out.data(), mean.data(), rstd.data()};
+    const BlockGradients to{data_or_null(grad_x), data_or_null(grad_weight), data_or_null(grad_scale),
+                            data_or_null(grad_shift)};
     nb::gil_scoped_release unlocked;
-    conv_norm_relu_pool_backward(shared_pool(), grad.data(), conv_out.data(), mean.data(), rstd.data(), count, s,
-                                 weights_of(weight), grad_x.data());
+    conv_norm_relu_pool_backward(shared_pool(), from, count, s, weights_of(weight), affine, to);
 }
 
 inline void register_conv(nb::module_& module) {
     module.def("can_convolve", &can_convolve, "in_channels"_a, "out_channels"_a,
                "Whether conv_norm_relu_pool supports these numbers of channels.");
-    module.def("conv_norm_relu_pool", bind_conv_norm_relu_pool, "x"_a.noconvert(), "weight"_a.noconvert(), "padding"_a,
-               "eps"_a, "out"_a.noconvert(), "conv_out"_a.noconvert().none(), "mean"_a.noconvert(),
-               "rstd"_a.noconvert(), "out = norm_relu_pool of the 3 x 3 convolution of x, all [N, H, W, C].");
+    module.def("conv_norm_relu_pool", bind_conv_norm_relu_pool, "x"_a.noconvert(), "weight"_a.noconvert(),
+               "scale"_a.noconvert().none(), "shift"_a.noconvert().none(), "padding"_a, "eps"_a, "out"_a.noconvert(),
+               "conv_out"_a.noconvert().none(), "mean"_a.noconvert(), "rstd"_a.noconvert(),
+               "out = norm_relu_pool of the 3 x 3 convolution of x, all [N, H, W, C].");
     module.def("conv_norm_relu_pool_backward", bind_conv_norm_relu_pool_backward, "grad"_a.noconvert(),
-               "conv_out"_a.noconvert(), "mean"_a.noconvert(), "rstd"_a.noconvert(), "weight"_a.noconvert(),
-               "padding"_a, "grad_x"_a.noconvert(), "The gradient of conv_norm_relu_pool with respect to x.");
+               "x"_a.noconvert().none(), "conv_out"_a.noconvert(), "mean"_a.noconvert(), "rstd"_a.noconvert(),
+               "weight"_a.noconvert(), "scale"_a.noconvert().none(), "shift"_a.noconvert().none(), "padding"_a,
+               "grad_x"_a.noconvert().none(), "grad_weight"_a.noconvert().none(), "grad_scale"_a.noconvert().none(),
+               "grad_shift"_a.noconvert().none(),
+               "The gradients of conv_norm_relu_pool; that of weight, [3, 3, in, out], needs x.");
 }
 
 }  // namespace fastdm

@@ -63,11 +63,15 @@ inline int64_t winograd_workspace_elements(const ConvShape& s) {
     return s.in + 36 * (kWinogradTiles * (s.in + kWinogradColumns) + 2 * 16);
 }
 
-// Enough images for a round of tiles, but not so many that a thread has none.
-inline int64_t images_per_task(const ThreadPool& pool, int64_t count, const ConvShape& s) {
+// Enough images for a round of tiles.
+inline int64_t images_per_round(const ConvShape& s) {
     const int64_t tiles = ((s.out_size().height + 3) / 4) * ((s.out_size().width + 3) / 4);
-    const int64_t share = (count + pool.threads() - 1) / pool.threads();
-    return std::max<int64_t>(1, std::min(kWinogradTiles / tiles, share));
+    return std::max<int64_t>(1, kWinogradTiles / tiles);
+}
+
+// The same, but not so many that a thread has none.
+inline int64_t images_per_task(const ThreadPool& pool, int64_t count, const ConvShape& s) {
+    return std::min(images_per_round(s), std::max<int64_t>(1, (count + pool.threads() - 1) / pool.threads()));
 }
 
 inline const float* transform_weights(ThreadPool& pool, const Weights& w, Cpu cpu) {
@@ -91,12 +95,11 @@ inline void pad_image(const float* x, const ConvShape& s, float* padded) {
 // x: [N, H, W, in]; out: [N, H' / 2, W' / 2, out]; mean, rstd: [N, out].
 // conv_out: [N, H', W', out], the result of the convolution, or nullptr if no backward pass will need it.
 inline void conv_norm_relu_pool(ThreadPool& pool, const float* x, int64_t count, const ConvShape& s, const Weights& w,
-                                float eps, float* out, float* conv_out, float* mean, float* rstd,
+                                const Affine& affine, float* out, float* conv_out, float* mean, float* rstd,
                                 Cpu cpu = this_cpu()) {
     const MapSize size = s.out_size();
     const int64_t in_elements = s.in_size.pixels() * s.in, elements = size.pixels() * s.out;
     const int64_t out_elements = size.pooled().pixels() * s.out;
-    const Affine affine{nullptr, nullptr, eps};
 
     if (is_direct(s)) {
         const int64_t padded_elements = (size.height + 2) * (size.width + 2) * s.in;
@@ -112,7 +115,7 @@ inline void conv_norm_relu_pool(ThreadPool& pool, const float* x, int64_t count,
                     const int64_t channels = std::min(block, s.out - c), stride = conv_out ? s.out : block;
                     float* y = conv_out ? conv_out + n * elements + c : workspace + padded_elements;
                     FASTDM_CALL(cpu, direct_conv, workspace, s, packed + c * 9 * s.in, channels, y, stride);
-                    FASTDM_CALL(cpu, norm_relu_pool_nhwc<false>, y, size, channels, stride, affine,
+                    FASTDM_CALL(cpu, norm_relu_pool_nhwc<false>, y, size, channels, stride, affine.from(c),
                                 out + n * out_elements + c, s.out, mean + n * s.out + c, rstd + n * s.out + c);
                 }
             }
@@ -132,58 +135,6 @@ inline void conv_norm_relu_pool(ThreadPool& pool, const float* x, int64_t count,
                 FASTDM_CALL(cpu, norm_relu_pool_nhwc<false>, y + (n - first) * elements, size, s.out, s.out, affine,
                             out + n * out_elements, s.out, mean + n * s.out, rstd + n * s.out);
             }
-        }
-    });
-}
-
-// grad: like out; grad_x: like x; the rest as returned by the forward pass.
-inline void conv_norm_relu_pool_backward(ThreadPool& pool, const float* grad, const float* conv_out, const float* mean,
-                                         const float* rstd, int64_t count, const ConvShape& s, const Weights& w,
-                                         float* grad_x, Cpu cpu = this_cpu()) {
-    const MapSize size = s.out_size();
-    const int64_t in_elements = s.in_size.pixels() * s.in, elements = size.pixels() * s.out;
-    const int64_t out_elements = size.pooled().pixels() * s.out;
-    const Affine affine{nullptr, nullptr, 0.0f};
-
-    const auto norm_backward = [&](int64_t n, float* grad_y, float* unused) {
-        FASTDM_CALL(cpu, norm_relu_pool_nhwc_backward, grad + n * out_elements, conv_out + n * elements, size, s.out,
-                    mean + n * s.out, rstd + n * s.out, affine, grad_y, unused, unused + s.out);
-    };
-
-    if (is_direct(s)) {
-        const int64_t width = size.width + 2, padded_elements = (size.height + 2) * width * s.in;
-        float* packed = weights_workspace().reserve(kDirectTaps * s.out);
-        FASTDM_CALL(cpu, direct_backward_weights, w, packed);
-        pool.run(count, 1, [&](int64_t begin, int64_t end) {
-            float* padded = images_workspace().reserve(padded_elements + elements + 2 * s.out);
-            float* grad_y = padded + padded_elements;
-            for (int64_t n = begin; n < end; ++n) {
-                norm_backward(n, grad_y, grad_y + elements);
-                std::fill(padded, padded + padded_elements, 0.0f);
-                FASTDM_CALL(cpu, direct_conv_backward, grad_y, s, packed, padded);
-                for (int64_t i = 0; i < s.in_size.height; ++i) {
-                    const float* from = padded + ((i + s.padding) * width + s.padding) * s.in;
-                    std::copy(from, from + s.in_size.width * s.in,
-                              grad_x + n * in_elements + i * s.in_size.width * s.in);
-                }
-            }
-        });
-        return;
-    }
-
-    const ConvShape back = s.backward();
-    const float* transformed = transform_weights(pool, w.backward(), cpu);
-    const int64_t images = images_per_task(pool, count, back);
-    pool.run(count, images, [&](int64_t begin, int64_t end) {
-        float* workspace =
-            images_workspace().reserve(winograd_workspace_elements(back) + images * elements + 2 * s.out);
-        float* grad_y = workspace + winograd_workspace_elements(back);
-        for (int64_t first = begin; first < end; first += images) {
-            const int64_t batch = std::min(images, end - first);
-            for (int64_t i = 0; i < batch; ++i) {
-                norm_backward(first + i, grad_y + i * elements, grad_y + images * elements);
-            }
-            FASTDM_CALL(cpu, winograd_conv, grad_y, batch, back, transformed, workspace, grad_x + first * in_elements);
         }
     });
 }

@@ -25,6 +25,7 @@
 #include "class_means_kernels.h"
 #include "norm_relu_pool_kernels.h"
 #include "conv_kernels.h"
+#include "conv_gradient_kernels.h"
 #undef FASTDM_ISA
 #undef FASTDM_VECTOR_BYTES
 
@@ -43,6 +44,7 @@
 #include "class_means_kernels.h"
 #include "norm_relu_pool_kernels.h"
 #include "conv_kernels.h"
+#include "conv_gradient_kernels.h"
 #undef FASTDM_ISA
 #undef FASTDM_VECTOR_BYTES
 #if defined(__clang__)
@@ -60,6 +62,7 @@
 #include "class_means_kernels.h"
 #include "norm_relu_pool_kernels.h"
 #include "conv_kernels.h"
+#include "conv_gradient_kernels.h"
 #undef FASTDM_ISA
 #undef FASTDM_VECTOR_BYTES
 #if defined(__clang__)

@@ -168,7 +168,7 @@ def _conv_cases() -> Iterator[Case]:
         (3, 224, 1, bf16),
     ):
         x, weight = (_meta(*shape, dtype=dtype, last=True) for shape in ((2560, c, size, size), (128, c, 3, 3)))
-        run = partial(blocks.conv_norm_relu_pool, x, weight, padding, 1e-5, False)
+        run = partial(blocks.conv_norm_relu_pool, x, weight, None, None, padding, 1e-5, False)
         yield Case(f"conv_norm_relu_pool {_name(dtype)} {c}x{size}² to 128 channels", run)
 
 

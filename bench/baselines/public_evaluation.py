@@ -1,4 +1,4 @@
-"""Training and testing one network as the public code does it, with our `DiffAugment` and networks."""
+"""Training and testing one network as the public code does it, with our `DiffAugment`."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -48,6 +48,10 @@ class ConvNet(nn.Module):
         features: Tensor = self.features(x)
         return features.flatten(1)
 
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.classifier(self.embed(x))
+        return logits
+
 
 def iteration(
     network: ConvNet,

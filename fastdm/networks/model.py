@@ -82,10 +82,10 @@ class NormedConv2d(nn.Conv2d):
 
 
 class Block(nn.Module):
-    """3×3 convolution, InstanceNorm (eps 1e-5), ReLU and 2×2 average pooling, the last three in one op.
+    """3×3 convolution, InstanceNorm (eps 1e-5), ReLU and 2×2 average pooling in one op.
 
-    weight, bias: the norm's scale and shift, None where the network was built without. If it is not trained either, all
-    four are one op.
+    weight, bias: the norm's scale and shift, None where the network was built without. The convolution is
+    an op of its own if it adds its bias, and under autocast, which casts what PyTorch's convolution is given.
     """
 
     def __init__(self, conv: nn.Conv2d, affine: bool) -> None:
@@ -102,10 +102,12 @@ class Block(nn.Module):
             nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.conv.weight
-        if self.weight is None and self.conv.bias is None and not weight.requires_grad:
-            return conv_norm_relu_pool(x, weight, padding=int(self.conv.padding[0]))
-        return norm_relu_pool(self.conv(x), self.weight, self.bias)
+        kind = x.device.type
+        casts = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+        if casts or not isinstance(self.conv, NormedConv2d):
+            return norm_relu_pool(self.conv(x), self.weight, self.bias)
+        padding = int(self.conv.padding[0])
+        return conv_norm_relu_pool(x, self.conv.weight, self.weight, self.bias, padding=padding)
 
 
 class Residual(nn.Module):

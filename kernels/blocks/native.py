@@ -78,7 +78,7 @@ def takes_conv_norm_relu_pool(x: Tensor, weight: Tensor, *_: Any) -> bool:
 
 
 def conv_norm_relu_pool(
-    x: Tensor, weight: Tensor, padding: int, eps: float, keep: bool
+    x: Tensor, weight: Tensor, scale: Tensor | None, shift: Tensor | None, padding: int, eps: float, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     x = x.detach().permute(0, 2, 3, 1).contiguous()
     n, channels = len(x), len(weight)
@@ -87,24 +87,57 @@ def conv_norm_relu_pool(
     conv = x.new_empty(n if keep else 0, height, width, channels)
     mean = x.new_empty(n, channels)
     rstd = torch.empty_like(mean)
-    load().conv_norm_relu_pool(x, weight.detach(), padding, eps, out, conv if keep else None, mean, rstd)
+    load().conv_norm_relu_pool(
+        x, weight.detach(), floats(scale), floats(shift), padding, eps, out, conv if keep else None, mean, rstd
+    )
     return as_nchw(out, True), as_nchw(conv, True), mean, rstd
 
 
 def takes_conv_norm_relu_pool_backward(
-    grad: Tensor, conv: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, padding: int
+    grad: Tensor, x: Tensor | None, conv: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, *_: Any
 ) -> bool:
     return conv.dtype == torch.float32 and _can_convolve(weight)
 
 
 def conv_norm_relu_pool_backward(
-    grad: Tensor, conv: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, padding: int
-) -> Tensor:
+    grad: Tensor,
+    x: Tensor | None,
+    conv: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    padding: int,
+    to_x: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     grad, conv = (t.detach().permute(0, 2, 3, 1).contiguous() for t in (grad, conv))
+    if x is not None:
+        x = x.detach().permute(0, 2, 3, 1).contiguous()
+    filters, channels = weight.shape[:2]
     height, width = (size + 2 - 2 * padding for size in conv.shape[1:3])
-    grad_x = conv.new_empty(len(conv), height, width, weight.shape[1])
-    load().conv_norm_relu_pool_backward(grad, conv, mean, rstd, weight.detach(), padding, grad_x)
-    return as_nchw(grad_x, True)
+    grad_x = conv.new_empty(len(conv) if to_x else 0, height, width, channels)
+    transposed = None if x is None else conv.new_empty(3, 3, channels, filters)
+    grad_scale, grad_shift = (conv.new_empty(0 if each is None else filters) for each in (scale, shift))
+    load().conv_norm_relu_pool_backward(
+        grad,
+        x,
+        conv,
+        mean,
+        rstd,
+        weight.detach(),
+        floats(scale),
+        floats(shift),
+        padding,
+        grad_x if to_x else None,
+        transposed,
+        None if scale is None else grad_scale,
+        None if shift is None else grad_shift,
+    )
+    grad_weight = conv.new_empty(0)
+    if transposed is not None:
+        grad_weight = torch.empty_like(weight).copy_(transposed.permute(3, 2, 0, 1))
+    return as_nchw(grad_x, True), grad_weight, grad_scale, grad_shift
 
 
 def _can_convolve(weight: Tensor) -> bool:

@@ -87,18 +87,27 @@ def norm_relu_pool_mean(
     return means
 
 
-def conv_norm_relu_pool(x: Tensor, weight: Tensor, *, padding: int = 1, eps: float = 1e-5) -> Tensor:
-    """One block of a network that is never trained: 3×3 convolution without bias, then `norm_relu_pool`.
+def conv_norm_relu_pool(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    *,
+    padding: int = 1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """One block of a network: 3×3 convolution without bias, then `norm_relu_pool`.
 
     On a CPU with the C++ extension, float32 images go through the block one after the other without leaving the cache,
-    through Winograd's F(4×4, 3×3) where there are many input channels; its rounding error is a few times that of the
-    plain sum. Elsewhere this is `conv2d` and `norm_relu_pool`, unless a GPU is faster at computing a first convolution
-    twice than at storing it, which is measured (`choice.py`).
+    forward and backward, through Winograd's F(4×4, 3×3) where there are many input channels; its rounding error is a
+    few times that of the plain sum. Elsewhere this is `conv2d` and `norm_relu_pool`, unless nothing needs a gradient
+    and a GPU is faster at computing a first convolution twice than at storing it, which is measured (`choice.py`).
 
-    x: floating point [N, C, H, W]; weight: [K, C, 3, 3], of the same dtype; padding: zeros round the image.
+    x: floating point [N, C, H, W]; weight: [K, C, 3, 3], of the same dtype; scale, shift: floating point [K], those of
+    the norm, or None for 1 and 0; padding: zeros round the image.
 
-    Returns [N, K, H' // 2, W' // 2] with H' = H + 2 · padding − 2. Gradients flow to x and weight; a weight that needs
-    none is what makes the block fast. Raises TypeError for a wrong dtype, ValueError for wrong shapes and devices.
+    Returns [N, K, H' // 2, W' // 2] with H' = H + 2 · padding − 2. Gradients flow to x, weight, scale and shift.
+    Raises TypeError for a wrong dtype, ValueError for wrong shapes and devices.
 
     >>> import torch
     >>> from fastdm.kernels import conv_norm_relu_pool
@@ -111,19 +120,21 @@ def conv_norm_relu_pool(x: Tensor, weight: Tensor, *, padding: int = 1, eps: flo
         raise ValueError(f"weight has the shape {tuple(weight.shape)}; it must be [K, {x.shape[1]}, 3, 3]")
     if padding < 0 or min(x.shape[2:]) + 2 * padding < 4:
         raise ValueError(f"images of {x.shape[2]} by {x.shape[3]} pixels are too small with a padding of {padding}")
+    _check_affine({"scale": scale, "shift": shift}, len(weight), x.device)
     out: Tensor
 
     def stored() -> Tensor:
-        return norm_relu_pool(torch.conv2d(x, weight, padding=padding), eps=eps)
+        return norm_relu_pool(torch.conv2d(x, weight, padding=padding), scale, shift, eps=eps)
 
     def fused() -> Tensor:
-        pooled: Tensor = torch.ops.fastdm.conv_norm_relu_pool(x, weight, padding, eps, False)[0]
+        pooled: Tensor = torch.ops.fastdm.conv_norm_relu_pool(x, weight, scale, shift, padding, eps, False)[0]
         return pooled
 
-    x_needs, weight_needs = (torch.is_grad_enabled() and t.requires_grad for t in (x, weight))
-    if stores_only_pooled(x, weight) and not weight_needs:
-        out = _ConvNormReluPool.apply(x, weight, padding, eps) if x_needs else fused()
-    elif x_needs or weight_needs or not computes_twice(x, weight, padding, (stored, fused)):
+    needs = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, scale, shift))
+    plain = scale is None and shift is None
+    if stores_only_pooled(x, weight):
+        out = _ConvNormReluPool.apply(x, weight, scale, shift, padding, eps) if needs else fused()
+    elif needs or not (plain and computes_twice(x, weight, padding, (stored, fused))):
         out = stored()
     else:
         out = fused()
@@ -149,17 +160,21 @@ def stores_only_pooled(x: Tensor, weight: Tensor) -> bool:
 def _check_arguments(x: Tensor, weight: Tensor | None, bias: Tensor | None, activation: str, pool: str) -> None:
     check_tensor("x", x, 4)
     check_floating_point("x", x)
-    for name, parameter in (("weight", weight), ("bias", bias)):
-        if parameter is not None:
-            check_tensor(name, parameter, 1, None, x.device)
-            if parameter.shape[0] != x.shape[1] or not parameter.dtype.is_floating_point:
-                raise ValueError(f"{name} is {parameter.dtype} {tuple(parameter.shape)}; it must be [{x.shape[1]}]")
+    _check_affine({"weight": weight, "bias": bias}, x.shape[1], x.device)
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation is {activation!r}; it must be one of {', '.join(ACTIVATIONS)}")
     if pool not in POOLS:
         raise ValueError(f"pool is {pool!r}; it must be one of {', '.join(POOLS)}")
     if min(x.shape[2:]) < (1 if pool == "none" else 2):
         raise ValueError(f"x has images of {x.shape[2]} by {x.shape[3]} pixels; they are too small to pool")
+
+
+def _check_affine(parameters: dict[str, Tensor | None], channels: int, device: torch.device) -> None:
+    for name, parameter in parameters.items():
+        if parameter is not None:
+            check_tensor(name, parameter, 1, None, device)
+            if parameter.shape[0] != channels or not parameter.dtype.is_floating_point:
+                raise ValueError(f"{name} is {parameter.dtype} {tuple(parameter.shape)}; it must be [{channels}]")
 
 
 # --- gradients -------------------------------------------------------------------------------------------------------
@@ -197,20 +212,33 @@ class _NormReluPool(torch.autograd.Function):
 
 class _ConvNormReluPool(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, padding: int, eps: float) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, scale: Tensor | None, shift: Tensor | None, padding: int, eps: float
+    ) -> Tensor:
         out: Tensor
-        out, conv, mean, rstd = torch.ops.fastdm.conv_norm_relu_pool(x, weight, padding, eps, True)
+        out, conv, mean, rstd = torch.ops.fastdm.conv_norm_relu_pool(x, weight, scale, shift, padding, eps, True)
         remember_backend(ctx)
-        ctx.save_for_backward(conv, mean, rstd, weight)
+        images = x if ctx.needs_input_grad[1] else None
+        ctx.save_for_backward(images, conv, mean, rstd, weight, scale, shift)
         ctx.padding = padding
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        *_, scale, shift = ctx.saved_tensors
         backward = torch.ops.fastdm.conv_norm_relu_pool_backward
-        grad_x = with_its_backend(ctx, backward, grad, *ctx.saved_tensors, ctx.padding)
-        return grad_x, None, None, None
+        grad_x, grad_weight, grad_scale, grad_shift = with_its_backend(
+            ctx, backward, grad, *ctx.saved_tensors, ctx.padding, ctx.needs_input_grad[0]
+        )
+        return (
+            grad_x if ctx.needs_input_grad[0] else None,
+            grad_weight if ctx.needs_input_grad[1] else None,
+            None if scale is None else grad_scale.to(scale.dtype),
+            None if shift is None else grad_shift.to(shift.dtype),
+            None,
+            None,
+        )
 
 
 # --- schemas and fakes -----------------------------------------------------------------------------------------------
@@ -255,9 +283,12 @@ def _(
 
 @define(
     "conv_norm_relu_pool",
-    "(Tensor x, Tensor weight, int padding, float eps, bool keep) -> (Tensor, Tensor, Tensor, Tensor)",
+    "(Tensor x, Tensor weight, Tensor? scale, Tensor? shift, int padding, float eps, bool keep)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
 )
-def _(x: Tensor, weight: Tensor, padding: int, eps: float, keep: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _(
+    x: Tensor, weight: Tensor, scale: Tensor | None, shift: Tensor | None, padding: int, eps: float, keep: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     n, channels = len(x), len(weight)
     height, width = (size + 2 * padding - 2 for size in x.shape[2:])
     out, conv = (
@@ -270,9 +301,24 @@ def _(x: Tensor, weight: Tensor, padding: int, eps: float, keep: bool) -> tuple[
 
 @define(
     "conv_norm_relu_pool_backward",
-    "(Tensor grad, Tensor conv, Tensor mean, Tensor rstd, Tensor weight, int padding) -> Tensor",
+    "(Tensor grad, Tensor? x, Tensor conv, Tensor mean, Tensor rstd, Tensor weight, Tensor? scale, Tensor? shift,"
+    " int padding, bool to_x) -> (Tensor, Tensor, Tensor, Tensor)",
 )
-def _(grad: Tensor, conv: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, padding: int) -> Tensor:
+def _(
+    grad: Tensor,
+    x: Tensor | None,
+    conv: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    padding: int,
+    to_x: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     height, width = (size + 2 - 2 * padding for size in conv.shape[2:])
-    shape = (len(conv), weight.shape[1], height, width)
-    return torch.empty(shape, dtype=conv.dtype, device=conv.device, memory_format=torch.channels_last)
+    shape = (len(conv) if to_x else 0, weight.shape[1], height, width)
+    grad_x = torch.empty(shape, dtype=conv.dtype, device=conv.device, memory_format=torch.channels_last)
+    grad_weight = conv.new_empty(0) if x is None else torch.empty_like(weight)
+    grad_scale, grad_shift = (mean.new_empty(0 if each is None else len(each)) for each in (scale, shift))
+    return grad_x, grad_weight, grad_scale, grad_shift

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.grad import conv2d_weight
 
 from ..numerics import LEAKY_SLOPE, class_means, memory_format_of, working_dtype
 
@@ -74,21 +75,35 @@ def norm_relu_pool_mean(
 
 
 def conv_norm_relu_pool(
-    x: Tensor, weight: Tensor, padding: int, eps: float, keep: bool
+    x: Tensor, weight: Tensor, scale: Tensor | None, shift: Tensor | None, padding: int, eps: float, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the block's output, the convolution's (empty unless it is to be kept), and the norm's mean and rstd."""
     conv = F.conv2d(x, weight, padding=padding).contiguous(memory_format=torch.channels_last)
-    out, mean, rstd = norm_relu_pool(conv, None, None, eps, "relu", "avg")
+    out, mean, rstd = norm_relu_pool(conv, scale, shift, eps, "relu", "avg")
     return out, conv if keep else conv[:0].clone(memory_format=torch.channels_last), mean, rstd
 
 
 def conv_norm_relu_pool_backward(
-    grad: Tensor, conv: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, padding: int
-) -> Tensor:
-    """Return the gradient to x."""
-    grad_conv = norm_relu_pool_backward(grad, conv, mean, rstd, None, None, "relu", "avg")[0]
-    grad_x = F.conv_transpose2d(grad_conv, weight, padding=padding)
-    return grad_x.contiguous(memory_format=torch.channels_last)
+    grad: Tensor,
+    x: Tensor | None,
+    conv: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    padding: int,
+    to_x: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients to x (none unless `to_x`), weight (none without x), scale and shift, [0] where none is."""
+    grad_conv, grad_scale, grad_shift = norm_relu_pool_backward(grad, conv, mean, rstd, scale, shift, "relu", "avg")
+    back = grad_conv if to_x else grad_conv[:0]
+    grad_x = F.conv_transpose2d(back, weight, padding=padding).contiguous(memory_format=torch.channels_last)
+    grad_weight = conv.new_empty(0)
+    if x is not None:
+        grad_weight = torch.empty_like(weight)
+        grad_weight.copy_(conv2d_weight(x, list(weight.shape), grad_conv, padding=padding))
+    return grad_x, grad_weight, grad_scale, grad_shift
 
 
 def _affine(normed: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:

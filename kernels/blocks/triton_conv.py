@@ -145,10 +145,10 @@ def conv_norm_relu_pool_kernel(
 
 
 def conv_norm_relu_pool(
-    x: Tensor, weight: Tensor, padding: int, eps: float, keep: bool
+    x: Tensor, weight: Tensor, scale: Tensor | None, shift: Tensor | None, padding: int, eps: float, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    if keep:
-        raise NotImplementedError("the op conv_norm_relu_pool keeps nothing for a gradient in triton_conv.py")
+    if keep or scale is not None or shift is not None:
+        raise NotImplementedError("the op conv_norm_relu_pool has no scale, shift and gradient in triton_conv.py")
     n, c, h, w = x.shape
     out = (h + 2 * padding - 2, w + 2 * padding - 2, len(weight))
     windows = (out[0] // 2) * (out[1] // 2)

@@ -13,7 +13,7 @@
 #include <thread>
 #include <vector>
 
-#include "conv.h"
+#include "conv_backward.h"
 #include "draw.h"
 #include "dsa.h"
 #include "gather.h"
@@ -369,28 +369,38 @@ void compare_convolutions(const ConvShape& s, int64_t count) {
     const std::vector<float> x = random_values<float>(count * s.in_size.pixels() * s.in, 1);
     const std::vector<float> grad = random_values<float>(pooled, 2);
     const std::vector<float> weight = random_values<float>(9 * s.in * s.out, 3);
+    const std::vector<float> norm = random_values<float>(2 * s.out, 4);
     const Weights weights{weight.data(), s.out, s.in, 9 * s.in, 9, 3, 1};
+    const Affine affine{norm.data(), norm.data() + s.out, 1e-5f};
     compare_thread_counts([&](ThreadPool& pool, Cpu cpu) {
         std::vector<float> out = unwritten<float>(pooled), without = out, conv = unwritten<float>(conv_elements);
         std::vector<float> mean = unwritten<float>(count * s.out), rstd = mean;
         std::vector<float> grad_x = unwritten<float>(static_cast<int64_t>(x.size()));
-        conv_norm_relu_pool(pool, x.data(), count, s, weights, 1e-5f, without.data(), nullptr, mean.data(), rstd.data(),
-                            cpu);
-        conv_norm_relu_pool(pool, x.data(), count, s, weights, 1e-5f, out.data(), conv.data(), mean.data(), rstd.data(),
-                            cpu);
+        conv_norm_relu_pool(pool, x.data(), count, s, weights, affine, without.data(), nullptr, mean.data(),
+                            rstd.data(), cpu);
+        conv_norm_relu_pool(pool, x.data(), count, s, weights, affine, out.data(), conv.data(), mean.data(),
+                            rstd.data(), cpu);
         CHECK(out == without);
-        conv_norm_relu_pool_backward(pool, grad.data(), conv.data(), mean.data(), rstd.data(), count, s, weights,
-                                     grad_x.data(), cpu);
+        const BlockResults from{grad.data(), x.data(), conv.data(), mean.data(), rstd.data()};
+        std::vector<float> grad_weight = unwritten<float>(9 * s.in * s.out), grad_norm = unwritten<float>(2 * s.out);
+        const BlockGradients to{grad_x.data(), grad_weight.data(), grad_norm.data(), grad_norm.data() + s.out};
+        conv_norm_relu_pool_backward(pool, from, count, s, weights, affine, to, cpu);
+        std::vector<float> only = unwritten<float>(static_cast<int64_t>(x.size()));
+        conv_norm_relu_pool_backward(pool, from, count, s, weights, affine, {only.data(), nullptr, nullptr, nullptr},
+                                     cpu);
+        CHECK(only == grad_x);
         std::vector<uint8_t> results;
-        for (const auto& floats : {out, conv, mean, rstd, grad_x}) append_written(floats, results);
+        for (const auto& floats : {out, conv, mean, rstd, grad_x, grad_weight, grad_norm})
+            append_written(floats, results);
         return results;
     });
 }
 
 void test_convolutions_do_not_depend_on_threads() {
     for (const int64_t padding : {0, 1, 3}) {
-        compare_convolutions({3, 32, {5, 9}, padding}, 3);   // few input channels
-        compare_convolutions({32, 96, {7, 6}, padding}, 9);  // Winograd: several rounds of images, 1½ of channels
+        // More images than a share of the weights' gradient has.
+        compare_convolutions({3, 32, {5, 9}, padding}, 19);   // few input channels
+        compare_convolutions({32, 96, {7, 6}, padding}, 19);  // Winograd: several rounds of images, 1½ of channels
     }
 }
 

@@ -187,7 +187,11 @@ def test_convolutions_of_any_shape(images: tuple[int, int, int], channels: tuple
     rows, columns = (max(0, min(size + 2 * padding - 2, 30)) for size in (height, width))
     conv, out = (np.empty((count, rows // by, columns // by, outputs), np.float32) for by in (1, 2))
     mean, rstd = np.ones((2, count, outputs), np.float32)
+    scale, grad_scale = np.ones((2, outputs), np.float32)
+    grad_weight = np.empty((3, 3, inputs, outputs), np.float32)
     possible = native.can_convolve(inputs, outputs) and 0 <= padding < 10 and min(height, width) > 0
     with contextlib.nullcontext() if possible and min(rows, columns) > 1 else pytest.raises(REFUSED):
-        native.conv_norm_relu_pool(x, weight, padding, 1e-5, out, conv, mean, rstd)
-        native.conv_norm_relu_pool_backward(out, conv, mean, rstd, weight, padding, grad_x)
+        native.conv_norm_relu_pool(x, weight, scale, None, padding, 1e-5, out, conv, mean, rstd)
+        native.conv_norm_relu_pool_backward(
+            out, x, conv, mean, rstd, weight, scale, None, padding, grad_x, grad_weight, grad_scale, None
+        )

@@ -34,12 +34,16 @@ def every_function(step: int, file: object) -> list[np.ndarray]:
     weight = np.linspace(-1, 1, 32 * 27, dtype=np.float32).reshape(32, 3, 3, 3)
     out, conv = np.empty((40, 8, 8, 32), np.float32), np.empty((40, 16, 16, 32), np.float32)
     mean, rstd = np.empty((2, 40, 32), np.float32)
-    native.conv_norm_relu_pool(x, weight, 1, 1e-5, out, conv, mean, rstd)
-    grad_x = np.empty_like(x)
-    native.conv_norm_relu_pool_backward(out, conv, mean, rstd, weight, 1, grad_x)
+    scale, shift, grad_scale, grad_shift = np.ones((4, 32), np.float32)
+    native.conv_norm_relu_pool(x, weight, scale, shift, 1, 1e-5, out, conv, mean, rstd)
+    grad_x, grad_weight = np.empty_like(x), np.empty((3, 3, 3, 32), np.float32)
+    native.conv_norm_relu_pool_backward(
+        out, x, conv, mean, rstd, weight, scale, shift, 1, grad_x, grad_weight, grad_scale, grad_shift
+    )
+    gradients = [grad_x, grad_weight, grad_scale, grad_shift]
     means = np.empty((2, 3 * 64), np.float32)
     native.norm_relu_pool_mean(floats, np.array([0, 100, 360]), None, None, 1e-5, False, means)
-    return [index, images, read, floats, augmented, grad_images, out, conv, mean, rstd, grad_x, means]
+    return [index, images, read, floats, augmented, grad_images, out, conv, mean, rstd, *gradients, means]
 
 
 def test_concurrent_callers_get_what_each_gets_alone(tmp_path: Path) -> None:

@@ -36,7 +36,9 @@ def exact(x: Tensor, weight: Tensor, padding: int, eps: float = 1e-5) -> tuple[T
 
 def fused(x: Tensor, weight: Tensor, padding: int, device: torch.device, eps: float = 1e-5) -> list[Tensor]:
     """Result, mean and 1 / deviation."""
-    out, conv, *statistics = torch.ops.fastdm.conv_norm_relu_pool(x.to(device), weight.to(device), padding, eps, False)
+    out, conv, *statistics = torch.ops.fastdm.conv_norm_relu_pool(
+        x.to(device), weight.to(device), None, None, padding, eps, False
+    )
     assert len(conv) == 0
     assert out.dtype == x.dtype
     assert out.is_contiguous(memory_format=torch.channels_last)

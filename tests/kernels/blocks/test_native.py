@@ -1,15 +1,13 @@
-"""The blocks of a network in C++ against float64; the lanes of the Makefile repeat it with fewer instructions."""
+"""Norm, ReLU and pooling in C++ against float64; the lanes of the Makefile repeat it with fewer instructions."""
 
-import math
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from fastdm.kernels import conv_norm_relu_pool, extension, norm_relu_pool, norm_relu_pool_mean, use_backend
-from fastdm.kernels.blocks import native, reference
+from fastdm.kernels import extension, norm_relu_pool, norm_relu_pool_mean
+from fastdm.kernels.blocks import reference
 
 pytestmark = pytest.mark.skipif(extension.load() is None, reason="fastdm was installed without extension")
 
@@ -116,141 +114,6 @@ def test_other_forms_are_left_to_pytorch(activation: str) -> None:
 
 def test_an_empty_batch() -> None:
     assert norm_relu_pool(torch.empty(0, 16, 8, 8)).shape == (0, 16, 4, 4)
-
-
-# Images [N, C, H, W], filters and padding: the direct way (up to 7 channels), Winograd's with whole tiles, with tiles
-# that overlap the edge, with several images in a round of tiles, and with rounds that end within an image.
-BLOCKS = [
-    pytest.param((3, 3, 12, 12), 64, 1, id="first layer"),
-    pytest.param((2, 1, 9, 13), 32, 3, id="one channel, wide padding, odd sides"),
-    pytest.param((2, 7, 6, 5), 96, 1, id="most channels of the direct way"),
-    pytest.param((3, 32, 16, 16), 64, 1, id="whole tiles"),
-    pytest.param((11, 64, 8, 8), 32, 1, id="several images a round"),
-    pytest.param((2, 32, 7, 30), 96, 1, id="cut tiles"),
-    pytest.param((1, 32, 27, 26), 32, 0, id="no padding, two rounds"),
-    pytest.param((2, 32, 5, 6), 32, 2, id="wide padding"),
-]
-
-
-def block_inputs(shape: tuple[int, ...], filters: int) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(shape, generator=generator)
-    bound = 1 / math.sqrt(9 * shape[1])
-    return x, torch.empty(filters, shape[1], 3, 3).uniform_(-bound, bound, generator=generator)
-
-
-def root_mean_square(x: Tensor) -> float:
-    return float(x.double().square().mean().sqrt())
-
-
-def winograd_amplification() -> float:
-    """How much larger the rounding errors of F(4×4, 3×3) are than those of the plain sum, by random-error analysis.
-
-    An output is Aᵀ[(G g Gᵀ) ⊙ (Bᵀ d B)]A. With random inputs of unit variance, coordinate f of one dimension has the
-    variance |Bᵀ_f|² |G_f|²; a relative rounding error of it reaches output i with the factor Aᵀ_if. The plain sum of
-    the three taps has the variance 3. Both dimensions multiply.
-    """
-    b = [[4, 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1, 1, 0]]
-    b += [[0, -2, -1, 2, 1, 0], [0, 2, -1, -2, 1, 0], [0, 4, 0, -5, 0, 1]]
-    g = [[1 / 4, 0, 0], [-1 / 6, -1 / 6, -1 / 6], [-1 / 6, 1 / 6, -1 / 6]]
-    g += [[1 / 24, 1 / 12, 1 / 6], [1 / 24, -1 / 12, 1 / 6], [0, 0, 1]]
-    a = [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]
-    coordinate = torch.tensor(b).square().sum(1) * torch.tensor(g).square().sum(1)
-    output = torch.tensor(a).square().float() @ coordinate
-    return float(output.mean() / 3)  # the root of the square over two dimensions
-
-
-def test_the_amplification_of_winograd_is_moderate() -> None:
-    assert winograd_amplification() == pytest.approx(10.8, abs=0.1)
-
-
-@pytest.mark.parametrize(("shape", "filters", "padding"), BLOCKS)
-def test_the_convolution_of_a_block(shape: tuple[int, ...], filters: int, padding: int) -> None:
-    x, weight = block_inputs(shape, filters)
-    _, conv, _, _ = native.conv_norm_relu_pool(x, weight, padding, 1e-5, True)
-    exact = F.conv2d(x.double(), weight.double(), padding=padding)
-    direct_error = root_mean_square(F.conv2d(x, weight, padding=padding) - exact)
-    # The direct way adds the same numbers in another order: twice the error leaves room for that.
-    allowed = direct_error * (2 if shape[1] <= 7 else winograd_amplification())
-    assert root_mean_square(conv - exact) <= allowed
-
-
-@pytest.mark.parametrize(("shape", "filters", "padding"), BLOCKS)
-def test_a_block_and_its_gradient(shape: tuple[int, ...], filters: int, padding: int) -> None:
-    x, weight = block_inputs(shape, filters)
-    expected_conv = F.conv2d(x.double(), weight.double(), padding=padding)
-    expected = reference.norm_relu_pool(expected_conv, None, None, 1e-5, "relu", "avg")[0]
-    # Errors of the convolution (the test above; the largest of 10⁵ is five times the mean), and those of the norm.
-    sums = math.sqrt(9 * max(shape[1], filters))
-    tolerance = (5 * winograd_amplification() * sums / 4 + 16) * FLOAT
-    out = conv_norm_relu_pool(x, weight, padding=padding)
-    assert out.is_contiguous(memory_format=torch.channels_last)
-    assert_near(out, expected, tolerance)
-
-    x.requires_grad_()
-    with_gradient = conv_norm_relu_pool(x, weight, padding=padding)
-    assert torch.equal(with_gradient, out)
-    grad = torch.linspace(-1, 2, out.numel()).view(out.shape)
-    (actual,) = torch.autograd.grad(with_gradient, x, grad)
-    # The ReLU's mask of what was computed: rounding decides about values near 0, and one such value weighs more than
-    # all rounding.
-    _, conv, mean, rstd = native.conv_norm_relu_pool(x, weight, padding, 1e-5, True)
-    grad_conv, _, _ = reference.norm_relu_pool_backward(*double(grad, conv, mean, rstd), None, None, "relu", "avg")
-    exact = F.conv_transpose2d(grad_conv, weight.double(), padding=padding)
-    assert_near(actual, exact, tolerance)
-
-
-def test_a_block_is_what_its_parts_are() -> None:
-    """Channels that the extension does not take, other types, and weights with a gradient."""
-    generator = torch.Generator().manual_seed(0)
-    for channels, filters, dtype in ((16, 64, torch.float32), (3, 48, torch.float32), (3, 32, torch.float64)):
-        x = torch.randn(2, channels, 6, 6, generator=generator, dtype=dtype)
-        weight = torch.randn(filters, channels, 3, 3, generator=generator, dtype=dtype)
-        assert torch.equal(conv_norm_relu_pool(x, weight), norm_relu_pool(F.conv2d(x, weight, padding=1)))
-    x, weight = torch.randn(2, 3, 6, 6), torch.randn(32, 3, 3, 3, requires_grad=True)
-    gradients = [
-        torch.autograd.grad(out.sum(), weight)[0]
-        for out in (conv_norm_relu_pool(x, weight), norm_relu_pool(F.conv2d(x, weight, padding=1)))
-    ]
-    assert torch.equal(*gradients)
-
-
-def test_a_block_does_not_depend_on_the_batch() -> None:
-    x, weight = block_inputs((13, 32, 8, 8), 32)
-    together = conv_norm_relu_pool(x, weight)
-    assert torch.equal(together, torch.cat([conv_norm_relu_pool(part, weight) for part in x.split(3)]))
-
-
-@pytest.mark.parametrize(
-    ("x", "weight", "padding", "message"),
-    [
-        ((2, 3, 8, 8), (32, 4, 3, 3), 1, r"must be \[K, 3, 3, 3\]"),
-        ((2, 3, 8, 8), (32, 3, 5, 5), 1, r"must be \[K, 3, 3, 3\]"),
-        ((2, 3, 1, 8), (32, 3, 3, 3), 1, "too small"),
-        ((2, 3, 8, 8), (32, 3, 3, 3), -1, "too small"),
-    ],
-)
-def test_a_block_refuses(x: tuple[int, ...], weight: tuple[int, ...], padding: int, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        conv_norm_relu_pool(torch.zeros(x), torch.zeros(weight), padding=padding)
-
-
-def test_the_block_as_an_op() -> None:
-    x, weight = block_inputs((2, 32, 8, 8), 32)
-    x = x.contiguous(memory_format=torch.channels_last)
-    for keep in (False, True):
-        torch.library.opcheck(torch.ops.fastdm.conv_norm_relu_pool, (x, weight, 1, 1e-5, keep))
-    out, conv, mean, rstd = torch.ops.fastdm.conv_norm_relu_pool(x, weight, 1, 1e-5, True)
-    torch.library.opcheck(torch.ops.fastdm.conv_norm_relu_pool_backward, (out, conv, mean, rstd, weight, 1))
-    with use_backend("reference"):
-        expected = torch.ops.fastdm.conv_norm_relu_pool(x, weight, 1, 1e-5, True)
-        expected_gradient = torch.ops.fastdm.conv_norm_relu_pool_backward(out, conv, mean, rstd, weight, 1)
-    for actual, plain in zip((out, conv, mean, rstd), expected, strict=True):
-        assert actual.stride() == plain.stride()
-        assert_near(actual, plain.double(), 100 * FLOAT)
-    gradient = torch.ops.fastdm.conv_norm_relu_pool_backward(out, conv, mean, rstd, weight, 1)
-    assert gradient.stride() == expected_gradient.stride()
-    assert_near(gradient, expected_gradient.double(), 100 * FLOAT)
 
 
 def test_the_extension_refuses_wrong_buffers() -> None:
