@@ -10,16 +10,15 @@ GPU, followed on the CPU by telling the package that it has no C++ form of a who
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 from unittest import mock
 
 import torch
 
 from bench.baselines.public_step import PublicStep
-from bench.harness import arguments, cells, plots
+from bench.harness import arguments, cells
 from bench.harness.counter import OpCounter
 from bench.harness.loops import build
-from bench.harness.records import STEP, Recorder, Result, Row, Suite
+from bench.harness.records import STEP, Recorder, Row, Suite
 from bench.harness.workloads import CPU, Workload
 from fastdm.kernels import stores_only_pooled
 
@@ -28,15 +27,13 @@ CLASSES = (10, 100)
 
 def count(loop: str, classes: int, aug_mode: str) -> OpCounter:
     """One iteration with all classes in one chunk. loop: "cpu" or "device", the path of the package; or "public"."""
-    work = Workload(
-        "", classes, 16, 1, 8, 4, network="ConvNetW32", chunk_memory=1 << 34, options={"aug_mode": aug_mode}
-    )
+    work = Workload("", classes, 16, 1, 8, 4, network="ConvNetW32", options={"aug_mode": aug_mode})
     dataset = work.dataset(CPU)
     fused = loop == "cpu" and stores_only_pooled(torch.empty(1, 3, 16, 16), torch.empty(32, 3, 3, 3))
     with mock.patch("fastdm.kernels.blocks.native.takes_conv_norm_relu_pool", return_value=fused):
         step: Callable[[int], object] = PublicStep(dataset, work.settings(), CPU)
         if loop != "public":
-            step, plan = build(work, dataset, CPU, torch.float32, "fp32")
+            step, plan = build(work, dataset, CPU, torch.float32, "fp32", chunk_memory=1 << 34)
             assert plan.chunk_classes == classes
             step(1)  # The first iteration has more to do.
         with OpCounter() as counter:
@@ -53,15 +50,6 @@ def measure(loop: str, aug_mode: str) -> Row:
     return row
 
 
-def _counts(result: Result) -> Any:
-    series = [
-        (f"{classes} classes", key, color, cells.number(key, "{:,.0f}"))
-        for classes, color in zip(CLASSES, (plots.OURS, plots.OTHER), strict=True)
-        for key in [f"ops_{classes}_classes"]
-    ]
-    return plots.grouped(result, "ops per iteration", series, log=True)
-
-
 SUITE = Suite(
     "launches",
     "Launches per iteration",
@@ -74,7 +62,6 @@ SUITE = Suite(
         MB allocated, 10 classes | bytes_10_classes | .3g/1e6; MB allocated, 100 classes | bytes_100_classes | .3g/1e6
         """
     ),
-    plots={"counts": _counts},
 )
 
 

@@ -17,26 +17,12 @@ from bench.harness.machine import REPOSITORY
 from bench.harness.records import Row, Suite
 
 README = REPOSITORY / "README.md"
-_MODULES = [
-    "accuracy",
-    "recipes",
-    "waterfall",
-    "step",
-    "calls",
-    "launches",
-    "loading",
-    "peaks",
-    "evaluation",
-    "kernels",
-    "compile",
-    "traffic",
-    "fakegpu",
-    "scale",
-    "run",
-]
+_MODULES = """
+accuracy recipes waterfall step calls launches loading peaks evaluation kernels compile traffic fakegpu scale run
+"""
 SUITES = {
     suite.name: suite
-    for module in _MODULES
+    for module in _MODULES.split()
     for suite in vars(importlib.import_module(f"bench.{module}")).values()
     if isinstance(suite, Suite)
 }

@@ -42,6 +42,7 @@ evaluation    90  -m bench.evaluation {device}
 step_compile 120  -m bench.step compile {smoke} --network {networks}
 loading      240  -m bench.loading {smoke} {data}
 step_recipes  60  -m bench.step recipes {device} --seconds 30
+scale        150  -m bench.scale {smoke}
 step         600  -m bench.step {device} {few} {plain} --seconds 300
 report        30  -m bench.report --to {to}
 """,

@@ -158,9 +158,8 @@ def measure(work: Workload, device: torch.device, precision: str, limit: float, 
         row |= apart(times, work, device, precision, names, limit)
         row["load"] = machine.load()
         row["peak_mib"] = {name: apart(cpu_peak, work, precision, name) for name in names if name != "compiled"}
-        if baselines:
-            raised = apart(times, work, device, precision, names, limit, True)["seconds"]
-            row["seconds"] |= {f"{name} raised": spread for name, spread in raised.items()}
+        raised = apart(times, work, device, precision, names, limit, True)["seconds"]
+        row["seconds"] |= {f"{name} raised": spread for name, spread in raised.items()}
     else:
         row |= times(work, device, precision, names, limit)
     medians = {name: spread["median"] for name, spread in row["seconds"].items()}
@@ -171,8 +170,6 @@ def measure(work: Workload, device: torch.device, precision: str, limit: float, 
 def baselines(work: Workload, no_compile: bool) -> list[str]:
     """What a size is compared with. Compiling takes a minute, and one ipc shows it; all of a larger set in one batch
     would not fit into memory."""
-    if work.chunk_memory is not None:
-        return []
     small = work.ipc == CIFAR10.ipc and work.size <= CIFAR10.size
     return ["public", "compiled"] if small and not no_compile else ["public"]
 
@@ -255,35 +252,19 @@ def _quote(rows: Sequence[Row]) -> str:
 
 
 def _times(result: Result) -> Any:
-    series = [
-        ("public", "seconds.public.median", plots.THEIRS, None),
-        ("public raised", "seconds.public raised.median", plots.OTHER, None),
-        ("compiled", "seconds.compiled.median", plots.LINE, None),
-        ("fastdm", "seconds.fastdm.median", plots.OURS, cells.number("ratio.public", "{:.1f}×")),
-    ]
-    return plots.grouped(result, "ms per iteration", series, unit=1e-3, log=True)
-
-
-def _classes(result: Result) -> Any:
-    """Time and peak memory against the number of classes, at a fixed chunk, and the line of proportion."""
-    rows = [row for row in result["rows"] if row["name"].startswith("scaling") and "seconds" in row]
-    if len(rows) < 2:
+    rows = [row for row in result["rows"] if "fastdm" in row.get("seconds", {})]
+    colors = {"public": plots.THEIRS, "public raised": plots.OTHER, "compiled": plots.LINE, "fastdm": plots.OURS}
+    series = []
+    for name, color in colors.items():
+        values = [1e3 * row["seconds"].get(name, {}).get("median", math.nan) for row in rows]
+        if not all(map(math.isnan, values)):
+            texts = map(cells.number("ratio.public", "{:.1f}×"), rows) if name == "fastdm" else ()
+            series.append(plots.Series(name, values, color, [*texts]))
+    if not series:
         return None
-    figure, (time, peak) = plots.figure(result, 2, (8, 3))
-    counts = [row["classes"] for row in rows]
-    medians = [row["seconds"]["fastdm"]["median"] * 1e3 for row in rows]
-    time.plot(counts, medians, "o-", color=plots.OURS, label="fastdm")
-    time.plot([0, counts[-1]], [0, medians[-1]], "--", color=plots.LINE, lw=0.8, label="in proportion")
-    time.legend()
-    peak.plot(counts, [row["peak_mib"]["fastdm"] for row in rows], "o-", color=plots.OURS)
-    for axes, what in ((time, "ms per iteration"), (peak, "peak memory of the process, MiB")):
-        axes.set(xlabel="classes", ylabel=what, xlim=(0, None), ylim=(0, None))
-    return figure
-
-
-def _memory(result: Result) -> Any:
-    series = [("planned", "planned_bytes", plots.THEIRS, None), ("peak", "peak_bytes", plots.OURS, None)]
-    return plots.grouped(result, "GB", series, unit=1e9)
+    drawn, axes = plots.bars(result, [row["name"] for row in rows], series, "ms per iteration")
+    axes.set_xscale("log")
+    return drawn
 
 
 SIZES = Suite(
@@ -309,7 +290,7 @@ SIZES = Suite(
         """
     ),
     quote=_quote,
-    plots={"times": _times, "classes": _classes, "memory": _memory},
+    plots={"times": _times},
 )
 RECIPES = Suite(
     "step_recipes",

@@ -55,12 +55,17 @@ Allowed is twice that, rounded up. In tf32 and bf16 every image has such activat
 
 
 def build(
-    work: Workload, dataset: Dataset, device: torch.device, dtype: torch.dtype, precision: str
+    work: Workload,
+    dataset: Dataset,
+    device: torch.device,
+    dtype: torch.dtype,
+    precision: str,
+    chunk_memory: int | None = None,
 ) -> tuple[Step, MemoryPlan]:
-    """The package's step and its plan."""
+    """The package's step and its plan; chunk_memory: bytes of a chunk of classes."""
     settings = work.settings(precision=precision).resolve(dataset, device)
     pool = _random_pool(dataset, settings.network or "") if settings.networks == "trained" else None
-    return build_step(dataset, settings, device, dtype, work.chunk_memory, pool)
+    return build_step(dataset, settings, device, dtype, chunk_memory, pool)
 
 
 def _random_pool(dataset: Dataset, network: str, networks: int = 2, states: int = 8) -> NetworkPool:

@@ -1,12 +1,11 @@
 """What the suites' plots are drawn with; matplotlib is imported when the first is drawn."""
 
-import math
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench.harness.records import Result, Row, value
+from bench.harness.records import Result, Row
 
 OURS, THEIRS, OTHER, LINE = "#0f766e", "#9ca3af", "#d97706", "#374151"
 
@@ -31,15 +30,9 @@ def figure(result: Result, columns: int = 1, size: tuple[float, float] = (6.5, 3
 
 
 def bars(
-    result: Result,
-    names: Sequence[str],
-    series: Sequence[Series],
-    label: str,
-    *,
-    limits: tuple[float, float] | None = None,
-    row_inches: float = 0.5,
+    result: Result, names: Sequence[str], series: Sequence[Series], label: str, *, row_inches: float = 0.5
 ) -> tuple[Any, Any]:
-    """Horizontal bars, grouped by row; limits: of a logarithmic axis."""
+    """A figure of horizontal bars, grouped by row, and its axes."""
     drawn, (axes,) = figure(result, size=(6.5, 0.9 + row_inches * len(names)))
     width = 0.8 / len(series)
     for number, (title, values, color, texts, errors) in enumerate(series):
@@ -53,38 +46,9 @@ def bars(
     axes.grid(axis="y", visible=False)
     axes.set_xlabel(label)
     axes.margins(x=0.3 if any(one.texts for one in series) else 0.05)
-    if limits:
-        axes.set_xscale("log")
-        axes.set_xlim(*limits)
     if len(series) > 1:
         axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return drawn, axes
-
-
-def grouped(
-    result: Result,
-    label: str,
-    series: Sequence[tuple[str, str, str, Callable[[Row], str] | None]],
-    *,
-    unit: float = 1.0,
-    log: bool = False,
-) -> Any:
-    """Bars, grouped by row, of the rows that have the first of the values; None where there are none.
-
-    series: what the bars are, the value's key (see `records.value`), the color, and what makes the words behind a bar.
-    """
-    rows = [row for row in result["rows"] if value(row, series[0][1]) is not None]
-    made, every = [], []
-    for title, key, color, words in series:
-        numbers = [value(row, key) for row in rows]
-        if known := [number / unit for number in numbers if number is not None]:
-            every += known
-            lengths = [math.nan if number is None else number / unit for number in numbers]
-            made.append(Series(title, lengths, color, [words(row) for row in rows] if words else ()))
-    if not made:
-        return None
-    limits = (min(every) / 5, max(every) * 5) if log else None
-    return bars(result, [row["name"] for row in rows], made, label, limits=limits)[0]
 
 
 def points(axes: Any, rows: Sequence[Row], x: Callable[[Row], float], y: Callable[[Row], float]) -> None:

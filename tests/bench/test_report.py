@@ -100,5 +100,5 @@ def test_every_committed_record_is_drawn(folder: Path, monkeypatch: pytest.Monke
     pytest.importorskip("matplotlib")
     monkeypatch.setenv("FASTDM_RESULTS", str(records.FOLDER))
     drawn = {path.name.split("--")[0] for path in report.draw(folder)}
-    assert {"step-times", "step-classes", "step-memory", "waterfall-times", "kernels-roofline"} <= drawn
-    assert {"accuracy-bars", "precision-seeds", "launches-counts", "loading-ratios", "kernels-bandwidth"} <= drawn
+    assert {"step-times", "scale-memory", "waterfall-times", "kernels-roofline"} <= drawn
+    assert {"accuracy-bars", "precision-seeds", "loading-ratios", "kernels-bandwidth"} <= drawn

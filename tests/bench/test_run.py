@@ -41,7 +41,7 @@ def test_the_gpu_run_on_a_cpu(tmp_path: Path) -> None:
             assert row["seconds"], row
     page = (tmp_path / "RESULTS.md").read_text()
     assert page.count("**A smoke run**") == len(files)
-    for plot in ("waterfall-times", "kernels-bandwidth", "kernels-roofline", "step-times", "step-memory"):
+    for plot in ("waterfall-times", "kernels-bandwidth", "kernels-roofline", "step-times"):
         assert f"](plots/{plot}--" in page
     with tarfile.open(tmp_path / "results.tar.gz") as archive:
         names = archive.getnames()
