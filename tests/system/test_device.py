@@ -91,6 +91,24 @@ def test_the_precision_is_that_of_the_block_and_is_given_back(outside: str) -> N
         matmul.fp32_precision, conv.fp32_precision = before
 
 
+def test_the_newer_switches_for_tf32_may_be_in_use() -> None:
+    """PyTorch refuses to read the older ones then. In a process of its own, where they are nobody else's."""
+    code = """
+import torch
+from fastdm.system.device import precision_context
+places = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+for switch in (torch.backends, *places):
+    switch.fp32_precision = "tf32"
+    before = [place.fp32_precision for place in places]
+    for precision, expected in (("fp32", "ieee"), ("bf16", "ieee"), ("tf32", "tf32")):
+        with precision_context(precision, torch.device("cuda", 0)):
+            assert [place.fp32_precision for place in places] == [expected] * 2, (switch, precision)
+        assert [place.fp32_precision for place in places] == before
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_tf32_needs_a_gpu() -> None:
     with pytest.raises(FastDMError, match="precision 'tf32' needs a GPU"), precision_context("tf32", CPU):
         pass
