@@ -1,6 +1,7 @@
 """The real images of every iteration: drawn afresh for each class, resident on the device or read ahead."""
 
 import time
+from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -15,6 +16,9 @@ from fastdm.kernels import draw
 
 Residence = Literal["in place", "copied", "streamed"]
 """How real images come to the device: the pool is there, the pool is copied there, or every batch is read ahead."""
+
+MOST_WAITS = 4096
+"""Waits of a GPU of which both ends are kept, until somebody asks how long they took."""
 
 DEPTH = 3
 """Batches that are in memory at a time when they are read ahead: one in use, two on their way."""
@@ -91,11 +95,45 @@ class ResidentImages:
         """Nothing is held."""
 
 
+class _Waits:
+    """Seconds that the computation waits within `with` blocks: the process on a CPU; on a GPU the stream, which may
+    still be busy while the process waits, and wait for a copy when the process goes on."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._seconds = self._start = 0.0
+        self._events: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque(maxlen=MOST_WAITS)
+
+    def __enter__(self) -> None:
+        if self._device.type == "cuda":
+            self._before = self._event()
+        else:
+            self._start = time.perf_counter()
+
+    def __exit__(self, *error: object) -> None:
+        if self._device.type == "cuda":
+            self._events.append((self._before, self._event()))
+        else:
+            self._seconds += time.perf_counter() - self._start
+
+    def _event(self) -> "torch.cuda.Event":
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self._device))
+        return event
+
+    def seconds(self) -> float:
+        """Of all blocks so far; on a GPU, for which this waits, of at most `MOST_WAITS` since it was last asked for."""
+        for before, after in self._events:
+            after.synchronize()
+            self._seconds += before.elapsed_time(after) / 1000
+        self._events.clear()
+        return self._seconds
+
+
 class StreamedImages:
     """Real images read from disk or memory ahead of their use, across iterations, in the background.
 
-    counts: images of each class in an iteration, int64 [classes], on the CPU. waited: seconds for which `batches` has
-    waited for images that were not read yet.
+    counts: images of each class in an iteration, int64 [classes], on the CPU.
     """
 
     def __init__(self, pool: Pool, batch_real: int, seed: int, device: torch.device) -> None:
@@ -106,7 +144,12 @@ class StreamedImages:
         self._device = device
         self._ahead: Generator[Batch, None, None] | None = None
         self._iteration = self._next = 0
-        self.waited = 0.0
+        self._waits = _Waits(device)
+
+    @property
+    def waited(self) -> float:
+        """Seconds for which the computation had nothing to do but wait for images that were not there yet."""
+        return self._waits.seconds()
 
     def begin(self, iteration: int) -> None:
         """The next batches are those of this iteration; what was read ahead of another is dropped."""
@@ -120,9 +163,8 @@ class StreamedImages:
             indices = self._indices(parts, self._iteration)
             self._ahead = self._pool.stream(indices, None, depth=DEPTH, device=self._device)
         for _ in parts:
-            start = time.perf_counter()
-            images = next(self._ahead).images
-            self.waited += time.perf_counter() - start
+            with self._waits:
+                images = next(self._ahead).images
             yield RealBatch(images)
 
     def _indices(self, parts: Sequence[slice], first: int) -> Iterator[Tensor]:

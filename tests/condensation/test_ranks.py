@@ -16,6 +16,7 @@ import torch
 import fastdm
 from bench.baselines.public_step import random_dataset
 from fastdm.runs.checkpoint import FILE, PREVIOUS
+from fastdm.runs.losses import LAG
 from fastdm.synthetic.synthetic_set import SyntheticSet
 from tests.ranks import SIZES, SMALL, condense, said, start, wait
 
@@ -74,6 +75,22 @@ def test_a_run_is_resumed_by_any_number_of_ranks(alone: torch.Tensor, tmp_path: 
     )
     assert torch.equal(last.images, alone)
     assert log(tmp_path) == list(range(ITERATIONS))
+
+
+def pauses(folder: Path) -> list[int]:
+    """The iterations after which the log says how long a checkpoint took."""
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert all(line.get("checkpoint_pause", 0) >= 0 for line in lines)
+    return [line["iteration"] for line in lines if "checkpoint_pause" in line]
+
+
+def test_a_checkpoint_is_written_when_its_minutes_have_passed(tmp_path: Path) -> None:
+    """At once by one process; among ranks once all have heard of it, and only then is it asked for anew."""
+    dataset = random_dataset(SIZES, shape=(1, 8, 8))
+    fastdm.condense(dataset, iterations=ITERATIONS, save_path=tmp_path / "one", save_minutes=1e-9, **SMALL)
+    assert pauses(tmp_path / "one") == list(range(ITERATIONS))
+    assert run(2, tmp_path / "two", save_minutes=1e-9) == [0, 0], said(tmp_path / "two")
+    assert pauses(tmp_path / "two") == list(range(LAG, ITERATIONS, LAG + 1))
 
 
 def test_more_ranks_than_classes_are_refused(tmp_path: Path) -> None:
