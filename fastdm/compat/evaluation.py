@@ -127,16 +127,18 @@ def _accuracy(net: nn.Module, testloader: Iterable[Any], device: torch.device) -
 
 def _test_batches(testloader: Iterable[Any], device: torch.device) -> Iterable[tuple[Tensor, Tensor]]:
     """The test images in the loader's batches, read from it only the first time."""
-    # Another order than the stored one is drawn: reading anew draws what the public function draws.
-    keep = isinstance(testloader, DataLoader) and isinstance(testloader.sampler, SequentialSampler)
-    kept = _kept.get(testloader) if keep else None
-    if kept is not None and kept[0][0].device == device:
+    # Of a shuffled set, every pass draws an order: only reading it anew draws what the public function draws.
+    loader = testloader if isinstance(testloader, DataLoader) else None
+    if loader is not None and not isinstance(loader.sampler, SequentialSampler):
+        loader = None
+    kept = None if loader is None else _kept.get(loader)
+    if loader is not None and kept is not None and kept[0][0].device == device:
         # What a pass over the loader draws, so that the networks after train as they would have.
-        torch.empty((), dtype=torch.int64).random_(generator=testloader.generator)
+        torch.empty((), dtype=torch.int64).random_(generator=loader.generator)
         yield from kept
         return
     batches: _TestSet = []
-    size, fits = 0, keep
+    size, fits = 0, loader is not None
     for datum in testloader:
         batch = datum[0].float().to(device), datum[1].long().to(device)
         yield batch
@@ -146,5 +148,5 @@ def _test_batches(testloader: Iterable[Any], device: torch.device) -> Iterable[t
             batches.append(batch)
         else:
             batches.clear()
-    if fits and batches:
-        _kept[testloader] = batches
+    if loader is not None and fits and batches:
+        _kept[loader] = batches
