@@ -27,6 +27,8 @@ _TestSet = list[tuple[Tensor, Tensor]]
 _kept: "weakref.WeakKeyDictionary[Any, _TestSet]" = weakref.WeakKeyDictionary()
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def evaluate_synset(
     it_eval: int, net: nn.Module, images_train: Tensor, labels_train: Tensor, testloader: Iterable[Any], args: Any
 ) -> tuple[nn.Module, float, float]:
@@ -55,9 +57,7 @@ def evaluate_synset(
     net = net.to(device)
     keep_freed_memory(device)
     images, labels = images_train.detach().to(device), labels_train.to(device).long()
-    # The public code's order and draws: this loader's items are numbers, so that reading one at a time costs nothing.
-    numbers: Any = range(len(images))
-    order: DataLoader[Any] = DataLoader(numbers, batch_train, shuffle=True, collate_fn=torch.tensor)
+    order = _Order(len(images), batch_train)
 
     began = time.monotonic()
     optimizer = _sgd(net, lr)
@@ -65,7 +65,7 @@ def evaluate_synset(
     loss_train = right = torch.zeros((), device=device)
     for epoch in range(epochs + 1):
         loss_train, right = torch.zeros((), device=device), torch.zeros((), device=device)
-        for index in order:
+        for index in order.epoch():
             rows = index.to(device)
             batch, truth = images[rows].float(), labels[rows]
             if strategy:
@@ -87,6 +87,19 @@ def evaluate_synset(
         f"{loss_train.item() / len(images):.6f} train acc = {acc_train:.4f}, test acc = {acc_test:.4f}"
     )
     return net, acc_train, acc_test
+
+
+class _Order:
+    """The order of the images in every epoch, with the public code's draws: its loader reads numbers here, so that
+    reading one at a time costs nothing."""
+
+    def __init__(self, images: int, batch: int) -> None:
+        numbers: Any = range(images)
+        self._loader: DataLoader[Any] = DataLoader(numbers, batch, shuffle=True, collate_fn=torch.tensor)
+
+    def epoch(self) -> list[Tensor]:
+        with torch.device("cpu"):  # its generator is the CPU's, whatever the default device is
+            return list(self._loader)
 
 
 def _of(args: Any, name: str) -> Any:
@@ -134,7 +147,7 @@ def _test_batches(testloader: Iterable[Any], device: torch.device) -> Iterable[t
     kept = None if loader is None else _kept.get(loader)
     if loader is not None and kept is not None and kept[0][0].device == device:
         # What a pass over the loader draws, so that the networks after train as they would have.
-        torch.empty((), dtype=torch.int64).random_(generator=loader.generator)
+        torch.empty((), dtype=torch.int64, device="cpu").random_(generator=loader.generator)
         yield from kept
         return
     batches: _TestSet = []

@@ -52,7 +52,8 @@ def dm_loss(
     network = _module(embed)
     keep_freed_memory(device)
     loss_of = _LossOfClasses(embed, real, len(image_syn) // classes, tables, images_at_once(network, image_syn))
-    if network is not None and not any(parameter.requires_grad for parameter in network.parameters()):
+    is_differentiated = image_syn.requires_grad and torch.is_grad_enabled()
+    if is_differentiated and network is not None and not any(each.requires_grad for each in network.parameters()):
         loss: Tensor = _WithGradient.apply(image_syn, loss_of)
         return loss
     return torch.stack([loss_of(image_syn[loss_of.rows(part)], part) for part in loss_of.parts()]).sum()
@@ -111,15 +112,14 @@ class _WithGradient(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, images: Tensor, loss_of: _LossOfClasses) -> Tensor:
-        gradient = torch.zeros_like(images) if images.requires_grad else None
+        gradient = torch.zeros_like(images)
         losses = []
         for part in loss_of.parts():
             rows = loss_of.rows(part)
-            chosen = images[rows].detach()
-            with torch.set_grad_enabled(gradient is not None):
-                loss = loss_of(chosen.requires_grad_(gradient is not None), part)
-            if gradient is not None:
-                (gradient[rows],) = torch.autograd.grad(loss, chosen)
+            with torch.enable_grad():
+                chosen = images[rows].detach().requires_grad_()
+                loss = loss_of(chosen, part)
+            (gradient[rows],) = torch.autograd.grad(loss, chosen)
             losses.append(loss.detach())
         ctx.save_for_backward(gradient)
         return torch.stack(losses).sum()
