@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader, SequentialSampler
 
 from fastdm.compat.diff_augment import DiffAugment
 from fastdm.compat.parts import images_at_once, keep_freed_memory
-from fastdm.errors import FastDMError
-from fastdm.system.device import free_memory
+from fastdm.errors import FastDMError, whole_number
+from fastdm.system.device import default_device, free_memory
 
 MOMENTUM = 0.9
 WEIGHT_DECAY = 5e-4
@@ -45,14 +45,14 @@ def evaluate_synset(
     loader for other images. On a CPU they go through the network in parts that suit its cache. args: device, lr_net,
     epoch_eval_train, batch_train, and for the augmentation dsa, dsa_strategy, dsa_param.
 
-    Raises FastDMError for `args` without one of these, and for the augmentation of plain DC (args.dc_aug_param).
+    Raises FastDMError for `args` without one of these, for images and labels that do not fit together, and for the
+    augmentation of plain DC (args.dc_aug_param).
     """
-    device = torch.empty(0, device=_of(args, "device")).device
-    lr, epochs, batch_train = (
-        float(_of(args, "lr_net")),
-        int(_of(args, "epoch_eval_train")),
-        int(_of(args, "batch_train")),
-    )
+    device = default_device(_of(args, "device"))
+    lr = float(_of(args, "lr_net"))
+    epochs = whole_number("args.epoch_eval_train", _of(args, "epoch_eval_train"), 0)
+    batch_train = whole_number("args.batch_train", _of(args, "batch_train"), 1)
+    _check(images_train, labels_train)
     strategy, param = _augmentation(args)
     net = net.to(device)
     keep_freed_memory(device)
@@ -87,6 +87,17 @@ def evaluate_synset(
         f"{loss_train.item() / len(images):.6f} train acc = {acc_train:.4f}, test acc = {acc_test:.4f}"
     )
     return net, acc_train, acc_test
+
+
+def _check(images: Tensor, labels: Tensor) -> None:
+    for name, given in (("images_train", images), ("labels_train", labels)):
+        if not isinstance(given, Tensor):
+            raise FastDMError(f"{name} is a {type(given).__name__}; it must be a tensor")
+    if len(images) == 0 or labels.shape != images.shape[:1]:
+        raise FastDMError(
+            f"images_train is {list(images.shape)} and labels_train {list(labels.shape)}; they must be [N, C, H, W] "
+            "and [N], with N above 0"
+        )
 
 
 class _Order:
