@@ -35,7 +35,8 @@ STAGES = {
 peaks         75  -m bench.peaks {device}
 launches      90  -m bench.launches {smoke}
 traffic       60  -m bench.traffic {smoke}
-calls         90  -m bench.calls {smoke} --only DiffAugment draw 2,560 RealImages dm_loss
+calls        240  -m bench.calls {smoke} --seconds 3
+augment      120  -m bench.calls augment {smoke} --threads 1 2 --seconds 1
 waterfall    240  -m bench.waterfall {device} {plain} --batch_real 64 --seconds 30
 kernels       90  -m bench.kernels {device} --no-compile --seconds 60
 evaluation    90  -m bench.evaluation {device}

@@ -5,6 +5,7 @@ import hashlib
 import os
 import random
 import warnings
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,10 @@ import pytest
 import torch
 
 import fastdm
+from fastdm.compat import RealImages, evaluate_synset
 from fastdm.data import Dataset
+from fastdm.networks.architectures import build_network
+from fastdm.networks.model import initialise
 
 CONDENSE = {"ipc": 1, "iterations": 2, "batch_real": 4, "network": "ConvNetD1", "precision": "fp32", "device": "cpu"}
 
@@ -63,6 +67,35 @@ def call_augment(dataset: Dataset, folder: Path) -> str:
     return digest(fastdm.DiffAugment(x, "color_crop_cutout_flip_scale_rotate", seed=3, param=param))
 
 
+def call_match(dataset: Dataset, folder: Path) -> str:
+    real = RealImages(dataset)
+    np_state = np.random.get_state()  # noqa: NPY002
+    batches = [real.get_images(c, 4) for c in range(dataset.num_classes)]
+    np.random.set_state(np_state)  # noqa: NPY002  its draws are NumPy's, as the public function's are
+    network = build_network(
+        "ConvNetD1", channels=3, num_classes=4, image_size=16, frozen=True, device="cpu", drawn=False
+    )
+    initialise(network, torch.tensor([0, 0], device="cpu"))
+    images = torch.stack([batch[0] for batch in batches]).detach().clone().requires_grad_()
+    loss = fastdm.dm_loss(network.embed, images, batches, "color_crop", 3)
+    return digest(*batches, loss)
+
+
+def call_evaluate_synset(dataset: Dataset, folder: Path) -> str:
+    images, labels = dataset.train.images[:8].float() / 255, dataset.train.labels[:8]
+    with torch.device("cpu"), torch.inference_mode(False):
+        network = build_network("ConvNetD1", channels=3, num_classes=4, image_size=16, device="cpu", drawn=False)
+        initialise(network, torch.tensor([0, 0]))
+        network.classifier.bias.data.zero_()
+    args = Namespace(device="cpu", lr_net=0.1, epoch_eval_train=2, batch_train=4, dsa=True, dsa_strategy="flip_crop")
+    args.dsa_param = fastdm.ParamDiffAug()
+    generator = torch.get_rng_state()
+    torch.manual_seed(0)
+    network, *accuracies = evaluate_synset(0, network, images, labels, [(images, labels)], args)
+    torch.set_rng_state(generator)
+    return digest(*network.parameters()) + repr(accuracies)
+
+
 def call_trained(dataset: Dataset, folder: Path) -> str:
     pool = fastdm.train_pool(dataset, networks=1, epochs=1, states=2, network="ConvNetD1", device="cpu")
     recipe: dict[str, Any] = {**CONDENSE, "networks": "trained", "network": None, "ce_weight": 1.0, "partition": 2}
@@ -91,6 +124,8 @@ CALLS = [
     call_open_and_pack,
     call_write_and_read,
     call_augment,
+    call_match,
+    call_evaluate_synset,
 ]
 
 
@@ -161,6 +196,8 @@ def test_no_global_setting_changes_a_call(
 ) -> None:
     if name == "autocast" and call in (call_augment, call_open_and_pack, call_write_and_read):
         return  # nothing of theirs is autocast
+    if name in ("autocast", "bf16 in float32") and call is call_evaluate_synset:
+        return  # the precision of the caller's own network is the caller's choice
     (tmp_path / "plain").mkdir()
     (tmp_path / "set").mkdir()
     plain = call(dataset, tmp_path / "plain")

@@ -150,3 +150,10 @@ def test_condense_without_triton(tmp_path: Path) -> None:
     block = "import sys; sys.modules['triton'] = None\n"
     result = run(sys.executable, "-c", block + RUN, tmp_path / "images.pt", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
+
+
+def test_the_script_for_a_fresh_machine_finds_the_packages_that_the_readme_names() -> None:
+    script = (REPOSITORY / "tests" / "fresh" / "run.sh").read_text()
+    (line,) = [line for line in script.splitlines() if line.startswith("readme=")]
+    found = subprocess.run(["bash", "-c", f"{line}; echo $readme"], cwd=REPOSITORY, capture_output=True, text=True)
+    assert found.stdout.split() == ["g++", "make", "python3-dev", "python3-venv"]

@@ -70,6 +70,8 @@ def DiffAugment(x: Tensor, strategy: str | None = "", seed: int = -1, param: Par
     families = _families(strategy)  # before the state changes: an unknown family is an error that changes nothing
     if not families:
         return x
+    if not isinstance(x, Tensor):
+        raise FastDMError(f"the images are a {type(x).__name__}; they must be a tensor [N, C, H, W]")
     if x.dim() != 4:
         raise FastDMError(f"the images have the shape {tuple(x.shape)}; it must be [N, C, H, W]")
     param = ParamDiffAug() if param is None else param

@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader, SequentialSampler
 
 from fastdm.compat.diff_augment import DiffAugment
 from fastdm.compat.parts import images_at_once, keep_freed_memory
-from fastdm.errors import FastDMError
-from fastdm.system.device import free_memory
+from fastdm.errors import FastDMError, whole_number
+from fastdm.system.device import default_device, free_memory
 
 MOMENTUM = 0.9
 WEIGHT_DECAY = 5e-4
@@ -27,6 +27,8 @@ _TestSet = list[tuple[Tensor, Tensor]]
 _kept: "weakref.WeakKeyDictionary[Any, _TestSet]" = weakref.WeakKeyDictionary()
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def evaluate_synset(
     it_eval: int, net: nn.Module, images_train: Tensor, labels_train: Tensor, testloader: Iterable[Any], args: Any
 ) -> tuple[nn.Module, float, float]:
@@ -43,21 +45,19 @@ def evaluate_synset(
     loader for other images. On a CPU they go through the network in parts that suit its cache. args: device, lr_net,
     epoch_eval_train, batch_train, and for the augmentation dsa, dsa_strategy, dsa_param.
 
-    Raises FastDMError for `args` without one of these, and for the augmentation of plain DC (args.dc_aug_param).
+    Raises FastDMError for `args` without one of these, for images and labels that do not fit together, and for the
+    augmentation of plain DC (args.dc_aug_param).
     """
-    device = torch.empty(0, device=_of(args, "device")).device
-    lr, epochs, batch_train = (
-        float(_of(args, "lr_net")),
-        int(_of(args, "epoch_eval_train")),
-        int(_of(args, "batch_train")),
-    )
+    device = default_device(_of(args, "device"))
+    lr = float(_of(args, "lr_net"))
+    epochs = whole_number("args.epoch_eval_train", _of(args, "epoch_eval_train"), 0)
+    batch_train = whole_number("args.batch_train", _of(args, "batch_train"), 1)
+    _check(images_train, labels_train)
     strategy, param = _augmentation(args)
     net = net.to(device)
     keep_freed_memory(device)
     images, labels = images_train.detach().to(device), labels_train.to(device).long()
-    # The public code's order and draws: this loader's items are numbers, so that reading one at a time costs nothing.
-    numbers: Any = range(len(images))
-    order: DataLoader[Any] = DataLoader(numbers, batch_train, shuffle=True, collate_fn=torch.tensor)
+    order = _Order(len(images), batch_train)
 
     began = time.monotonic()
     optimizer = _sgd(net, lr)
@@ -65,7 +65,7 @@ def evaluate_synset(
     loss_train = right = torch.zeros((), device=device)
     for epoch in range(epochs + 1):
         loss_train, right = torch.zeros((), device=device), torch.zeros((), device=device)
-        for index in order:
+        for index in order.epoch():
             rows = index.to(device)
             batch, truth = images[rows].float(), labels[rows]
             if strategy:
@@ -87,6 +87,30 @@ def evaluate_synset(
         f"{loss_train.item() / len(images):.6f} train acc = {acc_train:.4f}, test acc = {acc_test:.4f}"
     )
     return net, acc_train, acc_test
+
+
+def _check(images: Tensor, labels: Tensor) -> None:
+    for name, given in (("images_train", images), ("labels_train", labels)):
+        if not isinstance(given, Tensor):
+            raise FastDMError(f"{name} is a {type(given).__name__}; it must be a tensor")
+    if len(images) == 0 or labels.shape != images.shape[:1]:
+        raise FastDMError(
+            f"images_train is {list(images.shape)} and labels_train {list(labels.shape)}; they must be [N, C, H, W] "
+            "and [N], with N above 0"
+        )
+
+
+class _Order:
+    """The order of the images in every epoch, with the public code's draws: its loader reads numbers here, so that
+    reading one at a time costs nothing."""
+
+    def __init__(self, images: int, batch: int) -> None:
+        numbers: Any = range(images)
+        self._loader: DataLoader[Any] = DataLoader(numbers, batch, shuffle=True, collate_fn=torch.tensor)
+
+    def epoch(self) -> list[Tensor]:
+        with torch.device("cpu"):  # its generator is the CPU's, whatever the default device is
+            return list(self._loader)
 
 
 def _of(args: Any, name: str) -> Any:
@@ -127,16 +151,18 @@ def _accuracy(net: nn.Module, testloader: Iterable[Any], device: torch.device) -
 
 def _test_batches(testloader: Iterable[Any], device: torch.device) -> Iterable[tuple[Tensor, Tensor]]:
     """The test images in the loader's batches, read from it only the first time."""
-    # Another order than the stored one is drawn: reading anew draws what the public function draws.
-    keep = isinstance(testloader, DataLoader) and isinstance(testloader.sampler, SequentialSampler)
-    kept = _kept.get(testloader) if keep else None
-    if kept is not None and kept[0][0].device == device:
+    # Of a shuffled set, every pass draws an order: only reading it anew draws what the public function draws.
+    loader = testloader if isinstance(testloader, DataLoader) else None
+    if loader is not None and not isinstance(loader.sampler, SequentialSampler):
+        loader = None
+    kept = None if loader is None else _kept.get(loader)
+    if loader is not None and kept is not None and kept[0][0].device == device:
         # What a pass over the loader draws, so that the networks after train as they would have.
-        torch.empty((), dtype=torch.int64).random_(generator=testloader.generator)
+        torch.empty((), dtype=torch.int64, device="cpu").random_(generator=loader.generator)
         yield from kept
         return
     batches: _TestSet = []
-    size, fits = 0, keep
+    size, fits = 0, loader is not None
     for datum in testloader:
         batch = datum[0].float().to(device), datum[1].long().to(device)
         yield batch
@@ -146,5 +172,5 @@ def _test_batches(testloader: Iterable[Any], device: torch.device) -> Iterable[t
             batches.append(batch)
         else:
             batches.clear()
-    if fits and batches:
-        _kept[testloader] = batches
+    if loader is not None and fits and batches:
+        _kept[loader] = batches

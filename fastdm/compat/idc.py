@@ -58,6 +58,8 @@ class DiffAug:
     def __call__(self, x: Tensor, single_aug: bool = True, seed: int = -1) -> Tensor:
         if not self.aug:
             return x
+        if x.dim() != 4 or x.shape[1] not in (1, 3) or not x.is_floating_point():
+            raise FastDMError(f"the images are {x.dtype} {list(x.shape)}; they must be floats [N, 1 or 3, H, W]")
         strategy = Strategy(
             (),
             "M",

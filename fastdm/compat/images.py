@@ -1,5 +1,7 @@
 """`RealImages`: the lists of all images, and of every class's, that the public code builds when it starts."""
 
+import math
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ from torch import Tensor
 from fastdm.augmentation import augment
 from fastdm.data.sources import Source, open_dataset
 from fastdm.errors import FastDMError, whole_number
+from fastdm.system.device import default_device
 
 
 class RealImages:
@@ -30,16 +33,19 @@ class RealImages:
         device: str | torch.device = "cpu",
         *,
         data_path: str | Path = "data",
-        mean: tuple[float, ...] | None = None,
-        std: tuple[float, ...] | None = None,
+        mean: Iterable[float] | None = None,
+        std: Iterable[float] | None = None,
     ) -> None:
         dataset = open_dataset(source, data_path=data_path)
         self._offsets = dataset.train.class_offsets.tolist()
-        self._images = dataset.train.to(device).images
+        self._images = dataset.train.to(default_device(device)).images
         channels = dataset.image_shape[0]
-        self.mean, self.std = mean or dataset.mean, std or dataset.std
+        self.mean = dataset.mean if mean is None else tuple(map(float, mean))
+        self.std = dataset.std if std is None else tuple(map(float, std))
         if not len(self.mean) == len(self.std) == channels:
             raise FastDMError(f"mean and std must have {channels} values, one per channel")
+        if not all(map(math.isfinite, self.mean + self.std)) or min(self.std) <= 0:
+            raise FastDMError(f"mean is {self.mean} and std {self.std}; they must be finite, and std above 0")
         self.num_classes = dataset.num_classes
 
     def __len__(self) -> int:

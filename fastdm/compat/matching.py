@@ -44,15 +44,17 @@ def dm_loss(
     >>> synthetic.grad.shape
     torch.Size([20, 1, 8, 8])
     """
-    _check(image_syn, real)
+    families = Strategy.parse(strategy)
+    _check(image_syn, real, families)
     classes, device = len(real), image_syn.device
     key = torch.tensor([whole_number("seed", seed, 0), 0], device=device)
     numbers = torch.arange(classes, device=device)
-    tables = Strategy.parse(strategy).draw(key, numbers, (image_syn.shape[2], image_syn.shape[3]))
+    tables = families.draw(key, numbers, (image_syn.shape[2], image_syn.shape[3]))
     network = _module(embed)
     keep_freed_memory(device)
     loss_of = _LossOfClasses(embed, real, len(image_syn) // classes, tables, images_at_once(network, image_syn))
-    if network is not None and not any(parameter.requires_grad for parameter in network.parameters()):
+    is_differentiated = image_syn.requires_grad and torch.is_grad_enabled()
+    if is_differentiated and network is not None and not any(each.requires_grad for each in network.parameters()):
         loss: Tensor = _WithGradient.apply(image_syn, loss_of)
         return loss
     return torch.stack([loss_of(image_syn[loss_of.rows(part)], part) for part in loss_of.parts()]).sum()
@@ -99,8 +101,9 @@ class _LossOfClasses:
         outputs = []
         for x, rows in zip(images.split(size), group.split(size), strict=True):
             output = self.embed(augment(x, self.tables, rows) if self.tables else x)
-            if output.ndim < 2 or len(output) != len(x):
-                raise FastDMError(f"embed gives {list(output.shape)} of {len(x)} images; it must give [{len(x)}, D]")
+            if not isinstance(output, Tensor) or output.ndim < 2 or len(output) != len(x):
+                given = list(output.shape) if isinstance(output, Tensor) else f"a {type(output).__name__}"
+                raise FastDMError(f"embed gives {given} of {len(x)} images; it must give [{len(x)}, D]")
             outputs.append(output.flatten(1))
         return torch.cat(outputs)
 
@@ -111,15 +114,14 @@ class _WithGradient(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, images: Tensor, loss_of: _LossOfClasses) -> Tensor:
-        gradient = torch.zeros_like(images) if images.requires_grad else None
+        gradient = torch.zeros_like(images)
         losses = []
         for part in loss_of.parts():
             rows = loss_of.rows(part)
-            chosen = images[rows].detach()
-            with torch.set_grad_enabled(gradient is not None):
-                loss = loss_of(chosen.requires_grad_(gradient is not None), part)
-            if gradient is not None:
-                (gradient[rows],) = torch.autograd.grad(loss, chosen)
+            with torch.enable_grad():
+                chosen = images[rows].detach().requires_grad_()
+                loss = loss_of(chosen, part)
+            (gradient[rows],) = torch.autograd.grad(loss, chosen)
             losses.append(loss.detach())
         ctx.save_for_backward(gradient)
         return torch.stack(losses).sum()
@@ -137,16 +139,24 @@ def _module(embed: Embed) -> nn.Module | None:
     return owner if isinstance(owner, nn.Module) else None
 
 
-def _check(image_syn: Tensor, real: Tensor | Sequence[Tensor]) -> None:
+def _check(image_syn: Tensor, real: Tensor | Sequence[Tensor], strategy: Strategy) -> None:
+    if not isinstance(real, Tensor | Sequence):
+        raise FastDMError(f"real is a {type(real).__name__}; it must be a tensor, or a list of one for each class")
     classes = len(real)
     shape = image_syn.shape[1:]
     if image_syn.ndim != 4 or classes == 0 or len(image_syn) == 0 or len(image_syn) % classes:
         raise FastDMError(
             f"image_syn is {list(image_syn.shape)}; it must be [classes * ipc, C, H, W], and real has {classes} classes"
         )
+    if strategy and shape[0] not in (1, 3):
+        raise FastDMError(f"the images have {shape[0]} channels; with {str(strategy)!r} they must have 1 or 3")
     for c, images in enumerate(real):
         if images.shape[1:] != shape or len(images) == 0 or images.device != image_syn.device:
             raise FastDMError(
                 f"real[{c}] is {list(images.shape)} on {images.device}; it must be [n, {', '.join(map(str, shape))}] "
                 f"on {image_syn.device}, like image_syn"
             )
+    for name, images in (("image_syn", image_syn), ("real", real[0])):
+        if not isinstance(images, Tensor) or not images.is_floating_point():
+            kind = images.dtype if isinstance(images, Tensor) else f"a {type(images).__name__}"
+            raise FastDMError(f"{name} is {kind}; it must be normalised images, a tensor of floats")

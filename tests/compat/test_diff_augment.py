@@ -272,3 +272,8 @@ def test_no_strategy_returns_the_images() -> None:
     for strategy in ("none", "None", "NONE", "", None):
         assert fastdm.DiffAugment(x, strategy, 3) is x
     assert fastdm.DiffAugment(x) is x
+
+
+def test_what_is_not_a_tensor_is_refused() -> None:
+    with pytest.raises(fastdm.FastDMError, match="the images are a list; they must be a tensor"):
+        fastdm.DiffAugment([torch.zeros(1, 3, 8, 8)], "color", 1)  # type: ignore[arg-type]

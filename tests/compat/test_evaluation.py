@@ -183,3 +183,24 @@ def test_a_shuffled_test_set_is_drawn_anew_for_every_network(data: tuple[Tensor,
         torch.manual_seed(5)
         after.append(([call(network(seed)) for seed in (1, 2)], torch.rand(1)))
     assert after[0] == after[1]
+
+
+@pytest.mark.parametrize(
+    ("labels", "changes", "message"),
+    [
+        (torch.arange(8), {}, r"images_train is \[10, 3, 8, 8\] and labels_train \[8\]"),
+        (torch.rand(10, 3), {}, r"labels_train \[10, 3\]; they must be \[N, C, H, W\] and \[N\]"),
+        ([0] * 10, {}, "labels_train is a list; it must be a tensor"),
+        (torch.arange(10) % 3, {"batch_train": 0}, "args.batch_train is 0"),
+        (torch.arange(10) % 3, {"epoch_eval_train": -1}, "args.epoch_eval_train is -1"),
+        (torch.arange(10) % 3, {"device": "tpu"}, "tpu"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused_before_the_training(
+    labels: Any, changes: dict[str, Any], message: str, data: tuple[Tensor, Tensor, Counted]
+) -> None:
+    net = network(1)
+    before = copy.deepcopy(net.state_dict())
+    with pytest.raises(FastDMError, match=message):
+        evaluate_synset(0, net, data[0], labels, DataLoader(data[2], 16), arguments(**changes))
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())

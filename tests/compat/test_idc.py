@@ -112,3 +112,13 @@ def test_no_augmentation_and_unknown_families() -> None:
     assert DiffAug("none")(x) is x
     with pytest.raises(FastDMError, match="unknown augmentation 'translate'"):
         DiffAug("translate")
+
+
+@pytest.mark.parametrize(
+    "images",
+    [torch.zeros(2, 4, 8, 8), torch.zeros(3, 8, 8), torch.zeros(2, 3, 8, 8, dtype=torch.uint8)],
+    ids=lambda images: str(list(images.shape)),
+)
+def test_images_that_it_does_not_take_are_refused(images: torch.Tensor) -> None:
+    with pytest.raises(FastDMError, match=r"they must be floats \[N, 1 or 3, H, W\]"):
+        DiffAug("color_crop")(images)

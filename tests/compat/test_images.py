@@ -30,3 +30,15 @@ def test_the_images_are_those_of_the_public_lists() -> None:
         real.get_images(3, 1)
     with pytest.raises(FastDMError, match="must have 3 values"):
         RealImages((images, labels), mean=(0.5,), std=(0.5,))
+
+
+def test_mean_and_std_may_be_of_any_kind_and_must_make_sense() -> None:
+    images, labels = np.zeros((4, 8, 8, 3), np.uint8), np.arange(4) % 2
+    for values in ([0.5, 0.5, 0.5], np.full(3, 0.5), torch.full((3,), 0.5)):
+        real = RealImages((images, labels), mean=values, std=values)
+        assert torch.equal(real.get_images(0, 1), -torch.ones(1, 3, 8, 8))
+    for std in ((0.5, 0.0, 0.5), (0.5, float("nan"), 0.5)):
+        with pytest.raises(FastDMError, match="they must be finite, and std above 0"):
+            RealImages((images, labels), std=std)
+    with pytest.raises(FastDMError, match="tpu"):
+        RealImages((images, labels), "tpu")

@@ -136,6 +136,11 @@ def test_another_seed_augments_otherwise() -> None:
         ({"strategy": "blur"}, "unknown augmentation 'blur'"),
         ({"seed": -1}, "seed is -1"),
         ({"embed": torch.sum}, r"embed gives \[\] of 12 images"),
+        ({"embed": lambda images: (images,)}, "embed gives a tuple of 12 images"),
+        ({"real": torch.zeros(2, 6, 3, 8, 8, dtype=torch.uint8)}, "real is torch.uint8; it must be normalised images"),
+        ({"image_syn": torch.zeros(4, 3, 8, 8, dtype=torch.uint8)}, "image_syn is torch.uint8"),
+        ({"real": {0: torch.zeros(6, 3, 8, 8)}}, "real is a dict; it must be a tensor, or a list"),
+        ({"image_syn": torch.zeros(4, 2, 8, 8)}, "the images have 2 channels; with 'flip' they must have 1 or 3"),
     ],
 )
 def test_what_does_not_fit_together_is_refused(changes: dict[str, Any], message: str) -> None:

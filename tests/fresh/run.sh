@@ -22,7 +22,7 @@ components=main
 case $mirror in *ubuntu*) components=main,universe ;; esac # what an installed Ubuntu has
 [ "$(id -u)" = 0 ] || fail "needs root, for a chroot"
 command -v debootstrap >/dev/null || fail "needs debootstrap"
-readme=$(sed -n 's/^apt-get install //p' README.md | tr ' ' '\n' | sort | xargs)
+readme=$(sed -n -E 's/^(sudo )?apt-get install //p' README.md | tr ' ' '\n' | sort | xargs)
 
 root=$(mktemp -d)
 chmod 755 "$root"

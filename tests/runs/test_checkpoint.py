@@ -1,9 +1,6 @@
 """What a checkpoint says is what was saved, or it is refused; and a full disk costs nothing that was there."""
 
 import json
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -27,6 +24,7 @@ from fastdm.runs.checkpoint import (
     write_shard,
 )
 from fastdm.system.files import crc32
+from tests.disk import files_of_at_most
 
 SETTINGS = json.dumps({"ipc": 1, "seed": 0})
 
@@ -42,17 +40,6 @@ def same(one: Checkpoint, other: Checkpoint) -> bool:
         and one.tensors.keys() == other.tensors.keys()
         and all(torch.equal(one.tensors[name], other.tensors[name]) for name in one.tensors)
     )
-
-
-@contextmanager
-def files_of_at_most(size: int) -> Iterator[None]:
-    """Let writing beyond `size` bytes of a file fail, as on a disk that fills there (with EFBIG in place of ENOSPC)."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def write_in_shards(folder: Path, saved: Checkpoint, bounds: list[int]) -> None:

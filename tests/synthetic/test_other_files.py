@@ -21,6 +21,7 @@ from fastdm.data import Dataset, open_dataset
 from fastdm.errors import FastDMError
 from fastdm.synthetic.synthetic_set import SyntheticSet, dataset_name, save_public
 from fastdm.system.files import crc32
+from tests.disk import files_of_at_most
 
 CLASSES, IPC = 3, 2
 IMAGES = torch.randn(CLASSES * IPC, 3, 6, 6, generator=torch.Generator().manual_seed(0))
@@ -251,25 +252,51 @@ def test_our_pt_says_all_about_itself(synthetic: SyntheticSet, tmp_path: Path, d
         save_public([synthetic, other], tmp_path / "x.pt")
 
 
+@pytest.fixture
+def small() -> SyntheticSet:
+    """A set in whose files every byte can be damaged."""
+    return SyntheticSet(torch.arange(4.0).view(1, 1, 2, 2), ("ape",), (0.5,), (0.2,), "zoo", {"network": "ConvNet"})
+
+
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
-def test_one_flipped_bit_is_refused_or_changes_nothing(synthetic: SyntheticSet, tmp_path: Path, suffix: str) -> None:
+def test_one_flipped_bit_is_refused_or_changes_nothing(small: SyntheticSet, tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"res_DM_CIFAR10_ConvNet_2ipc{suffix}"
-    synthetic.save(path)
+    small.save(path)
     whole = path.read_bytes()
     harmless = 0
-    for bit in random.Random(0).sample(range(8 * len(whole)), 1500):
+    generator = random.Random(0)
+    for position in range(0, len(whole), 1 if suffix == ".safetensors" else 3):
+        bit = generator.randrange(8)
         damaged = bytearray(whole)
-        damaged[bit // 8] ^= 1 << bit % 8
+        damaged[position] ^= 1 << bit
         path.write_bytes(damaged)
         try:
             loaded = SyntheticSet.load(path)
         except FastDMError:
             continue
         harmless += 1
-        assert loaded.summary() == synthetic.summary(), bit
-        assert torch.equal(loaded.images, synthetic.images), bit
+        assert loaded.summary() == small.summary(), (position, bit)
+        assert torch.equal(loaded.images, small.images), (position, bit)
     if suffix == ".safetensors":
         assert harmless == 0  # a zip archive has dates and other fields that nobody reads
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_a_disk_that_fills_at_any_byte_leaves_the_set_that_was_there(
+    small: SyntheticSet, tmp_path: Path, suffix: str
+) -> None:
+    path = tmp_path / f"a{suffix}"
+    other = dataclasses.replace(small, images=small.images + 1)
+    other.save(path)
+    before = path.read_bytes()
+    for fits in range(0, len(before), 1 if suffix == ".safetensors" else 7):
+        with files_of_at_most(fits), pytest.raises(FastDMError, match="cannot be written"):
+            small.save(path)
+        assert path.read_bytes() == before
+        assert list(tmp_path.iterdir()) == [path]
+    with files_of_at_most(len(before)):
+        small.save(path)
+    assert torch.equal(SyntheticSet.load(path).images, small.images)
 
 
 def about(path: Path) -> dict[str, Any]:
