@@ -20,7 +20,7 @@ inline void add_rows(const T* rows, int64_t stride, int64_t width, float* total)
 // mean: float32 [width] of `count` rows, added in their order, whatever the instructions; 0 if there are none.
 template <class T>
 void mean_of_rows(const T* rows, int64_t count, int64_t stride, int64_t width, float* mean) {
-    constexpr int kTogether = 4;  // rows, to load and store the sums less often
+    constexpr int kTogether = 8;  // rows, to load and store the sums less often
     std::fill(mean, mean + width, 0.0f);
     int64_t row = 0;
     for (; row + kTogether <= count; row += kTogether) add_rows<kTogether>(rows + row * stride, stride, width, mean);

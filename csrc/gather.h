@@ -32,6 +32,16 @@ inline int64_t find_out_of_range(const int64_t* index, int64_t n, int64_t count)
 // Enough records to be worth waking a thread for.
 inline int64_t records_per_block(int64_t out_bytes) { return 1 + (int64_t{256} << 10) / (out_bytes + 1); }
 
+// Touches each page of a record that is to be copied soon, so that its address is known when its lines are prefetched:
+// looking up the address of a page takes longer than the copy of the record before it.
+inline void touch_pages(const uint8_t* record, int64_t bytes) {
+    constexpr int64_t kPage = 4096;
+    for (int64_t i = 0; i < bytes; i += kPage) __builtin_prefetch(record + i);
+    __builtin_prefetch(record + bytes - 1);
+}
+
+constexpr int64_t kTouchAhead = 3;  // records
+
 // out[i] = records[index[i]]. A result of more than `cache` bytes is written past the caches.
 inline void gather(ThreadPool& pool, const Records& records, const int64_t* index, int64_t n, uint8_t* out,
                    int threads = 0, Cpu cpu = this_cpu(), int64_t cache = cache_bytes()) {
@@ -42,6 +52,7 @@ inline void gather(ThreadPool& pool, const Records& records, const int64_t* inde
         n, records_per_block(bytes),
         [&](int64_t begin, int64_t end) {
             for (int64_t i = begin; i < end; ++i) {
+                if (i + kTouchAhead < end) touch_pages(records[index[i + kTouchAhead]], bytes);
                 const bool last = i + 1 == end;
                 copy(out + i * bytes, records[index[i]], bytes, last ? nullptr : records[index[i + 1]],
                      last ? 0 : bytes);
@@ -74,6 +85,7 @@ void gather_convert(ThreadPool& pool, const Records& records, const Normalisatio
         [&](int64_t begin, int64_t end) {
             alignas(kLine) Out piece[kPiece * 4];
             for (int64_t i = begin; i < end; ++i) {
+                if (i + kTouchAhead < end) touch_pages(records[index[i + kTouchAhead]], records.bytes());
                 const uint8_t* from = records[index[i]];
                 const uint8_t* ahead = i + 1 < end ? records[index[i + 1]] : nullptr;
                 for (int64_t plane = 0; plane < planes; ++plane) {

@@ -24,6 +24,9 @@ class Backing(Protocol):
     def images(self) -> Tensor:
         """The images, mapped: uint8 [N, C, H, W]."""
 
+    def ready(self) -> bool:
+        """Prepare to be read; whether `images` are then gathered from as they are, without `gather`."""
+
     def gather(self, index: Tensor, out: Tensor) -> None:
         """Read the images of the index into out, uint8 [n, C, H, W] in memory. The index is in range."""
 
@@ -152,7 +155,7 @@ class Pool:
         into = out.view(-1, *shape[index.ndim :])
         scale = [1 / (255 * s) for s in std]
         shift = [-m / s for m, s in zip(mean, std, strict=True)]
-        if self.backing is None:
+        if self.backing is None or self.backing.ready():
             _gather(self.images, flat, into, layout, scale, shift)
         elif dtype == torch.uint8 and layout == "planar":
             self.backing.gather(flat, into)

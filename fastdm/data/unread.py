@@ -15,6 +15,9 @@ class _Unread:
 
     images: Tensor
 
+    def ready(self) -> bool:
+        return False
+
     def gather(self, index: Tensor, out: Tensor) -> None:
         raise FastDMError("this data set is only a shape: it can be planned for, and not read")
 

@@ -144,6 +144,9 @@ def test_waiting_for_a_slow_file_is_counted(pool: Pool) -> None:
     from fastdm.data.batches import real_images
 
     class Slow:
+        def ready(self) -> bool:
+            return False
+
         def gather(self, index: torch.Tensor, out: torch.Tensor) -> None:
             time.sleep(0.02)
             out.copy_(pool.images[index])

@@ -108,12 +108,16 @@ class _Mapped(_Backing):
         self._populated = False
         self._populating = threading.Lock()
 
-    def gather(self, index: Tensor, out: Tensor) -> None:
+    def ready(self) -> bool:
         self._file.check_unchanged()
         with self._populating:
             if not self._populated and self._images.numel() <= free_memory():
                 self._file.populate(self._name, self._rows)
             self._populated = True
+        return True
+
+    def gather(self, index: Tensor, out: Tensor) -> None:
+        self.ready()
         gather_images(self._images, index, out)
 
     def part(self, rows: slice) -> "_Mapped":
@@ -132,6 +136,9 @@ class _Direct(_Backing):
         self._records = native().RecordFile(str(file.path))  # type: ignore[union-attr]
         if not self._records.direct:
             logger.info("%s: this file system has no direct reads; reading through the page cache", file.path)
+
+    def ready(self) -> bool:
+        return False
 
     def gather(self, index: Tensor, out: Tensor) -> None:
         self._file.check_unchanged()
