@@ -56,7 +56,7 @@ public:
     }
 
 private:
-    static constexpr int64_t kShareImages = 16;  // at least, since a share is transformed back
+    static constexpr int64_t kShareImages = 8;  // at least: each share is cleared, transformed back and added
     static constexpr int64_t kMostShares = 32;
 
     int64_t weights() const { return 9 * s_.in * s_.out; }

@@ -84,8 +84,8 @@ class NormedConv2d(nn.Conv2d):
 class Block(nn.Module):
     """3×3 convolution, InstanceNorm (eps 1e-5), ReLU and 2×2 average pooling in one op.
 
-    weight, bias: the norm's scale and shift, None where the network was built without. The convolution is
-    an op of its own if it adds its bias, and under autocast, which casts what PyTorch's convolution is given.
+    weight, bias: the norm's scale and shift, None where the network was built without. The convolution is an op of its
+    own if it adds its bias, and under autocast, which casts what PyTorch's convolution is given.
     """
 
     def __init__(self, conv: nn.Conv2d, affine: bool) -> None:

@@ -244,3 +244,37 @@ def test_a_bias_in_front_of_an_instance_norm_is_kept_and_changes_nothing(name: s
     x = torch.randn(4, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     # The norm subtracts the bias again: float64 rounding is left, of some thousand additions.
     torch.testing.assert_close(network(x), with_bias(x), rtol=0, atol=1e-11)
+
+
+def test_a_trained_convnet_has_the_gradients_of_its_layers() -> None:
+    torch.manual_seed(0)
+    network = build_network("ConvNetW32", channels=3, num_classes=2, image_size=16)
+    for name, parameter in network.named_parameters():
+        if parameter.dim() == 1 and "conv" not in name:
+            nn.init.normal_(parameter, 0.5, 0.5)
+    layers = copy.deepcopy(network).double()
+    for module in layers.modules():
+        if isinstance(module, NormedConv2d):
+            module.__class__ = nn.Conv2d
+    x = torch.randn(5, 3, 16, 16)
+    F.cross_entropy(network(x), torch.arange(5) % 2).backward()
+    F.cross_entropy(layers(x.double()), torch.arange(5) % 2).backward()
+    compared = 0
+    for (name, parameter), exact in zip(network.named_parameters(), layers.parameters(), strict=True):
+        assert exact.grad is not None
+        if name.endswith("conv.bias"):  # takes no part
+            assert parameter.grad is None
+            continue
+        assert parameter.grad is not None
+        # Three blocks of sums of up to 5 · 16² terms, whose rounding Winograd's form makes 11 times larger.
+        tolerance = 3 * 11 * math.sqrt(5 * 16**2) * torch.finfo(torch.float32).eps * exact.grad.abs().max()
+        assert (parameter.grad - exact.grad).abs().max() <= tolerance, name
+        compared += 1
+    assert compared == 3 * 3 + 2
+
+
+def test_autocast_reaches_the_convolutions_of_blocks() -> None:
+    network = build_network("ConvNetW32", channels=3, num_classes=2, image_size=16)
+    with torch.autocast("cpu", torch.bfloat16):
+        features = network.embed(torch.randn(2, 3, 16, 16))
+    assert features.dtype == torch.bfloat16
