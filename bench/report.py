@@ -27,6 +27,7 @@ _MODULES = [
     "loading",
     "peaks",
     "evaluation",
+    "downstream",
     "kernels",
     "compile",
     "traffic",
