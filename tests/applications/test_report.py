@@ -38,7 +38,7 @@ EVIL = '<script>alert("x")</script>'
 class Page(HTMLParser):
     """Elements, ids and texts of a page; void elements are those of HTML, every other one must be closed in order."""
 
-    VOID = ("meta", "link", "input", "br", "img")
+    VOID = ("meta", "link", "input", "br", "img", "wbr")
 
     def __init__(self, text: str) -> None:
         super().__init__()
