@@ -18,8 +18,8 @@ from bench.harness.records import Row, Suite
 
 README = REPOSITORY / "README.md"
 _MODULES = """
-accuracy recipes waterfall step calls launches loading peaks evaluation matching kernels compile traffic fakegpu scale
-run
+accuracy recipes waterfall step calls launches loading peaks evaluation downstream matching kernels compile traffic
+fakegpu scale run
 """
 SUITES = {
     suite.name: suite

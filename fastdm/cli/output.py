@@ -69,6 +69,8 @@ def shown(value: Any) -> str:
         texts = [shown(each) for each in value[:MOST_SHOWN]]
         more = f", … ({len(value):,} in all)" if len(value) > MOST_SHOWN else ""
         return ", ".join(texts) + more
+    if isinstance(value, float):
+        return f"{value:.6g}"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else printable(value)
 
 

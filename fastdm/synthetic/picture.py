@@ -37,7 +37,8 @@ def picture(pixels: Tensor, class_names: Sequence[str], ipc: int) -> Image.Image
     font = ImageFont.load_default(max(12, min(20, cell[0] // 3)))
     names = [_shortened(name) for name in class_names]
     label = math.ceil(max(font.getlength(name) for name in names)) + _PAD
-    block = (down * cell[0] + _GAP, label + across * cell[1] + _PAD)
+    between = _GAP if down == 1 else _PAD // 2  # classes of several rows stand apart
+    block = (down * cell[0] + between, label + across * cell[1] + _PAD)
     columns = _columns(len(names), block)
     rows = -(-len(names) // columns)
 

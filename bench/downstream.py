@@ -1,0 +1,130 @@
+"""The paper's downstream tasks at small budgets: continual learning on FashionMNIST, architecture search on digits.
+
+python -m bench.downstream --data_path data [--only continual search] [--keep FOLDER] [--smoke]
+
+--keep: where the commands leave what they write, and continue. The plot that they draw becomes docs/continual.png.
+"""
+
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.harness import arguments, cells
+from bench.harness.machine import REPOSITORY
+from bench.harness.records import STEP, Recorder, Row, Suite
+
+COMMANDS = {
+    "continual": "fastdm continual --dataset FashionMNIST --steps 5 --ipc 2 --method DM,random,herding --orders 3 "
+    "--model ConvNetW32 --iterations 100 --batch_real 64 --num_eval 2 --epoch_eval_train 200 --herding_epochs 1",
+    "search": "fastdm search --dataset digits --ipc 10 --depth 1,2 --width 32,64 --networks 12 --model ConvNetW32 "
+    "--iterations 150 --batch_real 64 --epoch_eval_train 60 --epoch_whole_set 6",
+}
+SMOKE = {
+    "continual": "fastdm continual --dataset digits --steps 5 --ipc 1 --method DM,random --orders 1 --model ConvNetD1 "
+    "--iterations 1 --batch_real 8 --num_eval 1 --epoch_eval_train 1",
+    "search": "fastdm search --dataset digits --ipc 1 --depth 1 --width 32 --networks 2 --model ConvNetD1 "
+    "--iterations 1 --batch_real 8 --epoch_eval_train 1 --epoch_whole_set 1",
+}
+"""The same with next to no training."""
+
+PLOT = REPOSITORY / "docs" / "continual.png"
+
+
+def run(command: str, folder: Path, data_path: Path) -> None:
+    """Run a command of fastdm's, or continue it."""
+    where = ["--data_path", str(data_path), "--save_path", str(folder), "--resume"]
+    subprocess.run([sys.executable, "-m", *command.split(), *where], check=True)
+
+
+def continual_rows(records: Sequence[Row]) -> list[Row]:
+    """A row for each method and step: the mean accuracy of each order's networks, in percent."""
+    found: dict[tuple[str, int], Row] = {}
+    for record in records:
+        method, classes = record["method"], record["classes"]
+        row = {"name": f"{method}, {classes} classes", "task": "continual", "method": method, "classes": classes}
+        orders = found.setdefault((method, classes), row).setdefault("orders", [])
+        orders.append(round(100 * statistics.fmean(record["accuracies"]), 2))
+    return [row | _spread(row["orders"]) for row in found.values()]
+
+
+def search_rows(summary: dict[str, Row], records: Sequence[Row]) -> list[Row]:
+    """A row for each proxy, and the whole set: what it is worth, and what every network reached on it, in percent."""
+    rows = []
+    for proxy, worth in summary.items():
+        of_proxy = {each["network"]: each["accuracies"] for each in records if each["proxy"] == proxy}
+        networks = {name: round(100 * statistics.fmean(each), 2) for name, each in of_proxy.items()}
+        row = {"name": f"proxy: {proxy}", "task": "search", "best": worth["best"], "spearman": worth["spearman"]}
+        row |= {"reached": round(100 * worth["accuracy"], 2), "took_seconds": round(worth["seconds"], 1)}
+        rows.append(row | {"images": worth["images"], "networks": networks})
+    return rows
+
+
+def _spread(values: Sequence[float]) -> Row:
+    return {"mean": round(statistics.fmean(values), 2), "std": round(statistics.pstdev(values), 2)}
+
+
+def _tables(rows: Sequence[Row]) -> str:
+    of = {task: [row for row in rows if row.get("task") == task] for task in COMMANDS}
+    classes = sorted({row["classes"] for row in of["continual"]})
+    by_method: dict[str, Row] = {}
+    for row in of["continual"]:
+        text = f"{row['mean']:.1f} ± {row['std']:.1f}"
+        by_method.setdefault(row["method"], {"method": row["method"]})[str(row["classes"])] = text
+    parts = []
+    if by_method:
+        columns = [("accuracy, %, by classes so far", cells.text("method"))]
+        columns += [(str(number), cells.text(str(number))) for number in classes]
+        parts.append(f"`{COMMANDS['continual']}`\n\n{cells.table(columns, list(by_method.values()))}")
+    if of["search"]:
+        parts.append(f"`{COMMANDS['search']}`\n\n{cells.table(_SEARCH, of['search'])}")
+    return "\n\n".join(parts)
+
+
+_SEARCH = cells.columns(
+    """
+    proxy | name; best network on it | best; which reaches, % | reached | .1f; rank correlation | spearman | .2f
+    s | took_seconds | ,.0f; images | images | ,.0f
+    """,
+    name=lambda row: row["name"].removeprefix("proxy: "),
+)
+SUITE = Suite(
+    "downstream",
+    "Downstream tasks",
+    "Continual learning: the accuracy on the test images of all classes so far, mean and standard deviation over the "
+    "orders. Architecture search: how well trainings on each proxy rank 12 networks, compared with the whole set.",
+    (*STEP, "synthetic", "evaluation", "applications/continual.py", "applications/architecture_search.py"),
+    render=_tables,
+)
+
+
+def measure(task: str, folder: Path, data_path: Path, smoke: bool) -> list[Row]:
+    """The rows of a task, whose files are left in the folder."""
+    run((SMOKE if smoke else COMMANDS)[task], folder, data_path)
+    records = json.loads((folder / f"{task}.json").read_text())["results"]
+    if task == "continual":
+        return continual_rows(records)
+    return search_rows(json.loads((folder / "summary.json").read_text()), records)
+
+
+def main() -> None:
+    parser = arguments.parser(__doc__, data=True)
+    parser.add_argument("--only", nargs="+", choices=COMMANDS, default=[*COMMANDS])
+    parser.add_argument("--keep", type=Path)
+    options = parser.parse_args()
+    recorder = Recorder(SUITE, {"smoke": options.smoke})
+    with tempfile.TemporaryDirectory() as temporary:
+        for task in options.only:
+            folder = (options.keep or Path(temporary)) / task
+            for row in measure(task, folder, options.data_path, options.smoke):
+                recorder.add(row)
+            if task == "continual" and not options.smoke:
+                shutil.copyfile(folder / "continual.png", PLOT)
+
+
+if __name__ == "__main__":
+    main()
