@@ -84,16 +84,16 @@ def _bars(result: Result) -> Any:
     rows = [row for row in result["rows"] if "condensed_accuracy" in row]
     if not rows:
         return None
-    kinds = (
-        ("random real images", "initial", plots.THEIRS),
-        ("public code", "public", plots.OTHER),
-        ("fastdm", "condensed", plots.OURS),
-    )
+    kinds = {
+        "initial": ("random real images", plots.THEIRS),
+        "public": ("public code", plots.OTHER),
+        "condensed": ("fastdm", plots.OURS),
+    }
     series = [
         plots.Series(
-            key, [row[f"{key}_accuracy"] for row in rows], color, (), [row.get(f"{key}_std", 0) for row in rows]
+            label, [row[f"{kind}_accuracy"] for row in rows], color, (), [row.get(f"{kind}_std", 0) for row in rows]
         )
-        for label, key, color in kinds
+        for kind, (label, color) in kinds.items()
     ]
     return plots.bars(result, [row["name"] for row in rows], series, "test accuracy, %", row_inches=0.75)[0]
 
@@ -122,18 +122,16 @@ def _last_quarter(row: Row) -> str:
     return f"{statistics.fmean(losses[-max(1, len(losses) // 4) :]):.2f}" if losses else ""
 
 
-_COLUMNS = [
-    ("set", cells.text("name")),
-    ("precision", cells.text("precision")),
-    ("seed", cells.text("seed")),
-    ("start", cells.plus_minus("initial_accuracy", "initial_std")),
-    ("condensed", cells.plus_minus("condensed_accuracy", "condensed_std")),
-    ("difference", cells.number("difference", "{:+.2f}")),
-    ("public code", cells.number("public_accuracy", "{:.1f}")),
-    ("mean loss, last quarter", _last_quarter),
-    ("s per iteration", cells.number("seconds_per_iteration")),
-    ("command", lambda row: f"`{row['command']}`" if "command" in row else ""),
-]
+_COLUMNS = cells.columns(
+    """
+    set | name; precision; seed; start; condensed; difference | difference | +.2f; public code | public_accuracy | .1f
+    mean loss, last quarter | last_quarter; s per iteration | seconds_per_iteration | .3g; command
+    """,
+    start=cells.plus_minus("initial_accuracy", "initial_std"),
+    condensed=cells.plus_minus("condensed_accuracy", "condensed_std"),
+    last_quarter=_last_quarter,
+    command=lambda row: f"`{row['command']}`" if "command" in row else "",
+)
 _QUOTED = ("set", "start", "condensed", "public code", "s per iteration", "command")
 _ROOMS = (*STEP, "evaluation")
 BUDGETS = Suite(

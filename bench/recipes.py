@@ -100,7 +100,7 @@ def measure(
     condensed: Any = fastdm.random_selection(dataset, case.ipc, seed)
     if rung != "random":
         losses: list[float] = []
-        how: dict[str, Any] = {"iterations": case.iterations, "batch_real": options.batch_real} | dict(settings)
+        how: dict[str, Any] = {"iterations": case.iterations, "batch_real": BATCH_REAL} | dict(settings)
         how |= {} if options.lr_img is None else {"lr_img": options.lr_img}
         with Timed() as spent:
             condensed = fastdm.condense(
@@ -173,19 +173,22 @@ def _place(row: Row) -> tuple[str, int]:
     return row["name"], [*RUNGS].index(row["rung"])
 
 
-_ACCURACIES = [("idc", cells.plus_minus("idc", "idc_std")), ("dm", cells.plus_minus("dm", "dm_std"))]
-_SECONDS = cells.columns("pool, s | pool_seconds | .0f; condensation, s | condensation_seconds | .0f")
-_QUOTED = [*cells.columns("set | name; images | rung; sets | seeds"), *_ACCURACIES, *_SECONDS]
-_COLUMNS = [
-    *cells.columns("set | name; images | rung; seed; real images per class | batch_real; epochs"),
-    ("held out", lambda row: "yes" if row["validation"] else ""),
-    *cells.columns("lr | lr_img | g"),
-    ("weight of CE", lambda row: f"{row['ce_weight']:g}" if row.get("ce_weight") else ""),
-    *_ACCURACIES,
-    *cells.columns("loss, first 25 | loss_first_25 | .2f; last 25 | loss_last_25 | .2f; pool, % | pool_accuracies"),
-    *_SECONDS,
-    *cells.columns("evaluation, s | idc_seconds | .0f"),
-]
+_SPECIAL: dict[str, cells.Cell] = {
+    "idc": cells.plus_minus("idc", "idc_std"),
+    "dm": cells.plus_minus("dm", "dm_std"),
+    "validation": lambda row: "yes" if row["validation"] else "",
+    "ce_weight": lambda row: f"{row['ce_weight']:g}" if row.get("ce_weight") else "",
+}
+_SECONDS = "pool, s | pool_seconds | .0f; condensation, s | condensation_seconds | .0f"
+_QUOTED = cells.columns(f"set | name; images | rung; sets | seeds; idc; dm; {_SECONDS}", **_SPECIAL)
+_COLUMNS = cells.columns(
+    f"""
+    set | name; images | rung; seed; real images per class | batch_real; epochs; held out | validation; lr | lr_img | g
+    weight of CE | ce_weight; idc; dm; loss, first 25 | loss_first_25 | .2f; last 25 | loss_last_25 | .2f
+    pool, % | pool_accuracies; {_SECONDS}; evaluation, s | idc_seconds | .0f
+    """,
+    **_SPECIAL,
+)
 SUITE = Suite(
     "recipes",
     "Additions to DM",
@@ -205,8 +208,6 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--protocols", nargs="+", default=["idc", "dm"], choices=["idc", "dm"])
     parser.add_argument("--iterations", type=int, help="in place of the case's")
-    parser.add_argument("--pool_epochs", type=int, help="in place of the case's")
-    parser.add_argument("--batch_real", type=int, default=BATCH_REAL)
     parser.add_argument("--lr_img", type=float, help="in place of the default")
     parser.add_argument("--epochs", type=int, default=EPOCHS, help="of the evaluation")
     parser.add_argument("--validation", action="store_true", help="hold out training images, and test on them")
@@ -215,8 +216,8 @@ def main() -> None:
     cases = [case for case in CASES if case.name in options.only]
     if options.smoke:
         cases, options.epochs = [Case("digits", 1, 2, 1)], 1
-    change = {"iterations": options.iterations, "pool_epochs": options.pool_epochs}
-    cases = [dataclasses.replace(case, **{k: v for k, v in change.items() if v is not None}) for case in cases]
+    if options.iterations is not None:
+        cases = [dataclasses.replace(case, iterations=options.iterations) for case in cases]
 
     recorder = Recorder(SUITE, {"networks": NETWORKS, "smoke": options.smoke}, options.device)
     recorder.rows += same_machine(machine.describe(options.device), SUITE.name)
@@ -231,7 +232,7 @@ def main() -> None:
                 "rung": rung,
                 "seed": seed,
                 "validation": options.validation,
-                "batch_real": options.batch_real,
+                "batch_real": BATCH_REAL,
                 "epochs": options.epochs,
                 "given_lr_img": options.lr_img,
                 "pool_epochs": case.pool_epochs if rung in in_pool else None,

@@ -1,5 +1,6 @@
 """`fastdm continual`."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -93,8 +94,7 @@ def continual(
     from fastdm.evaluation.protocol import Protocol
     from fastdm.system.device import default_device
 
-    data = open_dataset(dataset, data_path=data_path, image_size=image_size)
-    chosen = default_device(device)
+    data, chosen = open_dataset(dataset, data_path=data_path, image_size=image_size), default_device(device)
     settings = Settings(
         ipc=ipc,
         iterations=iterations,
@@ -120,12 +120,14 @@ def continual(
             report=lambda record: None if on_terminal() else print_json({"dataset": data.name, **record}),
             progress=True,
         )
-        found = table(records)
-        classes = sorted({number for steps in found.values() for number in steps})
-        rows = [
-            [name, *(percent(*of[number]) if number in of else "" for number in classes)] for name, of in found.items()
-        ]
-        title = f"{data.name}: accuracy % over the orders, by the number of classes"
-        print_table(title, ["method", *map(str, classes)], rows)
+        _print_found(data.name, table(records))
         print_saved(save_path / RESULTS)
         print_saved(save_path / PLOT)
+
+
+def _print_found(dataset: str, found: Mapping[str, Mapping[int, tuple[float, float]]]) -> None:
+    """A row of accuracies for every method, a column for every number of classes."""
+    classes = sorted({number for steps in found.values() for number in steps})
+    rows = [[name, *(percent(*of[number]) if number in of else "" for number in classes)] for name, of in found.items()]
+    title = f"{dataset}: accuracy % over the orders, by the number of classes"
+    print_table(title, ["method", *map(str, classes)], rows)

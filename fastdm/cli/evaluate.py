@@ -1,5 +1,6 @@
 """`fastdm evaluate`."""
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -27,6 +28,8 @@ from fastdm.system.files import user_path
 
 if TYPE_CHECKING:
     from fastdm.data.pool import Dataset as OpenDataset
+    from fastdm.evaluation.outcome import Evaluation
+    from fastdm.networks.trained import NetworkPool
 
 
 _File = Annotated[
@@ -129,7 +132,6 @@ def evaluate(
     from fastdm.evaluation.measure import recorded_settings
     from fastdm.evaluation.protocol import Protocol
     from fastdm.networks.architectures import evaluation_pool
-    from fastdm.networks.trained import NetworkPool
     from fastdm.system.device import default_device
 
     if out is not None:
@@ -148,20 +150,36 @@ def evaluate(
         name=cast(Any, protocol_name),
         checks=checks,
     )
+    measure = lambda: measured_file.measured_sets(  # noqa: E731
+        file,
+        sets,
+        data,
+        protocol,
+        default_device(device),
+        labels=labels,
+        pool=_loaded(pool),
+        several=len(sets) > 1 or experiment is not None,
+        baselines=baselines,
+        whole_set_epochs=epoch_whole_set,
+    )
+    _print_measured(measure, data, out)
+
+
+def _loaded(pool: Path | None) -> "NetworkPool | None":
+    from fastdm.networks.trained import NetworkPool
+
+    return None if pool is None else NetworkPool.load(pool)
+
+
+def _print_measured(
+    measure: Callable[[], Iterable[tuple[str, "Evaluation"]]], data: "OpenDataset", out: Path | None
+) -> None:
+    """Print each evaluation as it is made, and write all of them to `out`; the ranks make them together."""
+    from fastdm.applications import measured_file
+
     measured = {}
     with among_ranks() as ranks:
-        for title, evaluation in measured_file.measured_sets(
-            file,
-            sets,
-            data,
-            protocol,
-            default_device(device),
-            labels=labels,
-            pool=None if pool is None else NetworkPool.load(pool),
-            several=len(sets) > 1 or experiment is not None,
-            baselines=baselines,
-            whole_set_epochs=epoch_whole_set,
-        ):
+        for title, evaluation in measure():
             measured[title] = evaluation
             print_evaluation(title, evaluation, dataset=data.name)
         if out is not None and ranks.first:

@@ -84,7 +84,7 @@ ProtocolName = Annotated[
 Checks = Annotated[
     int,
     typer.Option(
-        "--checks", min=1, help="Tests during each evaluation's training; the best is printed beside the last."
+        "--checks", min=1, help="Tests during each evaluation's training; the best is printed next to the last."
     ),
 ]
 

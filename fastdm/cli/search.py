@@ -1,6 +1,6 @@
 """`fastdm search`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -96,12 +96,8 @@ def search(
     from fastdm.evaluation.protocol import Protocol
     from fastdm.system.device import default_device
 
-    only = {"depth": whole(depth), "width": whole(width)}
-    names = search_space(
-        {**only, "activation": several(activation), "norm": several(norm), "pool": several(pool)}, networks, seed
-    )
-    data = open_dataset(dataset, data_path=data_path, image_size=image_size)
-    chosen = default_device(device)
+    names = search_space(_axes(depth, width, activation, norm, pool), networks, seed)
+    data, chosen = open_dataset(dataset, data_path=data_path, image_size=image_size), default_device(device)
     settings = Settings(
         ipc=ipc,
         iterations=iterations,
@@ -113,10 +109,9 @@ def search(
     ).resolve(data, chosen)
     assert settings.strategy is not None
     protocol = Protocol(names, settings.strategy, num_eval, epoch_eval_train, lr_net, batch_train, seed)
-    what = Search(data, settings, protocol, names, several(proxy), epoch_whole_set)
     with among_ranks():
         found = run_search(
-            what,
+            Search(data, settings, protocol, names, several(proxy), epoch_whole_set),
             chosen,
             save_path=save_path,
             resume=resume,
@@ -127,6 +122,12 @@ def search(
         _print_found(f"{data.name}: {len(names)} networks", data.name, found)
         print_saved(save_path / RESULTS)
         print_saved(save_path / SUMMARY)
+
+
+def _axes(depth: str, width: str, activation: str, norm: str, pool: str) -> dict[str, Sequence[Any]]:
+    """The values of every property that are searched."""
+    words = {"activation": several(activation), "norm": several(norm), "pool": several(pool)}
+    return {"depth": whole(depth), "width": whole(width), **words}
 
 
 def _print_found(title: str, dataset: str, found: Mapping[str, Mapping[str, Any]]) -> None:

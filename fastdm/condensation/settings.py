@@ -47,7 +47,7 @@ class Settings:
     class, summed over classes as the matching loss is; 0 leaves it out.
     ce_ahead: that snapshot is 0 to `ce_ahead` snapshots later than the one that is matched in; 0: the same one, which
     saves a forward and a backward pass.
-    clamp: whether pixels are kept between black and white, and learnt in units of [0, 1]; None: where the partition is
+    clamp: whether pixels are kept between black and white, and learned in units of [0, 1]; None: where the partition is
     above 1 or the networks are trained.
 
     Raises FastDMError for a value that makes no sense.

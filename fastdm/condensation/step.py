@@ -1,9 +1,9 @@
 """One iteration of distribution matching: the paper's Algorithm 1, over chunks of classes."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 
 import torch
 from torch import Tensor
@@ -78,35 +78,43 @@ class Step:
         return self.losses[0]
 
     def _iterate(self) -> Tensor:
-        """The iteration that the key names (Algorithm 1, lines 2 to 5)."""
-        self._networks.draw(self._key)  # ψ ~ P: a network with random weights, or a trained one
-        omega = self._strategy.draw(self._key, self._classes, self._size)  # ω_c ~ Ω, for every class
+        """Lines 2 to 5 of Algorithm 1, for the seed and the iteration that the key names, a chunk of classes at a time.
+
+        S: the synthetic images; B: the batch of real ones; ψ: the network up to its features; A: the augmentation.
+        """
+        self._networks.draw(self._key)  # ϑ ~ P_ϑ: ψ gets random weights, or those of a trained network
         network = self._networks.network
-        losses: list[Tensor] = []
-        batches = self._real.batches([chunk.real.rows for chunk in self._chunks])  # B_c ~ T, for every class
+        omega = self._strategy.draw(self._key, self._classes, self._size)  # ω_c ~ Ω, for every class c
+        batches = self._real.batches([chunk.real.rows for chunk in self._chunks])  # B_c ~ T
+        losses: list[list[Tensor]] = []
         for chunk, batch in zip(self._chunks, batches, strict=True):
             tables = [table[chunk.classes] for table in omega]
-            augment_real = partial(self._augment_real, tables)
-            target = self._objective.real(network, batch, chunk.real, augment_real, self._micro_batch)
+            augment_real = partial(self._augment_real, tables)  # A(B_c, ω_c)
+            target = self._objective.real(network, batch, chunk.real, augment_real, self._micro_batch)  # no gradient
 
             images = self.images[chunk.images].requires_grad_()
-            synthetic = expand(images, self._partition)  # S_c
-            augmented = self._augment(synthetic, tables, chunk.synthetic.group)  # A(S_c, ω_c)
-            features = network.embed(augmented)
-            parts = [self._objective.loss(target, features, chunk.real, chunk.synthetic)]
-            loss = parts[0]
+            augmented = self._augment(expand(images, self._partition), tables, chunk.synthetic.group)  # A(S_c, ω_c)
+            features = network.embed(augmented)  # ψ(A(S_c, ω_c))
+            parts = [self._objective.loss(target, features, chunk.real, chunk.synthetic)]  # L, the sum over c
             if self._ce_weight:
                 parts.append(self._cross_entropy(augmented, features, chunk))
-                loss = parts[0] + self._ce_weight * parts[1]
-            (gradient,) = torch.autograd.grad(loss, images, self._one.to(loss))
-            self._update(chunk.images, gradient)
-            parts = [part.detach() for part in parts]
-            losses = [total + part for total, part in zip(losses, parts, strict=True)] if losses else parts
-        means = torch.stack(losses) / self._num_classes
-        return torch.cat([means[:1] + self._ce_weight * means[1:], means]) if self._ce_weight else means
+            loss = self._sum(parts)
+            (gradient,) = torch.autograd.grad(loss, images, self._one.to(loss))  # ∇_S L
+            self._update(chunk.images, gradient)  # S ← S − η ∇_S L
+            losses.append([part.detach() for part in parts])
+        return self._mean_losses(losses)
+
+    def _sum(self, parts: Sequence[Tensor]) -> Tensor:
+        """The loss: the objective and, where it is in use, the weighted cross-entropy."""
+        return parts[0] + self._ce_weight * parts[1] if self._ce_weight else parts[0]
+
+    def _mean_losses(self, losses: list[list[Tensor]]) -> Tensor:
+        """`losses` out of the parts of every chunk."""
+        means = torch.stack([reduce(torch.add, part) for part in zip(*losses, strict=True)]) / self._num_classes
+        return torch.cat([self._sum(means.split(1)), means]) if self._ce_weight else means
 
     def _update(self, images: slice, gradient: Tensor) -> None:
-        """S ← S − η ∇_S L, for some classes: those of other chunks do not depend on them."""
+        """One step of SGD with momentum on some of the images, on which the losses of the others do not depend."""
         sgd_step(
             self.images[images],
             self.velocity[images],

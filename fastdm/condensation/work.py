@@ -15,7 +15,7 @@ from fastdm.networks.footprint import activations
 
 @dataclass(frozen=True)
 class Work:
-    """Of one iteration.
+    """What one iteration computes, moves and reads.
 
     classes: those of the process. flops: of convolutions and linear layers, multiplications and additions. moved: bytes
     of what layers give, written and read once. read: bytes of real images.

@@ -120,7 +120,7 @@ def eight_bits(image: Image.Image, tally: Tally, name: object) -> Image.Image:
 
     16 bits (12 of some TIFFs) are scaled from their whole range, x · 255 / 65535 rounded, floating-point numbers from
     [0, 1]; transparency is dropped. All of that is counted in `tally`. Raises OSError for other numbers: 32-bit
-    integers have no customary range, and floating-point numbers outside [0, 1] may mean anything.
+    integers have no standard range, and floating-point numbers outside [0, 1] may mean anything.
     """
     mode = image.mode
     if mode.startswith("I;16") or (mode == "I" and image.format in ("PNG", "PPM")):
@@ -138,7 +138,7 @@ def eight_bits(image: Image.Image, tally: Tally, name: object) -> Image.Image:
         tally.add("images of floating-point pixels scaled to 8 bits", name)
         return Image.fromarray((levels * 255).round().astype(np.uint8))
     if mode == "I":
-        raise OSError("its mode I (32-bit integers) has no customary range; save it with 8 or 16 bits")
+        raise OSError("its mode I (32-bit integers) has no standard range; save it with 8 or 16 bits")
     if mode in ("L", "1"):
         if image.info.get("transparency") is not None:
             tally.add("images whose transparency is dropped", name)

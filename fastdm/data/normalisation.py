@@ -39,5 +39,5 @@ def normalisation(name: str, images: Tensor) -> tuple[tuple[float, ...], tuple[f
 
 
 def per_channel(values: Sequence[float]) -> Tensor:
-    """A mean or std beside images: float32 [C, 1, 1] on the CPU, whatever PyTorch's defaults are."""
+    """A mean or std to be applied to images: float32 [C, 1, 1] on the CPU, whatever PyTorch's defaults are."""
     return torch.tensor(values, dtype=torch.float32, device="cpu")[:, None, None]

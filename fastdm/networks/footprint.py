@@ -55,7 +55,7 @@ class _CountBytes(TorchDispatchMode):
             in_place = any(tensor is argument for argument in args)
             if isinstance(tensor, Tensor) and not (tensor._is_view() or in_place):
                 self.results.append(_bytes(tensor))
-                # Its storage, since what autograd keeps is no Python object.
+                # Its storage, since what autograd keeps is not a Python object.
                 storage = tensor.untyped_storage()
                 self._live[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
         # On a GPU, PyTorch's GroupNorm copies its images, which are channels last there.

@@ -6,7 +6,7 @@ from fastdm.objectives.gram import class_mean, embed_real, gram, wide
 from fastdm.objectives.objective import Segments
 
 WEIGHT = 50
-"""Of the covariances' distance, divided by the dimension of the embedding (DSDM's)."""
+"""The factor of the covariances' distance, to be divided by the dimension of the embedding (DSDM's)."""
 
 
 class Covariances:

@@ -5,6 +5,7 @@ That the ops hold is what tests/kernels shows, in its lane with `FASTDM_TEST_DEV
 
 import pytest
 import torch
+from torch import Tensor
 
 from fastdm.kernels import (
     class_mean_difference,
@@ -22,11 +23,11 @@ CUDA = torch.device("cuda")
 
 
 @pytest.fixture
-def generator():
+def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
-def cifar_batch(generator):
+def cifar_batch(generator: torch.Generator) -> list[Tensor]:
     """A CIFAR-10 step: pool, table, group, offsets, key."""
     pool = torch.randint(0, 256, (5000, 3, 32, 32), generator=generator, dtype=torch.uint8)
     rows = draw_table(10, FAMILIES, (32, 32), generator)
@@ -36,12 +37,12 @@ def cifar_batch(generator):
 
 
 @pytest.fixture
-def batch(generator):
+def batch(generator: torch.Generator) -> list[Tensor]:
     return cifar_batch(generator)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
-def test_half_precision_is_the_rounded_float32_result(batch, dtype):
+def test_half_precision_is_the_rounded_float32_result(batch: list[Tensor], dtype: torch.dtype) -> None:
     pool, rows, group, offsets, key = batch
     index = draw(key, offsets, 64).flatten()
     mean = std = torch.full((3,), 0.5, device=CUDA)
@@ -53,7 +54,9 @@ def test_half_precision_is_the_rounded_float32_result(batch, dtype):
     assert ((norm_relu_pool(half).double() - expected).abs() <= half_unit * expected + 1e-5).all()
 
 
-def step(pool, rows, group, offsets, key, synthetic):
+def step(
+    pool: Tensor, rows: Tensor, group: Tensor, offsets: Tensor, key: Tensor, synthetic: Tensor
+) -> tuple[Tensor, ...]:
     """One iteration of distribution matching: the loss and the gradient to the synthetic images."""
     index = draw(key, offsets, 64).flatten()
     mean = std = torch.full((3,), 0.5, device=CUDA)
@@ -66,7 +69,7 @@ def step(pool, rows, group, offsets, key, synthetic):
     return loss.detach(), *torch.autograd.grad(loss, synthetic)
 
 
-def test_a_replayed_graph_draws_afresh(batch, generator):
+def test_a_replayed_graph_draws_afresh(batch: list[Tensor], generator: torch.Generator) -> None:
     synthetic = torch.randn(10, 3, 32, 32, generator=generator).to(CUDA).requires_grad_()
     *_, key = batch
     rows = batch[1]
@@ -89,7 +92,7 @@ def test_a_replayed_graph_draws_afresh(batch, generator):
     assert len(losses) == 3
 
 
-def test_repeated_steps_are_equal_bit_for_bit(batch, generator):
+def test_repeated_steps_are_equal_bit_for_bit(batch: list[Tensor], generator: torch.Generator) -> None:
     synthetic = torch.randn(10, 3, 32, 32, generator=generator).to(CUDA).requires_grad_()
     first = step(*batch, synthetic)
     for _ in range(20):
@@ -97,7 +100,7 @@ def test_repeated_steps_are_equal_bit_for_bit(batch, generator):
             assert torch.equal(one, other)
 
 
-def test_draws_are_those_of_the_cpu(batch):
+def test_draws_are_those_of_the_cpu(batch: list[Tensor]) -> None:
     *_, offsets, key = batch
     whole = offsets[[0, -1]]  # 5,000 images in one class
     for n, classes in ((1, offsets), (50, offsets), (256, offsets), (500, offsets), (1500, whole), (4999, whole)):
@@ -108,7 +111,7 @@ def test_draws_are_those_of_the_cpu(batch):
     assert torch.equal(uniform(key, rows, 1001, 2).cpu(), uniform(key.cpu(), rows.cpu(), 1001, 2))
 
 
-def test_values_that_cannot_be_computed_become_nan(batch):
+def test_values_that_cannot_be_computed_become_nan(batch: list[Tensor]) -> None:
     pool, rows, *_, key = batch
     images = pool[:4] / 255
     out = dsa(images, rows, torch.tensor([0, 10, -1, 1], device=CUDA))
@@ -125,7 +128,7 @@ def test_values_that_cannot_be_computed_become_nan(batch):
     assert draw(key, torch.tensor([0, 0, 10], device=CUDA), 5, replace=True)[0].eq(-1).all()
 
 
-def test_the_reference_runs_on_request_and_agrees(batch):
+def test_the_reference_runs_on_request_and_agrees(batch: list[Tensor]) -> None:
     pool, rows, *_ = batch
     images = pool[:10] / 255
     with use_backend("reference"):
