@@ -6,6 +6,7 @@ Steps and epochs are timed in turns, on random images of CIFAR-10's shape. The t
 budget makes of them.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -26,8 +27,9 @@ def measure(work: Workload, device: torch.device, ipc: int) -> Row:
     """ipc: that of the published loops, which a smoke run's workload does not have."""
     dataset, loops = work.dataset(device), PUBLISHED[ipc]
     gradient = GradientMatching(dataset, work.settings(precision="fp32"), device)
-    functions = {kind: numbered(*make(kind, work, dataset, device, "fp32"), first=0) for kind in ("fastdm", "public")}
-    functions |= {"gradient": partial(gradient, 0), "epoch": gradient.train}
+    functions: dict[str, Callable[[], object]] = {"gradient": partial(gradient, 0), "epoch": gradient.train}
+    for kind in ("fastdm", "public"):
+        functions[kind] = numbered(*make(kind, work, dataset, device, "fp32"), first=0)
     times = host_times(functions, device, rounds=3, seconds=SECONDS, warm_up=0, sample=0.0)
     seconds = records.spreads(times)
     return {"outer": loops.outer, "inner": loops.inner, "seconds": seconds, **runs(seconds, ipc)}
