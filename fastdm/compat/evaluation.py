@@ -130,7 +130,7 @@ def _test_batches(testloader: Iterable[Any], device: torch.device) -> Iterable[t
     # Another order than the stored one is drawn: reading anew draws what the public function draws.
     keep = isinstance(testloader, DataLoader) and isinstance(testloader.sampler, SequentialSampler)
     kept = _kept.get(testloader) if keep else None
-    if kept is not None and kept[0][0].device == device:
+    if isinstance(testloader, DataLoader) and kept is not None and kept[0][0].device == device:
         # What a pass over the loader draws, so that the networks after train as they would have.
         torch.empty((), dtype=torch.int64).random_(generator=testloader.generator)
         yield from kept
