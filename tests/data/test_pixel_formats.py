@@ -79,7 +79,7 @@ def test_floating_point_pixels_are_scaled_from_0_to_1(tmp_path: Path, caplog: py
 @pytest.mark.parametrize(
     ("levels", "message"),
     [
-        (RAMP.astype(np.int32), r"its mode I \(32-bit integers\) has no customary range"),
+        (RAMP.astype(np.int32), r"its mode I \(32-bit integers\) has no standard range"),
         (LEVELS.astype(np.float32), r"its mode F has pixels of 0\.\.255; floating-point pixels must lie in \[0, 1\]"),
         (np.full((4, 4), np.nan, np.float32), r"its mode F has pixels of nan"),
     ],
