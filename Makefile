@@ -62,7 +62,7 @@ gpu-test:
 lint: $(VENV)/installed
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(VENV)/bin/clang-format --dry-run --Werror $(wildcard csrc/*.h csrc/*.cpp tests/csrc/*.cpp tests/fakegpu/*.c)
+	$(VENV)/bin/clang-format --dry-run --Werror $(wildcard csrc/*.h csrc/*.cpp tests/csrc/*.h tests/csrc/*.cpp tests/fakegpu/*.c)
 
 # mypy follows folders, not setup.py: show it kernels/ where the package has it.
 types: $(VENV)/installed

@@ -134,6 +134,7 @@ def _is_seen(args: tuple[Any, ...]) -> bool:
     return bool(
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack()
+        or torch._C._len_torch_function_stack()  # a default device, which would be that of what the op makes
         or torch._C._autograd._profiler_enabled()
         or not all(map(_is_plain, args))
     )

@@ -38,8 +38,8 @@ def unread_dataset(
     """
     whole_number("classes", classes, 1)
     whole_number("images", images, classes)
-    for name, value in zip(("channels", "height", "width"), image_shape, strict=True):
-        whole_number(name, value, 1)
+    for side, value in zip(("channels", "height", "width"), image_shape, strict=True):
+        whole_number(side, value, 1)
     offsets = torch.arange(classes + 1) * images // classes
     # One image in the memory of all.
     pixels = torch.zeros(image_shape, dtype=torch.uint8).expand(images, *image_shape)

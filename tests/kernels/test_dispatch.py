@@ -155,10 +155,10 @@ def test_the_extension_gets_what_it_takes_and_the_reference_the_rest() -> None:
     assert dispatch.implementation("norm_relu_pool", x, *plain, "relu", "avg").__module__.endswith("blocks.native")
     for others in ((x.double(), *plain, "relu", "avg"), (x, *plain, "swish", "avg"), (x, *plain, "relu", "max")):
         assert dispatch.implementation("norm_relu_pool", *others).__module__.endswith("blocks.reference")
-    # Class means have no C++ form.
     offsets = torch.tensor([0, 1])
-    function = dispatch.implementation("class_mean_difference", x, x, offsets, offsets, "zero")
-    assert function.__module__.endswith("class_means.reference")
+    for values, form in ((x, "native"), (x.double(), "reference")):
+        function = dispatch.implementation("class_mean_difference", values, values, offsets, offsets, "zero")
+        assert function.__module__.endswith(f"class_means.{form}")
 
 
 @pytest.mark.skipif(extension.load() is None, reason="fastdm was installed without extension")
