@@ -50,7 +50,7 @@ def pack(
             progress=True,
         )
     except BaseException as error:
-        if (partial := out.with_name(f"{out.name}.partial")).exists():
+        if (partial := Path(f"{out}.partial")).exists():
             error.add_note(f"what is packed so far is in {partial}")
         raise
     for file, why in packed.skipped:

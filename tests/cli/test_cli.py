@@ -380,6 +380,8 @@ def test_profile_prints_one_object(arrays: Path, tmp_path: Path) -> None:
 
 def test_pack_says_what_it_saved(arrays: Path, tmp_path: Path) -> None:
     assert printed("pack", arrays, tmp_path / "toy.fastdm") == [{"saved": str(tmp_path / "toy.fastdm")}]
+    with pytest.raises(FastDMError, match=r"^\. cannot be written: it is a folder"):
+        printed("pack", arrays, ".")
 
 
 def test_help_names_the_defaults_and_needs_no_torch() -> None:

@@ -61,6 +61,7 @@ def test_the_settings_of_a_run_from_python_are_flags_too(tmp_path: Path) -> None
         ("config: a.yaml", "unknown setting 'config'"),
         ("ipc: [1, 2]", r"ipc is \[1, 2\]; a flag has one value"),
         ("resume: 3", "resume is 3; it must be true or false"),
+        ("dsa-strategy: flip\ndsa_strategy: crop", "gives dsa_strategy twice"),
         ("- ipc", "must hold one flag in a line"),
         ("ipc: 'a", "is not YAML: while scanning a quoted scalar"),
         ("[" * 100_000, "is not YAML"),

@@ -88,8 +88,8 @@ class Partial:
 
     def __init__(self, out: Path, images: PackSource, resume: bool) -> None:
         self.out, self.images = out, images
-        self.path = out.with_name(out.name + ".partial")
-        self.journal_path = out.with_name(out.name + ".partial.journal")
+        self.path = Path(f"{out}.partial")
+        self.journal_path = Path(f"{out}.partial.journal")
         self.images_at = self._room_for_header()
         self.done: set[int] = set()
         self.skipped: dict[int, str] = {}  # error by image
