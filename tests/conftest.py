@@ -1,10 +1,15 @@
-"""What every run of the tests says about itself: which instructions and which forms of the ops it tests."""
+"""What every run of the tests has in common, and what it says of itself: which instructions and forms it tests."""
 
 import os
 import re
+import signal
 from pathlib import Path
 
 import pytest
+
+
+# A shell lets commands in the background ignore it, and what they start inherits that: no test could interrupt a run.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
