@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-
 # A shell lets commands in the background ignore it, and what they start inherits that: no test could interrupt a run.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
