@@ -161,7 +161,7 @@ class _Group(Ranks):
         since = time.monotonic()
         with suppress(OtherRankEnded):
             while self.first and time.monotonic() - since < SILENCE:
-                if all(self._note(rank) or self._silence(rank) > BROKEN_SILENCE for rank in range(self.size)):
+                if all(self._note(rank) or self._is_gone(rank) for rank in range(self.size)):
                     break
                 time.sleep(0.05)
 
@@ -266,6 +266,10 @@ class _Group(Ranks):
             if beat != self._beats[rank][0]:
                 self._beats[rank] = beat, time.monotonic()
             return time.monotonic() - self._beats[rank][1]
+
+    def _is_gone(self, rank: int) -> bool:
+        """Whether a rank is silent now that gave signs of life: one that starts slowly will want to read why."""
+        return self._silence(rank) > BROKEN_SILENCE and self._beats[rank][0] != b""
 
     def _broken(self, error: RuntimeError) -> FastDMError:
         """What is to be said where a connection broke: who it is that has ended, as soon as that is known."""
