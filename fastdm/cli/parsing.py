@@ -111,7 +111,8 @@ def read_config(path: Path) -> dict[str, Any]:
         raise FastDMError(f"{path} is not YAML: {printable(' '.join(str(error).split()))}") from error
     if not isinstance(content, dict):
         raise FastDMError(f"{path} must hold one flag in a line, such as 'ipc: 10'")
-    written = [_plain(key.value) for key, _ in yaml.compose(text, yaml.SafeLoader).value]
+    node = yaml.compose(text, yaml.SafeLoader)
+    written = [_plain(key.value) for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
     if twice := [name for name in written if written.count(name) > 1]:
         raise FastDMError(f"{path} gives {twice[0].removeprefix('--')} twice")
     for name, value in content.items():
