@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from bench.baselines.public_step import random_dataset
 from fastdm.runs.checkpoint import FILE, PREVIOUS
 from fastdm.runs.losses import LAG
 from fastdm.synthetic.synthetic_set import SyntheticSet
+from fastdm.system import ranks as system_ranks
 from tests.ranks import SIZES, SMALL, condense, said, start, wait
 
 ITERATIONS = 9
@@ -101,6 +104,23 @@ def test_more_ranks_than_classes_are_refused(tmp_path: Path) -> None:
 def test_batch_norm_is_refused_with_the_reason(tmp_path: Path) -> None:
     assert run(2, tmp_path, network="ConvNetBN") == [2, 2]
     assert all("BatchNorm, whose statistics are those of all classes together" in text for text in said(tmp_path))
+
+
+@contextmanager
+def slowly() -> Iterator[Any]:
+    """Join, at the second rank so slowly that its silence would say that it is gone."""
+    if os.environ["RANK"] == "1":
+        opened = system_ranks.TCPStore
+        pause = 2 * system_ranks.BROKEN_SILENCE
+        system_ranks.TCPStore = lambda *arguments, **named: (time.sleep(pause), opened(*arguments, **named))[1]
+    with system_ranks.joined() as ranks:
+        yield ranks
+
+
+def test_a_rank_that_starts_slowly_reads_why_the_others_have_ended(tmp_path: Path) -> None:
+    options = {"iterations": ITERATIONS, "network": "ConvNetBN"}
+    assert wait(start(2, condense, tmp_path, options, folder=tmp_path, join=slowly)) == [2, 2], said(tmp_path)
+    assert all("BatchNorm, whose statistics" in text for text in said(tmp_path))
 
 
 def until(folder: Path, lines: int) -> None:
