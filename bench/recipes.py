@@ -1,7 +1,8 @@
 """Accuracy of each addition to DM at small budgets: partition, a pool of trained networks, cross-entropy.
 
-    python -m bench.recipes --data_path data [--only FashionMNIST-1 …] [--rungs dm partition …] [--seeds 0 1 2]
-                            [--protocols idc dm] [--iterations N] [--validation]
+    python -m bench.recipes --data_path data [--only FashionMNIST-1 CIFAR10-10-long …] [--rungs dm partition …]
+                            [--seeds 0 1 2] [--protocols idc dm] [--lr_img 0.1] [--ce_weight 10] [--checks 4]
+                            [--validation]
 
 A seed decides one condensed set: initial images, networks, draws. Its accuracy is that of the last epoch, mean and
 standard deviation over networks; random images of the same number, under the same protocol, are the rung "random".
@@ -30,9 +31,7 @@ from bench.harness.records import STEP, Recorder, Result, Row, Suite, same_machi
 from fastdm.data.pool import Dataset, Pool
 from fastdm.networks.trained import NetworkPool
 
-BATCH_REAL = 64
 NETWORKS = 3
-EPOCHS = 300
 
 MODE_M = {"strategy": "color_crop_cutout", "aug_mode": "M"}
 TRAINED = {"recipe": "trained"}
@@ -47,25 +46,33 @@ RUNGS: dict[str, dict[str, Any]] = {
     "pool": TRAINED | {"ce_weight": 0.0},
     "trained": TRAINED,
     "trained, weight 10": TRAINED | {"ce_weight": 10.0},
+    "trained, no cutmix": TRAINED,
 }
-"""Settings of each, besides the budget; a partition of 2 is the recipe's too."""
+"""Settings of each, besides the budget; a partition of 2 is the recipe's too. No cutmix: when training the pool."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A data set and a budget: iterations, and epochs of the two networks of the pool."""
+    """A data set and a budget: of condensation, of the two networks of the pool, and of the evaluation."""
 
     dataset: str
     ipc: int
     iterations: int
     pool_epochs: int
+    batch_real: int = 64
+    epochs: int = 300
+    suffix: str = ""
 
     @property
     def name(self) -> str:
-        return f"{self.dataset}-{self.ipc}"
+        return f"{self.dataset}-{self.ipc}{self.suffix}"
 
 
+GIVEN = ("lr_img", "ce_weight")
+"""Settings that options may give in place of a rung's."""
 CASES = [Case("FashionMNIST", 1, 500, 2), Case("FashionMNIST", 10, 300, 2), Case("CIFAR10", 10, 400, 3)]
+LONG = [Case(dataset, ipc, 1500, 8, 128, 1000, "-long") for dataset in ("FashionMNIST", "CIFAR10") for ipc in (1, 10)]
+"""Hours on two cores: only where they are asked for."""
 
 
 def held_out(dataset: Dataset, every: int = 10) -> Dataset:
@@ -98,41 +105,50 @@ def measure(
 ) -> Row:
     row: Row = {}
     condensed: Any = fastdm.random_selection(dataset, case.ipc, seed)
+    checked: dict[int, torch.Tensor] = {}
     if rung != "random":
         losses: list[float] = []
-        how: dict[str, Any] = {"iterations": case.iterations, "batch_real": BATCH_REAL} | dict(settings)
-        how |= {} if options.lr_img is None else {"lr_img": options.lr_img}
+        how: dict[str, Any] = {"iterations": case.iterations, "batch_real": case.batch_real} | dict(settings)
+        how |= {name: getattr(options, name) for name in GIVEN if getattr(options, name) is not None}
+        checks = {case.iterations * check // options.checks for check in range(1, options.checks)}
+
+        def after(iteration: int, loss: float, images: torch.Tensor) -> None:
+            losses.append(loss)
+            if len(losses) in checks:
+                checked[len(losses)] = images.detach().cpu().clone()
+
         with Timed() as spent:
-            condensed = fastdm.condense(
-                dataset, case.ipc, seed=seed, device=options.device, callback=lambda _, x, __: losses.append(x), **how
-            )
+            condensed = fastdm.condense(dataset, case.ipc, seed=seed, device=options.device, callback=after, **how)
         row["condensation_seconds"] = spent.seconds
         row |= {name: condensed.settings[name] for name in ("precision", "lr_img", "ce_weight")}
         if losses:
             row["loss_first_25"] = round(statistics.fmean(losses[:25]), 3)
             row["loss_last_25"] = round(statistics.fmean(losses[-25:]), 3)
     for protocol in options.protocols:
+        evaluate = partial(
+            fastdm.evaluate,
+            dataset=dataset,
+            epochs=options.epochs or case.epochs,
+            protocol=protocol,
+            seed=seed,
+            device=options.device,
+        )
         with Timed() as spent:
-            evaluation = fastdm.evaluate(
-                condensed,
-                dataset,
-                num_eval=NETWORKS,
-                epochs=options.epochs,
-                protocol=protocol,
-                seed=seed,
-                device=options.device,
-                precision="bf16",
-            )
+            evaluation = evaluate(condensed, num_eval=NETWORKS)
         ((network, mean),) = evaluation.mean.items()
         row[protocol] = round(100 * mean, 2)
         row[f"{protocol}_std"] = round(100 * evaluation.std[network], 2)
         row[f"{protocol}_seconds"] = spent.seconds
+        if checked:
+            earlier = {done: dataclasses.replace(condensed, images=images) for done, images in checked.items()}
+            curve = {done: evaluate(images, num_eval=1).mean[network] for done, images in earlier.items()}
+            row[f"{protocol}_curve"] = {done: round(100 * accuracy, 2) for done, accuracy in curve.items()}
     return row
 
 
 def _bars(result: Result) -> Any:
     """Accuracy under "idc", mean over seeds, of each rung and budget."""
-    rows = [row for row in result["rows"] if "idc" in row and not row["validation"] and row["given_lr_img"] is None]
+    rows = [row for row in result["rows"] if "idc" in row and _plain(row)]
     budgets = list(dict.fromkeys(row["name"] for row in sorted(rows, key=_place)))
     rungs = [rung for rung in RUNGS if any(row["rung"] == rung for row in rows)]
     if not rows:
@@ -153,7 +169,7 @@ def _bars(result: Result) -> Any:
 def _quote(rows: Sequence[Row]) -> str:
     """A line for each budget and rung: means over seeds, deviations over those or else over the networks of the one."""
     lines: list[Row] = []
-    shown = [row for row in rows if not row["validation"] and row["given_lr_img"] is None]
+    shown = [row for row in rows if _plain(row)]
     for (name, rung), group in itertools.groupby(sorted(shown, key=_place), lambda row: (row["name"], row["rung"])):
         seeds = [*group]
         line: Row = {"name": name, "rung": rung, "seeds": len(seeds)}
@@ -167,6 +183,11 @@ def _quote(rows: Sequence[Row]) -> str:
                 line[key] = statistics.fmean(found)
         lines.append(line)
     return cells.table(_QUOTED, lines)
+
+
+def _plain(row: Row) -> bool:
+    """Whether a row is of a rung's own settings and of the test images."""
+    return not row["validation"] and all(row.get(f"given_{name}") is None for name in GIVEN)
 
 
 def _place(row: Row) -> tuple[str, int]:
@@ -203,17 +224,22 @@ SUITE = Suite(
 
 def main() -> None:
     parser = arguments.parser(__doc__, device=True, data=True)
-    parser.add_argument("--only", nargs="+", default=[case.name for case in CASES], help="data set and ipc")
+    names = [case.name for case in CASES + LONG]
+    parser.add_argument("--only", nargs="+", default=[case.name for case in CASES], choices=names, metavar="CASE")
     parser.add_argument("--rungs", nargs="+", default=list(RUNGS), choices=list(RUNGS), metavar="RUNG")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--protocols", nargs="+", default=["idc", "dm"], choices=["idc", "dm"])
     parser.add_argument("--iterations", type=int, help="in place of the case's")
+    parser.add_argument("--epochs", type=int, help="of the evaluation, in place of the case's")
     parser.add_argument("--lr_img", type=float, help="in place of the default")
-    parser.add_argument("--epochs", type=int, default=EPOCHS, help="of the evaluation")
+    parser.add_argument("--ce_weight", type=float, help="in place of the rung's")
+    parser.add_argument(
+        "--checks", type=int, default=1, help="evaluate so often along the iterations; one network each"
+    )
     parser.add_argument("--validation", action="store_true", help="hold out training images, and test on them")
     parser.add_argument("--pools", type=Path, default=Path("result/pools"), help="folder that keeps trained networks")
     options = parser.parse_args()
-    cases = [case for case in CASES if case.name in options.only]
+    cases = [case for case in CASES + LONG if case.name in options.only]
     if options.smoke:
         cases, options.epochs = [Case("digits", 1, 2, 1)], 1
     if options.iterations is not None:
@@ -224,31 +250,33 @@ def main() -> None:
     for case in cases:
         dataset = fastdm.open_dataset(case.dataset, data_path=options.data_path)
         dataset = held_out(dataset) if options.validation else dataset
-        in_pool = [rung for rung in options.rungs if "recipe" in RUNGS[rung]]
-        pool, about = trained(case, dataset, options) if in_pool else (None, {})
         for seed, rung in itertools.product(options.seeds, options.rungs):
+            how, about = RUNGS[rung], {}
+            if "recipe" in how:
+                pool, about = trained(case, dataset, "no cutmix" not in rung, options)
+                how = how | {"pool": pool}
             row: Row = {
                 "name": f"{case.dataset} ipc {case.ipc}, {case.iterations} iterations",
                 "rung": rung,
                 "seed": seed,
                 "validation": options.validation,
-                "batch_real": BATCH_REAL,
-                "epochs": options.epochs,
-                "given_lr_img": options.lr_img,
-                "pool_epochs": case.pool_epochs if rung in in_pool else None,
+                "batch_real": case.batch_real,
+                "epochs": options.epochs or case.epochs,
+                "pool_epochs": case.pool_epochs if about else None,
             }
-            recorder.rows = [earlier for earlier in recorder.rows if any(earlier[key] != row[key] for key in row)]
-            row |= {"commit": machine.commit()} | (about if rung in in_pool else {})
-            how = RUNGS[rung] | ({"pool": pool} if rung in in_pool else {})
+            row |= {f"given_{name}": getattr(options, name) for name in GIVEN}
+            recorder.rows = [earlier for earlier in recorder.rows if any(earlier.get(key) != row[key] for key in row)]
+            row |= {"commit": machine.commit()} | about
             recorder.add(row, partial(measure, case, dataset, rung, how, seed, options))
 
 
-def trained(case: Case, dataset: Dataset, options: argparse.Namespace) -> tuple[NetworkPool, Row]:
+def trained(case: Case, dataset: Dataset, cutmix: bool, options: argparse.Namespace) -> tuple[NetworkPool, Row]:
     """Two networks trained on the data set, kept in a file; and what they reach and took."""
-    path = options.pools / f"{case.dataset}-{case.pool_epochs}{'-held-out' * options.validation}.safetensors"
+    kind = "-held-out" * options.validation + "-no-cutmix" * (not cutmix)
+    path = options.pools / f"{case.dataset}-{case.pool_epochs}{kind}.safetensors"
     seconds = path.with_suffix(".seconds")
     path.parent.mkdir(parents=True, exist_ok=True)
-    how: dict[str, Any] = {"device": options.device, "precision": "bf16", "save_path": path, "resume": True}
+    how: dict[str, Any] = {"device": options.device, "cutmix": cutmix, "save_path": path, "resume": True}
     with Timed() as spent:
         pool = fastdm.train_pool(dataset, networks=2, epochs=case.pool_epochs, **how)
     if not seconds.exists():
