@@ -1,106 +1,260 @@
-"""Accuracy at small budgets, next to the initial images and the public code; and precisions, seed by seed.
+"""Test accuracy at budgets for trying out: random images, DM, and each addition to it; and precisions, seed by seed.
 
-    python -m bench.accuracy --data_path data [--only CIFAR10-1 …] [--seeds 0]
+    python -m bench.accuracy --data_path data [--only FashionMNIST-1 CIFAR10-10-long …] [--rungs dm partition …]
+                             [--seeds 0 1 2] [--protocols idc dm] [--lr_img 0.1] [--ce_weight 10] [--checks 4]
+                             [--validation]
     python -m bench.accuracy --data_path data --precisions fp32 bf16 [--seeds 0 1 2 …]
 
-The seed decides initial images, networks, draws and augmentation, so that only rounding distinguishes the precisions of
-one seed. Every row carries the command that condenses and evaluates the same.
+A row is one condensed set: initial images, networks, draws and augmentation follow from its seed. Its accuracy is that
+of the last epoch, mean and standard deviation over networks; random images of the same number, under the same protocol,
+are the rung "random". A run replaces the rows that it measures and keeps the others of this machine, each with the
+commit that it comes from. Seconds on a CPU are those of the processor, over all threads, so that what else it is doing
+does not count.
+
+validation: a tenth of every class is held out of the training images and tested on in place of the test images; that is
+where weights and learning rates are chosen.
 """
 
+import argparse
 import dataclasses
 import itertools
 import statistics
 import time
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import fastdm
-from bench.harness import arguments, cells, plots
-from bench.harness.records import STEP, Recorder, Result, Row, Suite
+import torch
 
-BATCH_REAL = 64
-NUM_EVAL = 3
-EPOCHS = 300
+import fastdm
+from bench.harness import arguments, cells, machine, plots
+from bench.harness.records import STEP, Recorder, Result, Row, Suite, same_machine
+from fastdm.data.pool import Dataset, Pool
+from fastdm.networks.trained import NetworkPool
+
+NETWORKS = 3
+
+MODE_M = {"strategy": "color_crop_cutout", "aug_mode": "M"}
+TRAINED = {"recipe": "trained"}
+RUNGS: dict[str, dict[str, Any]] = {
+    "random": {},
+    "dm": {},
+    "dm, mode M": MODE_M,
+    "dm, mode M, clamp": MODE_M | {"clamp": True},
+    "initial canvases": MODE_M | {"partition": 2, "iterations": 0},
+    "partition alone": {"partition": 2, "clamp": False},
+    "partition": MODE_M | {"partition": 2},
+    "pool": TRAINED | {"ce_weight": 0.0},
+    "trained": TRAINED,
+    "trained, weight 10": TRAINED | {"ce_weight": 10.0},
+    "trained, no cutmix": TRAINED,
+}
+"""Settings of each, besides the budget; a partition of 2 is the recipe's too. No cutmix: when training the pool."""
+GIVEN = ("lr_img", "ce_weight")
+"""Settings that options may give in place of a rung's."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """public: what the public code reached with the same budget (one condensed set, 3 networks × 300 epochs), %."""
+    """A data set and a budget: of condensation, of the two networks of the pool, and of the evaluation.
 
-    dataset: str
-    ipc: int
+    public: what DM's public code reached with the same budget (one condensed set, protocol "dm"), %.
+    """
+
+    name: str
     iterations: int
-    public: float
+    pool_epochs: int
+    batch_real: int = 64
+    epochs: int = 300
+    public: float | None = None
 
     @property
-    def command(self) -> str:
-        return (
-            f"fastdm condense --dataset {self.dataset} --ipc {self.ipc} --Iteration {self.iterations} "
-            f"--batch_real {BATCH_REAL} --num_exp 1 --num_eval {NUM_EVAL} --epoch_eval_train {EPOCHS}"
-        )
+    def dataset(self) -> str:
+        return self.name.split("-")[0]
+
+    @property
+    def ipc(self) -> int:
+        return int(self.name.split("-")[1])
+
+    @property
+    def title(self) -> str:
+        return f"{self.dataset} ipc {self.ipc}, {self.iterations} iterations"
 
 
 CASES = [
-    Case("FashionMNIST", 1, 100, 70.6),
-    Case("FashionMNIST", 10, 300, 81.9),
-    Case("CIFAR10", 1, 200, 25.7),
+    Case("FashionMNIST-1-short", 100, 2, public=70.6),
+    Case("FashionMNIST-1", 500, 2),
+    Case("FashionMNIST-10", 300, 2, public=81.9),
+    Case("CIFAR10-1-short", 200, 3, public=25.7),
+    Case("CIFAR10-10", 400, 3),
 ]
+LONG = [Case(f"{name}-long", 1500, 8, 128, 1000) for name in ("FashionMNIST-1", "FashionMNIST-10", "CIFAR10-1")]
+LONG += [Case("CIFAR10-10-long", 1500, 8, 128, 1000), *(Case(f"CIFAR10-{ipc}-5000", 5000, 8) for ipc in (1, 10))]
+"""Up to hours on two cores: only where they are asked for."""
 
 
-def measure(case: Case, data_path: Path, seed: int, precision: Any, epochs: int, device: str, initial: bool) -> Row:
-    """Condense, and evaluate the result and, if asked for, the images it started from."""
-    dataset = fastdm.open_dataset(case.dataset, data_path=data_path)
-    losses: list[float] = []
-    moments: list[float] = []
+def held_out(dataset: Dataset, every: int = 10) -> Dataset:
+    """The data set with every tenth training image of a class as its test image, and out of the training images."""
+    offsets = dataset.train.class_offsets
+    classes = [torch.arange(int(first), int(last)) for first, last in itertools.pairwise(offsets)]
 
-    def after(iteration: int, loss: float, images: object) -> None:
-        losses.append(loss)
-        moments.append(time.perf_counter())
+    def part(choose: Callable[[torch.Tensor], torch.Tensor]) -> Pool:
+        rows = [choose(places) for places in classes]
+        ends = torch.tensor([0, *(len(places) for places in rows)]).cumsum(0)
+        return Pool(dataset.train.read(torch.cat(rows)), ends)
 
-    settings: dict[str, Any] = {"ipc": case.ipc, "batch_real": BATCH_REAL, "precision": precision}
-    condense = partial(fastdm.condense, dataset, **settings, seed=seed, device=device)
-    condensed = condense(iterations=case.iterations, callback=after)
-    row: Row = {
-        "precision": condensed.settings["precision"],
-        # The first iteration ends after the step was built, compiled or recorded.
-        "seconds_per_iteration": round((moments[-1] - moments[0]) / max(1, len(moments) - 1), 4),
-        "loss_first_25": round(statistics.fmean(losses[:25]), 3),
-        "loss_last_25": round(statistics.fmean(losses[-25:]), 3),
-        "losses": [round(loss, 4) for loss in losses],
-    }
-    sets = {"condensed": condensed} | ({"initial": condense(iterations=0)} if initial else {})
-    for what, images in sets.items():
-        evaluation = fastdm.evaluate(images, dataset, num_eval=NUM_EVAL, epochs=epochs, seed=seed, device=device)
-        row[f"{what}_accuracy"] = round(100 * evaluation.mean["ConvNet"], 2)
-        row[f"{what}_std"] = round(100 * evaluation.std["ConvNet"], 2)
+    train = part(lambda places: places[torch.arange(len(places)) % every != 0])
+    return dataclasses.replace(dataset, train=train, test=part(lambda places: places[::every]))
+
+
+class Timed:
+    """Seconds that the processor worked, over all threads; where a GPU works, those that passed."""
+
+    def __init__(self, device: str) -> None:
+        self._clock = time.perf_counter if "cuda" in device else time.process_time
+
+    def __enter__(self) -> "Timed":
+        self._begin = self._clock()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds = round(self._clock() - self._begin, 1)
+
+
+def measure(
+    case: Case, dataset: Dataset, rung: str, how: dict[str, Any], options: argparse.Namespace, seed: int
+) -> Row:
+    """Condense as the rung does (how: its settings), and evaluate under each protocol, also along the iterations."""
+    row: Row = {}
+    condensed: Any = fastdm.random_selection(dataset, case.ipc, seed)
+    checked: dict[int, torch.Tensor] = {}
+    if rung != "random":
+        losses: list[float] = []
+        moments: list[float] = []
+        checks = {case.iterations * check // options.checks for check in range(1, options.checks)}
+
+        def after(iteration: int, loss: float, images: torch.Tensor) -> None:
+            losses.append(loss)
+            moments.append(time.perf_counter())
+            if len(losses) in checks:
+                checked[len(losses)] = images.detach().cpu().clone()
+
+        how = {"iterations": case.iterations, "batch_real": case.batch_real} | how
+        with Timed(options.device) as spent:
+            condensed = fastdm.condense(dataset, case.ipc, seed=seed, device=options.device, callback=after, **how)
+        row["condensation_seconds"] = spent.seconds
+        row |= {name: condensed.settings[name] for name in ("precision", "lr_img", "ce_weight")}
+        if losses:
+            # The first iteration ends after the step was built, compiled or recorded.
+            row["seconds_per_iteration"] = round((moments[-1] - moments[0]) / max(1, len(moments) - 1), 4)
+            row["loss_first_25"] = round(statistics.fmean(losses[:25]), 3)
+            row["loss_last_25"] = round(statistics.fmean(losses[-25:]), 3)
+            row["losses"] = [round(statistics.fmean(part), 4) for part in _parts(losses, 100)]
+    for protocol in options.protocols:
+        evaluate = partial(
+            fastdm.evaluate,
+            dataset=dataset,
+            epochs=options.epochs or case.epochs,
+            protocol=protocol,
+            seed=seed,
+            device=options.device,
+        )
+        with Timed(options.device) as spent:
+            found = evaluate(condensed, num_eval=NETWORKS)
+        ((network, mean),) = found.mean.items()
+        row |= {protocol: round(100 * mean, 2), f"{protocol}_std": round(100 * found.std[network], 2)}
+        row[f"{protocol}_seconds"] = spent.seconds
+        if checked:
+            sets = {done: dataclasses.replace(condensed, images=images) for done, images in checked.items()}
+            curve = {done: evaluate(images, num_eval=1).mean[network] for done, images in sets.items()}
+            row[f"{protocol}_curve"] = {str(done): round(100 * accuracy, 2) for done, accuracy in curve.items()}
     return row
+
+
+def _parts(values: Sequence[float], most: int) -> list[Sequence[float]]:
+    """The values in order, in at most so many parts of one size."""
+    size = -(-len(values) // most)
+    return [values[start : start + size] for start in range(0, len(values), size)]
+
+
+def trained(case: Case, dataset: Dataset, cutmix: bool, options: argparse.Namespace) -> tuple[NetworkPool, Row]:
+    """Two networks trained on the data set, kept in a file; and what they reach and took."""
+    kind = "-held-out" * options.validation + "-no-cutmix" * (not cutmix)
+    path = options.pools / f"{case.dataset}-{case.pool_epochs}{kind}.safetensors"
+    seconds = path.with_suffix(".seconds")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        pool = NetworkPool.load(path)
+    else:
+        how: dict[str, Any] = {"device": options.device, "save_path": path, "resume": True}
+        with Timed(options.device) as spent:
+            pool = fastdm.train_pool(dataset, networks=2, epochs=case.pool_epochs, cutmix=cutmix, **how)
+        seconds.write_text(str(spent.seconds))
+    accuracies = " ".join(f"{100 * value:.1f}" for value in pool.accuracies)
+    return pool, {"pool_accuracies": accuracies, "pool_seconds": float(seconds.read_text())}
 
 
 # --- tables and plots ------------------------------------------------------------------------------------------------
 
 
+def _plain(row: Row) -> bool:
+    """Whether a row is of a rung's own settings and of the test images."""
+    return not row["validation"] and all(row.get(f"given_{name}") is None for name in GIVEN)
+
+
+def _place(row: Row) -> tuple[str, int]:
+    return row["name"], [*RUNGS].index(row["rung"])
+
+
+def _means(rows: Sequence[Row]) -> list[Row]:
+    """A row for each budget and rung: means over seeds, deviations over those or else over the networks of the one."""
+    means: list[Row] = []
+    shown = sorted(filter(_plain, rows), key=_place)
+    for (name, rung), group in itertools.groupby(shown, lambda row: (row["name"], row["rung"])):
+        seeds = [*group]
+        mean: Row = {"name": name, "rung": rung, "seeds": len(seeds)}
+        for key in ("idc", "dm", "public", "pool_seconds", "condensation_seconds"):
+            if found := [row[key] for row in seeds if row.get(key) is not None]:
+                mean[key] = statistics.fmean(found)
+                single = next((row[f"{key}_std"] for row in seeds if f"{key}_std" in row), 0.0)
+                mean[f"{key}_std"] = statistics.stdev(found) if len(found) > 1 else single
+        means.append(mean)
+    return means
+
+
 def _bars(result: Result) -> Any:
-    rows = [row for row in result["rows"] if "condensed_accuracy" in row]
-    if not rows:
+    """Accuracy under "idc" of each rung, for each budget."""
+    means = [row for row in _means(result["rows"]) if "idc" in row]
+    if not means:
         return None
-    kinds = {
-        "initial": ("random real images", plots.THEIRS),
-        "public": ("public code", plots.OTHER),
-        "condensed": ("fastdm", plots.OURS),
-    }
+    budgets, rungs = ([*dict.fromkeys(row[key] for row in means)] for key in ("name", "rung"))
+    found = {(row["name"], row["rung"]): row["idc"] for row in means}
+    colors = itertools.cycle([plots.OURS, plots.OTHER, plots.LINE, plots.THEIRS])
     series = [
-        plots.Series(
-            label, [row[f"{kind}_accuracy"] for row in rows], color, (), [row.get(f"{kind}_std", 0) for row in rows]
-        )
-        for kind, (label, color) in kinds.items()
+        plots.Series(name, [found.get((name, rung), float("nan")) for rung in rungs], color)
+        for name, color in zip(budgets, colors, strict=False)
     ]
-    return plots.bars(result, [row["name"] for row in rows], series, "test accuracy, %", row_inches=0.75)[0]
+    return plots.bars(result, rungs, series, "test accuracy, %", row_inches=0.2 * (len(budgets) + 1))[0]
+
+
+def _curves(result: Result) -> Any:
+    """Accuracy against iterations."""
+    drawn = [(row, protocol) for row in result["rows"] for protocol in ("idc", "dm") if f"{protocol}_curve" in row]
+    if not drawn:
+        return None
+    figure, (axes,) = plots.figure(result)
+    for row, protocol in drawn:
+        curve = row[f"{protocol}_curve"]
+        done = [*map(int, curve), int(row["name"].split()[-2])]
+        axes.plot(done, [*curve.values(), row[protocol]], "o-", ms=4, label=f"{row['name']}, {row['rung']}, {protocol}")
+    plots.label(axes, "iteration", "test accuracy, %", "linear")
+    return figure
 
 
 def _seeds(result: Result) -> Any:
     """Loss against iteration of every seed, and accuracy seed by seed."""
-    done = [row for row in result["rows"] if "condensed_accuracy" in row]
+    done = [row for row in result["rows"] if "dm" in row]
     if not done:
         return None
     figure, (losses, accuracies) = plots.figure(result, 2, (8, 3))
@@ -110,75 +264,128 @@ def _seeds(result: Result) -> Any:
         for row in rows:
             losses.plot(row["losses"], color=colors[name], lw=0.7, alpha=0.7)
         places = [row["seed"] + 0.15 * shift for row in rows]
-        means, deviations = ([row[key] for row in rows] for key in ("condensed_accuracy", "condensed_std"))
+        means, deviations = ([row[key] for row in rows] for key in ("dm", "dm_std"))
         accuracies.errorbar(places, means, deviations, fmt="o", ms=4, color=colors[name], label=name)
     losses.set(xlabel="iteration", ylabel="loss / classes")
     plots.label(accuracies, "seed", "test accuracy, %", "linear")
     return figure
 
 
-def _last_quarter(row: Row) -> str:
-    losses = row.get("losses", [])
-    return f"{statistics.fmean(losses[-max(1, len(losses) // 4) :]):.2f}" if losses else ""
-
-
-_COLUMNS = cells.columns(
-    """
-    set | name; precision; seed; start; condensed; difference | difference | +.2f; public code | public_accuracy | .1f
-    mean loss, last quarter | last_quarter; s per iteration | seconds_per_iteration | .3g; command
-    """,
-    start=cells.plus_minus("initial_accuracy", "initial_std"),
-    condensed=cells.plus_minus("condensed_accuracy", "condensed_std"),
-    last_quarter=_last_quarter,
-    command=lambda row: f"`{row['command']}`" if "command" in row else "",
+_SECONDS = "pool, s | pool_seconds | .0f; condensation, s | condensation_seconds | .0f"
+_SPECIAL: dict[str, cells.Cell] = {
+    "idc": cells.plus_minus("idc", "idc_std"),
+    "dm": cells.plus_minus("dm", "dm_std"),
+    "validation": lambda row: "yes" if row["validation"] else "",
+    "ce_weight": lambda row: f"{row['ce_weight']:g}" if row.get("ce_weight") else "",
+}
+_QUOTED = cells.columns(
+    f"set | name; images | rung; sets | seeds; idc; dm; public code, dm | public | .1f; {_SECONDS}", **_SPECIAL
 )
-_QUOTED = ("set", "start", "condensed", "public code", "s per iteration", "command")
-_ROOMS = (*STEP, "evaluation")
+_SHOWN = ("random", "dm", "partition", "pool", "trained")
+_TEXT = (
+    f"Test accuracy in % of one condensed set per row, mean and standard deviation over {NETWORKS} networks at the "
+    "last epoch"
+)
 BUDGETS = Suite(
     "accuracy",
     "Accuracy",
-    "Test accuracy in % (mean and standard deviation over networks) of the condensed set, of the random real images "
-    "that it started from, and of what the public code reached with the same budget.",
-    _ROOMS,
-    _COLUMNS,
-    quote=lambda rows: cells.table([column for column in _COLUMNS if column[0] in _QUOTED], rows),
-    plots={"bars": _bars},
+    f"{_TEXT}, under the protocols of IDC and of DM; and what DM's public code reached with the same budget. Seconds "
+    "of the processor, over all threads.",
+    (*STEP, "synthetic", "evaluation", "applications"),
+    cells.columns(
+        f"""
+        set | name; images | rung; seed; real images per class | batch_real; epochs; held out | validation
+        lr | lr_img | g; weight of CE | ce_weight; idc; dm; public code, dm | public | .1f
+        loss, first 25 | loss_first_25 | .2f; last 25 | loss_last_25 | .2f; pool, % | pool_accuracies; {_SECONDS}
+        evaluation, s | idc_seconds | .0f
+        """,
+        **_SPECIAL,
+    ),
+    quote=lambda rows: cells.table(_QUOTED, _means([row for row in rows if row["rung"] in _SHOWN])),
+    plots={"bars": _bars, "curves": _curves},
 )
 PRECISIONS = Suite(
     "precision",
     "Precision",
-    "The same condensation in several precisions, seed by seed: test accuracy in % (mean and standard deviation over "
-    "networks), and its difference from that of the first precision.",
-    _ROOMS,
-    _COLUMNS,
+    f"DM in several precisions, seed by seed. {_TEXT}, and its difference from that in the first precision.",
+    (*STEP, "evaluation"),
+    cells.columns(
+        """
+        set | name; precision; seed; dm; difference | difference | +.2f; mean loss, last quarter | last_quarter
+        condensation, s | condensation_seconds | .0f
+        """,
+        dm=_SPECIAL["dm"],
+        last_quarter=lambda row: f"{statistics.fmean(row['losses'][-max(1, len(row['losses']) // 4) :]):.2f}",
+    ),
     plots={"seeds": _seeds},
 )
 
 
 def main() -> None:
     parser = arguments.parser(__doc__, device=True, data=True)
-    parser.add_argument("--only", nargs="+", help="such as CIFAR10-1: data set and ipc")
-    parser.add_argument("--precisions", nargs="+", help="compare them: the first case, twelve seeds if none are given")
+    names = [case.name for case in CASES + LONG]
+    parser.add_argument("--only", nargs="+", choices=names, metavar="CASE", help=", ".join(names))
+    parser.add_argument("--rungs", nargs="+", default=list(RUNGS), choices=list(RUNGS), metavar="RUNG")
+    parser.add_argument(
+        "--precisions", nargs="+", help="compare them by DM's first case, twelve seeds if none are given"
+    )
     parser.add_argument("--seeds", nargs="+", type=int)
+    parser.add_argument("--protocols", nargs="+", default=["idc", "dm"], choices=["idc", "dm"])
+    parser.add_argument("--epochs", type=int, help="of the evaluation, in place of the case's")
+    parser.add_argument("--lr_img", type=float, help="in place of the default")
+    parser.add_argument("--ce_weight", type=float, help="in place of the rung's")
+    parser.add_argument("--checks", type=int, default=1, help="evaluations along the iterations, the last included")
+    parser.add_argument("--validation", action="store_true", help="hold out training images, and test on them")
+    parser.add_argument("--pools", type=Path, default=Path("result/pools"), help="folder that keeps trained networks")
     options = parser.parse_args()
-    comparing = bool(options.precisions)
-    seeds = options.seeds or (range(12) if comparing else [0])
-    cases = [case for case in CASES if f"{case.dataset}-{case.ipc}" in (options.only or [f"{case.dataset}-{case.ipc}"])]
-    epochs = 1 if options.smoke else EPOCHS
-    settings = {"smoke": options.smoke, "batch_real": BATCH_REAL, "num_eval": NUM_EVAL, "epochs": epochs}
-    recorder = Recorder(PRECISIONS if comparing else BUDGETS, settings, options.device)
-    for case, seed in itertools.product(cases[:1] if comparing else cases, seeds):
-        case = dataclasses.replace(case, iterations=2) if options.smoke else case
+    cases = [case for case in CASES + LONG if case.name in (options.only or [case.name for case in CASES])]
+    if options.smoke:
+        cases, options.epochs = [Case("digits-1", 2, 1)], 1
+    if options.precisions:
+        compare_precisions(cases[0], options)
+    else:
+        measure_cases(cases, options)
+
+
+def measure_cases(cases: Sequence[Case], options: argparse.Namespace) -> None:
+    recorder = Recorder(BUDGETS, {"networks": NETWORKS, "smoke": options.smoke}, options.device)
+    recorder.rows += same_machine(machine.describe(options.device), BUDGETS.name)
+    given = {name: getattr(options, name) for name in GIVEN}
+    for case in cases:
+        dataset = fastdm.open_dataset(case.dataset, data_path=options.data_path)
+        dataset = held_out(dataset) if options.validation else dataset
+        for seed, rung in itertools.product(options.seeds or [0], options.rungs):
+            how = RUNGS[rung] | {name: value for name, value in given.items() if value is not None}
+            about: Row = {}
+            if "recipe" in how:
+                how["pool"], about = trained(case, dataset, "no cutmix" not in rung, options)
+            row: Row = {
+                "name": case.title,
+                "rung": rung,
+                "seed": seed,
+                "validation": options.validation,
+                "batch_real": case.batch_real,
+                "epochs": options.epochs or case.epochs,
+                "pool_epochs": case.pool_epochs if about else None,
+            }
+            row |= {f"given_{name}": value for name, value in given.items()}
+            recorder.rows = [earlier for earlier in recorder.rows if any(earlier.get(key) != row[key] for key in row)]
+            row |= {"commit": machine.commit(), "public": case.public if rung == "dm" else None} | about
+            recorder.add(row, partial(measure, case, dataset, rung, how, options, seed))
+
+
+def compare_precisions(case: Case, options: argparse.Namespace) -> None:
+    recorder = Recorder(PRECISIONS, {"networks": NETWORKS, "smoke": options.smoke}, options.device)
+    dataset = fastdm.open_dataset(case.dataset, data_path=options.data_path)
+    options.protocols = ["dm"]
+    for seed in options.seeds or range(12):
         first: Row = {}
-        for precision in options.precisions or [None]:
-            name = f"{case.dataset} ipc {case.ipc}, {case.iterations} iterations"
-            row: Row = {"name": name, "seed": seed}
-            row |= {} if comparing else {"command": case.command, "public_accuracy": case.public}
-            how = partial(measure, case, options.data_path, seed, precision, epochs, options.device, not comparing)
-            recorder.add(row, how)
+        for precision in options.precisions:
+            row: Row = {"name": case.title, "precision": precision, "seed": seed}
+            recorder.add(row, partial(measure, case, dataset, "dm", {"precision": precision}, options, seed))
             first = first or row
-            if row is not first and "condensed_accuracy" in row and "condensed_accuracy" in first:
-                row["difference"] = round(row["condensed_accuracy"] - first["condensed_accuracy"], 2)
+            if row is not first and "dm" in row and "dm" in first:
+                row["difference"] = round(row["dm"] - first["dm"], 2)
                 recorder.save()
 
 

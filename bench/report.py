@@ -18,7 +18,7 @@ from bench.harness.records import Row, Suite
 
 README = REPOSITORY / "README.md"
 _MODULES = """
-accuracy recipes waterfall step calls launches loading peaks evaluation downstream matching kernels compile traffic
+accuracy waterfall step calls launches loading peaks evaluation downstream matching kernels compile traffic
 fakegpu scale run
 """
 SUITES = {

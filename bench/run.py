@@ -59,7 +59,7 @@ chunks        45  -m bench.waterfall chunks {device} --no-compile --seconds 5
 step          90  -m bench.step {device} {few} {plain} --seconds 60
 step_recipes  30  -m bench.step recipes {device} --seconds 10
 evaluation    45  -m bench.evaluation {device}
-accuracy      60  -m bench.accuracy {device} {data} --only CIFAR10-1
+accuracy      60  -m bench.accuracy {device} {data} --only CIFAR10-1-short --rungs random dm --protocols dm
 report        30  -m bench.report --to {to}
 """,
 }

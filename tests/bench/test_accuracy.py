@@ -1,20 +1,41 @@
-"""Accuracy: the time per iteration is that between the first and the last one."""
+"""Accuracy: what counts in the times, and what a run keeps of the one before."""
 
+import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+import fastdm
 from bench import accuracy
+from bench.harness import machine
 
 
 def test_preparations_do_not_count_in_the_time_per_iteration(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([100.0, 102.0, 106.0])
-    monkeypatch.setattr(accuracy, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
-    case = accuracy.Case("digits", 1, 3, 50.0)
-    row = accuracy.measure(case, Path("data"), seed=0, precision="fp32", epochs=1, device="cpu", initial=True)
+    monkeypatch.setattr(accuracy.time, "perf_counter", lambda: next(clock))
+    options: Any = SimpleNamespace(device="cpu", epochs=1, protocols=["dm"], checks=3)
+    case = accuracy.Case("digits-1", 3, 1)
+    row = accuracy.measure(case, fastdm.open_dataset("digits"), "dm", {"precision": "fp32"}, options, 0)
     assert row["seconds_per_iteration"] == 3.0
     assert len(row["losses"]) == 3
     assert row["precision"] == "fp32"
-    assert 0 <= row["condensed_accuracy"] <= 100
-    assert 0 <= row["initial_accuracy"] <= 100
+    assert row["dm_curve"].keys() == {"1", "2"}
+    assert 0 <= row["dm"] <= 100
+
+
+def test_a_run_keeps_the_rows_that_it_does_not_measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTDM_RESULTS", str(tmp_path))
+    monkeypatch.setattr(machine, "commit", lambda: "now")
+    pools = ["--pools", str(tmp_path / "pools")]
+
+    def run(*arguments: str) -> list[tuple[str, int]]:
+        monkeypatch.setattr(sys, "argv", ["accuracy", "--smoke", "--device", "cpu", *pools, *arguments])
+        accuracy.main()
+        (path,) = tmp_path.glob("accuracy--*.json")
+        return [(row["rung"], row["seed"]) for row in json.loads(path.read_text())["rows"]]
+
+    assert run("--rungs", "random", "trained", "--protocols", "idc") == [("random", 0), ("trained", 0)]
+    assert run("--rungs", "random", "--seeds", "0", "1") == [("trained", 0), ("random", 0), ("random", 1)]
