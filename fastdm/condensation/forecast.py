@@ -1,4 +1,4 @@
-"""What a condensation will take, before anything is read: the bytes of every part, and the time."""
+"""Predict what a condensation takes before anything is read: the bytes of every part, and the time."""
 
 import math
 from dataclasses import dataclass, replace
@@ -26,7 +26,7 @@ Place = Literal["device", "host"]
 
 @dataclass(frozen=True)
 class Part:
-    """Bytes of a part. place: in a GPU's memory or in the machine's. source: where the number comes from."""
+    """The bytes that one part takes, where (on a GPU or on its host), and the source of that number."""
 
     name: str
     bytes: int
@@ -36,14 +36,14 @@ class Part:
 
 @dataclass(frozen=True)
 class Forecast:
-    """Memory of the process that takes the most of a job, times of the one that takes longest.
+    """The memory of the process that needs the most of it, and the times of the process that takes the longest.
 
-    classes: those of the process. plan: that of its step. parts: what is in memory at the peak, and where. memory:
-    bytes that are free on the device. read_bytes: of real images in an iteration.
+    classes: how many of them that process condenses. plan: the memory plan of its step. parts: what is in memory at the
+    peak, and where. memory: free bytes on the device. read_bytes: bytes of real images read in an iteration.
 
-    rate: where the times come from, None where there are none. seconds: of an iteration; serial: the share of them that
-    does not become less with more processes. total_seconds: of all iterations; evaluation_seconds: of the trainings and
-    tests of one evaluation, one process computing, None without one.
+    rate: where the times come from, None if there are none. seconds: the time of an iteration; serial: the share of it
+    that more processes do not shorten. total_seconds: the time of all iterations; evaluation_seconds: the time of one
+    evaluation, training and testing, by one process; None without an evaluation.
     """
 
     device: str
@@ -60,11 +60,11 @@ class Forecast:
     evaluation_seconds: float | None = None
 
     def bytes(self, place: Place) -> int:
-        """Of all parts at that place."""
+        """The bytes of all parts in that place."""
         return sum(part.bytes for part in self.parts if part.place == place)
 
     def summary(self) -> dict[str, Any]:
-        """All of it, as JSON takes it."""
+        """The whole forecast, as JSON takes it."""
         parts = [
             {"part": part.name, **{key: getattr(part, key) for key in ("bytes", "place", "source")}}
             for part in self.parts
@@ -90,15 +90,16 @@ def forecast(
     saves: bool = True,
     name: str | None = None,
 ) -> Forecast:
-    """Forecast a condensation of a data set, of which the shape suffices, by resolved settings.
+    """Forecast the condensation of a data set by resolved settings; only the shape of the data set is needed.
 
-    device: it need not be there. rate: of the device, None for no times. memory: bytes that are free on it.
-    process_bytes: what a process takes before it condenses anything. ranks: processes, each with a device of its own
-    (on a CPU, with its part of the memory), that share the classes. protocol: of the evaluation. pool: as for
-    `condense`; of its weights, too, the shape suffices. saves: whether checkpoints are written. name: what the device
-    is called.
+    device: need not be present. rate: how fast the device is; None leaves out the times. memory: free bytes on the
+    device. process_bytes: what a process takes before it condenses anything. ranks: how many processes share the
+    classes, each on a device of its own or, on a CPU, with its share of the memory. protocol: how the set is
+    evaluated, None if it is not. pool: as in `condense`; only the shape of its weights is needed. saves: whether
+    checkpoints are written. name: what to call the device.
 
-    Raises FastDMError for what will not fit, for more ranks than classes, and for a network with BatchNorm among ranks.
+    Raises FastDMError for what will not fit, for more ranks than classes, and for a network with BatchNorm on several
+    ranks.
     """
     if not 1 <= ranks <= dataset.num_classes:
         raise FastDMError(f"ranks is {ranks}; it must be at least 1 and at most {dataset.num_classes}, one per class")
@@ -146,9 +147,10 @@ def forecast(
 
 
 def _held(plan: MemoryPlan, real: Pool, device: torch.device, memory: int) -> tuple[Place, int]:
-    """Where the computation is, and how much of the pool of real images is kept there.
+    """Where the step computes, and how many bytes of the pool of real images are kept there.
 
-    A GPU that streams keeps none; nor does a machine whose memory does not hold the file, which is then read directly.
+    A GPU that streams them keeps none. Neither does a machine whose memory cannot hold the file: it reads the file
+    directly.
     """
     if device.type != "cpu":
         return "device", 0 if plan.residence == "streamed" else plan.pool_bytes
@@ -166,8 +168,10 @@ def _parts(
     result: int,
     saves: bool,
 ) -> tuple[Part, ...]:
-    """The parts of a plan, and those that the machine holds besides; held: of the pool of real images, and where;
-    result: of the whole set."""
+    """The parts of a plan, and what else is in the host's memory.
+
+    held: where the pool of real images is, and how many bytes of it; result: bytes of the whole condensed set.
+    """
     pool_bytes = 0 if pool is None or settings.networks == "random" else pool.weights.nbytes
     one = plan.images_bytes // 2
     place, pool_held = held
@@ -195,7 +199,7 @@ def _parts(
 
 
 def _evaluation_seconds(dataset: Dataset, settings: Settings, protocol: Protocol, rate: Rate) -> float:
-    """Of all trainings, forward and back to the weights and to the images before, and of testing."""
+    """The time of all trainings (forward, and backward to the weights and to the inputs of layers) and of testing."""
     images = dataset.num_classes * settings.ipc * settings.partition**2
     trained = images * protocol.all_epochs
     tested = 0 if dataset.test is None else len(dataset.test) * protocol.checks

@@ -1,4 +1,4 @@
-"""What an evaluation gives."""
+"""The result of an evaluation."""
 
 import math
 import statistics
@@ -9,16 +9,16 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What networks that were trained on a set make of the test images, for each architecture by its name.
+    """How well networks trained on a set classify the test images, by the name of their architecture.
 
-    accuracies: the test accuracy in [0, 1] of every network at the end of its training. top5: for every network the
-    share of test images whose class is among the five that it thinks the most likely. confusion: rows are the true
-    classes, columns those that the images were taken for; numbers of images, of all networks together. Without the
-    latter two, an evaluation is one that an earlier version has recorded.
+    accuracies: the test accuracy in [0, 1] of every network at the end of its training. top5: for every network, the
+    share of test images whose class is among its five most likely ones. confusion: counts of test images, summed over
+    the networks; a row is a true class, a column a predicted one. An evaluation that an earlier version recorded has
+    neither top5 nor confusion.
 
-    best: the highest of the accuracies that were measured during its training, where there are such (`checks`): the
-    test images chose that moment, so it is no estimate, but what many papers print. random: where the labels are soft,
-    the same of random real images with labels by the same teacher.
+    best: the highest accuracy measured during each training, if it was measured more than once (`checks`). The test
+    images chose that moment, so it overestimates the accuracy; many papers report it nevertheless. random: with soft
+    labels, the evaluation of random real images that the same teacher labelled.
     """
 
     accuracies: dict[str, list[float]]
@@ -45,7 +45,7 @@ class Evaluation:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Evaluation":
-        """The evaluation of which `summary` is a part of the content of a file.
+        """The evaluation whose `summary` a file contains, perhaps among other things.
 
         Raises ValueError, TypeError or AttributeError for values that are not numbers.
         """
@@ -59,7 +59,7 @@ class Evaluation:
         return cls(numbers("accuracies"), numbers("best"), top5=numbers("top5"), confusion=confusion)
 
     def summary(self) -> dict[str, Any]:
-        """All that was measured, for a file of JSON; a class without test images has the accuracy null."""
+        """Everything that was measured, as JSON takes it; the accuracy of a class without test images is null."""
         per_class = {
             name: [None if math.isnan(value) else value for value in values] for name, values in self.per_class.items()
         }
@@ -78,12 +78,12 @@ class Evaluation:
 
     @property
     def std(self) -> dict[str, float]:
-        """Standard deviation over the networks (division by their number, as the public code reports it)."""
+        """Standard deviation over the networks (divided by their number, as the public code does)."""
         return {name: statistics.pstdev(values) for name, values in self.accuracies.items()}
 
     @property
     def per_class(self) -> dict[str, list[float]]:
-        """The accuracy for the test images of each class, mean over the networks; nan for a class without any."""
+        """The accuracy on the test images of each class, averaged over the networks; nan for a class without any."""
         return {
             name: [row[label] / sum(row) if sum(row) else math.nan for label, row in enumerate(matrix)]
             for name, matrix in self.confusion.items()

@@ -53,7 +53,7 @@ class LabelledImages:
         *,
         soft: bool = False,
     ) -> "LabelledImages":
-        """Of a set those that its images are, or are decoded to; soft: with its soft labels."""
+        """The images of a pool, or of a set, whose partition is decoded; soft: with the soft labels of the set."""
         if isinstance(images, SyntheticSet):
             decoded = images.expand()
             probabilities = decoded.soft_labels.float().to(device) if soft and decoded.soft_labels is not None else None

@@ -21,7 +21,7 @@ from fastdm.system.files import writing
 from fastdm.version import __version__
 
 PICTURE_BYTES = 11_000_000
-"""Of all pictures on a page, before base64 makes four bytes of three: a page stays below 20 MB."""
+"""The most bytes that the pictures of a page take. Base64 makes four bytes of three, so a page stays below 20 MB."""
 
 COLOURS = 6
 """Runs that a page can tell apart by colour and dash."""
