@@ -59,6 +59,8 @@ def search_space(only: Mapping[str, Sequence[Any]] | None = None, count: int | N
     for name, values in only.items():
         if name not in SPACE:
             raise unknown("property", name, SPACE)
+        if not values:
+            raise FastDMError(f"{name} has no values; name some of {', '.join(map(str, SPACE[name]))}")
         for value in values:
             one_of(name, value, SPACE[name])
     axes = [[value for value in values if value in only.get(name, values)] for name, values in SPACE.items()]
@@ -66,7 +68,7 @@ def search_space(only: Mapping[str, Sequence[Any]] | None = None, count: int | N
     if count is None:
         return names
     if not 2 <= count <= len(names):
-        raise FastDMError(f"{count} networks cannot be drawn from {len(names)}; it must be at least 2, and at most all")
+        raise FastDMError(f"networks is {count}; it must be at least 2, and at most {len(names)}, which is all")
     chosen = sorted(random.Random(seed).sample(range(len(names)), count))
     return [names[place] for place in chosen]
 
@@ -93,6 +95,8 @@ class Search:
         whole_number("whole_set_epochs", self.whole_set_epochs, 1)
         if len(set(self.networks)) < 2:
             raise FastDMError("a search needs at least two networks to rank")
+        if not self.proxies:
+            raise FastDMError(f"there is no proxy; name some of {', '.join(PROXIES)}")
         for proxy in self.proxies:
             one_of("proxy", proxy, PROXIES)
         dataclasses.replace(self.protocol, networks=self.networks).check(self.dataset)

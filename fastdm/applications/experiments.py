@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -87,9 +88,10 @@ def run_experiments(
             if all(ranks.exchange(evaluation is not None)) and evaluation is not None:
                 title += ", measured before"
             else:
+                began = time.monotonic()
                 evaluation = measure(synthetic, dataset, its_protocol, device, progress=options.progress)
                 if ranks.first:
-                    write_evaluation(folder, synthetic, its_protocol, evaluation)
+                    write_evaluation(folder, synthetic, its_protocol, evaluation, time.monotonic() - began)
                 experiments.write()
                 if options.tensorboard:
                     watch.show(settings.iterations, evaluation)
@@ -164,11 +166,14 @@ class _Experiments:
         save_public([*ready.values()], self.path, Evaluation.pooled(filter(None, kept)).accuracies)
 
 
-def write_evaluation(folder: Path, synthetic: SyntheticSet, protocol: Protocol, evaluation: Evaluation) -> None:
-    """Keep what was measured in a run folder."""
+def write_evaluation(
+    folder: Path, synthetic: SyntheticSet, protocol: Protocol, evaluation: Evaluation, seconds: float
+) -> None:
+    """Keep what was measured in a run folder, and the seconds that it took."""
     content = {
         "set_crc32": synthetic.crc32(),
         "protocol": dataclasses.asdict(protocol),
+        "seconds": round(seconds, 3),
         **evaluation.summary(),
     }
     lines = [f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in content.items()]

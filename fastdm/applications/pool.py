@@ -24,7 +24,7 @@ from fastdm.networks.architectures import build_network, default_network
 from fastdm.networks.model import Network
 from fastdm.networks.trained import NetworkPool, flatten_parameters, load_parameters
 from fastdm.system.device import Precision, default_device, fastest_precision, precision_context, undisturbed
-from fastdm.system.files import crc32, writing
+from fastdm.system.files import crc32, make_folder, user_path, writing
 from fastdm.system.memory import within_memory
 from fastdm.system.progress import Progress
 
@@ -65,7 +65,8 @@ def train_pool(
 
     data, data_path, image_size: as in `open_dataset`. networks: how many are trained, each from weights of its own, for
     `epochs` epochs in batches of `batch_train`, from the learning rate `lr_net`. states: snapshots of each, spread
-    evenly over its updates, start and end included; by default one per epoch and the start, and at least 13. network:
+    evenly over its updates, start and end included; by default one per epoch and the start, and at least 13 if it has
+    as many. network:
     architecture, by default the ConvNet that suits the image size. cutmix: False trains without. precision: of the
     forward passes, by default the fastest of equal accuracy.
     save_path: the file of the pool, .safetensors. Until it is complete, a file next to it keeps each network with its
@@ -96,10 +97,12 @@ def train_pool(
         cutmix=cutmix,
     )
     steps = protocol.steps(len(dataset.train))
-    states = max(protocol.epochs + 1, FEWEST_STATES) if states is None else whole_number("states", states, 2)
-    states = min(states, steps + 1)
+    if states is None:
+        states = min(max(protocol.epochs + 1, FEWEST_STATES), steps + 1)
+    elif whole_number("states", states, 2) > steps + 1:
+        raise FastDMError(f"states is {states}, but trainings of {steps} updates have {steps + 1}; use at most as many")
     settings = _settings(protocol, states, seed)
-    files = _Files(None if save_path is None else Path(save_path), {**settings, **fingerprint(dataset)})
+    files = _Files(None if save_path is None else user_path(save_path), {**settings, **fingerprint(dataset)})
     if (complete := files.begin(resume, overwrite)) is not None:
         return complete
     kept = [steps * state // (states - 1) for state in range(states)]
@@ -211,6 +214,8 @@ class _Files:
     def __init__(self, path: Path | None, settings: dict[str, Any]) -> None:
         if path is not None and path.suffix != ".safetensors":
             raise FastDMError(f"{path} must end in .safetensors")
+        if path is not None:
+            make_folder(path.parent)
         self.path = path
         self.settings = json.loads(json.dumps(settings))
 

@@ -30,9 +30,10 @@ _KINDS = {
     "norm, activation, pooling": ("norm", "relu", "threshold", "pool"),
     "augmentation": ("dsa",),
     "random draws": ("uniform", "draw"),
-    "class means and loss": ("class_mean", "segment_reduce", "addmm"),
+    "class means and loss": ("class_mean", "classmean", "segment_reduce", "addmm"),
+    "update of the pixels": ("sgd",),
 }
-"""Kinds of work, by what the names of their ops contain; the first that fits counts."""
+"""Kinds of work, by what the names of their ops contain in lower case; the first that fits counts."""
 
 
 @dataclass(frozen=True)
@@ -167,6 +168,6 @@ def _result(recording: Recording, iterations: int, folder: Path, device: torch.d
 def _kind(op: str) -> str:
     """Which kind of work an op does."""
     for kind, parts in _KINDS.items():
-        if any(part in op for part in parts):
+        if any(part in op.lower() for part in parts):
             return kind
     return "all else"

@@ -50,7 +50,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "env": environment,
 }
 for name, command in COMMANDS.items():
-    app.command(name, cls=Command)(command)
+    summary = str(command.__doc__).partition("\n\n")[0]
+    app.command(name, cls=Command, short_help=summary)(command)  # else the list of commands would cut it off
 
 
 def _version(asked: bool) -> None:

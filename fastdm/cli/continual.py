@@ -30,14 +30,21 @@ WORDS = {"dm": "DM", "random": "random", "herding": "herding"}
 
 
 _Method = Annotated[
-    str, typer.Option("--method", help="DM, random or herding; several, side by side, are joined by commas.")
+    str,
+    typer.Option(
+        "--method", help="How images are made or chosen: DM, random or herding; several are joined by commas."
+    ),
 ]
 
-_Steps = Annotated[int, typer.Option("--steps", min=1, help="Steps in which the classes come, equally many in each.")]
+_Steps = Annotated[
+    int, typer.Option("--steps", min=1, help="Steps in which the classes arrive, the same number in each.")
+]
 
 _Ipc = Annotated[int, typer.Option("--ipc", min=1, help="Images per class in the memory.")]
 
-_Orders = Annotated[int, typer.Option("--orders", min=1, help="Orders of the classes: the paper's, from the first.")]
+_Orders = Annotated[
+    int, typer.Option("--orders", min=1, help="How many orders of the classes to average over; they are the paper's.")
+]
 
 _Iterations = Annotated[int, typer.Option("--iterations", "--Iteration", help="Updates of the pixels in each step.")]
 
@@ -82,11 +89,12 @@ def continual(
     resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Let the classes of a data set come in steps; train on a memory of a few images per class after each.
+    """Continual learning: classes arrive in steps, and networks train on a memory of a few images per class.
 
-    The paper's protocol: in every step the new classes are condensed (DM) or real images of them chosen, networks are
-    trained on the memory from scratch and tested on all classes so far; over several orders of the classes. Writes
-    SAVE_PATH/continual.json and continual.png; --resume continues, also with further methods and orders.
+    The paper's protocol: in every step the new classes are condensed (DM), or real images of them are chosen (random,
+    herding); networks are then trained on the memory from scratch and tested on all classes so far. Repeated for
+    several orders of the classes. Writes SAVE_PATH/continual.json and continual.png; --resume continues, also with
+    further methods and orders.
     """
     from fastdm.applications.continual import PLOT, RESULTS, Continual, run_continual, table
     from fastdm.condensation.settings import Settings

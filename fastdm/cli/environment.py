@@ -4,7 +4,7 @@ from fastdm.cli.output import print_facts
 
 
 def environment() -> None:
-    """Show versions, processor, GPU and settings: what belongs into a bug report."""
+    """Show versions, processor, GPU and settings: what belongs in a bug report."""
     from fastdm.applications.environment import summary
 
     print_facts("fastdm env", summary())

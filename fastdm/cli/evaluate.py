@@ -53,7 +53,11 @@ _NumEval = Annotated[int, typer.Option("--num_eval", min=1, help="Networks train
 
 _Labels = Annotated[
     str,
-    typer.Option("--labels", help="hard; or soft, of the networks of --pool, then of random images too."),
+    typer.Option(
+        "--labels",
+        help="What to train for: hard labels; or soft ones that the networks of --pool give, then random real images "
+        "with such labels are evaluated too.",
+    ),
 ]
 
 _Pool = Annotated[Path | None, typer.Option("--pool", help="Trained networks, a file that `fastdm pool` wrote.")]

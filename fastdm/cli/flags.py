@@ -107,7 +107,12 @@ Ipc = Annotated[int, typer.Option("--ipc", help="Synthetic images per class.")]
 
 Method = Annotated[
     str,
-    typer.Option("--method", parser=a_choice({"dm": "DM"}), metavar="DM", help="The public code's other is not here."),
+    typer.Option(
+        "--method",
+        parser=a_choice({"dm": "DM"}),
+        metavar="DM",
+        help="DM only; the public code's other methods are not included.",
+    ),
 ]
 
 BatchReal = Annotated[int, typer.Option("--batch_real", help="Real images per class and update.")]

@@ -103,7 +103,7 @@ def plan(
     data_path: flag.DataPath = Path("data"),
     config: flag.Config = None,
 ) -> None:
-    """Say what a condensation will take, before anything is read: the bytes of every part, and the time.
+    """Predict the memory and the time that a condensation takes, before anything is read.
 
     The data set is a packed file, of which the header is read; a data set with a preset; or --classes, --images and
     --size. Memory is counted as the condensation itself plans it. Times come from a calibration of the device, if it is

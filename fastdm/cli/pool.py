@@ -11,7 +11,7 @@ from fastdm.cli.flags import Cutmix, DataPath, Dataset, Device, ImageSize, Model
 
 
 def pool(
-    file: Annotated[Path, typer.Argument(help="The file to write, .safetensors.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The file to write; it ends in .safetensors.")],
     dataset: Dataset = "CIFAR10",
     model: Model = None,
     networks: Annotated[int, typer.Option("--networks", min=1, help="Networks to train.")] = 5,
@@ -33,7 +33,7 @@ def pool(
     resume: Annotated[bool, typer.Option("--resume", help="Continue a training that was interrupted.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start over where FILE already exists.")] = False,
 ) -> None:
-    """Train networks on a data set, and keep snapshots to match images in: for condense --networks trained."""
+    """Train networks on a data set and keep snapshots of them, for fastdm condense --networks trained."""
     from fastdm.applications.pool import train_pool
 
     trained = train_pool(

@@ -7,11 +7,16 @@ import typer
 
 from fastdm.cli.flags import SOURCE, DataPath, Device, ImageSize
 from fastdm.cli.output import print_saved
+from fastdm.system.files import user_path
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders that condense wrote, or folders of them.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The page to write.")] = Path("report.html"),
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN…", help="Run folders that condense wrote, or folders of such folders.")
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", parser=user_path, metavar="FILE", help="The page to write.")
+    ] = Path("report.html"),
     dataset: Annotated[
         str | None,
         typer.Option("--dataset", help=f"Whose real images to show: {SOURCE}  [default: the one that the run names]"),
@@ -22,7 +27,8 @@ def report(
         bool,
         typer.Option(
             "--baselines",
-            help="First evaluate as many random real images, and the whole set, as the run was; kept in its folder.",
+            help="First evaluate as many random real images and the whole set, by the run's protocol; the accuracies "
+            "are kept in its folder.",
         ),
     ] = False,
     epoch_whole_set: Annotated[
@@ -34,7 +40,10 @@ def report(
         ),
     ] = None,
     png: Annotated[
-        Path | None, typer.Option("--png", help="Folder for the figures as PNG files, such as a paper needs.")
+        Path | None,
+        typer.Option(
+            "--png", parser=user_path, metavar="FOLDER", help="Folder for the figures as PNG files, as for a paper."
+        ),
     ] = None,
     device: Device = None,
 ) -> None:
@@ -43,12 +52,14 @@ def report(
     It shows loss and accuracy, the synthetic images over the iterations next to real ones, time and memory, settings,
     and the command that repeats each run.
     """
+    from fastdm.applications.measured_file import check_writable
     from fastdm.applications.report.baselines import measure_baselines
     from fastdm.applications.report.page import write_report
     from fastdm.applications.report.reading import find_runs, read_run
     from fastdm.data.sources import open_dataset
     from fastdm.system.device import default_device
 
+    check_writable(out)
     if baselines:
         for folder in find_runs(runs):
             record = read_run(folder)

@@ -29,20 +29,20 @@ from fastdm.system.streams import on_terminal
 
 _Ipc = Annotated[int, typer.Option("--ipc", min=1, help="Images per class of the proxy sets.")]
 
-_Proxy = Annotated[str, typer.Option("--proxy", help="Proxies to compare, joined by commas.")]
+_Proxy = Annotated[str, typer.Option("--proxy", help="What to train on besides the whole set, joined by commas.")]
 
-_Depth = Annotated[str, typer.Option("--depth", help="Depths to search, joined by commas.")]
+_Depth = Annotated[str, typer.Option("--depth", help="Depths of the ConvNets to search, joined by commas.")]
 
-_Width = Annotated[str, typer.Option("--width", help="Widths.")]
+_Width = Annotated[str, typer.Option("--width", help="Their widths.")]
 
-_Activation = Annotated[str, typer.Option("--activation", help="Activations.")]
+_Activation = Annotated[str, typer.Option("--activation", help="Their activations.")]
 
-_Norm = Annotated[str, typer.Option("--norm", help="Normalisations.")]
+_Norm = Annotated[str, typer.Option("--norm", help="Their norms.")]
 
-_Pool = Annotated[str, typer.Option("--pool", help="Poolings.")]
+_Pool = Annotated[str, typer.Option("--pool", help="Their pooling.")]
 
 _Networks = Annotated[
-    int | None, typer.Option("--networks", help="So many of these networks, drawn at random.  [default: all]")
+    int | None, typer.Option("--networks", help="How many of these networks to train, drawn at random.  [default: all]")
 ]
 
 _Iterations = Annotated[int, typer.Option("--iterations", "--Iteration", help="Updates of the condensed pixels.")]
@@ -84,11 +84,12 @@ def search(
     resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Search the paper's 720 ConvNets on small proxy sets; say how well each proxy ranks them.
+    """Search the paper's 720 ConvNets on small proxy sets, and compare the proxies.
 
-    Every network is trained on each proxy and on the whole set. Printed for each proxy: the best network that it finds
-    and what that reaches, the rank correlation with the whole set, the time, and the images stored. Writes
-    SAVE_PATH/search.json and summary.json; --resume continues, also with further networks and proxies.
+    Every network is trained on each proxy (a condensed set, random real images, the whole set stopped early) and on the
+    whole set. Prints for each proxy the best network it finds and that network's accuracy after training on the whole
+    set, the rank correlation with the whole set, the time, and the images stored. Writes SAVE_PATH/search.json and
+    summary.json; --resume continues, also with further networks and proxies.
     """
     from fastdm.applications.architecture_search import RESULTS, SUMMARY, Search, run_search, search_space
     from fastdm.condensation.settings import Settings

@@ -145,7 +145,7 @@ def measure_soft(
         raise FastDMError("labels is 'soft', which is for condensed sets and random selections; use 'hard'")
     if pool is None:
         raise FastDMError(
-            "labels is 'soft', but there is no pool of trained networks that gives them; train one, give it"
+            "labels is 'soft', which takes them from a pool of trained networks: train one (fastdm pool), and give it"
         )
     labelled = train if train.soft_labels is not None else relabel(train, pool, device)
     random = relabel(random_selection(dataset, train.ipc, protocol.seed), pool, device)

@@ -177,7 +177,7 @@ class SyntheticSet:
         """Read one set of a file: number `experiment`, counted from 0, of those that `load_all` reads."""
         sets = cls.load_all(path, dataset=dataset, normalised=normalised)
         if not 0 <= experiment < len(sets):
-            raise FastDMError(f"{path} holds {len(sets)} sets, counted from 0; there is no set {experiment}")
+            raise FastDMError(f"{path} holds {number_of_sets(sets)}, counted from 0; there is no set {experiment}")
         return sets[experiment]
 
     @classmethod
@@ -292,6 +292,11 @@ def save_public(
     if abouts:
         about = abouts[0] | {"settings": [each["settings"] for each in abouts]}
     write_public(path, [(synthetic.images, synthetic.labels) for synthetic in written], accuracies, about)
+
+
+def number_of_sets(sets: Sequence[SyntheticSet]) -> str:
+    """How many there are, in words."""
+    return f"{len(sets)} {'set' if len(sets) == 1 else 'sets'}"
 
 
 def dataset_name(path: str | Path) -> str:

@@ -90,7 +90,7 @@ def test_some_networks_are_drawn_by_the_seed() -> None:
     assert some == search_space(count=12, seed=1) != search_space(count=12, seed=2)
     assert [name for name in search_space() if name in some] == some
     for count in (1, 721):
-        with pytest.raises(FastDMError, match=f"{count} networks cannot be drawn from 720"):
+        with pytest.raises(FastDMError, match=f"networks is {count}; it must be at least 2, and at most 720"):
             search_space(count=count)
     with pytest.raises(FastDMError, match="depth is 5; it must be one of 1, 2, 3, 4"):
         search_space({"depth": [5]})

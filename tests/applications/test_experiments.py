@@ -162,6 +162,6 @@ def test_a_damaged_evaluation_is_measured_anew(content: str, dataset: Dataset, t
     (tmp_path / experiments.FILE).write_text(content)
     assert read_evaluation(tmp_path, synthetic) is None
     found = measure(synthetic, dataset, PROTOCOL, CPU)
-    experiments.write_evaluation(tmp_path, synthetic, PROTOCOL, found)
+    experiments.write_evaluation(tmp_path, synthetic, PROTOCOL, found, 1.5)
     assert read_evaluation(tmp_path, synthetic, PROTOCOL) == found
     assert read_evaluation(tmp_path, synthetic, dataclasses.replace(PROTOCOL, seed=9)) is None

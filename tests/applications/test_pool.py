@@ -113,6 +113,7 @@ def test_a_pool_survives_its_file_and_damage_is_noticed(dataset: Dataset, tmp_pa
         ({"networks": 0}, "networks is 0"),
         ({"epochs": 0}, "epochs is 0"),
         ({"states": 1}, "states is 1"),
+        ({"states": 14}, "states is 14, but trainings of 12 updates have 13; use at most as many"),
         ({"network": "ConvNt"}, "unknown network 'ConvNt'"),
         ({"save_path": "pool.pt"}, "must end in .safetensors"),
     ],

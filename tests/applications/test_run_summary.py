@@ -38,7 +38,7 @@ def test_a_run_folder(run: Path) -> None:
     assert facts["loss"] == json.loads((run / "log.jsonl").read_text().splitlines()[-1])["loss"]
     assert "checkpoint.json" in facts["files"]
     synthetic = fastdm.SyntheticSet.load(run / "synthetic.safetensors")
-    write_evaluation(run, synthetic, Protocol(["MLP"], "none"), Evaluation({"MLP": [0.5]}))
+    write_evaluation(run, synthetic, Protocol(["MLP"], "none"), Evaluation({"MLP": [0.5]}), 1.5)
     assert summarise_run(run)["accuracies"] == {"MLP": [0.5]}
 
 

@@ -66,5 +66,5 @@ def test_the_files_of_others_are_written(
 def test_an_unknown_format_is_refused(digits: fastdm.SyntheticSet, tmp_path: Path) -> None:
     with pytest.raises(FastDMError, match="format is 'npy'; it must be one of 'safetensors', 'public', 'mtt', 'idc'"):
         run("export", tmp_path / "unit.pt", tmp_path / "a", "--dataset", "digits", "--format", "npy")
-    with pytest.raises(FastDMError, match=r"holds 1 sets, counted from 0; there is no set 3"):
+    with pytest.raises(FastDMError, match=r"holds 1 set, counted from 0; there is no set 3"):
         run("export", tmp_path / "unit.pt", tmp_path / "a.pt", "--dataset", "digits", "--experiment", "3")

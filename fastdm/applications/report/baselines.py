@@ -15,6 +15,7 @@ from fastdm.synthetic.initial import random_selection, whole_set
 from fastdm.synthetic.synthetic_set import SyntheticSet
 from fastdm.system.files import writing
 
+RANDOM, WHOLE_SET = "random real images", "whole set"
 WHOLE_SET_EPOCHS = 200
 """As one trains on a whole set, whose epochs have far more updates than those of a condensed set."""
 
@@ -25,31 +26,34 @@ def measure_baselines(
     """Evaluate random real images, those that the run's seed draws, and the whole set by the protocol of the run.
 
     epochs: those of the whole set, by default the protocol's and at most `WHOLE_SET_EPOCHS`. What the folder keeps
-    already is not measured again. Raises FastDMError for a run that was not evaluated.
+    already is not measured again, except the whole set if other epochs are asked for. Raises FastDMError for a run that
+    was not evaluated.
     """
     if not record.protocol:
         raise FastDMError(f"{record.folder} was not evaluated, so baselines have no protocol to follow")
-    if record.baselines:
+    kept = {name: evaluation.accuracies for name, evaluation in record.baselines.items()}
+    if epochs not in (None, record.whole_set_epochs):
+        kept.pop(WHOLE_SET, None)
+    if len(kept) == 2:
         return
     try:
         protocol = Protocol(**record.protocol)
     except TypeError as error:
         raise FastDMError(f"the protocol in {record.folder} is damaged ({error})") from error
+    few_epochs = epochs or min(WHOLE_SET_EPOCHS, protocol.epochs)
     candidates: Mapping[str, tuple[SyntheticSet | Pool, Protocol]] = {
-        "random real images": (
+        RANDOM: (
             random_selection(
                 dataset, record.ipc, int(record.settings["seed"]), partition=int(record.settings.get("partition", 1))
             ),
             protocol,
         ),
-        "whole set": (
-            whole_set(dataset),
-            dataclasses.replace(protocol, epochs=epochs or min(WHOLE_SET_EPOCHS, protocol.epochs)),
-        ),
+        WHOLE_SET: (whole_set(dataset), dataclasses.replace(protocol, epochs=few_epochs)),
     }
     measured = {
-        name: measure(images, dataset, how, device, progress=progress).accuracies
+        name: kept.get(name) or measure(images, dataset, how, device, progress=progress).accuracies
         for name, (images, how) in candidates.items()
     }
+    content = {"protocol": record.protocol, "whole_set_epochs": few_epochs, "accuracies": measured}
     with writing(record.folder / BASELINES) as temporary:
-        temporary.write_text(json.dumps({"protocol": record.protocol, "accuracies": measured}, indent=2) + "\n")
+        temporary.write_text(json.dumps(content, indent=2) + "\n")

@@ -121,6 +121,8 @@ def time_chart(record: RunRecord) -> Markup | None:
     if not isinstance(split, dict) or not split:
         return None
     bars = [(str(kind), 1000 * float(seconds), 0) for kind, seconds in split.items()]
+    if "waiting_seconds" in record.profile:
+        bars.append(("waiting for real images", 1000 * float(record.profile["waiting_seconds"]), 1))
     text = ", ".join(f"{kind} {number_text(value)} ms" for kind, value, _ in bars)
     return bar_chart("Time of an iteration by kind of work", text, "ms", bars)
 

@@ -27,7 +27,8 @@ class RunRecord:
     settings: those of the run; synthetic: its set, None if it has not ended; losses: (iteration, loss) in order;
     seconds: of all its sessions; pictures: (iteration, file) in order; protocol, evaluation: how its set was evaluated
     and what that gave; during: (iteration, evaluation) of those on the way; baselines: evaluations of other sets by the
-    same protocol, by name; profile: what `fastdm profile` measured.
+    same protocol, by name; profile: what `fastdm profile` measured; evaluation_seconds: what the evaluation took;
+    whole_set_epochs: those of the baseline. The last two are None where the folder does not say.
     """
 
     name: str
@@ -43,6 +44,8 @@ class RunRecord:
     during: list[tuple[int, Evaluation]]
     baselines: Mapping[str, Evaluation]
     profile: Mapping[str, Any]
+    evaluation_seconds: float | None = None
+    whole_set_epochs: int | None = None
 
     @property
     def dataset(self) -> str:
@@ -127,6 +130,8 @@ def read_run(folder: Path, name: str = "") -> RunRecord:
             if same_protocol
         },
         profile=_object(folder / "profile.json") or _object(folder / "profile" / "profile.json"),
+        evaluation_seconds=measured.get("seconds"),
+        whole_set_epochs=baselines.get("whole_set_epochs") if same_protocol else None,
     )
 
 
