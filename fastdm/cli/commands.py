@@ -13,7 +13,7 @@ from fastdm.cli.evaluate import evaluate
 from fastdm.cli.export import export
 from fastdm.cli.inspect import inspect
 from fastdm.cli.pack import pack
-from fastdm.cli.parsing import Command
+from fastdm.cli.parsing import Command, Program
 from fastdm.cli.plan import plan
 from fastdm.cli.pool import pool
 from fastdm.cli.profile import profile
@@ -24,6 +24,7 @@ from fastdm.version import __version__
 HELP = "Condense image data sets into a few synthetic images per class by distribution matching."
 
 app = typer.Typer(
+    cls=Program,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,

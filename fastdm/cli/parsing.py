@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from fastdm.errors import FastDMError, unknown
 from fastdm.system.files import user_path
@@ -26,6 +26,18 @@ class Command(TyperCommand):
             words = flags.completed(args)
             configured = flags.configured(words)
             args = [*flags.preset([*configured, *words]), *configured, *words]
+        return list(super().parse_args(ctx, args))
+
+
+class Program(TyperGroup):
+    """The whole command line. Completion is installed for the shell that asks; a word after it would be ignored."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if len(args) > 1 and _plain(args[0]) in ("--install_completion", "--show_completion"):
+            raise FastDMError(
+                f"{args[0]} takes no {printable(args[1])!r} after it: it is for the shell that it is run in, which may "
+                "be bash, zsh, fish or PowerShell"
+            )
         return list(super().parse_args(ctx, args))
 
 

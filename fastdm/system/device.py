@@ -134,7 +134,8 @@ def free_memory(device: torch.device | None = None) -> int:
     if device is not None and device.type == "cuda":
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + kept
-    return max(0, min(_machine_memory(), *_group_memory(Path("/proc/self/cgroup"), CGROUPS), *_limit_memory()))
+    groups = _group_memory(Path("/proc/self/cgroup"), CGROUPS)
+    return max(0, min([_machine_memory(), *groups, *_limit_memory()]))
 
 
 def resident_memory() -> int:

@@ -152,3 +152,14 @@ def test_completion_and_a_short_help_are_there() -> None:
         env={"_FASTDM_COMPLETE": "complete_bash", "COMP_WORDS": "fastdm cond", "COMP_CWORD": "1"},
     )  # fmt: skip
     assert result.output.split() == ["condense"]
+
+
+@pytest.mark.parametrize("flag", ["--install-completion", "--show_completion"])
+def test_completion_for_a_shell_by_name_is_refused_and_names_the_shells(
+    flag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The word would be taken for a command, and completion be installed for the shell that runs the program."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(FastDMError, match=f"{flag} takes no 'nosuchshell' after it: .* bash, zsh, fish or PowerShell"):
+        run(flag, "nosuchshell")
+    assert not list(tmp_path.iterdir())

@@ -62,6 +62,13 @@ def test_free_memory_follows_the_smallest(tmp_path: Path, monkeypatch: pytest.Mo
     assert free_memory() == 0
 
 
+def test_a_machine_without_any_limit_leaves_its_own_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "_machine_memory", lambda: 7 * MIB)
+    for name in ("_group_memory", "_limit_memory"):
+        monkeypatch.setattr(device, name, lambda *_: iter(()))
+    assert free_memory(CPU) == free_memory() == 7 * MIB
+
+
 def test_a_limit_of_the_address_space_is_kept() -> None:
     """In a process of its own, whose limit is lowered to 64 MiB more than it has."""
     code = """
