@@ -13,6 +13,7 @@ from torch import Tensor
 from fastdm.kernels import conv_norm_relu_pool, dispatch, extension, norm_relu_pool, stores_only_pooled, use_backend
 from fastdm.kernels.blocks import native, reference
 from fastdm.networks import build_network
+from fastdm.networks.model import Block
 from tests.kernels.blocks.test_conv_block import block_inputs
 from tests.kernels.blocks.test_native import FLOAT, HALF, assert_near, double
 
@@ -188,6 +189,23 @@ def test_a_frozen_network_goes_through_tiles() -> None:
     # Two networks of bfloat16 differ where a tie is rounded otherwise: by a rounding or two in each of two layers.
     assert_near(features.detach(), expected.detach().double(), 4 * HALF)
     assert float(F.cosine_similarity(gradient.flatten().double(), wanted.flatten().double(), dim=0)) > 1 - 4 * HALF
+
+
+def test_autocast_without_gradient_goes_through_tiles() -> None:
+    torch.manual_seed(0)
+    network = build_network("ConvNetD2", channels=3, num_classes=10, image_size=8)
+    offsets = torch.tensor([0, 3, 4])
+    x = torch.randn(4, 3, 8, 8)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        features, means = network.embed(x), network.embed_mean(x.bfloat16(), offsets)
+    assert features.dtype == torch.bfloat16
+    blocks = [layer for layer in network.features if isinstance(layer, Block)]
+    expected = x.bfloat16()
+    for block in blocks:
+        expected = conv_norm_relu_pool(expected, block.conv.weight.detach().bfloat16(), block.weight, block.bias)
+    assert len(blocks) == 2
+    assert torch.equal(features, expected.flatten(1))
+    assert_near(means, torch.stack([part.double().mean(0) for part in features.split([3, 1])]), 4 * FLOAT)
 
 
 @pytest.mark.skipif(not HAS_AMX, reason="this processor has no AMX tiles, or the system does not grant them")
