@@ -172,7 +172,9 @@ inline void register_norm_relu_pool(nb::module_& module) {
 
 using ConvWeight = nb::ndarray<const float, nb::ndim<4>, nb::device::cpu>;
 
-inline Weights weights_of(const ConvWeight& w) {
+// Of float32 or bfloat16.
+template <class T>
+WeightsOf<T> weights_of(const nb::ndarray<const T, nb::ndim<4>, nb::device::cpu>& w) {
     return {w.data(), size_of(w, 0), size_of(w, 1), w.stride(0), w.stride(1), w.stride(2), w.stride(3)};
 }
 
@@ -180,7 +182,8 @@ inline void require_padding(int64_t padding) {
     require(0 <= padding && padding <= 1 << 20, "padding is negative or too large.");
 }
 
-inline ConvShape conv_shape_of(const ConvWeight& weight, int64_t height, int64_t width, int64_t padding) {
+template <class W>
+ConvShape conv_shape_of(const W& weight, int64_t height, int64_t width, int64_t padding) {
     const int64_t out = size_of(weight, 0), in = size_of(weight, 1);
     require_shape("weight", weight, {out, in, 3, 3});
     require(can_convolve(in, out), "A convolution of " + std::to_string(in) + " to " + std::to_string(out) +
@@ -192,6 +195,17 @@ inline ConvShape conv_shape_of(const ConvWeight& weight, int64_t height, int64_t
     return s;
 }
 
+// Of a block's pooled output or its gradient, of the convolution's result, which may be absent, and of the statistics.
+template <class Pooled, class Conv, class Statistics>
+void require_block_shapes(const ConvShape& s, int64_t count, const Pooled& pooled, const Conv& conv_out,
+                          const Statistics& mean, const Statistics& rstd) {
+    const MapSize conv = s.out_size(), half = conv.pooled();
+    require_shape("the pooled array", pooled, {count, half.height, half.width, s.out});
+    if (conv_out.is_valid()) require_shape("conv_out", conv_out, {count, conv.height, conv.width, s.out});
+    require_shape("mean", mean, {count, s.out});
+    require_shape("rstd", rstd, {count, s.out});
+}
+
 inline void bind_conv_norm_relu_pool(const Array<const float, 4>& x, const ConvWeight& weight, const Floats& scale,
                                      const Floats& shift, int64_t padding, float eps, const Array<float, 4>& out,
                                      const Array<float, 4>& conv_out, const Array<float, 2>& mean,
@@ -199,12 +213,8 @@ inline void bind_conv_norm_relu_pool(const Array<const float, 4>& x, const ConvW
     const int64_t count = size_of(x, 0), height = size_of(x, 1), width = size_of(x, 2);
     const ConvShape s = conv_shape_of(weight, height, width, padding);
     const Affine affine = affine_of(scale, shift, s.out, eps);
-    const MapSize conv = s.out_size(), pooled = conv.pooled();
     require_shape("x", x, {count, height, width, s.in});
-    require_shape("out", out, {count, pooled.height, pooled.width, s.out});
-    if (conv_out.is_valid()) require_shape("conv_out", conv_out, {count, conv.height, conv.width, s.out});
-    require_shape("mean", mean, {count, s.out});
-    require_shape("rstd", rstd, {count, s.out});
+    require_block_shapes(s, count, out, conv_out, mean, rstd);
     nb::gil_scoped_release unlocked;
     conv_norm_relu_pool(shared_pool(), x.data(), count, s, weights_of(weight), affine, out.data(),
                         data_or_null(conv_out), mean.data(), rstd.data());
@@ -221,11 +231,7 @@ inline void bind_conv_norm_relu_pool_backward(const Array<const float, 4>& grad,
     const int64_t height = size_of(conv_out, 1) + crop, width = size_of(conv_out, 2) + crop;
     const ConvShape s = conv_shape_of(weight, height, width, padding);
     const Affine affine = affine_of(scale, shift, s.out, 0.0f);
-    const MapSize conv = s.out_size(), pooled = conv.pooled();
-    require_shape("grad", grad, {count, pooled.height, pooled.width, s.out});
-    require_shape("conv_out", conv_out, {count, conv.height, conv.width, s.out});
-    require_shape("mean", mean, {count, s.out});
-    require_shape("rstd", rstd, {count, s.out});
+    require_block_shapes(s, count, grad, conv_out, mean, rstd);
     if (x.is_valid()) require_shape("x", x, {count, height, width, s.in});
     if (grad_x.is_valid()) require_shape("grad_x", grad_x, {count, height, width, s.in});
     if (grad_weight.is_valid()) require_shape("grad_weight", grad_weight, {3, 3, s.in, s.out});

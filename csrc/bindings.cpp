@@ -3,6 +3,7 @@
 #include "bind_class_means.h"
 #include "bind_data.h"
 #include "bind_ops.h"
+#include "bind_tiles.h"
 
 NB_MODULE(_native, module) {
     module.doc() = "fastdm's C++ core.";
@@ -10,5 +11,6 @@ NB_MODULE(_native, module) {
     fastdm::register_augmentation(module);
     fastdm::register_norm_relu_pool(module);
     fastdm::register_conv(module);
+    fastdm::register_tiles(module);
     fastdm::register_class_means(module);
 }

@@ -30,6 +30,14 @@ inline Workspace& shares_workspace() {
     return workspace;
 }
 
+// Adds up shares that are `stride` elements apart, in their order.
+inline void add_up(const float* shares, int64_t stride, int64_t count, int64_t elements, float* to) {
+    std::fill(to, to + elements, 0.0f);
+    for (int64_t share = 0; share < count; ++share) {
+        for (int64_t i = 0; i < elements; ++i) to[i] += shares[share * stride + i];
+    }
+}
+
 // Sums over images are made of shares, added in their order afterwards: they do not depend on the number of threads.
 class BlockBackward {
 public:
@@ -127,13 +135,6 @@ private:
                 }
             }
         });
-    }
-
-    static void add_up(const float* shares, int64_t stride, int64_t count, int64_t elements, float* to) {
-        std::fill(to, to + elements, 0.0f);
-        for (int64_t share = 0; share < count; ++share) {
-            for (int64_t i = 0; i < elements; ++i) to[i] += shares[share * stride + i];
-        }
     }
 
     ThreadPool& pool_;

@@ -15,6 +15,7 @@
 #include "cpu.h"
 #include "random_key.h"
 #include "shapes.h"
+#include "tiles.h"
 
 // clang-format off: simd.h comes first.
 
@@ -26,6 +27,7 @@
 #include "norm_relu_pool_kernels.h"
 #include "conv_kernels.h"
 #include "conv_gradient_kernels.h"
+#include "tile_kernels.h"
 #undef FASTDM_ISA
 #undef FASTDM_VECTOR_BYTES
 
@@ -45,6 +47,7 @@
 #include "norm_relu_pool_kernels.h"
 #include "conv_kernels.h"
 #include "conv_gradient_kernels.h"
+#include "tile_kernels.h"
 #undef FASTDM_ISA
 #undef FASTDM_VECTOR_BYTES
 #if defined(__clang__)
@@ -63,6 +66,7 @@
 #include "norm_relu_pool_kernels.h"
 #include "conv_kernels.h"
 #include "conv_gradient_kernels.h"
+#include "tile_kernels.h"
 #undef FASTDM_ISA
 #undef FASTDM_VECTOR_BYTES
 #if defined(__clang__)

@@ -50,20 +50,22 @@ struct ConvShape {
 };
 
 // Weights [out, in, 3, 3], in any memory layout.
-struct Weights {
-    const float* data;
+template <class T>
+struct WeightsOf {
+    const T* data;
     int64_t out, in;
     int64_t out_stride, in_stride, row_stride, column_stride;
 
-    float at(int64_t to, int64_t from, int tap) const {
+    T at(int64_t to, int64_t from, int tap) const {
         return data[to * out_stride + from * in_stride + tap / 3 * row_stride + tap % 3 * column_stride];
     }
     // For the backward convolution: in and out exchanged, the taps rotated by 180°.
-    Weights backward() const {
-        const float* last = data + 2 * row_stride + 2 * column_stride;
+    WeightsOf backward() const {
+        const T* last = data + 2 * row_stride + 2 * column_stride;
         return {last, in, out, in_stride, out_stride, -row_stride, -column_stride};
     }
 };
+using Weights = WeightsOf<float>;
 
 constexpr int64_t kWinogradTiles = 48;    // per round, so that their transforms and products stay in a core's cache
 constexpr int64_t kWinogradColumns = 64;  // output channels per round

@@ -20,13 +20,20 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     held = [f"{name}={os.environ[name]}" for name in _LIMITS if name in os.environ]
     return [
         f"processor: {_processor()}",
-        f"fastdm's C++ core: {core.instructions() if core else 'not installed'}; "
+        f"fastdm's C++ core: {f'{core.instructions()}, tiles {core.tiles()}' if core else 'not installed'}; "
         f"PyTorch: {torch.backends.cpu.get_cpu_capability()}; Triton: {_triton()}",
         f"held down by: {', '.join(held) or 'nothing'}",
     ]
 
 
-_LIMITS = ("FASTDM_CPU", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "TRITON_INTERPRET", "FASTDM_TEST_DEVICE")
+_LIMITS = (
+    "FASTDM_CPU",
+    "FASTDM_TILES",
+    "ATEN_CPU_CAPABILITY",
+    "ONEDNN_MAX_CPU_ISA",
+    "TRITON_INTERPRET",
+    "FASTDM_TEST_DEVICE",
+)
 
 
 def _processor() -> str:

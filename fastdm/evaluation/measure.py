@@ -93,7 +93,8 @@ def evaluate(
     is kept next to it as `Evaluation.best`. labels: "soft" trains for the probabilities that the set has, or else that
     the networks of `pool` give its images. Since a teacher's labels help any images, as many random real images are
     then evaluated with labels from the same pool: `Evaluation.random`. batch_train: None takes the protocol's.
-    device: default: the GPU if there is one. precision: "fp32", "tf32" (the default on a GPU) or "bf16".
+    device: default: the GPU if there is one. precision: "fp32", "tf32" (the default on a GPU) or "bf16";
+    with the last, a CPU without AMX, which is faster in float32, computes the blocks of networks in that.
     progress: show a bar on a terminal, JSON lines elsewhere.
 
     Weights, batches and augmentation follow from `seed` and the number of the network alone: on a CPU, the same call

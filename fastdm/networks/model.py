@@ -8,7 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fastdm.kernels import conv_norm_relu_pool, norm_relu_pool, norm_relu_pool_mean, uniform_weights
+from fastdm.kernels import (
+    conv_norm_relu_pool,
+    norm_relu_pool,
+    norm_relu_pool_mean,
+    stores_only_pooled,
+    uniform_weights,
+)
+from fastdm.system.device import fastest_precision
 
 INIT_STREAM = 3  # the stream of `fastdm.kernels.uniform` that network weights are drawn from
 _ALIGNMENT = 64  # elements: libraries have their fastest code for tensors that begin at a multiple
@@ -58,10 +65,11 @@ class Network(nn.Module):
 
         x: class-sorted images; those of class c are `x[offsets[c]:offsets[c + 1]]`, offsets int64 [classes + 1] on
         the device of x. Where the network ends in InstanceNorm, ReLU and average pooling, the embedding of single
-        images is never written; but in float32 on a CPU it is: there the last convolution is faster as part of a block.
+        images is never written; but where blocks stay in a CPU's cache it is: the last convolution is faster as part
+        of one.
         """
         *body, last = self.features
-        if not isinstance(last, Block) or (x.device.type == "cpu" and x.dtype == torch.float32):
+        if not isinstance(last, Block) or last.stays_in_cache(x):
             features = self.embed(x)
             wide = torch.promote_types(features.dtype, torch.float32)
             sums = torch.segment_reduce(features.to(wide), "sum", offsets=offsets, axis=0)
@@ -86,7 +94,9 @@ class Block(nn.Module):
     """3×3 convolution, InstanceNorm (eps 1e-5), ReLU and 2×2 average pooling in one op.
 
     weight, bias: the norm's scale and shift, None where the network was built without. The convolution is an op of its
-    own if it adds its bias, and under autocast, which casts what PyTorch's convolution is given.
+    own if it adds its bias, and under autocast, which casts what PyTorch's convolution is given. But on a CPU the block
+    stays one op under autocast to bfloat16: in float32 where the CPU is faster in that, as PyTorch leaves its norms in
+    float32; and in bfloat16 where it has AMX's tiles and no gradient is needed.
     """
 
     def __init__(self, conv: nn.Conv2d, affine: bool) -> None:
@@ -103,12 +113,29 @@ class Block(nn.Module):
             nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        kind = x.device.type
-        casts = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-        if casts or not isinstance(self.conv, NormedConv2d):
+        kind, weight = x.device.type, self.conv.weight
+        dtype: torch.dtype | None = x.dtype
+        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+            dtype = self._dtype_under_autocast(x.device)
+            weight = weight if dtype is None else weight.to(dtype)
+        if dtype is None or not isinstance(self.conv, NormedConv2d):
             return norm_relu_pool(self.conv(x), self.weight, self.bias)
-        padding = int(self.conv.padding[0])
-        return conv_norm_relu_pool(x, self.conv.weight, self.weight, self.bias, padding=padding)
+        return conv_norm_relu_pool(x.to(dtype), weight, self.weight, self.bias, padding=int(self.conv.padding[0]))
+
+    def _dtype_under_autocast(self, device: torch.device) -> torch.dtype | None:
+        """The dtype in which the block is one op under autocast; None where it is not."""
+        half = torch.get_autocast_dtype(device.type)
+        if device.type != "cpu" or half != torch.bfloat16:
+            return None
+        if not torch.is_grad_enabled() and stores_only_pooled(torch.empty(0, dtype=half), self.conv.weight):
+            return half
+        return torch.float32 if fastest_precision(device) == "fp32" else None
+
+    def stays_in_cache(self, x: Tensor) -> bool:
+        """Whether images like x go through the block in a CPU's cache, one after the other."""
+        if x.device.type != "cpu" or x.dtype == torch.float32:
+            return x.device.type == "cpu"
+        return isinstance(self.conv, NormedConv2d) and stores_only_pooled(x, self.conv.weight)
 
 
 class Residual(nn.Module):

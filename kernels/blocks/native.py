@@ -74,7 +74,7 @@ def norm_relu_pool_mean(
 
 
 def takes_conv_norm_relu_pool(x: Tensor, weight: Tensor, *_: Any) -> bool:
-    return x.dtype == torch.float32 and _can_convolve(weight)
+    return _can_convolve(x.dtype, weight)
 
 
 def conv_norm_relu_pool(
@@ -85,7 +85,7 @@ def conv_norm_relu_pool(
     height, width = (size + 2 * padding - 2 for size in x.shape[1:3])
     out = x.new_empty(n, height // 2, width // 2, channels)
     conv = x.new_empty(n if keep else 0, height, width, channels)
-    mean = x.new_empty(n, channels)
+    mean = x.new_empty(n, channels, dtype=torch.float32)
     rstd = torch.empty_like(mean)
     load().conv_norm_relu_pool(
         x, weight.detach(), floats(scale), floats(shift), padding, eps, out, conv if keep else None, mean, rstd
@@ -96,7 +96,7 @@ def conv_norm_relu_pool(
 def takes_conv_norm_relu_pool_backward(
     grad: Tensor, x: Tensor | None, conv: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, *_: Any
 ) -> bool:
-    return conv.dtype == torch.float32 and _can_convolve(weight)
+    return (conv.dtype == torch.float32 or x is None) and _can_convolve(conv.dtype, weight)
 
 
 def conv_norm_relu_pool_backward(
@@ -118,7 +118,7 @@ def conv_norm_relu_pool_backward(
     height, width = (size + 2 - 2 * padding for size in conv.shape[1:3])
     grad_x = conv.new_empty(len(conv) if to_x else 0, height, width, channels)
     transposed = None if x is None else conv.new_empty(3, 3, channels, filters)
-    grad_scale, grad_shift = (conv.new_empty(0 if each is None else filters) for each in (scale, shift))
+    grad_scale, grad_shift = (mean.new_empty(0 if each is None else filters) for each in (scale, shift))
     load().conv_norm_relu_pool_backward(
         grad,
         x,
@@ -140,8 +140,10 @@ def conv_norm_relu_pool_backward(
     return as_nchw(grad_x, True), grad_weight, grad_scale, grad_shift
 
 
-def _can_convolve(weight: Tensor) -> bool:
-    return weight.shape[2:] == (3, 3) and bool(load().can_convolve(weight.shape[1], weight.shape[0]))
+def _can_convolve(dtype: torch.dtype, weight: Tensor) -> bool:
+    """Whether the extension has a fast convolution: of float32, and of bfloat16 where the processor has AMX's tiles."""
+    known = dtype == torch.float32 or (dtype == torch.bfloat16 and load().tiles() != "none")
+    return known and weight.shape[2:] == (3, 3) and bool(load().can_convolve(weight.shape[1], weight.shape[0]))
 
 
 def _pooled_like(x: Tensor, channels_last: bool) -> Tensor:

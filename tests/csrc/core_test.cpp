@@ -17,6 +17,7 @@
 #include "gather.h"
 #include "record_file.h"
 #include "resize.h"
+#include "tile_tests.h"
 
 namespace {
 
@@ -266,5 +267,6 @@ int main() {
     test_norms_do_not_depend_on_threads();
     test_convolutions_do_not_depend_on_threads();
     test_augmentations_do_not_depend_on_threads();
+    test_tiles();
     std::puts("ok");
 }

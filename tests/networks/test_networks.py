@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastdm.errors import FastDMError
+from fastdm.networks import model
 from fastdm.networks.architectures import build_convnet, build_network, evaluation_pool, network_names
 from fastdm.networks.model import NormedConv2d, initialise
 
@@ -273,8 +274,21 @@ def test_a_trained_convnet_has_the_gradients_of_its_layers() -> None:
     assert compared == 3 * 3 + 2
 
 
-def test_autocast_reaches_the_convolutions_of_blocks() -> None:
+def test_autocast_reaches_the_convolutions_of_blocks_unless_the_cpu_is_faster_in_float32(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     network = build_network("ConvNetW32", channels=3, num_classes=2, image_size=16)
-    with torch.autocast("cpu", torch.bfloat16):
-        features = network.embed(torch.randn(2, 3, 16, 16))
-    assert features.dtype == torch.bfloat16
+    x = torch.randn(2, 3, 16, 16)
+    plain = network.embed(x)
+    for fastest, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
+        monkeypatch.setattr(model, "fastest_precision", lambda device, fastest=fastest: fastest)
+        with torch.autocast("cpu", torch.bfloat16):
+            features = network.embed(x)
+        assert features.dtype == dtype
+        assert torch.equal(features, plain) == (fastest == "fp32")
+
+
+def test_types_that_differ_are_refused_outside_autocast() -> None:
+    network = build_network("ConvNetW32", channels=3, num_classes=2, image_size=16)
+    with pytest.raises(TypeError, match=r"torch\.float32; it must be torch\.bfloat16"):
+        network.embed(torch.randn(2, 3, 16, 16).bfloat16())

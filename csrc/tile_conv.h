@@ -1,0 +1,140 @@
+// A 3×3 convolution of bfloat16 images [H, W, channels] as a product of tiles (tiles.h), one thread's share.
+//
+// Rows of A are positions of the padded image, 16 to a tile; columns of B are output channels. With many input channels
+// nothing is copied but the padding: the positions are those of the padded rows, one after the other, so that a tap
+// moves all 16 by the same distance; the two positions at the end of each row are computed in vain. With few, the up to
+// 64 values of a pixel's 3×3 neighbours are gathered into a row of one or two tiles.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "amx.h"
+#include "conv.h"
+#include "isa.h"
+#include "shapes.h"
+
+namespace fastdm {
+
+class TileConv {
+public:
+    explicit TileConv(const ConvShape& s) : s_(s), gathers_(is_direct(s)) {
+        const MapSize size = s.out_size();
+        padded_row_ = size.width + 2;
+        row_ = gathers_ ? size.width : padded_row_;
+        steps_ = gathers_ ? (9 * s.in + kTileDepth - 1) / kTileDepth : 9 * s.in / kTileDepth;
+        stride_ = gathers_ ? steps_ * kTileDepth : s.in;
+        tiles_ = ((size.height - 1) * row_ + size.width + kTileSide - 1) / kTileSide;
+        offsets_.reserve(static_cast<size_t>(steps_));
+        for (int64_t step = 0; step < steps_; ++step) {
+            const int64_t tap = step * kTileDepth / s.in, channel = step * kTileDepth % s.in;
+            offsets_.push_back(gathers_ ? step * kTileDepth : (tap / 3 * padded_row_ + tap % 3) * s.in + channel);
+        }
+    }
+
+    const ConvShape& shape() const { return s_; }
+    // Tiles of rows of an image.
+    int64_t tiles() const { return tiles_; }
+    // Tiles of columns.
+    int64_t columns() const { return (s_.out + kTileSide - 1) / kTileSide; }
+    int64_t packed_elements() const { return columns() * steps_ * kTileElements; }
+    // Of one image as `lay` writes it: the rows that the last tile reads are there too.
+    int64_t laid_elements() const { return (tiles_ * kTileSide + (gathers_ ? 0 : 2 * padded_row_ + 2)) * stride_; }
+    // What `lay` needs beside it.
+    int64_t scratch_elements() const { return gathers_ ? (s_.out_size().height + 2) * padded_row_ * s_.in : 0; }
+
+    // Packs the weights of one tile of columns, zeros where there is no channel or value.
+    void pack(const WeightsOf<bfloat16>& w, int64_t column, bfloat16* packed) const {
+        bfloat16* to = packed + column * steps_ * kTileElements;
+        for (int64_t step = 0; step < steps_; ++step) {
+            for (int64_t pair = 0; pair < kTileSide; ++pair) {
+                for (int64_t n = 0; n < kTileSide; ++n) {
+                    for (int64_t odd = 0; odd < 2; ++odd) {
+                        const int64_t k = step * kTileDepth + 2 * pair + odd, out = column * kTileSide + n;
+                        const bool there = k < 9 * s_.in && out < s_.out;
+                        *to++ = there ? w.at(out, k % s_.in, static_cast<int>(k / s_.in)) : bfloat16{0};
+                    }
+                }
+            }
+        }
+    }
+
+    // Writes the image x as rows of A.
+    void lay(const bfloat16* x, bfloat16* laid, bfloat16* scratch) const {
+        if (!gathers_) return pad(x, laid, laid_elements());
+        pad(x, scratch, scratch_elements());
+        const MapSize size = s_.out_size();
+        const int64_t run = 3 * s_.in;  // values of a pixel's neighbours in one row of the image
+        bfloat16* to = laid;
+        for (int64_t i = 0; i < size.height; ++i) {
+            for (int64_t j = 0; j < size.width; ++j, to += stride_) {
+                const bfloat16* from = scratch + (i * padded_row_ + j) * s_.in;
+                for (int64_t k = 0; k < 3; ++k) std::copy(from, from + run, to + k * run), from += padded_row_ * s_.in;
+                std::fill(to + 3 * run, to + stride_, bfloat16{0});
+            }
+        }
+        std::fill(to, laid + laid_elements(), bfloat16{0});
+    }
+
+    // Computes `channels` output channels, from channel `first` on, a multiple of 16, of some images that `lay` has
+    // written one after the other. y: [images, H', W', y_stride], the first of these channels.
+    template <class Tiles>
+    void run(Tiles& tiles, const bfloat16* laid, int64_t images, int64_t first, int64_t channels,
+             const bfloat16* packed, bfloat16* y, int64_t y_stride, Cpu cpu) const {
+        alignas(64) float c[2 * kTileSide * 2 * kTileSide];
+        const int64_t all = images * tiles_;
+        for (int64_t channel = 0; channel < channels; channel += 2 * kTileSide) {
+            const int64_t wide = std::min(2 * kTileSide, channels - channel);
+            const bfloat16* b = packed + (first + channel) / kTileSide * steps_ * kTileElements;
+            for (int64_t tile = 0; tile < all; tile += 2) {
+                const int64_t rows = std::min<int64_t>(2, all - tile);
+                const bfloat16* const a[2] = {row_of(laid, tile), row_of(laid, tile + rows - 1)};
+                multiply(tiles, rows, wide, a, b, c);
+                for (int64_t r = 0; r < rows; ++r) {
+                    const int64_t image = (tile + r) / tiles_, position = (tile + r) % tiles_ * kTileSide;
+                    FASTDM_CALL(cpu, store_products, c + r * kTileSide * 2 * kTileSide, 2 * kTileSide, position, row_,
+                                s_.out_size(), wide, y + image * s_.out_size().pixels() * y_stride + channel, y_stride);
+                }
+            }
+        }
+    }
+
+private:
+    // Pads the image to [H' + 2, W' + 2, in], and with zeros to `elements`. A negative padding crops.
+    void pad(const bfloat16* x, bfloat16* padded, int64_t elements) const {
+        std::fill(padded, padded + elements, bfloat16{0});
+        const int64_t first = std::max<int64_t>(0, s_.padding);
+        const int64_t end = std::min(padded_row_, s_.in_size.width + s_.padding);
+        for (int64_t i = first; i < std::min(s_.out_size().height + 2, s_.in_size.height + s_.padding); ++i) {
+            const bfloat16* from = x + ((i - s_.padding) * s_.in_size.width + first - s_.padding) * s_.in;
+            std::copy(from, from + (end - first) * s_.in, padded + (i * padded_row_ + first) * s_.in);
+        }
+    }
+
+    const bfloat16* row_of(const bfloat16* laid, int64_t tile) const {
+        return laid + tile / tiles_ * laid_elements() + tile % tiles_ * kTileSide * stride_;
+    }
+
+    template <class Tiles>
+    void multiply(Tiles& tiles, int64_t rows, int64_t wide, const bfloat16* const a[2], const bfloat16* b,
+                  float* c) const {
+        const TileProduct product{steps_, stride_, offsets_.data(), steps_ * kTileElements};
+        constexpr int64_t kStride = 2 * kTileSide;
+        if (rows == 2) {
+            wide > kTileSide ? multiply_tiles<2, 2>(tiles, product, a, b, c, kStride)
+                             : multiply_tiles<2, 1>(tiles, product, a, b, c, kStride);
+        } else {
+            wide > kTileSide ? multiply_tiles<1, 2>(tiles, product, a, b, c, kStride)
+                             : multiply_tiles<1, 1>(tiles, product, a, b, c, kStride);
+        }
+    }
+
+    ConvShape s_;
+    bool gathers_;
+    int64_t padded_row_, row_;  // positions in a row of the padded image, and in one of those that are computed
+    int64_t steps_, stride_, tiles_;
+    std::vector<int64_t> offsets_;
+};
+
+}  // namespace fastdm
