@@ -27,15 +27,16 @@ from torch.utils.data import DataLoader
 
 import fastdm
 from bench.baselines.public_augment import diff_augment
-from bench.baselines.public_evaluation import PublicImages, public_evaluate
-from bench.baselines.public_step import ConvNet, random_dataset
+from bench.baselines.public_evaluation import PublicImages, public_arguments, public_evaluate
+from bench.baselines.public_step import ConvNet, summed_loss
 from bench.harness import arguments, cells, records
-from bench.harness.loops import Kind, check, make
-from bench.harness.records import STEP, Recorder, Row, Suite
-from bench.harness.timer import host_times, numbered, threads
+from bench.harness.loops import check, make, trainings
+from bench.harness.records import STEP, Row, Rows, Suite
+from bench.harness.timer import numbered, race, threads
 from bench.harness.workloads import CIFAR10, CPU, Workload
 from fastdm.augmentation import DSA_STRATEGY
 from fastdm.compat import RealImages, dm_loss, evaluate_synset
+from fastdm.data.unread import unread_dataset
 
 CLASSES, SHAPE = 10, (3, 32, 32)
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
@@ -50,27 +51,36 @@ class Pair:
 
     ours: Call
     public: Call
-    error: float
-    tolerance: float
+    error: float = 0.0
+    tolerance: float = 0.0
+
+    def row(self, seconds: float) -> Row:
+        row: Row = {"error": self.error, "tolerance": self.tolerance, "correct": self.error <= self.tolerance}
+        if row["correct"]:
+            functions = {"fastdm": self.ours, "public": self.public}
+            row |= race(functions, CPU, ("public", "fastdm"), seconds=seconds, warm_up=1)
+        return row
 
 
 # --- single calls ----------------------------------------------------------------------------------------------------
 
 
-def augment(number: int = 256, mode: str = "S", siamese: bool = True, backward: bool = False) -> Pair:
-    """The augmentation of one class and, if asked for, its gradient."""
-    images = torch.randn(number, *SHAPE, generator=torch.Generator().manual_seed(0)).requires_grad_(backward)
-    grad, param, seeds = torch.ones_like(images), fastdm.ParamDiffAug(), count(12)
+def augment(images: int = 256, mode: str = "S", draws: str = "Siamese", direction: str = "forward") -> Pair:
+    """The augmentation of one class and, if asked for, its gradient; Siamese or per image."""
+    backward = direction != "forward"
+    x = torch.randn(images, *SHAPE, generator=torch.Generator().manual_seed(0)).requires_grad_(backward)
+    grad, few = torch.ones_like(x), x[:64].detach().requires_grad_(backward)
+    param, seeds = fastdm.ParamDiffAug(), count(12)
     param.aug_mode = mode
 
-    def run(function: Callable[..., Tensor], seed: int) -> Tensor:
-        if not siamese:
+    def run(function: Callable[..., Tensor], seed: int, x: Tensor = x) -> Tensor:
+        if draws != "Siamese":
             torch.default_generator.manual_seed(seed)
-        out = function(images, DSA_STRATEGY, seed if siamese else -1, param)
-        return torch.autograd.grad(out, images, grad)[0] if out.requires_grad else out
+        out = function(x, DSA_STRATEGY, seed if draws == "Siamese" else -1, param)
+        return torch.autograd.grad(out, x, grad[: len(x)])[0] if out.requires_grad else out
 
     ours, public = (partial(run, function) for function in (fastdm.DiffAugment, diff_augment))
-    error = max(float((ours(seed) - public(seed)).abs().max()) for seed in range(12))
+    error = max(float((ours(seed, few) - public(seed, few)).abs().max()) for seed in range(12))
     # The public code's own float32 sampling grid is 1.2e-5 from float64, in mode M twice, and the gradient of a pixel
     # collects weights that add up to 1.5² at most.
     tolerance = 2.5e-5 * (2.25 if backward else 1)
@@ -79,15 +89,12 @@ def augment(number: int = 256, mode: str = "S", siamese: bool = True, backward: 
 
 def draw() -> Pair:
     """256 distinct images of each of ten classes; the public code permutes each class. The error counts repetitions."""
-    pool = CIFAR10.dataset(CPU).train
-    steps = count()
+    pool, steps = CIFAR10.dataset(CPU).train, count()
     repeated = sum(len(row) - len(row.unique()) for row in pool.draw(0, 0, 256))
     sizes = pool.class_sizes.tolist()
-
-    def public() -> object:
-        return [torch.randperm(n)[:256] for n in sizes]
-
-    return Pair(lambda: pool.draw(0, next(steps), 256), public, float(repeated), 0.0)
+    return Pair(
+        lambda: pool.draw(0, next(steps), 256), lambda: [torch.randperm(n)[:256] for n in sizes], float(repeated)
+    )
 
 
 def gather() -> Pair:
@@ -111,19 +118,7 @@ def gather() -> Pair:
 
 
 def _network() -> ConvNet:
-    return ConvNet(random_dataset([1] * CLASSES, SHAPE), fastdm.Settings(network="ConvNet"))
-
-
-def _arguments(epochs: int) -> Namespace:
-    return Namespace(
-        device="cpu",
-        lr_net=0.01,
-        epoch_eval_train=epochs,
-        batch_train=256,
-        dsa=True,
-        dsa_strategy=DSA_STRATEGY,
-        dsa_param=fastdm.ParamDiffAug(),
-    )
+    return ConvNet(unread_dataset(CLASSES, CLASSES, SHAPE), fastdm.Settings(network="ConvNet"))
 
 
 def evaluation(ipc: int, epochs: int, tests: int) -> Pair:
@@ -132,8 +127,7 @@ def evaluation(ipc: int, epochs: int, tests: int) -> Pair:
     images = torch.stack([data[i][0] for i in range(len(data))])
     labels = torch.from_numpy(data.labels)
     loader = DataLoader(PublicImages(tests // CLASSES, CLASSES, SHAPE, MEAN, STD, seed=1), batch_size=256)
-    args = _arguments(epochs - 1)
-    start = _network()
+    args, start = public_arguments(epochs - 1), _network()
 
     def ours() -> float:
         torch.manual_seed(0)
@@ -144,7 +138,7 @@ def evaluation(ipc: int, epochs: int, tests: int) -> Pair:
         torch.manual_seed(0)
         return public_evaluate(copy.deepcopy(start), images, labels, loader, args)
 
-    return Pair(ours, public, abs(ours() - public()), 0.0)
+    return Pair(ours, public, abs(ours() - public()))
 
 
 def real_images(per_class: int) -> Pair:
@@ -175,29 +169,24 @@ def matching(ipc: int, batch_real: int) -> Pair:
     real = torch.randn(CLASSES, batch_real, *SHAPE)
     synthetic = torch.randn(CLASSES * ipc, *SHAPE, requires_grad=True)
 
-    def ours(strategy: str = DSA_STRATEGY) -> Tensor:
-        loss = dm_loss(network.embed, synthetic, real, strategy, seed=0)
+    def with_gradient(loss: Tensor) -> float:
         torch.autograd.grad(loss, synthetic)
-        return loss.detach()
+        return float(loss.detach())
 
-    def public(strategy: str = DSA_STRATEGY) -> Tensor:
-        loss = torch.zeros(())
-        for c in range(CLASSES):
-            seen = fastdm.DiffAugment(real[c], strategy, seed=c, param=param)
-            learnt = fastdm.DiffAugment(synthetic[c * ipc : (c + 1) * ipc], strategy, seed=c, param=param)
-            target = network.embed(seen).detach()
-            loss = loss + torch.sum((target.mean(0) - network.embed(learnt).mean(0)) ** 2)
-        torch.autograd.grad(loss, synthetic)
-        return loss.detach()
+    def ours(strategy: str = DSA_STRATEGY) -> float:
+        return with_gradient(dm_loss(network.embed, synthetic, real, strategy, seed=0))
+
+    def public(strategy: str = DSA_STRATEGY) -> float:
+        augment = lambda images, c: fastdm.DiffAugment(images, strategy, seed=c, param=param)  # noqa: E731
+        return with_gradient(summed_loss(network, real, synthetic, ipc, augment))
 
     # Means over n like values, added in another order, err by √n · eps at most; differences of means are as large as
     # 1/√n of the values, and their squares err twice as much.
-    return Pair(ours, public, float(abs(ours("none") / public("none") - 1)), 2 * batch_real * EPS)
+    return Pair(ours, public, abs(ours("none") / public("none") - 1), 2 * batch_real * EPS)
 
 
 # --- small sets ------------------------------------------------------------------------------------------------------
 
-KINDS: tuple[Kind, Kind] = ("fastdm", "public")
 SMALL = [
     Workload("FashionMNIST ipc 1", 10, 28, 1, 100, 8, channels=1),
     Workload("CIFAR-10 ipc 1", 10, 32, 1, 100, 8),
@@ -207,42 +196,24 @@ SMALL = [
 
 def training(work: Workload, epochs: int) -> Pair:
     """Training one network on a set, and testing it on one image of each class. Both draw numbers of their own."""
-    dataset = dataclasses.replace(work, class_size=1).dataset(CPU)
-    dataset = dataclasses.replace(dataset, test=dataset.train)
-    images = torch.randn(work.classes * work.ipc, *dataset.image_shape, generator=torch.Generator().manual_seed(0))
-    condensed = fastdm.SyntheticSet(images, dataset.class_names, dataset.mean, dataset.std, dataset.name, {})
-    tests = PublicImages(1, work.classes, dataset.image_shape, dataset.mean, dataset.std)
-    loader, args, seeds = DataLoader(tests, batch_size=256), _arguments(epochs), count()
-
-    def ours() -> object:
-        return fastdm.evaluate(condensed, dataset, num_eval=1, epochs=epochs, seed=next(seeds), device=CPU)
-
-    def public() -> object:
-        network = ConvNet(dataset, fastdm.Settings(network="ConvNet"))
-        return public_evaluate(network, images, condensed.labels, loader, args)
-
-    return Pair(ours, public, 0.0, 0.0)
+    return Pair(*trainings(work, CPU, 1, epochs, 1))
 
 
 def condensation(work: Workload) -> Pair:
     """An iteration; the error is that of the step's benchmark."""
     checked, dataset = check(work, CPU, "fp32"), work.dataset(CPU)
-    ours, public = (numbered(*make(kind, work, dataset, CPU, "fp32"), 0) for kind in KINDS)
+    ours, public = (numbered(*make(kind, work, dataset, CPU, "fp32"), 0) for kind in ("fastdm", "public"))
     return Pair(ours, public, checked["error"], checked["tolerance"])
 
 
-def small_sets(smoke: bool) -> dict[str, Callable[[], Pair]]:
-    epochs, works = (1, [work.smoke() for work in SMALL[:1]]) if smoke else (20, SMALL)
-    return {
-        **{f"training, {epochs} epochs, {work.name}": partial(training, work, epochs) for work in works},
-        **{f"iteration, batch_real 8, {work.name}": partial(condensation, work) for work in works if work.ipc == 1},
-    }
+# --- all of them, and their tables -----------------------------------------------------------------------------------
 
 
 def calls(smoke: bool) -> dict[str, Callable[[], Pair]]:
     """By name; smoke: with few images and epochs."""
-    per_class, batch_real = (2, 2) if smoke else (500, 64)
-    epochs_and_tests = {1: (1, 20)} if smoke else {1: (31, 1000), 10: (31, 1000), 50: (7, 230)}
+    per_class, batch_real, epochs = (2, 2, 1) if smoke else (500, 64, 20)
+    epochs_and_tests = {1: (1, 20)} if smoke else {1: (31, 1000), 10: (7, 230), 50: (3, 100)}
+    works = [work.smoke() for work in SMALL[:1]] if smoke else SMALL
     return {
         "DiffAugment, 256 images, mode S": augment,
         "DiffAugment, 256 images, mode M": partial(augment, mode="M"),
@@ -251,62 +222,57 @@ def calls(smoke: bool) -> dict[str, Callable[[], Pair]]:
         f"RealImages, {CLASSES * per_class:,} images": partial(real_images, per_class),
         **{f"dm_loss, ipc {ipc}": partial(matching, ipc, batch_real) for ipc in epochs_and_tests},
         **{f"evaluate_synset, ipc {ipc}": partial(evaluation, ipc, *size) for ipc, size in epochs_and_tests.items()},
-        **small_sets(smoke),
+        **{f"training, {epochs} epochs, {work.name}": partial(training, work, epochs) for work in works},
+        **{f"iteration, batch_real 8, {work.name}": partial(condensation, work) for work in works if work.ipc == 1},
     }
 
 
-def measure(make: Callable[[], Pair], seconds: float) -> Row:
-    pair = make()
-    row: Row = {"error": pair.error, "tolerance": pair.tolerance, "correct": pair.error <= pair.tolerance}
-    if row["correct"]:
-        times = host_times({"fastdm": pair.ours, "public": pair.public}, CPU, seconds=seconds, warm_up=0)
-        row["seconds"] = records.spreads(times)
-        row["ratio"] = row["seconds"]["public"]["median"] / row["seconds"]["fastdm"]["median"]
-    return row
-
-
-# --- tables ----------------------------------------------------------------------------------------------------------
-
-COLUMNS = cells.columns(
-    """
-    call | name; threads; ms | fastdm | ms; public, ms | public | ms; × public | ratio | .2f
-    error; median error | median_error
-    """
-)
+def augmentations(numbers: Sequence[int]) -> dict[str, Row]:
+    """By name, the arguments of `augment`, which the table shows."""
+    kinds = itertools.product("SM", ("Siamese", "per image"), numbers, ("forward", "with gradient"))
+    return {
+        f"{images:,} images, mode {mode}, {draws}, {direction}": {
+            "images": images,
+            "mode": mode,
+            "draws": draws,
+            "direction": direction,
+        }
+        for mode, draws, images, direction in kinds
+    }
 
 
 def _quote(rows: Sequence[Row]) -> str:
-    def median(form: str) -> cells.Cell:
-        return lambda row: cells.spread_text({"n": 1, "median": row["seconds"][form]["median"]}, 1e-3)
-
-    columns = [("call", cells.text("name")), ("fastdm, ms", median("fastdm")), ("public, ms", median("public"))]
-    return cells.table([*columns, ("×", cells.number("ratio", "{:.1f}"))], [row for row in rows if "ratio" in row])
+    described = "call | name; fastdm, ms | fastdm | median ms; public, ms | public | median ms; × | ratio | .1f"
+    return cells.table(described, [row for row in rows if "ratio" in row])
 
 
 def _quote_augment(rows: Sequence[Row]) -> str:
     """How many times as fast, a line for the batches of a kind, a column for every direction and number of threads."""
-    lines: dict[tuple[str, str, int], Row] = {}
-    found: dict[str, None] = {}
+
+    def column(row: Row) -> str:
+        number = row.get("threads")
+        return str(row["direction"]) + (f", {number} thread{'s' if number > 1 else ''}" if number else "")
+
+    lines: dict[tuple[str, ...], Row] = {}
     for row in rows:
-        threads = f", {row['threads']} thread{'s' if row['threads'] > 1 else ''}" if "threads" in row else ""
-        column = row["direction"] + threads
-        found[column] = None
-        line = lines.setdefault((row["mode"], row["draws"], row["images"]), {})
-        line |= {"mode": row["mode"], "parameters": row["draws"], "images": row["images"], column: row.get("ratio")}
-    columns = [(key, cells.text(key)) for key in ("mode", "parameters")]
-    columns.append(("images", lambda row: f"{row['images']:,}"))
-    columns += [(column, cells.number(column, "{:.1f}×")) for column in found]
-    return cells.table(columns, list(lines.values()))
+        about = {"mode": row["mode"], "parameters": row["draws"], "images": f"{row['images']:,}"}
+        lines.setdefault((*about.values(),), about)[column(row)] = row.get("ratio")
+    found = "; ".join(f"{name} | {name} | {{:.1f}}×" for name in dict.fromkeys(map(column, rows)))
+    return cells.table(f"mode; parameters; images; {found}", list(lines.values()))
 
 
 SUITE = Suite(
     "calls",
     "Calls",
     "What replaces a call of the public code, in ms by the clock, median (p20–p80), interleaved with it. "
-    "evaluate_synset: 31 epochs and 1,000 test images (ipc 50: 7 and 230); dm_loss: 64 real images per class. Below "
-    "them, small sets: `fastdm.evaluate` and an iteration of `fastdm.condense`, compared with the public loops.",
+    "evaluate_synset: 31 epochs and 1,000 test images (ipc 10: 7 and 230; ipc 50: 3 and 100); dm_loss: 64 real images "
+    "per class. Below them, small sets: `fastdm.evaluate` and an iteration of `fastdm.condense`, compared with the "
+    "public loops.",
     (*STEP, "evaluation", "compat"),
-    COLUMNS,
+    """
+    call | name; threads; ms | fastdm | ms; public, ms | public | ms; × public | ratio | .2f
+    error; median error | median_error
+    """,
     quote=_quote,
     slower=lambda row: f"{1 / row['ratio']:.2f}× the time of the public form" if row.get("ratio", 1) < 1 else "",
 )
@@ -320,43 +286,27 @@ AUGMENT = dataclasses.replace(
 )
 
 
-def augmentations(numbers: Sequence[int]) -> dict[str, tuple[Row, Callable[[], Pair]]]:
-    """By name, what the table says of each, and how it is made."""
-    chosen: dict[str, tuple[Row, Callable[[], Pair]]] = {}
-    for mode, siamese, images, backward in itertools.product("SM", (True, False), numbers, (False, True)):
-        about: Row = {
-            "images": images,
-            "mode": mode,
-            "draws": "Siamese" if siamese else "per image",
-            "direction": "with gradient" if backward else "forward",
-        }
-        name = f"{images:,} images, mode {mode}, {about['draws']}, {about['direction']}"
-        chosen[name] = about, partial(augment, images, mode, siamese, backward)
-    return chosen
+def measure(make_pair: Callable[[], Pair], number: int, seconds: float) -> Row:
+    with threads(number):
+        return make_pair().row(seconds)
 
 
-def main() -> None:
-    parser = arguments.parser(__doc__, seconds=5.0)
-    parser.add_argument("what", nargs="?", choices=("calls", "augment"), default="calls")
+def rows(options: Namespace) -> Rows:
+    chosen: dict[str, tuple[Row, Callable[[], Pair]]] = {name: ({}, of) for name, of in calls(options.smoke).items()}
+    if options.what == "augment":
+        chosen = {name: (about, partial(augment, **about)) for name, about in augmentations(options.images).items()}
+    for number in options.threads or [torch.get_num_threads()]:
+        threads_shown = {"threads": number} if options.threads else {}
+        for name, (about, of) in chosen.items():
+            if name.startswith(tuple(options.only)):
+                how = partial(measure, of, number, 0 if options.smoke else options.seconds)
+                yield {"name": name, **about, **threads_shown}, how
+
+
+if __name__ == "__main__":
+    parser = arguments.parser(__doc__, what=("calls", "augment"), seconds=5.0)
     parser.add_argument("--only", nargs="+", default=[""], help="calls, by the beginning of their names")
     parser.add_argument("--images", type=int, nargs="+", default=[1, 10, 256, 1024], help="of `augment`")
     parser.add_argument("--threads", type=int, nargs="+", help="default: as many as PyTorch takes")
     options = parser.parse_args()
-    suite = SUITE if options.what == "calls" else AUGMENT
-    chosen: dict[str, tuple[Row, Callable[[], Pair]]] = {
-        name: ({}, make) for name, make in calls(options.smoke).items()
-    }
-    if suite is AUGMENT:
-        chosen = augmentations(options.images)
-    recorder = Recorder(suite, {"smoke": options.smoke})
-    for number, (name, (about, pair)) in itertools.product(
-        options.threads or [torch.get_num_threads()], chosen.items()
-    ):
-        if name.startswith(tuple(options.only)):
-            row: Row = {"name": name} | about | ({"threads": number} if options.threads else {})
-            with threads(number):
-                recorder.add(row, partial(measure, pair, 0 if options.smoke else options.seconds))
-
-
-if __name__ == "__main__":
-    main()
+    records.record(SUITE if options.what == "calls" else AUGMENT, options, rows)

@@ -8,17 +8,18 @@ of `fastdm` and `fastdm.kernels` alone, so that it runs in any commit that has t
 """
 
 import io
-import json
-import os
 import subprocess
 import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from functools import partial
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -109,19 +110,23 @@ BENCHMARKS |= {name: partial(_op, name, arguments) for name, arguments in OPS.it
 # --- one process for each commit -------------------------------------------------------------------------------------
 
 
-def work(name: str, device: torch.device) -> None:
-    """Run a benchmark; answer with seconds per turn when it is ready and to every line of stdin, or with a failure."""
+def work(name: str, device: torch.device, library: Path, answers: Connection) -> None:
+    """Run a benchmark with the package of a build: answer with seconds per turn when it is ready and to every request,
+    or with a failure."""
     # An editable installation would give its own modules for those that the other commit lacks.
     sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in str(getattr(finder, "__module__", ""))]
-    turns = _samples(device)
+    sys.path.insert(0, str(library))
+    turns = _samples(device, answers)
     next(turns)
     try:
         BENCHMARKS[name](device, lambda *_: next(turns))
+    except EOFError:  # There are no more requests.
+        pass
     except Exception as error:  # The other commit may lack what is compared.
-        print(json.dumps({"failure": records.failure(error)}), flush=True)
+        answers.send(records.failure(error))
 
 
-def _samples(device: torch.device) -> Generator[None, None, None]:
+def _samples(device: torch.device, answers: Connection) -> Generator[None, None, None]:
     """Goes on at every tick; waits for the next request within one, where no time counts."""
     for _ in range(2):
         yield
@@ -133,50 +138,45 @@ def _samples(device: torch.device) -> Generator[None, None, None]:
             yield
         synchronise(device)
         seconds = (time.perf_counter() - start) / number
-        print(json.dumps({"seconds": seconds}), flush=True)
+        answers.send(seconds)
         number = max(number, int(SAMPLE / seconds))
-        if not sys.stdin.readline():
-            sys.exit()
+        answers.recv()
 
 
-def started(name: str, device: str, build: Path) -> subprocess.Popen[str]:
-    """A process in which `fastdm` is the build in a folder, and `bench` is the working tree's."""
-    # A folder that holds nothing but bench/: the working tree's own fastdm/ must not be found first.
-    alone = build / "run"
-    alone.mkdir(exist_ok=True)
-    if not (alone / "bench").exists():
-        (alone / "bench").symlink_to(REPOSITORY / "bench")
-    command = [sys.executable, "-m", "bench.compare", "--worker", name, "--device", device]
-    environment = {**os.environ, "PYTHONPATH": str(build / "lib")}
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, cwd=alone, env=environment, stdin=pipe, stdout=pipe, text=True)
+@contextmanager
+def started(name: str, device: torch.device, library: Path) -> Iterator[Connection]:
+    """A process in which `fastdm` is that of a build, and `bench` the working tree's; ends with the block."""
+    spawn = get_context("spawn")
+    requests, answers = spawn.Pipe()
+    process = spawn.Process(target=work, args=(name, device, library, answers), daemon=True)
+    process.start()
+    answers.close()
+    with requests:
+        yield requests
+    process.join()
 
 
-def answer(process: subprocess.Popen[str], ask: bool = True) -> dict[str, Any]:
-    requests, answers = cast(TextIO, process.stdin), cast(TextIO, process.stdout)
-    if ask:
-        print(file=requests, flush=True)
-    line = answers.readline()
-    return cast(dict[str, Any], json.loads(line)) if line else {"failure": "it ended"}
-
-
-def build(tree: Path, into: Path) -> None:
-    """The package of a tree, with its extension, into a folder `lib` that can be put on the path."""
+def build(tree: Path, into: Path) -> Path:
+    """The package of a tree, with its extension, in a folder that can be put on the path."""
     command = [sys.executable, "setup.py", "--quiet", "build", "--build-base", str(into), "--build-lib"]
     done = subprocess.run([*command, str(into / "lib")], cwd=tree, capture_output=True, text=True)
     if done.returncode != 0:
         raise SystemExit(f"{tree} could not be built:\n{done.stderr[-2000:]}")
+    return into / "lib"
 
 
-def compare(name: str, device: str, builds: dict[str, Path], rounds: int) -> str:
+def compare(name: str, device: torch.device, libraries: dict[str, Path], rounds: int) -> str:
     """A line with the ratio of the times there and here, and its spread over the rounds."""
-    there, here = builds
-    # The end of its requests, at the end of the block, ends a process.
-    with started(name, device, builds[there]) as before, started(name, device, builds[here]) as now:
-        first = [answer(process, ask=False) for process in (before, now)]
-        if failures := [found["failure"] for found in first if "failure" in found]:
+    there, here = libraries
+    with started(name, device, libraries[there]) as before, started(name, device, libraries[here]) as now:
+        if failures := [found for found in (before.recv(), now.recv()) if isinstance(found, str)]:
             return f"{name:24} {failures[0]}"
-        pairs = [(answer(before)["seconds"], answer(now)["seconds"]) for _ in range(rounds)]
+
+        def seconds(process: Connection) -> float:
+            process.send(None)
+            return float(process.recv())
+
+        pairs = [(seconds(before), seconds(now)) for _ in range(rounds)]
     ratio = records.spread([old / new for old, new in pairs])
     medians = [records.spread(times)["median"] * 1e3 for times in zip(*pairs, strict=True)]
     return (
@@ -185,35 +185,21 @@ def compare(name: str, device: str, builds: dict[str, Path], rounds: int) -> str
     )
 
 
-def checked_out(rev: str, folder: Path) -> str:
-    """Put a commit's files into a folder; returns its short name."""
-    archive = subprocess.check_output(["git", "archive", rev], cwd=REPOSITORY)
-    with tarfile.open(fileobj=io.BytesIO(archive)) as files:
-        files.extractall(folder, filter="data")
-    return subprocess.check_output(["git", "rev-parse", "--short", rev], cwd=REPOSITORY, text=True).strip()
-
-
 def main() -> None:
-    parser = arguments.parser(__doc__)
-    parser.add_argument("rev", nargs="?", metavar="REV", help="anything that git rev-parse knows")
+    parser = arguments.parser(__doc__, device=True)
+    parser.add_argument("rev", metavar="REV", help="anything that git rev-parse knows")
     parser.add_argument("--only", nargs="+", choices=BENCHMARKS, default=list(BENCHMARKS))
-    parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--worker", help="for this program itself: run one benchmark on request")
     options = parser.parse_args()
-    if options.worker:
-        work(options.worker, arguments.device_of(options))
-        return
-    if options.rev is None:
-        parser.error("name the commit to compare with")
+    archive = subprocess.check_output(["git", "archive", options.rev], cwd=REPOSITORY)
+    short = subprocess.check_output(["git", "rev-parse", "--short", options.rev], cwd=REPOSITORY, text=True).strip()
     with tempfile.TemporaryDirectory() as temporary:
-        tree = Path(temporary, "tree")
-        short = checked_out(options.rev, tree)
-        builds = {short: Path(temporary, "there"), "here": Path(temporary, "here")}
-        build(tree, builds[short])
-        build(REPOSITORY, builds["here"])
+        folder = Path(temporary)
+        with tarfile.open(fileobj=io.BytesIO(archive)) as files:
+            files.extractall(folder / "tree", filter="data")
+        libraries = {short: build(folder / "tree", folder / "there"), "here": build(REPOSITORY, folder / "here")}
         for name in options.only:
-            print(compare(name, options.device, builds, 2 if options.smoke else options.rounds), flush=True)
+            print(compare(name, options.device, libraries, 2 if options.smoke else options.rounds), flush=True)
 
 
 if __name__ == "__main__":

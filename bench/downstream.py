@@ -11,12 +11,13 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.harness import arguments, cells
+from bench.harness import arguments, cells, records
 from bench.harness.machine import REPOSITORY
-from bench.harness.records import STEP, Recorder, Row, Suite
+from bench.harness.records import STEP, Row, Rows, Suite
 
 COMMANDS = {
     "continual": "fastdm continual --dataset FashionMNIST --steps 5 --ipc 2 --method DM,random,herding --orders 3 "
@@ -41,10 +42,10 @@ def run(command: str, folder: Path, data_path: Path) -> None:
     subprocess.run([sys.executable, "-m", *command.split(), *where], check=True)
 
 
-def continual_rows(records: Sequence[Row]) -> list[Row]:
+def continual_rows(results: Sequence[Row]) -> list[Row]:
     """A row for each method and step: the mean accuracy of each order's networks, in percent."""
     found: dict[tuple[str, int], Row] = {}
-    for record in records:
+    for record in results:
         method, classes = record["method"], record["classes"]
         row = {"name": f"{method}, {classes} classes", "task": "continual", "method": method, "classes": classes}
         orders = found.setdefault((method, classes), row).setdefault("orders", [])
@@ -52,11 +53,11 @@ def continual_rows(records: Sequence[Row]) -> list[Row]:
     return [row | _spread(row["orders"]) for row in found.values()]
 
 
-def search_rows(summary: dict[str, Row], records: Sequence[Row]) -> list[Row]:
+def search_rows(summary: dict[str, Row], results: Sequence[Row]) -> list[Row]:
     """A row for each proxy, and the whole set: what it is worth, and what every network reached on it, in percent."""
     rows = []
     for proxy, worth in summary.items():
-        of_proxy = {each["network"]: each["accuracies"] for each in records if each["proxy"] == proxy}
+        of_proxy = {each["network"]: each["accuracies"] for each in results if each["proxy"] == proxy}
         networks = {name: round(100 * statistics.fmean(each), 2) for name, each in of_proxy.items()}
         row = {"name": f"proxy: {proxy}", "task": "search", "best": worth["best"], "spearman": worth["spearman"]}
         row |= {"reached": round(100 * worth["accuracy"], 2), "took_seconds": round(worth["seconds"], 1)}
@@ -77,21 +78,18 @@ def _tables(rows: Sequence[Row]) -> str:
         by_method.setdefault(row["method"], {"method": row["method"]})[str(row["classes"])] = text
     parts = []
     if by_method:
-        columns = [("accuracy, %, by classes so far", cells.text("method"))]
-        columns += [(str(number), cells.text(str(number))) for number in classes]
+        columns = "; ".join(["accuracy, %, by classes so far | method", *map(str, classes)])
         parts.append(f"`{COMMANDS['continual']}`\n\n{cells.table(columns, list(by_method.values()))}")
     if of["search"]:
-        parts.append(f"`{COMMANDS['search']}`\n\n{cells.table(_SEARCH, of['search'])}")
+        proxies = cells.table(_SEARCH, of["search"], name=lambda row: row["name"].removeprefix("proxy: "))
+        parts.append(f"`{COMMANDS['search']}`\n\n{proxies}")
     return "\n\n".join(parts)
 
 
-_SEARCH = cells.columns(
-    """
-    proxy | name; best network on it | best; which reaches, % | reached | .1f; rank correlation | spearman | .2f
-    s | took_seconds | ,.0f; images | images | ,.0f
-    """,
-    name=lambda row: row["name"].removeprefix("proxy: "),
-)
+_SEARCH = """
+proxy | name; best network on it | best; which reaches, % | reached | .1f; rank correlation | spearman | .2f
+s | took_seconds | ,.0f; images | images | ,.0f
+"""
 SUITE = Suite(
     "downstream",
     "Downstream tasks",
@@ -105,26 +103,23 @@ SUITE = Suite(
 def measure(task: str, folder: Path, data_path: Path, smoke: bool) -> list[Row]:
     """The rows of a task, whose files are left in the folder."""
     run((SMOKE if smoke else COMMANDS)[task], folder, data_path)
-    records = json.loads((folder / f"{task}.json").read_text())["results"]
+    results = json.loads((folder / f"{task}.json").read_text())["results"]
     if task == "continual":
-        return continual_rows(records)
-    return search_rows(json.loads((folder / "summary.json").read_text()), records)
+        return continual_rows(results)
+    return search_rows(json.loads((folder / "summary.json").read_text()), results)
 
 
-def main() -> None:
-    parser = arguments.parser(__doc__, data=True)
-    parser.add_argument("--only", nargs="+", choices=COMMANDS, default=[*COMMANDS])
-    parser.add_argument("--keep", type=Path)
-    options = parser.parse_args()
-    recorder = Recorder(SUITE, {"smoke": options.smoke})
+def rows(options: Namespace) -> Rows:
     with tempfile.TemporaryDirectory() as temporary:
         for task in options.only:
             folder = (options.keep or Path(temporary)) / task
-            for row in measure(task, folder, options.data_path, options.smoke):
-                recorder.add(row)
+            yield from measure(task, folder, options.data_path, options.smoke)
             if task == "continual" and not options.smoke:
                 shutil.copyfile(folder / "continual.png", PLOT)
 
 
 if __name__ == "__main__":
-    main()
+    parser = arguments.parser(__doc__, data=True)
+    parser.add_argument("--only", nargs="+", choices=COMMANDS, default=[*COMMANDS])
+    parser.add_argument("--keep", type=Path)
+    records.record(SUITE, parser.parse_args(), rows)

@@ -6,10 +6,11 @@ python -m bench.fakegpu
 import json
 import subprocess
 import sys
+from argparse import Namespace
 
-from bench.harness import arguments, cells
+from bench.harness import arguments, records
 from bench.harness.machine import REPOSITORY
-from bench.harness.records import Recorder, Suite
+from bench.harness.records import Rows, Suite
 
 SUITE = Suite(
     "fakegpu",
@@ -18,30 +19,27 @@ SUITE = Suite(
     "computed, and cuDNN's workspaces are missing. Nodes are those of an iteration's graph (0: it is streamed), "
     "launches and waits those of the host in an iteration.",
     ("kernels", "augmentation", "data", "networks", "objectives", "condensation", "system", "tests/fakegpu"),
-    cells.columns(
-        """
-        card, data set | name; real images | residence; classes at a time | chunk_classes | .0f
-        planned, GiB | planned_mib | .1f/1024; peak, GiB | peak_mib | .1f/1024
-        kept by the allocator, GiB | reserved_mib | .1f/1024
-        nodes | nodes | .0f; launches | launches | ,.0f; waits | waits | .0f
-        """
-    ),
+    """
+    card, data set | name; real images | residence; classes at a time | chunk_classes | .0f
+    planned, GiB | planned_mib | .1f/1024; peak, GiB | peak_mib | .1f/1024
+    kept by the allocator, GiB | reserved_mib | .1f/1024
+    nodes | nodes | .0f; launches | launches | ,.0f; waits | waits | .0f
+    """,
     everywhere=True,
 )
 
 
-def main() -> int:
-    options = arguments.parser(__doc__).parse_args()
-    recorder = Recorder(SUITE, {"smoke": options.smoke})
+def rows(_: Namespace) -> Rows:
     command = [sys.executable, "-m", "tests.fakegpu", "--json"]
     with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for row in map(json.loads, process.stdout):
             failed = {"failure": "; ".join(row["wrong"])} if row["wrong"] else {}
             if "peak_mib" in row or failed:
-                recorder.add({**row, "name": f"{row['card']}: {row['name']}", **failed})
-    return process.returncode
+                yield {**row, "name": f"{row['card']}: {row['name']}", **failed}
+    if process.returncode:
+        sys.exit(process.returncode)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    records.record(SUITE, arguments.parser(__doc__).parse_args(), rows)

@@ -15,7 +15,8 @@ import itertools
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from argparse import Namespace
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -23,8 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.harness import arguments, cells, dram, kernel_plots, machine, records
-from bench.harness.records import Recorder, Row, Suite
+from bench.harness import arguments, dram, machine, plots, records
+from bench.harness.records import Row, Rows, Suite
 from bench.harness.timer import device_times, rotation, within
 from fastdm import kernels
 from fastdm.augmentation import DSA_STRATEGY, Strategy
@@ -88,18 +89,18 @@ def cases(device: torch.device, smoke: bool) -> Iterator[Case]:
     ways = [(torch.float32, way, False) if cpu else (torch.bfloat16, False, way) for way in both]
     matched = [(shape, ragged) for shape in [(4, 8, 2, 64) if smoke else (10, 256, 10, 2048)] for ragged in both]
     matched += [] if smoke else [((100, 256, 10, 2048), False)]
-    families: list[list[partial[Case]]] = [
-        [partial(_dsa_real, shape, mode, dtype) for shape in augmented for mode in "SM" for dtype in dtypes]
-        + [partial(_dsa_synthetic, (shape[0], 2 if smoke else 10, shape[2])) for shape in augmented],
-        [partial(_norm_relu_pool, shape, *how, back) for shape in normed for how in layouts[shape] for back in both],
-        [partial(_conv_norm_relu_pool, shape, *how) for shape in fused for how in ways],
-        [partial(_norm_relu_pool_mean, (2, 4, 8, 8) if smoke else (10, 256, 128, 8), dtype) for dtype in dtypes],
-        [partial(_class_mean_difference, shape, ragged, dtype) for shape, ragged in matched for dtype in dtypes],
-        [partial(_uniform, *((8, 64) if smoke else (75, 4096)))],  # the parameters of ConvNet-3
-        [partial(_draw, *((4, 32, 8) if smoke else (10, 5000, 256)))],
+    families = [
+        [_dsa_real(shape, mode, dtype, device) for shape in augmented for mode in "SM" for dtype in dtypes]
+        + [_dsa_synthetic((shape[0], 2 if smoke else 10, shape[2]), device) for shape in augmented],
+        [_norm_relu_pool(shape, *how, back, device) for shape in normed for how in layouts[shape] for back in both],
+        [_conv_norm_relu_pool(shape, *how, device) for shape in fused for how in ways],
+        [_norm_relu_pool_mean((2, 4, 8, 8) if smoke else (10, 256, 128, 8), dtype, device) for dtype in dtypes],
+        [_class_mean_difference(shape, ragged, dtype, device) for shape, ragged in matched for dtype in dtypes],
+        [_uniform(*((8, 64) if smoke else (75, 4096)), device)],  # the parameters of ConvNet-3
+        [_draw(*((4, 32, 8) if smoke else (10, 5000, 256)), device)],
     ]
     for turn in itertools.zip_longest(*families):
-        yield from (case(device) for case in turn if case is not None)
+        yield from (case for case in turn if case is not None)
 
 
 def _random(draw: Callable[..., Tensor], device: torch.device, seed: int, *shapes: Shape, **options: Any) -> Any:
@@ -128,10 +129,8 @@ def _table(seed: int, rows: Tensor, size: int, mode: Any = "S") -> Tensor:
 
 
 def _dsa_real(shape: Shape, mode: str, dtype: torch.dtype, device: torch.device) -> Case:
-    classes, per_class, size = shape
-    n, pixels = classes * per_class, 3 * size * size
-    rows = torch.arange(classes, device=device)
-    group = rows.repeat_interleave(per_class)
+    n, pixels, rows, group = _batch(shape, device)
+    size = shape[2]
     mean, std = (torch.full((3,), value, device=device) for value in (0.5, 0.25))
 
     def make(seed: int) -> Arguments:
@@ -150,16 +149,13 @@ def _dsa_real(shape: Shape, mode: str, dtype: torch.dtype, device: torch.device)
         return augmentation.dsa(pool, table, group, index, mean, std, dtype, True)
 
     name = f"dsa {mode} real {n}×3×{size}² {_NAMES[dtype]}"
-    moved, flops = n * pixels * (1 + dtype.itemsize), n * pixels * _DSA_FLOPS[mode]
-    return Case(name, make, run, eager, moved, flops, _DSA_ROUNDING * size)
+    return Case(name, make, run, eager, pixels * (1 + dtype.itemsize), pixels * _DSA_FLOPS[mode], _DSA_ROUNDING * size)
 
 
 def _dsa_synthetic(shape: Shape, device: torch.device) -> Case:
     """The synthetic images, forward and back to the pixels."""
-    classes, per_class, size = shape
-    n, pixels = classes * per_class, 3 * size * size
-    rows = torch.arange(classes, device=device)
-    group = rows.repeat_interleave(per_class)
+    n, pixels, rows, group = _batch(shape, device)
+    size = shape[2]
 
     def make(seed: int) -> Arguments:
         images, grad = _random(torch.randn, device, seed, *[(n, 3, size, size)] * 2)
@@ -168,8 +164,14 @@ def _dsa_synthetic(shape: Shape, device: torch.device) -> Case:
     run = _with_gradient(lambda images, table: kernels.dsa(images, table, group))
     eager = _with_gradient(lambda x, table: augmentation.dsa(x, table, group, None, None, None, x.dtype, False))
     name = f"dsa S synthetic {n}×3×{size}² fp32{_BACKWARD}"
-    flops = 2 * n * pixels * _DSA_FLOPS["S"]
-    return Case(name, make, run, eager, 16 * n * pixels, flops, _DSA_ROUNDING * size)
+    return Case(name, make, run, eager, 16 * pixels, 2 * pixels * _DSA_FLOPS["S"], _DSA_ROUNDING * size)
+
+
+def _batch(shape: Shape, device: torch.device) -> tuple[int, int, Tensor, Tensor]:
+    """Of (classes, images per class, size): images, values, a row for each class, and that of each image."""
+    classes, per_class, size = shape
+    rows = torch.arange(classes, device=device)
+    return classes * per_class, 3 * classes * per_class * size * size, rows, rows.repeat_interleave(per_class)
 
 
 def _layers(x: Tensor) -> Tensor:
@@ -388,16 +390,14 @@ SUITE = Suite(
     "Every op compared with eager PyTorch and torch.compile of it, in µs: median (p20–p80), cold cache, forward unless "
     "said. Bytes are the least that must move.",
     ("csrc", "kernels", "bench/kernels.py"),
-    cells.columns(
-        """
-        op | name; form | implementation; µs | fastdm | µs
-        GB/s | gb_per_s | ,.3g; % of copy | percent_of_copy | .0f
-        × eager | speedup.eager | .2f; × compile | speedup.compile | .2f
-        error; median error | median_error; memory, MB | peak_bytes.fastdm | .0f/1e6; note
-        """
-    ),
+    """
+    op | name; form | implementation; µs | fastdm | µs
+    GB/s | gb_per_s | ,.3g; % of copy | percent_of_copy | .0f
+    × eager | speedup.eager | .2f; × compile | speedup.compile | .2f
+    error; median error | median_error; memory, MB | peak_bytes.fastdm | .0f/1e6; note
+    """,
     slower=_slower,
-    plots={"bandwidth": kernel_plots.bandwidth, "roofline": kernel_plots.roofline},
+    plots={"bandwidth": plots.bandwidth, "roofline": plots.roofline},
 )
 
 
@@ -406,40 +406,39 @@ DRAM = Suite(
     "Bytes that the memory moves",
     "Counted by Nsight Compute in one call, from a cold cache, next to the least that must move.",
     ("kernels", "bench/kernels.py"),
-    cells.columns(
-        """
-        op | name; kernels; least, MB | bytes | ,.1f/1e6; read, MB | read | ,.1f/1e6; written, MB | written | ,.1f/1e6
-        × the least | times_least | .2f; note
-        """
-    ),
+    """
+    op | name; kernels; least, MB | bytes | ,.1f/1e6; read, MB | read | ,.1f/1e6; written, MB | written | ,.1f/1e6
+    × the least | times_least | .2f; note
+    """,
 )
 
 
+def rows(options: Namespace, chosen: Iterable[Case]) -> Rows:
+    copy_peak = records.peaks(machine.describe(options.device)).get("copy")
+    for case in within(chosen, options.seconds):
+        how = partial(measure, case, options.device, copy_peak, options.smoke, not options.no_compile)
+        yield {"name": case.name, "op": case.op}, how
+
+
 def main() -> None:
-    parser = arguments.parser(__doc__, device=True, seconds=600.0)
     # run: what `dram` runs under Nsight Compute.
-    parser.add_argument("what", nargs="?", choices=("speed", "dram", "run"), default="speed")
+    parser = arguments.parser(__doc__, what=("speed", "dram", "run"), device=True, seconds=600.0)
     parser.add_argument("--only", nargs="+", help="ops, such as dsa")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out, whose compilation is slow")
     options = parser.parse_args()
-    device = arguments.device_of(options)
-    chosen = (case for case in cases(device, options.smoke) if case.op in (options.only or [case.op]))
-    settings = {"smoke": options.smoke, "compile": not options.no_compile}
-    if options.what == "speed":
-        copy_peak = records.peaks(machine.describe(device)).get("copy")
-        recorder = Recorder(SUITE, settings, options.device)
-        for case in within(chosen, options.seconds):
-            how = partial(measure, case, device, copy_peak, options.smoke, not options.no_compile)
-            recorder.add({"name": case.name, "op": case.op}, how)
-        return
+    device = options.device
+    chosen = [case for case in cases(device, options.smoke) if case.op in (options.only or [case.op])]
     counted = [case for case in chosen if case.op not in ("uniform", "draw")]  # which make numbers, not move them
-    if options.what == "dram":
-        recorder = Recorder(DRAM, settings, options.device)
-        command = ["-m", "bench.kernels", "run", *sys.argv[2:]]
-        for row in dram.rows(command, {case.name: case.bytes for case in counted}, device, options.seconds):
-            recorder.add(row)
-    else:
+    if options.what == "run":
         dram.run_marked((partial(case.run, *case.make(0)) for case in counted), device)
+        return
+    compiled = not options.no_compile
+    if options.what == "dram":
+        least = {case.name: case.bytes for case in counted}
+        command = ["-m", "bench.kernels", "run", *sys.argv[2:]]
+        records.record(DRAM, options, lambda _: dram.rows(command, least, device, options.seconds), compile=compiled)
+    else:
+        records.record(SUITE, options, partial(rows, chosen=chosen), compile=compiled)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ are small and all classes lie in one chunk: the count of ops does not depend on 
 GPU, followed on the CPU by telling the package that it has no C++ form of a whole block.
 """
 
+from argparse import Namespace
 from collections.abc import Callable
 from functools import partial
 from unittest import mock
@@ -15,10 +16,10 @@ from unittest import mock
 import torch
 
 from bench.baselines.public_step import PublicStep
-from bench.harness import arguments, cells
+from bench.harness import arguments, records
 from bench.harness.counter import OpCounter
 from bench.harness.loops import build
-from bench.harness.records import STEP, Recorder, Row, Suite
+from bench.harness.records import STEP, Row, Rows, Suite
 from bench.harness.workloads import CPU, Workload
 from fastdm.kernels import stores_only_pooled
 
@@ -56,25 +57,23 @@ SUITE = Suite(
     "Counted by dispatch: ops that do work, which on a GPU are launches of at least one kernel, and the bytes of all "
     "results. The package's count does not depend on the classes of a chunk. “device” is the path of a GPU.",
     STEP,
-    cells.columns(
-        """
-        loop | name; ops, 10 classes | ops_10_classes | ,.0f; ops, 100 classes | ops_100_classes | ,.0f
-        MB allocated, 10 classes | bytes_10_classes | .3g/1e6; MB allocated, 100 classes | bytes_100_classes | .3g/1e6
-        """
-    ),
+    """
+    loop | name; ops, 10 classes | ops_10_classes | ,.0f; ops, 100 classes | ops_100_classes | ,.0f
+    MB allocated, 10 classes | bytes_10_classes | .3g/1e6; MB allocated, 100 classes | bytes_100_classes | .3g/1e6
+    """,
 )
 
 
-def main() -> None:
-    options = arguments.parser(__doc__).parse_args()
-    torch.set_num_threads(1)
-    settings = {"smoke": options.smoke, "classes": list(CLASSES), "images": "3×16×16", "network": "ConvNetW32"}
-    recorder = Recorder(SUITE, settings)
-    for aug_mode in ("S",) if options.smoke else ("S", "M"):
+def rows(options: Namespace) -> Rows:
+    for aug_mode in "S" if options.smoke else "SM":
         for loop in ("cpu", "device", "public"):
-            row: Row = {"name": f"{loop}, mode {aug_mode}", "loop": loop, "aug_mode": aug_mode}
-            recorder.add(row, partial(measure, loop, aug_mode))
+            yield (
+                {"name": f"{loop}, mode {aug_mode}", "loop": loop, "aug_mode": aug_mode},
+                partial(measure, loop, aug_mode),
+            )
 
 
 if __name__ == "__main__":
-    main()
+    torch.set_num_threads(1)
+    about = {"classes": list(CLASSES), "images": "3×16×16", "network": "ConvNetW32"}
+    records.record(SUITE, arguments.parser(__doc__).parse_args(), rows, **about)

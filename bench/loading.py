@@ -9,11 +9,10 @@ out. Packed files of random pixels, of 2 GB or with --smoke 20 MB, are written t
 
 import gc
 import io
-import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import count, cycle, pairwise
@@ -27,11 +26,11 @@ from torch import Tensor
 
 import fastdm
 from bench.harness import arguments, cells, machine, plots, records
-from bench.harness.records import Recorder, Result, Row, Suite
+from bench.harness.records import Result, Row, Suite
 from bench.harness.timer import apart, host_times, threads, timed
-from bench.harness.workloads import CPU
-from fastdm.data import Dataset, Pool, decode
-from fastdm.data.packed.format import header_bytes
+from bench.harness.workloads import CPU, Workload
+from fastdm.data import decode
+from fastdm.data.packed.format import PackedFile, header_bytes
 from fastdm.system.native import native
 
 DRAWN = 256  # images of a class, as in the paper
@@ -73,27 +72,21 @@ def faster(name: str, ours: Sequence[float], baseline: Sequence[float], images: 
     return row(name, [theirs / mine for mine, theirs in zip(ours, baseline, strict=True)], *target, **more)
 
 
-def interleaved(repeats: int, **functions: Callable[[], object]) -> Mapping[str, list[float]]:
-    return host_times(functions, CPU, rounds=repeats, seconds=60.0, warm_up=0, sample=0.0)
+def interleaved(repeats: int, **functions: Callable[[], object]) -> dict[str, list[float]]:
+    return host_times(functions, CPU, rounds=repeats, seconds=60.0, warm_up=1, sample=0.0)
 
 
 def random_set(folder: Path, side: int, total_bytes: int) -> Path:
-    """A packed file of random pixels, classes of ImageNet-1K's size."""
-    classes = max(4, total_bytes // (3 * side * side * CLASS_SIZE))
-    path = folder / f"{side}.fdm"
-    images = torch.empty(classes * CLASS_SIZE, 3, side, side, dtype=torch.uint8)
-    images.view(torch.int64).random_()
-    pool = Pool(images, torch.arange(0, len(images) + 1, CLASS_SIZE))
-    fastdm.pack(Dataset("random", pool, None, tuple(f"class {i}" for i in range(classes)), MEAN, STD), path)
+    """A packed file of random images, classes of ImageNet-1K's size."""
+    classes, path = max(4, total_bytes // (3 * side * side * CLASS_SIZE)), folder / f"{side}.fdm"
+    fastdm.pack(Workload("random", classes, side, 1, CLASS_SIZE).dataset(CPU), path)
     return path
 
 
-def memory_map(path: Path, pool: Pool) -> np.ndarray:
-    """NumPy's mapping of the images of a packed file, which lie where its safetensors header says."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        begin = 8 + length + json.loads(file.read(length))["images"]["data_offsets"][0]
-    return np.memmap(path, np.uint8, "r", begin, tuple(pool.images.shape))
+def memory_map(path: Path) -> np.ndarray:
+    """NumPy's mapping of the images of a packed file."""
+    images = PackedFile(path).entries["images"]
+    return np.memmap(path, np.uint8, "r", images.begin, images.shape)
 
 
 # --- warm: gather, convert, draw -------------------------------------------------------------------------------------
@@ -111,7 +104,7 @@ def warm(path: Path, side: int, repeats: int, workers: int) -> Iterator[Row]:
     normalised = torch.empty(n, 3, side, side)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
     scale, shift = [1 / (255 * s) for s in STD], [-m / s for m, s in zip(MEAN, STD, strict=True)]
-    mapped = memory_map(path, pool)
+    mapped = memory_map(path)
 
     def through_torch() -> Tensor:
         return torch.index_select(pool.images, 0, index()).float().div_(255).sub_(mean).div_(std)
@@ -249,7 +242,7 @@ def cold(path: Path, repeats: int) -> Iterator[Row]:
         direct.append(timed(partial(pool.gather, index), 1, CPU) / many)
         amplification.append((bytes_read() - before) / (many * image_bytes))
         forget(path)
-        images = memory_map(path, pool)
+        images = memory_map(path)
         mapped.append(timed(partial(images.__getitem__, index[:few].numpy()), 1, CPU) / few)
         del images
     yield faster("cold: direct reads over a default mapping, 64x64", direct, mapped, 1, 50.0, DISK)
@@ -342,14 +335,11 @@ SUITE = Suite(
     "How many times as fast as what the row's name says, median (p20–p80) of interleaved runs, and the target; rows in "
     "seconds or GB are limits.",
     ("csrc", "data"),
-    cells.columns(
-        """
-        what | name; ratio; target | target | .3g; met
-        images/s | images_per_second | ,.0f; baseline, images/s | baseline_images_per_second | ,.0f; note
-        """,
-        ratio=lambda row: cells.spread_text(row["ratio"]),
-        met=cells.met,
-    ),
+    """
+    what | name; ratio; target | target | .3g; met
+    images/s | images_per_second | ,.0f; baseline, images/s | baseline_images_per_second | ,.0f; note
+    """,
+    {"ratio": lambda row: cells.spread_text(row["ratio"])},
     plots={"ratios": _ratios},
 )
 
@@ -358,11 +348,9 @@ def main() -> None:
     options = arguments.parser(__doc__, data=True).parse_args()
     if native() is None:
         raise SystemExit("fastdm was installed without its C++ core, which is what this measures")
-    repeats, file_bytes = SIZES["smoke" if options.smoke else "full"]
-    about = {"drawn": DRAWN, "file_bytes": file_bytes, "repeats": repeats}
-    recorder = Recorder(SUITE, {"smoke": options.smoke, **about})
-    for found in measure(options.data_path, repeats, file_bytes):
-        recorder.add(found)
+    size = SIZES["smoke" if options.smoke else "full"]
+    about = {"drawn": DRAWN, "file_bytes": size[1], "repeats": size[0]}
+    records.record(SUITE, options, lambda options: measure(options.data_path, *size), **about)
 
 
 if __name__ == "__main__":

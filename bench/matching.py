@@ -6,15 +6,16 @@ Steps and epochs are timed in turns, on random images of CIFAR-10's shape. The t
 budget makes of them.
 """
 
+from argparse import Namespace
 from collections.abc import Callable
 from functools import partial
 
 import torch
 
 from bench.baselines.public_gradient_matching import ITERATIONS, PUBLISHED, GradientMatching
-from bench.harness import arguments, cells, records
+from bench.harness import arguments, records
 from bench.harness.loops import make
-from bench.harness.records import STEP, Recorder, Row, Suite
+from bench.harness.records import STEP, Row, Rows, Suite
 from bench.harness.timer import host_times, numbered
 from bench.harness.workloads import GPU_SIZES, Workload
 
@@ -30,8 +31,7 @@ def measure(work: Workload, device: torch.device, ipc: int) -> Row:
     functions: dict[str, Callable[[], object]] = {"gradient": partial(gradient, 0), "epoch": gradient.train}
     for kind in ("fastdm", "public"):
         functions[kind] = numbered(*make(kind, work, dataset, device, "fp32"), first=0)
-    times = host_times(functions, device, rounds=3, seconds=SECONDS, warm_up=0, sample=0.0)
-    seconds = records.spreads(times)
+    seconds = records.spreads(host_times(functions, device, rounds=3, seconds=SECONDS, warm_up=1, sample=0.0))
     return {"outer": loops.outer, "inner": loops.inner, "seconds": seconds, **runs(seconds, ipc)}
 
 
@@ -59,26 +59,20 @@ SUITE = Suite(
     f"these to the published budgets: {ITERATIONS:,} × (outer × step + (outer − 1) × inner × epoch) and "
     f"{DM_ITERATIONS:,} iterations of DM, without any evaluation.",
     (*STEP, "bench/baselines"),
-    cells.columns(
-        """
-        size | name; outer | outer | .0f; inner | inner | .0f
-        outer step, s | gradient | s; inner epoch, s | epoch | s; public DM, s | public | s; fastdm, s | fastdm | s
-        step × public DM | step_ratio.public | .2f; step × fastdm | step_ratio.fastdm | .1f
-        run, h | hours.gradient | .3g; public DM, h | hours.public | .3g; fastdm, h | hours.fastdm | .3g
-        run × public DM | run_ratio.public | .2f; run × fastdm | run_ratio.fastdm | .1f
-        """
-    ),
+    """
+    size | name; outer | outer | .0f; inner | inner | .0f
+    outer step, s | gradient | s; inner epoch, s | epoch | s; public DM, s | public | s; fastdm, s | fastdm | s
+    step × public DM | step_ratio.public | .2f; step × fastdm | step_ratio.fastdm | .1f
+    run, h | hours.gradient | .3g; public DM, h | hours.public | .3g; fastdm, h | hours.fastdm | .3g
+    run × public DM | run_ratio.public | .2f; run × fastdm | run_ratio.fastdm | .1f
+    """,
 )
 
 
-def main() -> None:
-    options = arguments.parser(__doc__, device=True).parse_args()
-    device = arguments.device_of(options)
-    recorder = Recorder(SUITE, {"smoke": options.smoke}, options.device)
+def rows(options: Namespace) -> Rows:
     for ipc, work in SIZES.items():
-        how = partial(measure, work.smoke() if options.smoke else work, device, ipc)
-        recorder.add({"name": work.name}, how)
+        yield {"name": work.name}, partial(measure, work.smoke() if options.smoke else work, options.device, ipc)
 
 
 if __name__ == "__main__":
-    main()
+    records.record(SUITE, arguments.parser(__doc__, device=True).parse_args(), rows)

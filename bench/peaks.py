@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from bench.harness import arguments, cells
-from bench.harness.records import Recorder, Row, Suite, spread
+from bench.harness import arguments, records
+from bench.harness.records import Row, Suite, spread
 from bench.harness.timer import device_times, threads
 
 COPY_MIB = {"cuda": (128, 512, 1024), "cpu": (128, 256, 512)}  # each past the caches
@@ -25,7 +25,7 @@ SUITE = Suite(
     "Measured, and what every percentage on this page is of: the fastest run of the best size, on memory that was "
     "touched before. Bytes of a copy are read and written.",
     (),
-    cells.columns("what | name; threads; best size | size; GB/s | gb_per_s | ,.3g; TFLOP/s | tflop_per_s | ,.3g"),
+    "what | name; threads; best size | size; GB/s | gb_per_s | ,.3g; TFLOP/s | tflop_per_s | ,.3g",
 )
 
 
@@ -76,12 +76,6 @@ def measure(device: torch.device, smoke: bool) -> Iterator[Row]:
                 yield {"name": f"matmul {precision}{suffix}", **of, **matmul(device, smoke, precision)}
 
 
-def main() -> None:
-    options = arguments.parser(__doc__, device=True).parse_args()
-    recorder = Recorder(SUITE, {"smoke": options.smoke}, options.device)
-    for row in measure(arguments.device_of(options), options.smoke):
-        recorder.add(row)
-
-
 if __name__ == "__main__":
-    main()
+    parser = arguments.parser(__doc__, device=True)
+    records.record(SUITE, parser.parse_args(), lambda options: measure(options.device, options.smoke))

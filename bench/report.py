@@ -46,7 +46,7 @@ def block(suite: Suite, *, quoted: bool = False) -> str:
         if quoted and suite.quote:
             parts.append(suite.quote(rows))
             continue
-        parts.append(suite.render(rows) if suite.render else cells.table(suite.columns, rows))
+        parts.append(suite.render(rows) if suite.render else cells.table(suite.columns, rows, **suite.special))
         slower = [f"- {row['name']}: {why}" for row in rows if suite.slower and (why := suite.slower(row))]
         failed = [f"- {row['name']}: {row['failure']}" for row in rows if "failure" in row]
         for title, lines in (("Slower than a baseline", slower), ("Failed", failed)):
@@ -61,8 +61,8 @@ def page(pictures: Path) -> str:
         "# Results\n\nMade by `python -m bench.report` from the files in `bench/results/`; every table names the "
         "command that takes it anew."
     ]
-    if machines := _machines():
-        chapters.append(f"## Machines\n\n{machines}")
+    if any(suite.load() for suite in SUITES.values()):
+        chapters.append(f"## Machines\n\n{_machines()}")
     for suite in SUITES.values():
         if body := block(suite):
             shown = [
@@ -81,17 +81,14 @@ def _machines() -> str:
             entry = known.setdefault(f"{about['cpu']}, {about['device']}", {"suites": [], "loads": [], **about})
             entry["suites"].append(suite.name)
             entry["loads"].append(about["load"])
-    columns = cells.columns(
-        """
-        device; processor | cpu; cores; memory, GiB | memory_gib
-        driver, CUDA | driver; versions; load; suites
-        """,
+    return cells.table(
+        "device; processor | cpu; cores; memory, GiB | memory_gib; driver, CUDA | driver; versions; load; suites",
+        list(known.values()),
         driver=lambda row: f"{row['driver']}, {row['cuda']}" if "driver" in row else "",
         versions=lambda row: ", ".join(f"{name} {version}" for name, version in row["versions"].items()),
         load=lambda row: f"{min(row['loads'])}–{max(row['loads'])}",
         suites=lambda row: ", ".join(row["suites"]),
     )
-    return cells.table(columns, list(known.values())) if known else ""
 
 
 def draw(folder: Path) -> Iterator[Path]:

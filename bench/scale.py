@@ -8,29 +8,26 @@ memory that the process had, and what `fastdm plan` says of it. The rows of GPUs
 `fastdm.condensation.calibration`.
 """
 
-import argparse
-import json
 import os
-import subprocess
-import sys
-import tempfile
+import socket
 import time
+from argparse import Namespace
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from itertools import pairwise
-from pathlib import Path
+from multiprocessing import get_context
 from typing import Any
 
 import torch
 
 import fastdm
-from bench.harness import arguments, cells, plots
-from bench.harness.machine import REPOSITORY
-from bench.harness.records import STEP, Recorder, Result, Row, Suite, spread
+from bench.harness import arguments, plots, records
+from bench.harness.records import STEP, Result, Row, Rows, Suite, spread
+from bench.harness.workloads import CPU, Workload
 from fastdm.condensation.calibration import modelled, process_bytes
 from fastdm.condensation.forecast import forecast
 from fastdm.condensation.presets import PRESETS
 from fastdm.condensation.settings import Settings
-from fastdm.data.pool import Dataset, Pool
 from fastdm.data.unread import unread_dataset
 from fastdm.runs.recording import peak_resident
 from fastdm.system.device import free_memory
@@ -50,70 +47,61 @@ SMOKE = {"classes": (4, 8), "ipc": (1, 2), "size": (16, 32)}
 GPU_COUNTS = (1, 8, 64, 512)
 
 
-def worker(case: dict[str, Any], out: Path) -> None:
-    """Condense by a case in this process; write what it took."""
+def condense(work: Workload, ranks: int, port: int, rank: int) -> Row:
+    """Condense in this process, one of so many that meet at a port; what it took."""
     torch.set_num_threads(1)
-    base = process_bytes()
-    count = case["classes"] * case["batch_real"]
-    images = torch.randint(0, 256, (count, 3, case["size"], case["size"]), dtype=torch.uint8)
-    pool = Pool(images, torch.arange(case["classes"] + 1) * case["batch_real"])
-    names = tuple(map(str, range(case["classes"])))
-    data = Dataset("random", pool, None, names, (0.5,) * 3, (0.25,) * 3)
+    if ranks > 1:
+        numbers = {
+            "RANK": rank,
+            "LOCAL_RANK": rank,
+            "WORLD_SIZE": ranks,
+            "LOCAL_WORLD_SIZE": ranks,
+            "MASTER_PORT": port,
+        }
+        os.environ |= {name: str(value) for name, value in numbers.items()} | {"MASTER_ADDR": "localhost"}
+    base, data = process_bytes(), work.dataset(CPU)
     marks: list[float] = []
     with joined():
         fastdm.condense(
-            data, settings=_settings(case), device="cpu", callback=lambda *_: marks.append(time.process_time())
+            data, settings=_settings(work), device=CPU, callback=lambda *_: marks.append(time.process_time())
         )
     seconds = [after - before for before, after in pairwise(marks)]
-    peak = peak_resident()
-    rank = int(os.environ.get("RANK", "0"))
-    (out / f"{rank}.json").write_text(json.dumps({"base": base, "peak": peak, "seconds": seconds}))
+    return {"base": base, "peak": peak_resident(), "seconds": seconds}
 
 
-def _settings(case: dict[str, Any]) -> Settings:
-    return Settings(
-        ipc=case["ipc"],
-        iterations=ITERATIONS,
-        batch_real=case["batch_real"],
-        network=case["network"],
-        init="noise",
-        precision="fp32",
-    )
+def _settings(work: Workload) -> Settings:
+    return work.settings(iterations=ITERATIONS, precision="fp32")
 
 
 def measure(case: dict[str, Any], ranks: int) -> Row:
     """A case in processes of its own: that which takes longest, and that which takes most."""
-    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, *launch, "-m", "bench.scale", "--worker", json.dumps(case), "--out", folder]
-        subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, timeout=600)
-        found = [json.loads(path.read_text()) for path in sorted(Path(folder).iterdir())]
-    cpu = torch.device("cpu")
-    data = unread_dataset(
-        case["classes"], case["classes"] * case["batch_real"], (3, case["size"], case["size"]), in_memory=True
-    )
-    settings = _settings(case).resolve(data, cpu)
-    base = max(each["base"] for each in found)
-    planned = forecast(data, settings, cpu, None, memory=free_memory(), process_bytes=base, ranks=ranks, saves=False)
-    slowest = max(found, key=lambda each: sum(each["seconds"]))
-    peak = max(each["peak"] for each in found)
+    work = Workload("random", class_size=case["batch_real"], **case)
+    with socket.create_server(("localhost", 0)) as server:
+        port = server.getsockname()[1]
+    with ProcessPoolExecutor(ranks, get_context("spawn")) as pool:
+        found = list(pool.map(partial(condense, work, ranks, port), range(ranks)))
+    shape = (work.channels, work.size, work.size)
+    data = unread_dataset(work.classes, work.classes * work.class_size, shape, in_memory=True)
+    base, peak = (max(each[key] for each in found) for key in ("base", "peak"))
+    how: dict[str, Any] = {"memory": free_memory(), "process_bytes": base, "ranks": ranks, "saves": False}
+    planned = forecast(data, _settings(work).resolve(data, CPU), CPU, None, **how).bytes("host")
     return {
-        "seconds": {"iteration": spread(slowest["seconds"])},
+        "seconds": {"iteration": spread(max((each["seconds"] for each in found), key=sum))},
         "base_bytes": base,
         "peak_bytes": peak,
-        "planned_bytes": planned.bytes("host"),
-        "error": abs(planned.bytes("host") / peak - 1),
+        "planned_bytes": planned,
+        "error": abs(planned / peak - 1),
         "tolerance": 0.15,
     }
 
 
 def model(gpus: int) -> Row:
     """ImageNet-1K at 64 pixels, ten images per class, on H100s."""
-    preset = PRESETS["imagenet64"]
+    preset, device = PRESETS["imagenet64"], torch.device("cuda", 0)
     data = unread_dataset(preset.classes, preset.images, preset.image_shape)
-    settings = Settings(**preset.settings, precision="bf16").resolve(data, torch.device("cuda", 0))
+    settings = Settings(**preset.settings, precision="bf16").resolve(data, device)
     rate = modelled(GPUS["H100"], settings)
-    found = forecast(data, settings, torch.device("cuda", 0), rate, memory=GPUS["H100"].memory, ranks=gpus)
+    found = forecast(data, settings, device, rate, memory=GPUS["H100"].memory, ranks=gpus)
     return {
         "modelled_seconds": found.seconds,
         "serial_share": found.serial,
@@ -142,39 +130,27 @@ SUITE = Suite(
     "Random images, one thread; processor seconds of an iteration, the most memory of the process (PyTorch itself "
     "takes the base), and what `fastdm plan` says. The rows of GPUs are a model, not measured.",
     (*STEP, "networks"),
-    [
-        ("case", cells.text("name")),
-        ("processor s per iteration", cells.spread("iteration", 1)),
-        ("modelled s per iteration", cells.number("modelled_seconds", "{:.3g}")),
-        ("serial share", cells.number("serial_share", "{:.2g}")),
-        ("base MiB", cells.number("base_bytes", "{:,.0f}", 2**20)),
-        ("peak MiB", cells.number("peak_bytes", "{:,.0f}", 2**20)),
-        ("planned MiB", cells.number("planned_bytes", "{:,.0f}", 2**20)),
-        ("off by", cells.error),
-    ],
+    """
+    case | name; processor s per iteration | iteration | s; modelled s per iteration | modelled_seconds | .3g
+    serial share | serial_share | .2g; base MiB | base_bytes | ,.0f/1048576; peak MiB | peak_bytes | ,.0f/1048576
+    planned MiB | planned_bytes | ,.0f/1048576; off by | error
+    """,
     plots={"memory": _draw},
 )
 
 
-def main() -> None:
-    parser = arguments.parser(__doc__)
-    parser.add_argument("--ranks", type=int, nargs="+", default=[1], help="processes that share the classes")
-    parser.add_argument("--worker", type=json.loads, help=argparse.SUPPRESS)
-    parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.worker is not None:
-        worker(options.worker, options.out)
-        return
-    recorder = Recorder(SUITE, {"smoke": options.smoke, "iterations": ITERATIONS, **BASE})
+def rows(options: Namespace) -> Rows:
     for series, values in (SMOKE if options.smoke else SERIES).items():
         for value in values:
             case = {**BASE, series: value, **({"classes": 10} if series != "classes" else {})}
-            recorder.add({"name": f"{value:,} {series}", "series": series, **case}, partial(measure, case, 1))
+            yield {"name": f"{value:,} {series}", "series": series, **case}, partial(measure, case, 1)
     for ranks in options.ranks:
-        recorder.add({"name": f"{ranks} ranks", "series": "ranks", **BASE}, partial(measure, BASE, ranks))
+        yield {"name": f"{ranks} ranks", "series": "ranks", **BASE}, partial(measure, BASE, ranks)
     for gpus in GPU_COUNTS:
-        recorder.add({"name": f"model: {gpus} H100", "series": "gpus"}, partial(model, gpus))
+        yield {"name": f"model: {gpus} H100", "series": "gpus"}, partial(model, gpus)
 
 
 if __name__ == "__main__":
-    main()
+    parser = arguments.parser(__doc__)
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1], help="processes that share the classes")
+    records.record(SUITE, parser.parse_args(), rows, iterations=ITERATIONS, **BASE)

@@ -24,6 +24,7 @@ import gc
 import math
 import os
 import tempfile
+from argparse import Namespace
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -33,8 +34,8 @@ import torch
 
 from bench.harness import arguments, cells, machine, plots, records
 from bench.harness.loops import LOSS_TOLERANCE, ROUNDING, build, check, make
-from bench.harness.records import STEP, Recorder, Result, Row, Suite
-from bench.harness.timer import apart, host_times, numbered, within
+from bench.harness.records import STEP, Result, Row, Rows, Suite
+from bench.harness.timer import apart, host_times, numbered, race, within
 from bench.harness.workloads import CIFAR10, CPU, CPU_SIZES, GPU_SIZES, Workload
 from fastdm.condensation.recipes import recipe_settings
 from fastdm.networks.architectures import network_names
@@ -129,7 +130,7 @@ def times(
                 if name == "fastdm":
                     raise
                 row["note"] = f"{name} failed: {records.failure(error).splitlines()[0]}"
-        found |= host_times(loops, device, rounds=7, seconds=seconds, warm_up=0)
+        found |= host_times(loops, device, rounds=7, seconds=seconds, warm_up=1)
         if on_gpu:
             loops.clear()
             made = None
@@ -201,8 +202,7 @@ def measure_recipe(work: Workload, plain: Workload, device: torch.device, precis
     row = check(work, device, precision)
     if row["correct"]:
         loops = {name: ours(one, device, precision)[0] for name, one in (("fastdm", work), ("plain", plain))}
-        row["seconds"] = records.spreads(host_times(loops, device, seconds=seconds, warm_up=1))
-        row["ratio"] = row["seconds"]["fastdm"]["median"] / row["seconds"]["plain"]["median"]
+        row |= race(loops, device, ("fastdm", "plain"), seconds=seconds, warm_up=2)
         row |= {"target": RECIPE_TARGET, "met": row["ratio"] <= RECIPE_TARGET}
     return row
 
@@ -221,16 +221,15 @@ def measure_compiled(work: Workload, seconds: float) -> Row:
     row["correct"] = row["error"] <= COMPILE_TOLERANCE
     if row["correct"]:
         loops = {"eager": numbered(eager, nullcontext, 1), "compiled": numbered(fused, nullcontext, 1)}
-        row |= gain(host_times(loops, CPU, seconds=seconds, warm_up=0), row["compile_seconds"])
+        row |= race(loops, CPU, ("eager", "compiled"), seconds=seconds, warm_up=1)
+        row |= paid_after(row)
     return row
 
 
-def gain(found: dict[str, list[float]], compile_seconds: float) -> Row:
-    """Times, their ratio, and the iterations that save as much as compiling took, if any do."""
-    seconds = records.spreads(found)
-    eager, compiled = seconds["eager"]["median"], seconds["compiled"]["median"]
-    row: Row = {"seconds": seconds, "ratio": eager / compiled}
-    return row | ({"paid_after": math.ceil(compile_seconds / (eager - compiled))} if compiled < eager else {})
+def paid_after(row: Row) -> Row:
+    """The iterations that save as much as compiling took, if any do."""
+    saved = row["seconds"]["eager"]["median"] - row["seconds"]["compiled"]["median"]
+    return {"paid_after": math.ceil(row["compile_seconds"] / saved)} if saved > 0 else {}
 
 
 # --- tables and plots ------------------------------------------------------------------------------------------------
@@ -239,9 +238,8 @@ def gain(found: dict[str, list[float]], compile_seconds: float) -> Row:
 def _quote(rows: Sequence[Row]) -> str:
     """The four columns that a newcomer needs, and the other baselines in a sentence each."""
     timed = [row for row in rows if row.get("ratio")]
-    ours, public = (cells.number(f"seconds.{loop}.median", "{:,.0f}", 1e-3) for loop in ("fastdm", "public"))
-    columns = [("size", cells.text("name")), ("fastdm, ms", ours), ("public, ms", public)]
-    parts = [cells.table([*columns, ("×", cells.number("ratio.public", "{:.1f}"))], timed)]
+    ours, public = (f"{loop}, ms | seconds.{loop}.median | ,.0f/1e-3" for loop in ("fastdm", "public"))
+    parts = [cells.table(f"size | name; {ours}; {public}; × | ratio.public | .1f", timed)]
     for key, baseline in (
         ("raised", "With larger glibc malloc thresholds for both"),
         ("compiled", "Compared with all classes in one batch through torch.compile"),
@@ -276,19 +274,17 @@ SIZES = Suite(
     "counts it. The errors are those of the first change of the images, compared with float64: of the whole, which "
     "activations on the other side of a ReLU decide, and the median of the single images', which rounding does.",
     STEP,
-    cells.columns(
-        """
-        size | name; classes; real images per class | batch_real; precision
-        ms | fastdm | ms; public, ms | public | ms; × public | ratio.public | .1f
-        compiled, ms | compiled | ms; × compiled | ratio.compiled | .1f
-        raised, ms | fastdm raised | ms; public raised, ms | public raised | ms; × public, raised | ratio.raised | .1f
-        compiled raised, ms | compiled raised | ms; × compiled, raised | ratio.compiled_raised | .1f
-        % of matmul peak | percent_of_matmul | .0f
-        process, MiB | peak_mib.fastdm | ,.0f; public process, MiB | peak_mib.public | ,.0f
-        peak, GB | peak_bytes | .2f/1e9; planned, GB | planned_bytes | .2f/1e9; chunks; graph
-        error; median error | median_error; note
-        """
-    ),
+    """
+    size | name; classes; real images per class | batch_real; precision
+    ms | fastdm | ms; public, ms | public | ms; × public | ratio.public | .1f
+    compiled, ms | compiled | ms; × compiled | ratio.compiled | .1f
+    raised, ms | fastdm raised | ms; public raised, ms | public raised | ms; × public, raised | ratio.raised | .1f
+    compiled raised, ms | compiled raised | ms; × compiled, raised | ratio.compiled_raised | .1f
+    % of matmul peak | percent_of_matmul | .0f
+    process, MiB | peak_mib.fastdm | ,.0f; public process, MiB | peak_mib.public | ,.0f
+    peak, GB | peak_bytes | .2f/1e9; planned, GB | planned_bytes | .2f/1e9; chunks; graph
+    error; median error | median_error; note
+    """,
     quote=_quote,
     plots={"times": _times},
 )
@@ -299,14 +295,11 @@ RECIPES = Suite(
     "four times as many, as a partition of 2 decodes them, and twice that where a later snapshot gives the "
     "cross-entropy. The pool's networks have random weights.",
     STEP,
-    cells.columns(
-        """
-        step | name; ipc; real images per class | batch_real; precision
-        ms | fastdm | ms; plain, ms | plain | ms; ratio | ratio | .2f; target | target | ≤ {:.1f}; met
-        error; median error | median_error
-        """,
-        met=cells.met,
-    ),
+    """
+    step | name; ipc; real images per class | batch_real; precision
+    ms | fastdm | ms; plain, ms | plain | ms; ratio | ratio | .2f; target | target | ≤ {:.1f}; met
+    error; median error | median_error
+    """,
 )
 COMPILE = Suite(
     "step_compile",
@@ -315,52 +308,52 @@ COMPILE = Suite(
     "10 images per class, median (p20–p80), interleaved without and with it; the seconds that a first run compiles, "
     "and the iterations that save as much. The error is the difference of both first changes of the images.",
     STEP,
-    cells.columns(
-        """
-        network | name; real images per class | batch_real
-        ms | eager | ms; compiled, ms | compiled | ms; × as fast | ratio | .2f
-        compiling, s | compile_seconds | .1f; has paid after | paid_after | {:,.0f} iterations; error
-        """
-    ),
+    """
+    network | name; real images per class | batch_real
+    ms | eager | ms; compiled, ms | compiled | ms; × as fast | ratio | .2f
+    compiling, s | compile_seconds | .1f; has paid after | paid_after | {:,.0f} iterations; error
+    """,
     slower=lambda row: f"{1 / row['ratio']:.2f}× the time without it" if row.get("ratio", 1) < 1 else "",
 )
+SUITES = {"sizes": SIZES, "recipes": RECIPES, "compile": COMPILE}
+
+
+def rows(options: Namespace) -> Rows:
+    device, precision, seconds = options.device, options.precision, 0.0 if options.smoke else options.seconds
+    base = CIFAR10.smoke() if options.smoke else CIFAR10
+    if options.what == "compile":
+        for name in options.network:
+            work = dataclasses.replace(base, network=name, batch_real=64, size=32)
+            row: Row = {"name": name, "batch_real": work.batch_real, "ipc": work.ipc}
+            yield row, partial(apart, measure_compiled, work, min(12.0, seconds))
+    elif options.what == "recipes":
+        chosen = recipes(dataclasses.replace(base, batch_real=128))
+        for name, (work, plain) in chosen.items():
+            row = {"name": name, "ipc": work.ipc, "batch_real": work.batch_real, "precision": precision}
+            yield row, partial(measure_recipe, work, plain, device, precision, min(30.0, seconds / len(chosen)))
+    else:
+        every = GPU_SIZES if device.type == "cuda" else CPU_SIZES
+        sizes = [size for size in every if size.name.startswith(tuple(options.only))]
+        for size in within(sizes, options.seconds):
+            work, against = size.smoke() if options.smoke else size, baselines(size, options.no_compile)
+            row = {name: value for name, value in dataclasses.asdict(work).items() if name != "options"}
+            # Two timings, and as much again for the checks and processes.
+            yield row, partial(measure, work, device, precision, seconds / (4 * len(sizes)), against)
 
 
 def main() -> None:
-    parser = arguments.parser(__doc__, device=True, seconds=1800.0)
-    parser.add_argument("what", nargs="?", choices=("sizes", "recipes", "compile"), default="sizes")
+    parser = arguments.parser(__doc__, what=tuple(SUITES), device=True, seconds=1800.0)
     parser.add_argument("--only", nargs="+", default=[""], help="sizes, by the beginning of their names")
     parser.add_argument("--precision", choices=ROUNDING, help="default: what condense would take on this device")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out of the sizes' baselines")
     parser.add_argument("--network", choices=network_names(), nargs="+", default=NETWORKS, help="of `compile`")
     options = parser.parse_args()
-    device, tiny, smoke = arguments.device_of(options), CIFAR10.smoke(), options.smoke
-    precision = options.precision or str(tiny.settings().resolve(tiny.dataset(CPU), device).precision)
-    settings = {"smoke": smoke, "precision": precision}
     if options.what == "compile":
-        recorder = Recorder(COMPILE, {"smoke": smoke, "precision": "fp32"})
-        for name in options.network:
-            work = dataclasses.replace(tiny if smoke else CIFAR10, network=name, batch_real=64, size=32)
-            row: Row = {"name": name, "batch_real": work.batch_real, "ipc": work.ipc}
-            recorder.add(row, partial(apart, measure_compiled, work, 0 if smoke else min(12.0, options.seconds)))
-        return
-    if options.what == "recipes":
-        recorder = Recorder(RECIPES, settings, options.device)
-        chosen = recipes(dataclasses.replace(tiny if smoke else CIFAR10, batch_real=128))
-        for name, (work, plain) in chosen.items():
-            row = {"name": name, "ipc": work.ipc, "batch_real": work.batch_real, "precision": precision}
-            limit = 0 if smoke else min(30.0, options.seconds / len(chosen))
-            recorder.add(row, partial(measure_recipe, work, plain, device, precision, limit))
-            print(f"{name}: {row.get('ratio', math.nan):.2f} times the plain step", flush=True)
-        return
-    sizes = GPU_SIZES if device.type == "cuda" else CPU_SIZES
-    sizes = [size for size in sizes if size.name.startswith(tuple(options.only))]
-    recorder = Recorder(SIZES, settings, options.device)
-    for size in within(sizes, options.seconds):
-        # Two timings, and as much again for the checks and processes.
-        work, limit = (size.smoke(), 0.0) if smoke else (size, options.seconds / (4 * len(sizes)))
-        about = {name: value for name, value in dataclasses.asdict(work).items() if name != "options"}
-        recorder.add(about, partial(measure, work, device, precision, limit, baselines(size, options.no_compile)))
+        options.device, options.precision = CPU, "fp32"
+    elif options.precision is None:
+        tiny = CIFAR10.smoke()
+        options.precision = str(tiny.settings().resolve(tiny.dataset(CPU), options.device).precision)
+    records.record(SUITES[options.what], options, rows, precision=options.precision)
 
 
 if __name__ == "__main__":

@@ -8,12 +8,13 @@ PyTorch is counted by dispatch, every operation reading its arguments and writin
 some do: group_norm reads its input twice.
 """
 
-import itertools
 import os
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
+from itertools import chain, product
 from typing import Any
 from unittest import mock
 
@@ -23,9 +24,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.baselines.public_augment import Param, diff_augment
-from bench.harness import arguments, cells
+from bench.harness import arguments, records
 from bench.harness.counter import OpCounter
-from bench.harness.records import Recorder, Row, Suite
+from bench.harness.records import Row, Suite
 from fastdm.augmentation import FAMILIES, Strategy
 from fastdm.kernels import class_mean_difference, dsa, norm_relu_pool, norm_relu_pool_mean
 
@@ -40,42 +41,53 @@ def interpret() -> None:
     os.environ["TRITON_INTERPRET"] = "1"
 
 
-def kernels(function: Callable[[], object]) -> tuple[int, int]:
-    """Bytes that the interpreted kernels of a call read and write."""
+@contextmanager
+def watched(**shown: Callable[[Any, Any, int], None]) -> Iterator[None]:
+    """Show what interpreted kernels "load" and "store": where they are, the addresses, and the bytes of each."""
     from triton.runtime import interpreter  # Only now: see `interpret`.
 
-    from fastdm.kernels import launch
-
     builder = type(interpreter.interpreter_builder)
-    moved = {"create_masked_load": 0, "create_masked_store": 0}
-    seen: dict[str, list[Any]] = {name: [] for name in moved}
 
-    def noting(name: str, position: int) -> Callable[..., Any]:
-        inner = getattr(builder, name)
+    def showing(name: str) -> Callable[..., Any]:
+        inner, show, is_store = getattr(builder, f"create_masked_{name}"), shown[name], name == "store"
 
         def call(self: Any, pointers: Any, *args: Any) -> Any:
-            addresses = np.broadcast_to(pointers.data, args[position].data.shape)[args[position].data]
-            size = pointers.get_element_ty().primitive_bitwidth // 8
-            seen[name].append(np.stack([addresses.ravel().astype(np.int64), np.full(addresses.size, size)]))
+            mask = args[is_store].data  # behind the values that are stored
+            addresses = np.broadcast_to(pointers.data, mask.shape)[mask].astype(np.int64)
+            show(self.grid_idx, addresses, pointers.get_element_ty().primitive_bitwidth // 8)
             return inner(self, pointers, *args)
 
         return call
 
-    start = launch.start
+    with ExitStack() as stack:
+        for name in shown:
+            stack.enter_context(mock.patch.object(builder, f"create_masked_{name}", showing(name)))
+        yield
+
+
+def kernels(function: Callable[[], object]) -> tuple[int, int]:
+    """Bytes that the interpreted kernels of a call read and write."""
+    from fastdm.kernels import launch
+
+    start, read, written = launch.start, [0], [0]
+    loads: dict[int, int] = {}
+    stores: dict[int, int] = {}
 
     def count(*args: Any, **kwargs: Any) -> None:
         start(*args, **kwargs)
-        for name, parts in seen.items():
-            moved[name] += int(np.unique(np.concatenate(parts, 1), axis=1)[1].sum()) if parts else 0
-            parts.clear()
+        for seen, total in ((loads, read), (stores, written)):
+            total[0] += sum(seen.values())
+            seen.clear()
 
     with (
-        mock.patch.object(builder, "create_masked_load", noting("create_masked_load", 0)),
-        mock.patch.object(builder, "create_masked_store", noting("create_masked_store", 1)),
+        watched(
+            load=lambda _, addresses, size: loads.update(dict.fromkeys(addresses.tolist(), size)),
+            store=lambda _, addresses, size: stores.update(dict.fromkeys(addresses.tolist(), size)),
+        ),
         mock.patch.object(launch, "start", count),
     ):
         function()
-    return moved["create_masked_load"], moved["create_masked_store"]
+    return read[0], written[0]
 
 
 def memory_reads(function: Callable[[], object], sector: int, cache: int) -> int:
@@ -84,31 +96,23 @@ def memory_reads(function: Callable[[], object], sector: int, cache: int) -> int
     The programs run in the order of a GPU, the first axis of the grid fastest, and their tiles are those that are
     compiled.
     """
-    from triton.runtime import interpreter
-
     from fastdm.kernels.blocks import triton_tiles as tiles
 
-    builder = type(interpreter.interpreter_builder)
-    inner = builder.create_masked_load
-    touched: dict[tuple[int, ...], list[Any]] = {}
+    touched: dict[tuple[int, ...], list[int]] = {}
 
-    def load(self: Any, pointers: Any, mask: Any, *args: Any) -> Any:
-        addresses = np.broadcast_to(pointers.data, mask.data.shape)[mask.data]
-        sectors = np.unique(addresses.astype(np.int64) // sector)
-        touched.setdefault(tuple(reversed(self.grid_idx)), []).append(sectors)
-        return inner(self, pointers, mask, *args)
+    def load(program: tuple[int, ...], addresses: Any, _: int) -> None:
+        touched.setdefault(program[::-1], []).extend(np.unique(addresses // sector).tolist())
 
-    with mock.patch.object(builder, "create_masked_load", load), mock.patch.object(tiles, "ROOM", COMPILED_ROOM):
+    with watched(load=load), mock.patch.object(tiles, "ROOM", COMPILED_ROOM):
         function()
     held: OrderedDict[int, None] = OrderedDict()
     misses = 0
-    for program in sorted(touched):
-        for number in np.concatenate(touched[program]).tolist():
-            misses += number not in held
-            held[number] = None
-            held.move_to_end(number)
-            if len(held) > cache // sector:
-                held.popitem(last=False)
+    for number in chain.from_iterable(touched[program] for program in sorted(touched)):
+        misses += number not in held
+        held[number] = None
+        held.move_to_end(number)
+        if len(held) > cache // sector:
+            held.popitem(last=False)
     return misses * sector
 
 
@@ -164,6 +168,20 @@ def augmentations() -> Iterator[Row]:
             yield row(f"dsa {kind}, mode {mode}", "P", 1, (read, written), plain)
 
 
+def layers(x: Tensor) -> Tensor:
+    return F.avg_pool2d(F.relu(F.group_norm(x, x.shape[1])), 2)
+
+
+def class_means(x: Tensor) -> list[Tensor]:
+    return [part.mean(0) for part in x.split(32)]
+
+
+def gradient(op: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[], object]:
+    leaf = x.clone().requires_grad_()
+    out = op(leaf)
+    return partial(torch.autograd.grad, out, leaf, torch.ones_like(out), retain_graph=True)
+
+
 def others() -> Iterator[Row]:
     """X is the op's input; a class has 32 images."""
     generator = torch.Generator().manual_seed(0)
@@ -171,48 +189,34 @@ def others() -> Iterator[Row]:
     def images(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator).bfloat16().contiguous(memory_format=torch.channels_last)
 
-    def plain(x: Tensor) -> Tensor:
-        return F.avg_pool2d(F.relu(F.group_norm(x, x.shape[1])), 2)
-
-    def class_means(x: Tensor) -> list[Tensor]:
-        return [part.mean(0) for part in x.split(32)]
-
     def loss(real: Tensor, synthetic: Tensor) -> Tensor:
         pairs = zip(class_means(real), class_means(synthetic), strict=True)
         return torch.stack([(one - other).square().sum() for one, other in pairs]).sum()
 
-    def gradient(op: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[], object]:
-        leaf = x.clone().requires_grad_()
-        out = op(leaf)
-        return partial(torch.autograd.grad, out, leaf, torch.ones_like(out), retain_graph=True)
-
     x, last, large = images(4, 16, 32, 32), images(64, 16, 8, 8), images(6, 32, 64, 64)
     offsets = torch.tensor([0, 32, 64])
     real, synthetic = torch.randn(2, 64, 512, generator=generator)
-    forms: dict[str, tuple[int, Callable[[], object], Callable[[], object]]] = {
-        "norm_relu_pool": (2 * x.numel(), lambda: norm_relu_pool(x), lambda: plain(x)),
-        "norm_relu_pool, gradient": (2 * x.numel(), gradient(norm_relu_pool, x), gradient(plain, x)),
-        "norm_relu_pool_mean": (
-            2 * last.numel(),
-            lambda: norm_relu_pool_mean(last, offsets),
-            lambda: class_means(plain(last)),
-        ),
+    forms: dict[str, tuple[Tensor, Callable[[], object], Callable[[], object]]] = {
+        "norm_relu_pool": (x, lambda: norm_relu_pool(x), lambda: layers(x)),
+        "norm_relu_pool, gradient": (x, gradient(norm_relu_pool, x), gradient(layers, x)),
+        "norm_relu_pool_mean": (last, lambda: norm_relu_pool_mean(last, offsets), lambda: class_means(layers(last))),
         "class_mean_difference": (
-            8 * real.numel(),
+            torch.cat([real, synthetic]),
             lambda: class_mean_difference(real, synthetic, offsets, offsets),
             lambda: loss(real, synthetic),
         ),
     }
-    for name, (size, ours, theirs) in forms.items():
-        yield row(name, "X", size, kernels(ours), eager(theirs))
+    for name, (given, ours, theirs) in forms.items():
+        yield row(name, "X", given.nbytes, kernels(ours), eager(theirs))
     yield from first_block(generator)
     # Images of 64² pixels, larger than a tile, with a cache of two images: on a GPU there are thousands of images in a
     # launch and tens in the cache. Plain PyTorch reads x once an operation.
     calls = {"": lambda: norm_relu_pool(large), ", gradient": gradient(norm_relu_pool, large)}
-    for (name, call), sector in itertools.product(calls.items(), (32, 64)):
-        read = memory_reads(call, sector, cache=4 * large[0].numel())
-        name = f"norm_relu_pool{name} 64², reads of memory in {sector} B"
-        yield row(name, "X", 2 * large.numel(), (read, 0), 2 * large.numel())
+    for (name, call), sector in product(calls.items(), (32, 64)):
+        read = memory_reads(call, sector, cache=2 * large[0].nbytes)
+        yield row(
+            f"norm_relu_pool{name} 64², reads of memory in {sector} B", "X", large.nbytes, (read, 0), large.nbytes
+        )
 
 
 def first_block(generator: torch.Generator) -> Iterator[Row]:
@@ -222,13 +226,12 @@ def first_block(generator: torch.Generator) -> Iterator[Row]:
         for shape in ((2, 3, 32, 32), (128, 3, 3, 3))
     )
     conv = torch.conv2d(x, weight, padding=1)
-    size = 2 * conv.numel()
-    plain = eager(lambda: F.avg_pool2d(F.relu(F.group_norm(torch.conv2d(x, weight, padding=1), len(weight))), 2))
+    plain = eager(lambda: layers(torch.conv2d(x, weight, padding=1)))
     read, written = kernels(lambda: norm_relu_pool(conv))
-    stored = (read + 2 * (x.numel() + weight.numel()), written + size)
+    stored = (read + x.nbytes + weight.nbytes, written + conv.nbytes)
     twice = kernels(lambda: torch.ops.fastdm.conv_norm_relu_pool(x, weight, None, None, 1, 1e-5, False))
     for way, moved in (("stored", stored), ("computed twice", twice)):
-        yield row(f"conv_norm_relu_pool, first convolution {way}", "Y", size, moved, plain)
+        yield row(f"conv_norm_relu_pool, first convolution {way}", "Y", conv.nbytes, moved, plain)
 
 
 def measure(smoke: bool = False) -> Iterator[Row]:
@@ -244,19 +247,10 @@ SUITE = Suite(
     "every operation counted as reading its arguments and writing its results once. P: the batch in float32; X: the "
     "input of the op; Y: the result of its convolution.",
     ("kernels",),
-    cells.columns(
-        "op | name; read | read | unit; written | written | unit; together | ours | unit; plain PyTorch | eager | unit"
-    ),
+    "op | name; read | read | unit; written | written | unit; together | ours | unit; plain PyTorch | eager | unit",
     everywhere=True,
 )
 
 
-def main() -> None:
-    options = arguments.parser(__doc__).parse_args()
-    recorder = Recorder(SUITE, {"smoke": options.smoke})
-    for found in measure(options.smoke):
-        recorder.add(found)
-
-
 if __name__ == "__main__":
-    main()
+    records.record(SUITE, arguments.parser(__doc__).parse_args(), lambda options: measure(options.smoke))

@@ -17,11 +17,11 @@ from typing import Any
 import torch._dynamo  # noqa: F401  # what takes the longest to import
 
 import fastdm
-from bench.baselines.public_step import random_dataset
 from fastdm.condensation import loop  # noqa: F401
 from fastdm.errors import FastDMError
 from fastdm.system import ranks as system_ranks
 from fastdm.system.ranks import joined
+from tests.oracles import random_dataset
 
 TIMEOUT = 240
 

@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 
-from bench.baselines.public_step import apply_row
 from fastdm.augmentation import FAMILIES, Strategy, augment
 from fastdm.errors import FastDMError
 from fastdm.kernels import table
 from fastdm.synthetic.partition import expand
+from tests.oracles import apply_row
 
 ALL = "_".join(FAMILIES)
 COLUMNS = {

@@ -1,5 +1,6 @@
 """Training and testing one network as the public code does it, with our `DiffAugment`."""
 
+from argparse import Namespace
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import fastdm
+from fastdm.augmentation import DSA_STRATEGY
 
 
 class PublicImages(Dataset[tuple[Tensor, int]]):
@@ -36,6 +38,13 @@ class PublicImages(Dataset[tuple[Tensor, int]]):
         return pixels.sub_(self._mean).div_(self._std), int(self.labels[index])
 
 
+def public_arguments(epochs: int) -> Namespace:
+    """The public code's settings of a training, as its functions take them."""
+    param = fastdm.ParamDiffAug()
+    dsa = {"dsa": True, "dsa_strategy": DSA_STRATEGY, "dsa_param": param}
+    return Namespace(device="cpu", lr_net=0.01, epoch_eval_train=epochs, batch_train=256, **dsa)
+
+
 def public_evaluate(net: nn.Module, images: Tensor, labels: Tensor, tests: DataLoader[Any], args: Any) -> float:
     """The test accuracy, as the public code trains and tests."""
     net.train()
@@ -53,5 +62,5 @@ def public_evaluate(net: nn.Module, images: Tensor, labels: Tensor, tests: DataL
         if epoch == args.epoch_eval_train // 2 + 1:
             optimizer = torch.optim.SGD(net.parameters(), 0.1 * args.lr_net, momentum=0.9, weight_decay=5e-4)
     net.eval()
-    found = [(int((net(batch).argmax(1) == truth).sum()), len(truth)) for batch, truth in tests]
+    found = [(int((net(x.to(images.device)).argmax(1).cpu() == truth).sum()), len(truth)) for x, truth in tests]
     return sum(right for right, _ in found) / sum(count for _, count in found)

@@ -68,38 +68,26 @@ class GradientMatching(PublicStep):
     """The two parts of an iteration, one class after the other as in the public code."""
 
     def __init__(self, dataset: Dataset, settings: Settings, device: torch.device) -> None:
-        super().__init__(dataset, settings, device)
-        classes, ipc = dataset.num_classes, self._settings.ipc
-        self._param = public_augment.Param(self._settings.aug_mode)
-        self._strategy = self._settings.strategy or "none"
-        self._labels = torch.arange(classes, device=device).repeat_interleave(ipc)
-        self._optimiser = torch.optim.SGD([self.images], lr=LR_IMG, momentum=0.5)
+        super().__init__(dataset, settings, device, LR_IMG)
+        self._labels = torch.arange(dataset.num_classes, device=device).repeat_interleave(settings.ipc)
         self.network = ConvNet(dataset, self._settings).to(device)
         self._training = torch.optim.SGD(self.network.parameters(), lr=LR_NET)
 
     def __call__(self, number: int) -> float:
         """One outer step; changes the images and returns the distance per class."""
         self.network.train()
-        ipc, classes = self._settings.ipc, self._dataset.num_classes
-        loss = torch.zeros((), device=self._device)
+        ipc, loss = self._settings.ipc, torch.zeros((), device=self._device)
         for c, real in enumerate(self._batches()):
-            seed = number * classes + c
             learnt = self.images[c * ipc : (c + 1) * ipc]
-            real, learnt = (self._augment(images, seed) for images in (real, learnt))
+            real, learnt = (self._augment(number, images, c) for images in (real, learnt))
             loss = loss + matching_loss(self.network, real, learnt, c)
-        self._optimiser.zero_grad()
-        loss.backward()
-        self._optimiser.step()
-        return loss.item() / classes
+        return self._learn(loss)
 
     def train(self) -> None:
         """One epoch of the inner loop; changes the network."""
-        images = TensorDataset(self.images.detach().clone(), self._labels)
+        images, strategy = TensorDataset(self.images.detach().clone(), self._labels), self._settings.strategy or "none"
         for batch, labels in DataLoader(images, BATCH_TRAIN, shuffle=True):
-            output = self.network.classifier(self.network.embed(self._augment(batch, -1)))
+            batch = public_augment.diff_augment(batch, strategy, -1, self._param)
             self._training.zero_grad()
-            nn.functional.cross_entropy(output, labels).backward()
+            nn.functional.cross_entropy(self.network(batch), labels).backward()
             self._training.step()
-
-    def _augment(self, images: Tensor, seed: int) -> Tensor:
-        return public_augment.diff_augment(images, self._strategy, seed, self._param)

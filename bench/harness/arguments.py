@@ -1,19 +1,30 @@
 """The command-line options that suites share."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 
 def parser(
-    description: str | None, *, device: bool = False, data: bool = False, seconds: float | None = None
+    description: str | None,
+    *,
+    what: Sequence[str] = (),
+    device: bool = False,
+    data: bool = False,
+    seconds: float | None = None,
 ) -> argparse.ArgumentParser:
-    """A parser with `--smoke` and, as asked for, `--device`, `--data_path` and `--seconds` with its default."""
+    """A parser with `--smoke` and, as asked for, `--device`, `--data_path` and `--seconds` with its default.
+
+    what: that which a command measures one of, the first by default.
+    """
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    if what:
+        made.add_argument("what", nargs="?", choices=what, default=what[0])
     made.add_argument("--smoke", action="store_true", help="tiny shapes: whether it runs, not how fast")
     if device:
-        made.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+        made.add_argument("--device", type=_device, default="cuda" if torch.cuda.is_available() else "cpu")
     if data:
         made.add_argument("--data_path", type=Path, default=Path("data"), help="folder of data sets")
     if seconds is not None:
@@ -21,7 +32,7 @@ def parser(
     return made
 
 
-def device_of(arguments: argparse.Namespace) -> torch.device:
-    """The chosen device with its number: a tensor's device is never plain "cuda"."""
-    device = torch.device(arguments.device)
+def _device(name: str) -> torch.device:
+    """The device with its number: a tensor's device is never plain "cuda"."""
+    device = torch.device(name)
     return torch.device("cuda", 0) if device.type == "cuda" and device.index is None else device

@@ -1,4 +1,4 @@
-"""Cells of the tables: functions from a row to Markdown, and the tables that they make."""
+"""Tables in Markdown out of rows, and their cells: functions from a row to text."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -11,23 +11,34 @@ Cell = Callable[[Row], str]
 _SECONDS = {"s": 1.0, "ms": 1e-3, "µs": 1e-6}
 
 
+def table(described: str | Sequence[Column], rows: Sequence[Row], **special: Cell) -> str:
+    """The rows under columns, given or described, without the columns that are empty in every row."""
+    every = columns(described, **special) if isinstance(described, str) else described
+    shown = [(head, cell) for head, cell in every if any(cell(row) for row in rows)]
+    lines = [[head for head, _ in shown], ["---"] * len(shown), *([cell(row) for _, cell in shown] for row in rows)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
 def columns(described: str, **special: Cell) -> list[Column]:
     """Columns out of lines such as "ms | fastdm | ms; × public | ratio.public | .1f", each "header | key | format".
 
-    Without a key, the header is it. format: none for text; s, ms or µs for the spread of a row's seconds; "unit" for
-    a number in the row's unit; else that of a number, followed by "/1e9" where it is divided. Errors stand with their
-    tolerance. special: cells by key.
+    Without a key, the header is it. format: none for text; s, ms or µs for the spread of a row's seconds, and "median
+    ms" for its median alone; "unit" for a number in the row's unit; else that of a number, followed by "/1e9" where it
+    is divided. Errors stand with their tolerance. special: cells by key.
     """
     found: list[Column] = []
     for part in re.split("[;\n]", described.strip()):
         header, key, form = ([word.strip() for word in part.split("|")] + ["", ""])[:3]
         key = key or header
+        kind, _, unit = form.rpartition(" ")
         if key in special:
             cell = special[key]
+        elif key == "met":
+            cell = met
         elif key.endswith("error"):
             cell = partial(error, of=key.removesuffix("error"))
-        elif form in _SECONDS:
-            cell = spread(key, _SECONDS[form])
+        elif unit in _SECONDS:
+            cell = spread(key, _SECONDS[unit], kind == "median")
         elif form == "unit":
             cell = partial(in_unit, key=key)
         elif form:
@@ -57,12 +68,12 @@ def in_unit(row: Row, key: str) -> str:
     return f"{row[key]:.3g} {row['unit']}"
 
 
-def spread(name: str, unit: float) -> Cell:
-    """Median (p20–p80) of a row's seconds; the reason in its place where there are none."""
+def spread(name: str, unit: float, is_median: bool = False) -> Cell:
+    """Median (p20–p80) of a row's seconds, or the median alone; the reason in its place where there are none."""
 
     def cell(row: Row) -> str:
-        if name in row.get("seconds", {}):
-            return spread_text(row["seconds"][name], unit)
+        if found := row.get("seconds", {}).get(name):
+            return spread_text(found | {"n": 1} if is_median else found, unit)
         return "wrong result" if row.get("correct") is False else "failed" if "failure" in row else ""
 
     return cell
@@ -90,10 +101,3 @@ def spread_text(values: Spread, unit: float = 1.0) -> str:
         for number in (values.get(key, 0) / unit for key in ("median", "p20", "p80"))
     )
     return middle if values["n"] <= 1 else f"{middle} ({low}–{high})"
-
-
-def table(columns: Sequence[Column], rows: Sequence[Row]) -> str:
-    """Markdown, without the columns that are empty in every row."""
-    shown = [(head, cell) for head, cell in columns if any(cell(row) for row in rows)]
-    lines = [[head for head, _ in shown], ["---"] * len(shown), *([cell(row) for _, cell in shown] for row in rows)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

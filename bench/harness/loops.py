@@ -5,16 +5,20 @@ import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
+from itertools import count
 from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
+import fastdm
 from bench.baselines.plain_step import PlainStep
-from bench.baselines.public_step import PublicStep
+from bench.baselines.public_evaluation import PublicImages, public_arguments, public_evaluate
+from bench.baselines.public_step import ConvNet, PublicStep
 from bench.harness.records import Row
 from bench.harness.timer import Flags
-from bench.harness.workloads import Workload
+from bench.harness.workloads import CPU, Workload
 from fastdm.condensation.build import build_step
 from fastdm.condensation.plan import MemoryPlan
 from fastdm.condensation.step import Step
@@ -94,6 +98,37 @@ def make(kind: Kind, work: Workload, dataset: Dataset, device: torch.device, pre
         if kind == "graph" and (reason := step.capture()):
             raise RuntimeError(reason)
         return step, flags
+
+
+def plain_losses(work: Workload, dataset: Dataset, iterations: int) -> list[float]:
+    """Those of the package's step through PyTorch's own layers, in float32 on the CPU."""
+    on_cpu = dataclasses.replace(dataset, train=dataset.train.to(CPU))
+    with chosen_backend("reference"):
+        step = build(work, on_cpu, CPU, torch.float32, "fp32")[0]
+        return [float(step(iteration)) for iteration in range(iterations)]
+
+
+def trainings(
+    work: Workload, device: torch.device, networks: int, epochs: int, class_tests: int
+) -> tuple[Callable[[], object], Callable[[], object]]:
+    """Training networks on a condensed set and testing them, through `fastdm.evaluate` and, one by one, as the public
+    code does. Both draw numbers of their own."""
+    dataset = dataclasses.replace(work, class_size=class_tests).dataset(CPU)
+    dataset = dataclasses.replace(dataset, test=dataset.train)
+    images = torch.randn(work.classes * work.ipc, *dataset.image_shape, generator=torch.Generator().manual_seed(0))
+    condensed = fastdm.SyntheticSet(images, dataset.class_names, dataset.mean, dataset.std, dataset.name, {})
+    tests = DataLoader(PublicImages(class_tests, work.classes, dataset.image_shape, dataset.mean, dataset.std), 256)
+    args, settings, seeds = public_arguments(epochs), work.settings().resolve(dataset, device), count()
+
+    def ours() -> None:
+        fastdm.evaluate(condensed, dataset, num_eval=networks, epochs=epochs, seed=next(seeds), device=device)
+
+    def public() -> None:
+        for _ in range(networks):
+            network = ConvNet(dataset, settings).to(device)
+            public_evaluate(network, images.to(device), condensed.labels.to(device), tests, args)
+
+    return ours, public
 
 
 def check(work: Workload, device: torch.device, precision: str) -> Row:

@@ -5,6 +5,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bench.harness import records
 from bench.harness.records import Result, Row
 
 OURS, THEIRS, OTHER, LINE = "#0f766e", "#9ca3af", "#d97706", "#374151"
@@ -51,16 +52,55 @@ def bars(
     return drawn, axes
 
 
-def points(axes: Any, rows: Sequence[Row], x: Callable[[Row], float], y: Callable[[Row], float]) -> None:
+def label(axes: Any, x: str, y: str, scale: str = "log") -> None:
+    axes.set(xscale=scale, yscale=scale, xlabel=x, ylabel=y)
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
+
+
+def bandwidth(result: Result) -> Any:
+    """Achieved bandwidth by size, under the line of the copy."""
+    rows = [row for row in result["rows"] if "gb_per_s" in row]
+    if not rows:
+        return None
+    drawn, (axes,) = figure(result)
+    _points(axes, rows, lambda row: row["bytes"], lambda row: row["gb_per_s"])
+    if copy := records.peaks(result["machine"]).get("copy"):
+        axes.axhline(copy / 1e9, color=LINE, lw=1, label="copy")
+    label(axes, "bytes that must move", "GB/s")
+    return drawn
+
+
+def roofline(result: Result) -> Any:
+    """FLOP/s by FLOPs per byte, of the kernels and of the whole iteration, under both peaks."""
+    rows = [row for row in result["rows"] if "gb_per_s" in row and "flops" in row]
+    limits = records.peaks(result["machine"])
+    if not rows or not {"copy", "matmul bf16"} <= limits.keys():
+        return None
+    drawn, (axes,) = figure(result)
+    _points(
+        axes,
+        rows,
+        lambda row: row["flops"] / row["bytes"],
+        lambda row: row["flops"] / row["seconds"]["fastdm"]["median"] / 1e12,
+    )
+    for stage in records.same_machine(result["machine"], "waterfall"):
+        if "tflop_per_s" in stage:
+            place = (stage["flops"] / stage["least_bytes"], stage["tflop_per_s"])
+            color = OURS if stage["name"].startswith("fastdm") else THEIRS
+            axes.scatter(*place, marker="*", s=60, color=color)
+            axes.annotate(stage["name"], place, xytext=(5, -3), textcoords="offset points", fontsize=6)
+    copy, matmul = limits["copy"] / 1e12, limits["matmul bf16"] / 1e12
+    ridge = matmul / copy
+    axes.plot([0.1, ridge, 20 * ridge], [0.1 * copy, matmul, matmul], color=LINE, lw=1)
+    label(axes, "FLOPs per byte that must move", "TFLOP/s")
+    return drawn
+
+
+def _points(axes: Any, rows: Sequence[Row], x: Callable[[Row], float], y: Callable[[Row], float]) -> None:
     """A cloud for every op."""
     for op in dict.fromkeys(row["op"] for row in rows):
         chosen = [row for row in rows if row["op"] == op]
         axes.scatter([x(row) for row in chosen], [y(row) for row in chosen], s=18, label=op)
-
-
-def label(axes: Any, x: str, y: str, scale: str = "log") -> None:
-    axes.set(xscale=scale, yscale=scale, xlabel=x, ylabel=y)
-    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
 
 
 def save(drawn: Any, path: Path) -> None:

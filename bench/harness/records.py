@@ -9,11 +9,14 @@ import hashlib
 import json
 import os
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from argparse import Namespace
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from bench.harness import machine
 from bench.harness.machine import REPOSITORY
@@ -22,6 +25,8 @@ Row = dict[str, Any]
 Result = dict[str, Any]
 Column = tuple[str, Callable[[Row], str]]
 Spread = dict[str, float]
+Rows = Iterable[Row | tuple[Row, Callable[[], Row]]]
+"""Whole rows, and rows whose rest is still to be measured."""
 
 FOLDER = REPOSITORY / "bench" / "results"
 STEP = ("csrc", "kernels", "augmentation", "data", "networks", "objectives", "condensation", "system")
@@ -34,7 +39,7 @@ class Suite:
 
     name: of its files, and of the block that README.md quotes. title, text: of its section in RESULTS.md.
     rooms: the code that it measures and judges by, folders (or a file) of the repository or of `fastdm/`.
-    columns: header and cell; a column that is empty in every row is left out.
+    columns, special: its table, as `cells.table` takes them.
     render, quote: make the table in RESULTS.md, and that in README.md, from the rows, in place of the columns.
     slower: says for which baseline a row is the slower one, in words, or nothing.
     plots: name of a plot and its drawing, which returns None where there is nothing to draw.
@@ -45,7 +50,8 @@ class Suite:
     title: str
     text: str
     rooms: tuple[str, ...]
-    columns: Sequence[Column] = ()
+    columns: str | Sequence[Column] = ()
+    special: Mapping[str, Callable[[Row], str]] = field(default_factory=dict)
     render: Callable[[Sequence[Row]], str] | None = None
     quote: Callable[[Sequence[Row]], str] | None = None
     slower: Callable[[Row], str] | None = None
@@ -60,9 +66,9 @@ class Suite:
 class Recorder:
     """The rows of one run, printed and saved as they come, in place of those of an earlier run on this machine."""
 
-    def __init__(self, suite: Suite, settings: Mapping[str, Any], device: str = "cpu") -> None:
+    def __init__(self, suite: Suite, settings: Mapping[str, Any], device: torch.device | str = "cpu") -> None:
         self.rows: list[Row] = []
-        self._suite, self._settings, self._device = suite, settings, device
+        self._suite, self._settings, self._device = suite, settings, str(device)
 
     def add(self, row: Row, measure: Callable[[], Row] | None = None) -> Row:
         """Keep a row, with what `measure` returns or, so that the other rows are still measured, how it failed."""
@@ -97,6 +103,13 @@ class Recorder:
         temporary = path.with_suffix(".partial")
         temporary.write_text(json.dumps(about, indent=1).removesuffix("\n}") + f',\n "rows": [\n{rows}\n ]\n}}\n')
         return temporary.replace(path)
+
+
+def record(suite: Suite, options: Namespace, rows: Callable[[Namespace], Rows], **settings: Any) -> None:
+    """Measure and keep the rows that a command with these options has."""
+    recorder = Recorder(suite, {"smoke": options.smoke, **settings}, getattr(options, "device", "cpu"))
+    for found in rows(options):
+        recorder.add(*found) if isinstance(found, tuple) else recorder.add(found)
 
 
 def folder() -> Path:

@@ -1,5 +1,6 @@
 """Two timers that interleave what they compare: of the device for kernels, of the host for whole calls."""
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -10,6 +11,8 @@ from multiprocessing import get_context
 from typing import Any, TypeVar
 
 import torch
+
+from bench.harness.records import Row, spreads
 
 T = TypeVar("T")
 Flags = Callable[[], AbstractContextManager[Any]]
@@ -52,23 +55,29 @@ def host_times(
     *,
     rounds: int = ROUNDS,
     seconds: float = 10.0,
-    warm_up: int = 2,
+    warm_up: int = 3,
     sample: float = 0.02,
 ) -> dict[str, list[float]]:
     """Seconds per call of each function by the clock, the device's work included; at least two rounds, else at most
     about `seconds` in all.
 
     A sample is the mean over so many calls in a row that it takes `sample` seconds. Before the samples, every function
-    is called `warm_up` times and once more to find that number.
+    is called `warm_up` times, the last of which gives that number; without any, a sample is one call.
     """
     runs, numbers = {}, {}
     for name, function in functions.items():
-        for _ in range(warm_up):
-            function()
-        numbers[name] = max(1, int(sample / timed(function, 1, device)))
+        taken = [math.inf, *(timed(function, 1, device) for _ in range(warm_up))]
+        numbers[name] = max(1, int(sample / taken[-1]))
         runs[name] = partial(timed, function, numbers[name], device)
     samples = _interleaved(runs, rounds, seconds)
     return {name: [sample / numbers[name] for sample in found] for name, found in samples.items()}
+
+
+def race(functions: Mapping[str, Callable[[], object]], device: torch.device, over: tuple[str, str], **how: Any) -> Row:
+    """A row: seconds of functions that take turns (see `host_times`), and the ratio of two medians, the first by the
+    second."""
+    seconds = spreads(host_times(functions, device, **how))
+    return {"seconds": seconds, "ratio": seconds[over[0]]["median"] / seconds[over[1]]["median"]}
 
 
 def timed(function: Callable[[], object], number: int, device: torch.device) -> float:

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from bench.baselines.public_step import random_dataset
 from fastdm.applications import experiments
 from fastdm.applications.experiments import read_evaluation, run_experiments
 from fastdm.condensation.settings import Settings
@@ -21,6 +20,7 @@ from fastdm.runs.options import RunOptions
 from fastdm.synthetic.initial import random_selection
 from fastdm.synthetic.public_file import read_public
 from fastdm.synthetic.synthetic_set import SyntheticSet
+from tests.oracles import random_dataset
 
 CPU = torch.device("cpu")
 RESULT = "res_DM_random_ConvNetD1_1ipc.pt"

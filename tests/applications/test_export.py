@@ -9,10 +9,10 @@ import torch
 from typer.testing import CliRunner
 
 import fastdm
-from bench.baselines.public_step import random_dataset
 from fastdm.applications.export import class_folders, count_clipped, rounded
 from fastdm.cli import app
 from fastdm.errors import FastDMError
+from tests.oracles import random_dataset
 
 NAMES = ("zebra", "T-shirt/top", ".hidden")
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import fastdm
-from bench.baselines.public_step import random_dataset
 from fastdm.applications.inspection import inspect
 from fastdm.errors import FastDMError
 from fastdm.synthetic.synthetic_set import save_public
+from tests.oracles import random_dataset
 
 
 def test_every_kind_of_file(tmp_path: Path) -> None:

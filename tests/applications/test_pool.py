@@ -8,11 +8,11 @@ import pytest
 import torch
 
 import fastdm
-from bench.baselines.public_step import random_dataset
 from fastdm.applications import pool as pool_room
 from fastdm.data.pool import Dataset
 from fastdm.errors import FastDMError
 from fastdm.networks.trained import NetworkPool, load_parameters
+from tests.oracles import random_dataset
 
 OPTIONS: dict[str, Any] = {
     "networks": 2,

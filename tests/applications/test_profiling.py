@@ -7,13 +7,13 @@ import pytest
 import torch
 
 import fastdm
-from bench.baselines.public_step import random_dataset
 from fastdm.applications.profiling import Profile, profile
 from fastdm.condensation.loop import condense
 from fastdm.condensation.settings import Settings
 from fastdm.data.batches import StreamedImages
 from fastdm.data.packed.reading import open_packed
 from fastdm.errors import FastDMError
+from tests.oracles import random_dataset
 from tests.ranks import said, start, wait
 
 CPU = torch.device("cpu")

@@ -16,7 +16,6 @@ import torch
 from PIL import Image
 
 import fastdm
-from bench.baselines.public_step import random_dataset
 from fastdm.applications.report.baselines import measure_baselines
 from fastdm.applications.report.command import repeating_command
 from fastdm.applications.report.figures import loss_lines
@@ -30,6 +29,7 @@ from fastdm.data.pool import Dataset, Pool
 from fastdm.errors import FastDMError
 from fastdm.evaluation.outcome import Evaluation
 from fastdm.runs.about import About
+from tests.oracles import random_dataset
 
 CPU = torch.device("cpu")
 EVIL = '<script>alert("x")</script>'

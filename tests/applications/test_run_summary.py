@@ -11,7 +11,6 @@ import pytest
 import torch
 
 import fastdm
-from bench.baselines.public_step import random_dataset
 from fastdm.applications.experiments import file_name, run_experiments, write_evaluation
 from fastdm.applications.inspection import inspect
 from fastdm.applications.run_summary import summarise_run, summarise_set
@@ -20,6 +19,7 @@ from fastdm.errors import FastDMError
 from fastdm.evaluation.outcome import Evaluation
 from fastdm.evaluation.protocol import Protocol
 from fastdm.runs.options import RunOptions
+from tests.oracles import random_dataset
 
 
 @pytest.fixture

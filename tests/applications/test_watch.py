@@ -10,7 +10,6 @@ import pytest
 import torch
 
 import fastdm
-from bench.baselines.public_step import random_dataset
 from fastdm.applications import experiments, watch
 from fastdm.applications.experiments import run_experiments
 from fastdm.condensation.settings import Settings
@@ -20,6 +19,7 @@ from fastdm.evaluation.outcome import Evaluation
 from fastdm.evaluation.protocol import Protocol
 from fastdm.runs.options import RunOptions
 from fastdm.synthetic.synthetic_set import SyntheticSet
+from tests.oracles import random_dataset
 
 CPU = torch.device("cpu")
 PROTOCOL = Protocol(["MLP"], "none", num_eval=2, epochs=1)

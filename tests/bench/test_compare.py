@@ -5,11 +5,12 @@ from pathlib import Path
 
 from bench import compare
 from bench.harness.machine import REPOSITORY
+from bench.harness.workloads import CPU
 
 
 def build(folder: Path) -> Path:
     """What `setup.py build` leaves, by links."""
-    package = folder / "lib" / "fastdm"
+    package = folder / "fastdm"
     package.mkdir(parents=True)
     for entry in (REPOSITORY / "fastdm").iterdir():
         (package / entry.name).symlink_to(entry)
@@ -20,21 +21,21 @@ def build(folder: Path) -> Path:
 def test_two_builds_are_compared_interleaved(tmp_path: Path) -> None:
     builds = {name: build(tmp_path / name) for name in ("there", "here")}
     for benchmark in ("uniform", "gather"):
-        line = compare.compare(benchmark, "cpu", builds, rounds=3)
+        line = compare.compare(benchmark, CPU, builds, rounds=3)
         name, ratio = line.split()[:2]
         assert name == benchmark
         assert float(ratio) > 0
         assert "there" in line
         assert "here" in line
-    kernels = tmp_path / "there" / "lib" / "fastdm" / "kernels"
+    kernels = tmp_path / "there" / "fastdm" / "kernels"
     kernels.unlink()
     kernels.mkdir()
     (kernels / "__init__.py").write_text("raise ImportError('built without')\n")
-    assert "ImportError: built without" in compare.compare("uniform", "cpu", builds, rounds=1)
+    assert "ImportError: built without" in compare.compare("uniform", CPU, builds, rounds=1)
 
 
 def test_a_step_is_compared_through_condense(tmp_path: Path) -> None:
-    line = compare.compare("step", "cpu", {"there": build(tmp_path / "a"), "here": build(tmp_path / "b")}, rounds=1)
+    line = compare.compare("step", CPU, {"there": build(tmp_path / "a"), "here": build(tmp_path / "b")}, rounds=1)
     assert float(line.split()[1]) > 0, line
 
 

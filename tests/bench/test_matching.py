@@ -8,10 +8,11 @@ from torch import Tensor
 
 from bench import matching
 from bench.baselines.public_gradient_matching import PUBLISHED, GradientMatching, distance, matching_loss
-from bench.baselines.public_step import ConvNet, random_dataset
+from bench.baselines.public_step import ConvNet
 from bench.harness import records
 from bench.harness.workloads import CPU
 from fastdm import Settings
+from tests.oracles import random_dataset
 
 SETTINGS = Settings(ipc=2, batch_real=4, network="ConvNetW8", init="noise")
 

@@ -6,8 +6,9 @@ from bench import scale
 from fastdm.condensation.calibration import FIXED_SECONDS
 
 
-def test_a_process_stays_within_its_plan() -> None:
-    row = scale.measure({**scale.BASE, "classes": 3}, ranks=1)
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_process_stays_within_its_plan(ranks: int) -> None:
+    row = scale.measure({**scale.BASE, "classes": 3}, ranks)
     assert row["seconds"]["iteration"]["n"] == scale.ITERATIONS - 1
     assert row["base_bytes"] < row["peak_bytes"]
     assert row["error"] <= row["tolerance"]

@@ -20,9 +20,15 @@ def test_the_host_timer_takes_turns() -> None:
         calls.append(name)
         time.sleep(0.03)  # longer than the shortest sample, so that a sample is one call
 
-    times = host_times({"a": lambda: call("a"), "b": lambda: call("b")}, CPU, rounds=3, warm_up=1)
+    times = host_times({"a": lambda: call("a"), "b": lambda: call("b")}, CPU, rounds=3, warm_up=2)
     assert calls[4:] == ["a", "b"] * 3
     assert all(len(values) == 3 and min(values) >= 0.03 for values in times.values())
+
+
+def test_without_a_warm_up_a_sample_is_one_call() -> None:
+    calls: list[int] = []
+    host_times({"a": lambda: calls.append(1)}, CPU, rounds=2, warm_up=0)
+    assert len(calls) == 2
 
 
 def test_a_sample_of_a_short_function_is_a_mean_over_many_calls() -> None:

@@ -11,6 +11,7 @@ from bench import waterfall
 from bench.harness import loops
 from bench.harness.records import Recorder
 from bench.harness.workloads import CIFAR10, CPU
+from tests.oracles import public_run
 
 WORK = CIFAR10.smoke()
 
@@ -24,8 +25,11 @@ def test_every_stage_of_a_cpu_has_the_public_losses(folder: Path) -> None:
     chosen = waterfall.stages(CPU, compiled=False)
     rows = run(chosen)
     assert [row["name"] for row in rows] == ["public", "batched", "batched bf16", "fastdm", "fastdm bf16"]
+    literal = public_run(WORK.dataset(CPU), WORK.settings(), waterfall.ITERATIONS_CHECKED, torch.float32)[1]
     for row in rows:
         assert row["correct"], row
+        # Both may be off from what the errors are of.
+        assert row["losses"] == pytest.approx(literal, rel=row["tolerance"] + loops.LOSS_TOLERANCE["fp32"])
         assert row["times_public"] > 0
         assert row["seconds"]["iteration"]["n"] >= 2
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from bench.baselines.public_step import random_dataset
 from fastdm.cli import app, output
 from fastdm.runs.about import About
+from tests.oracles import random_dataset
 
 
 def printed(*arguments: object) -> list[dict[str, Any]]:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 import fastdm
-from bench.baselines.public_step import random_dataset
 from fastdm.augmentation import Strategy, augment
 from fastdm.errors import FastDMError
+from tests.oracles import random_dataset
 
 
 class Embedding(nn.Module):

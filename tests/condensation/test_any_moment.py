@@ -13,9 +13,9 @@ import pytest
 import torch
 
 import fastdm
-from bench.baselines.public_step import random_dataset
 from fastdm.errors import FastDMError
 from fastdm.runs.checkpoint import FILE, read_checkpoint
+from tests.oracles import random_dataset
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import fastdm
-from bench.baselines.public_step import random_dataset
 from fastdm.runs.checkpoint import FILE, PREVIOUS
 from fastdm.synthetic.synthetic_set import SyntheticSet
+from tests.oracles import random_dataset
 from tests.ranks import SIZES, SMALL, condense, said, start, wait
 
 ITERATIONS = 8

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 import fastdm
-from bench.baselines.public_step import random_dataset
 from fastdm.synthetic.synthetic_set import SyntheticSet
+from tests.oracles import random_dataset
 from tests.ranks import SIZES, SMALL, condense, said, start, wait
 
 KILLS = 20

@@ -13,13 +13,13 @@ import pytest
 import torch
 
 import fastdm
-from bench.baselines.public_step import random_dataset
 from fastdm.condensation import loop
 from fastdm.condensation.settings import Settings
 from fastdm.condensation.step import Step
 from fastdm.data.pool import Dataset, Pool
 from fastdm.errors import FastDMError
 from fastdm.runs.checkpoint import FILE, PREVIOUS
+from tests.oracles import random_dataset
 
 SMALL: dict[str, Any] = {"ipc": 1, "iterations": 6, "batch_real": 8, "network": "ConvNetD1", "device": "cpu"}
 

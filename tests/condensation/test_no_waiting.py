@@ -15,12 +15,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from bench.baselines.public_step import random_dataset
 from fastdm.condensation.build import build_step
 from fastdm.condensation.settings import Settings
 from fastdm.data.pool import Dataset
 from fastdm.networks.architectures import build_network
 from fastdm.networks.trained import NetworkPool, flatten_parameters
+from tests.oracles import random_dataset
 
 CPU, DEVICE = torch.device("cpu"), torch.device("meta")
 

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from bench.baselines.public_step import CPU, apply_row, random_dataset
 from fastdm.augmentation import Strategy
 from fastdm.condensation.build import build_step
 from fastdm.condensation.settings import Settings
@@ -15,6 +14,7 @@ from fastdm.kernels import draw
 from fastdm.networks.drawn import TrainedNetworks
 from fastdm.networks.trained import NetworkPool, flatten_parameters, in_memory_order, one_buffer
 from fastdm.synthetic.initial import initial_images
+from tests.oracles import CPU, apply_row, random_dataset
 
 STEPS = 3
 DATASET = random_dataset([24, 20, 31], (3, 16, 16))

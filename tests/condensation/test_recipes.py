@@ -10,13 +10,13 @@ import pytest
 import torch
 
 import fastdm
-from bench.baselines.public_step import random_dataset
 from fastdm.condensation.build import build_step
 from fastdm.condensation.recipes import recipe_settings
 from fastdm.condensation.settings import Settings
 from fastdm.data.pool import Dataset
 from fastdm.errors import FastDMError
 from fastdm.networks.trained import NetworkPool
+from tests.oracles import random_dataset
 
 RUN: dict[str, Any] = {"batch_real": 8, "iterations": 4, "device": "cpu", "precision": "fp32"}
 

@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.baselines.public_step import CPU, public_run, random_dataset
 from fastdm.condensation.build import build_step
 from fastdm.condensation.plan import MemoryPlan
 from fastdm.condensation.settings import Settings
@@ -24,7 +23,7 @@ from fastdm.networks.architectures import build_network
 from fastdm.networks.drawn import RandomNetworks
 from fastdm.objectives.objective import Segments
 from fastdm.synthetic.initial import initial_images
-from tests.oracles import BF16_BOUND, clear_classes
+from tests.oracles import BF16_BOUND, CPU, clear_classes, public_run, random_dataset
 
 STEPS = 4
 

@@ -9,7 +9,6 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from bench.baselines.public_step import random_dataset
 from fastdm.augmentation import DSA_STRATEGY
 from fastdm.condensation.loop import condense
 from fastdm.data import Dataset, open_dataset
@@ -26,6 +25,7 @@ from fastdm.networks import footprint
 from fastdm.networks.architectures import build_network
 from fastdm.networks.model import Network, NormedConv2d, initialise
 from fastdm.synthetic.initial import random_selection, whole_set
+from tests.oracles import random_dataset
 
 CPU = torch.device("cpu")
 TINY = "ConvNetD1"

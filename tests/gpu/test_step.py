@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench.baselines.public_step import CPU, public_run, random_dataset
 from fastdm.condensation.build import build_step
 from fastdm.condensation.settings import Settings
 from fastdm.data.batches import RealBatch
@@ -16,7 +15,7 @@ from fastdm.networks.model import Network
 from fastdm.objectives.class_means import ClassMeans
 from fastdm.objectives.objective import Segments
 from fastdm.system.device import Precision, precision_context
-from tests.oracles import BF16_BOUND, clear_classes
+from tests.oracles import BF16_BOUND, CPU, clear_classes, public_run, random_dataset
 
 CUDA = torch.device("cuda")
 SETTINGS = Settings(ipc=1, batch_real=16, network="ConvNetW32", seed=3, deterministic=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
-from bench.baselines.public_step import random_dataset
+from tests.oracles import random_dataset
 import fastdm
 
 dataset = random_dataset([3, 4], (3, 8, 8))

@@ -8,7 +8,6 @@ import torch
 from safetensors.torch import save_file
 
 import fastdm
-from bench.baselines.public_step import random_dataset
 from fastdm.errors import FastDMError
 from fastdm.runs.checkpoint import (
     FILE,
@@ -25,6 +24,7 @@ from fastdm.runs.checkpoint import (
 )
 from fastdm.system.files import crc32
 from tests.disk import files_of_at_most
+from tests.oracles import random_dataset
 
 SETTINGS = json.dumps({"ipc": 1, "seed": 0})
 

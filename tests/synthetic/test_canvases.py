@@ -8,7 +8,6 @@ import torch
 from safetensors import safe_open
 
 import fastdm
-from bench.baselines.public_step import random_dataset
 from fastdm.applications.inspection import inspect
 from fastdm.data.pool import Dataset
 from fastdm.errors import FastDMError
@@ -16,6 +15,7 @@ from fastdm.evaluation.training import LabelledImages
 from fastdm.synthetic.partition import expand
 from fastdm.synthetic.public_file import read_public
 from fastdm.synthetic.synthetic_set import SyntheticSet
+from tests.oracles import random_dataset
 
 
 @pytest.fixture

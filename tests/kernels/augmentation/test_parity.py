@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.baselines.public_step import apply_row
 from fastdm.kernels import dsa, use_backend
 from fastdm.kernels.dispatch import Backend
 from tests.kernels.augmentation.tables import FAMILIES, apart, draw_table
+from tests.oracles import apply_row
 
 
 @pytest.mark.parametrize("backend", ["reference", "auto"])
