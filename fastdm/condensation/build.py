@@ -11,8 +11,8 @@ from fastdm.condensation.step import Step
 from fastdm.data.pool import Dataset, Pool
 from fastdm.errors import FastDMError
 from fastdm.networks.architectures import build_network
-from fastdm.networks.drawn import DrawnNetworks, RandomNetworks, TrainedNetworks
-from fastdm.networks.own import Builder, build_own_frozen
+from fastdm.networks.drawn import BuiltNetworks, DrawnNetworks, RandomNetworks, TrainedNetworks
+from fastdm.networks.own import Builder, build_own_frozen, can_be_drawn
 from fastdm.networks.trained import NetworkPool
 from fastdm.synthetic.initial import initial_images
 
@@ -93,7 +93,8 @@ def build_networks(
         assert pool is not None
         return TrainedNetworks(pool, settings.ce_ahead if settings.ce_weight else 0, device, dtype)
     if own is not None:
-        return RandomNetworks(build_own_frozen(own, dataset.image_shape, dataset.num_classes, device, dtype))
+        built = build_own_frozen(own, dataset.image_shape, dataset.num_classes, device, dtype)
+        return RandomNetworks(built) if can_be_drawn(built) else BuiltNetworks(built, own)
     assert settings.network is not None
     network = build_network(
         settings.network,

@@ -80,8 +80,10 @@ def condense(
     options: any field of `Settings` by name (`iterations=20_000, batch_real=256, lr_img=1.0, init="real",
     strategy=…, network="ConvNet", seed=0, precision=…`), in place of the one in `settings`. network may also be a
     function without arguments that builds a `torch.nn.Module` with a method `embed`, from images [N, C, H, W] to their
-    features: of Conv2d, Linear, BatchNorm2d, GroupNorm and LayerNorm, whose weights are drawn anew in each iteration,
-    and layers without weights. The set names it by the function's name; give `evaluate` the function as well.
+    features. If only its Conv2d, Linear, BatchNorm2d, GroupNorm and LayerNorm layers have weights, these are drawn anew
+    in each iteration, from PyTorch's default distributions; else the function is called in each iteration, which takes
+    longer and, on a GPU, rules out a CUDA graph. Dropout is refused. The set names the network by the function's name;
+    give `evaluate` the function as well.
     device: "cpu", "cuda", …; default: the GPU if there is one.
     backend: implementation of the ops: "auto", "triton" or "reference"; requesting an unavailable one is an error.
     chunk_memory: bytes that one chunk of classes may take; default: what is free. It changes the result by rounding

@@ -14,7 +14,7 @@ from fastdm.condensation.settings import Settings
 from fastdm.data.batches import RealBatch, StreamedImages, real_images
 from fastdm.data.pool import Dataset, Pool
 from fastdm.kernels import sgd_step
-from fastdm.networks.drawn import DrawnNetworks
+from fastdm.networks.drawn import BuiltNetworks, DrawnNetworks
 from fastdm.objectives import build_objective
 from fastdm.objectives.cross_entropy import cross_entropy
 from fastdm.objectives.objective import Segments
@@ -166,6 +166,8 @@ class Step:
         """
         if isinstance(self._real, StreamedImages):
             return "the real images do not fit on the device and are streamed"
+        if isinstance(self._networks, BuiltNetworks):
+            return "the network is built anew on the host in every iteration"
         try:
             self._replay = captured(self._iterate, [self.images, self.velocity])
         except RuntimeError as error:

@@ -3,13 +3,17 @@
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastdm.kernels import uniform
 from fastdm.networks.model import Network, WeightBuffer, reset_norms
+from fastdm.networks.own import Builder, build_own
 from fastdm.networks.trained import NetworkPool, in_memory_order, load_parameters, one_buffer
 
 POOL_STREAM = 6  # the stream of `fastdm.kernels.uniform` that chooses a network and its states
+_BUILT = (1 << 61) - 1
+"""Seeds of networks that are built anew are below this prime, which keeps most apart from those of evaluations."""
+
 _COMPETENT = 2
 """The first snapshot whose classifier is asked: before it, the cross-entropy's gradient is noise."""
 
@@ -45,6 +49,28 @@ class RandomNetworks:
 
     def draw(self, key: Tensor) -> None:
         self._weights.draw(key)
+
+    @property
+    def bytes(self) -> int:
+        return _bytes(self.network)
+
+
+class BuiltNetworks:
+    """A network of the user's own in every iteration, of any layers: its function builds it anew, on the host.
+
+    The weights are those that the module draws itself, by a seed that follows from the key.
+    """
+
+    def __init__(self, network: Network, builder: Builder) -> None:
+        self.network = self.expert = network
+        self._builder = builder
+
+    def draw(self, key: Tensor) -> None:
+        seed, iteration = map(int, key.tolist())
+        built = build_own(self._builder, ((seed << 32) + iteration) % _BUILT)
+        with torch.no_grad():
+            for mine, drawn in zip(_state(self.network), _state(built), strict=True):
+                mine.copy_(drawn)
 
     @property
     def bytes(self) -> int:
@@ -101,6 +127,10 @@ class TrainedNetworks:
         which, state = (u[:2] * self._counts).long().minimum(self._last).split(1)
         number = (u[2:] * self._choices[state]).long()
         return which, state, self._later[state, number]
+
+
+def _state(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]
 
 
 def _bytes(network: Network) -> int:

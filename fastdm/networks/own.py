@@ -55,18 +55,14 @@ def build_own_frozen(
 ) -> Network:
     """A network to match images in whose features are those that the module's `embed` gives; nothing in it is trained.
 
-    Raises FastDMError for a module without `embed`, for one that cannot take the images, and for layers whose weights
-    `initialise` would not draw anew in each iteration, or that draw numbers themselves.
+    Raises FastDMError for a module without `embed`, for one that cannot take the images, and for layers that draw
+    numbers themselves.
     """
     name, module = network_name(builder), build_own(builder, 0)
     embed = getattr(module, "embed", None)
     if not callable(embed):
         raise FastDMError(f"{name} has no method embed, which gives the features that are matched; add one")
     for layer in module.modules():
-        own = [*layer.parameters(recurse=False)]
-        if own and not isinstance(layer, _DRAWN):
-            drawn = ", ".join(kind.__name__ for kind in _DRAWN)
-            raise FastDMError(f"{name} has parameters in a {type(layer).__name__}; they can be drawn in {drawn} only")
         if isinstance(layer, nn.modules.dropout._DropoutNd) and layer.p:
             raise FastDMError(
                 f"{name} has a {type(layer).__name__}, whose draws do not follow from the seed: leave it out"
@@ -76,6 +72,11 @@ def build_own_frozen(
         raise FastDMError(f"the embed of {name} must give a tensor of features for each image")
     network = Network(nn.Sequential(_Embedding(module)), features[0].numel(), num_classes, frozen=True)
     return cast(Network, network.to(device, dtype, memory_format=torch.channels_last))  # type: ignore[call-overload]
+
+
+def can_be_drawn(module: nn.Module) -> bool:
+    """Whether `initialise` draws all parameters of a module anew: it holds none but those of the layers it knows."""
+    return all(isinstance(layer, _DRAWN) or not [*layer.parameters(recurse=False)] for layer in module.modules())
 
 
 class _Embedding(nn.Module):

@@ -1,11 +1,15 @@
 """Images matched in a network of the user's own."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 import fastdm
 from fastdm.errors import FastDMError
+from fastdm.networks.drawn import BuiltNetworks
+from fastdm.networks.own import build_own_frozen
 
 QUICK = {"ipc": 1, "iterations": 3, "batch_real": 8, "device": "cpu", "precision": "fp32"}
 
@@ -41,12 +45,55 @@ def test_batch_norm_looks_at_all_classes() -> None:
     assert not torch.equal(found.images, fastdm.random_selection("digits", ipc=1).images)
 
 
+class Scaled(nn.Module):
+    """A layer with a parameter of its own kind, which the module draws itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(1 + torch.rand(8, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * x
+
+
+def test_other_layers_are_built_anew_in_every_iteration_by_the_seed(tmp_path: Path) -> None:
+    drawn: list[Tensor] = []
+
+    def scaled() -> nn.Module:
+        network = Plain(Scaled())
+        drawn.append(network.body[1].scale.detach().clone())
+        return network
+
+    state = torch.get_rng_state()
+    images = fastdm.condense("digits", network=scaled, **QUICK).images  # type: ignore[arg-type]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert len({tuple(each.flatten().tolist()) for each in drawn[-3:]}) == 3
+    assert not torch.equal(images, fastdm.condense("digits", network=scaled, seed=1, **QUICK).images)  # type: ignore[arg-type]
+    # What is resumed is what was not interrupted.
+    part = {**QUICK, "iterations": 2, "save_path": tmp_path / "run"}
+    fastdm.condense("digits", network=scaled, **part)  # type: ignore[arg-type]
+    whole = {**QUICK, "save_path": tmp_path / "run", "resume": True}
+    assert torch.equal(fastdm.condense("digits", network=scaled, **whole).images, images)  # type: ignore[arg-type]
+
+
+def test_the_weights_are_those_that_the_module_draws_itself() -> None:
+    def scaled() -> nn.Module:
+        return Plain(Scaled())
+
+    network = build_own_frozen(scaled, (1, 8, 8), 10, torch.device("cpu"), torch.float32)
+    BuiltNetworks(network, scaled).draw(torch.tensor([3, 5]))
+    with torch.random.fork_rng():
+        torch.manual_seed(((3 << 32) + 5) % ((1 << 61) - 1))
+        drawn = [*scaled().parameters()]
+    assert all(torch.equal(mine, own) for mine, own in zip(network.parameters(), drawn, strict=True))
+    assert not any(parameter.requires_grad for parameter in network.parameters())
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [
         (lambda: nn.Linear(64, 10), "<lambda> has no method embed"),
         (lambda: Plain(nn.Dropout(0.5)), "has a Dropout, whose draws do not follow from the seed"),
-        (lambda: Plain(nn.PReLU()), "has parameters in a PReLU; they can be drawn in Conv2d, Linear,"),
         (lambda: Plain(nn.Conv2d(3, 8, 1)), "<lambda> cannot take 1x8x8 images: Given groups=1"),
     ],
 )
