@@ -1,5 +1,6 @@
-"""Test a network on labelled images, in one pass."""
+"""Test networks on labelled images, in one pass."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,28 +29,49 @@ class Answers:
         return int(self.confusion.trace()) / int(self.confusion.sum())
 
 
-@torch.inference_mode()
 def classify(network: nn.Module, examples: LabelledImages, dtype: torch.dtype) -> Answers:
     """Classify the examples, with the statistics of training in BatchNorm; the network is in eval mode afterwards.
 
     dtype: of the forward pass. The host waits for the device once, at the end.
     """
-    network.eval()
-    device = examples.images.device
-    counts = torch.zeros(0, dtype=torch.int64, device=device)
-    among = torch.zeros((), dtype=torch.int64, device=device)
-    rows = torch.arange(len(examples), device=device)
-    classes = 0
-    for index in torch.split(rows, images_at_once(network, examples, _AT_ONCE)):
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            logits = network(examples.batch(index))
-        labels = examples.labels[index]
-        if classes == 0:
-            classes = logits.shape[1]
-            counts = torch.zeros(classes**2, dtype=torch.int64, device=device)
-        counts.index_add_(0, labels * classes + logits.argmax(1), torch.ones_like(labels))
-        among += (logits.topk(min(TOP, classes)).indices == labels[:, None]).sum()
-    return Answers(counts.view(classes, classes).cpu(), among.item() / len(examples))
+    return classify_all([network], examples, dtype)[0]
+
+
+@torch.inference_mode()
+def classify_all(networks: Sequence[nn.Module], examples: LabelledImages, dtype: torch.dtype) -> list[Answers]:
+    """`classify` by each of the networks, in one pass over the examples: every batch is prepared once for all."""
+    counts = [_Counts(network.eval(), examples) for network in networks]
+    rows = torch.arange(len(examples), device=examples.images.device)
+    at_once = min(images_at_once(network, examples, _AT_ONCE) for network in networks)
+    for index in torch.split(rows, at_once):
+        images, labels = examples.batch(index), examples.labels[index]
+        for each in counts:
+            each.add(images, labels, dtype)
+    return [each.answers() for each in counts]
+
+
+class _Counts:
+    """What one network makes of the examples, counted on their device."""
+
+    def __init__(self, network: nn.Module, examples: LabelledImages) -> None:
+        self._network, self._examples = network, len(examples)
+        self._confusion: Tensor | None = None
+        self._among = torch.zeros((), dtype=torch.int64, device=examples.images.device)
+        self._classes = 0
+
+    def add(self, images: Tensor, labels: Tensor, dtype: torch.dtype) -> None:
+        with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
+            logits = self._network(images)
+        if self._confusion is None:
+            self._classes = logits.shape[1]
+            self._confusion = torch.zeros(self._classes**2, dtype=torch.int64, device=images.device)
+        self._confusion.index_add_(0, labels * self._classes + logits.argmax(1), torch.ones_like(labels))
+        self._among += (logits.topk(min(TOP, self._classes)).indices == labels[:, None]).sum()
+
+    def answers(self) -> Answers:
+        assert self._confusion is not None
+        confusion = self._confusion.view(self._classes, self._classes).cpu()
+        return Answers(confusion, self._among.item() / self._examples)
 
 
 def accuracy(network: nn.Module, examples: LabelledImages, dtype: torch.dtype) -> float:

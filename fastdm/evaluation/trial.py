@@ -10,7 +10,7 @@ from torch import nn
 from fastdm.data.pool import Dataset
 from fastdm.evaluation.ensemble import side_by_side
 from fastdm.evaluation.protocol import Protocol
-from fastdm.evaluation.testing import Answers, classify
+from fastdm.evaluation.testing import Answers, classify_all
 from fastdm.evaluation.together import Together, networks_together
 from fastdm.evaluation.training import LabelledImages, Momentum, train_network
 from fastdm.networks.architectures import build_network
@@ -47,11 +47,11 @@ class Trial:
 
         def after(done: int, momentum: Momentum) -> None:
             if done in self._asked:
-                found.append(self._test(network))
+                found.extend(self._test(network))
             after_step()
 
         train_network(network, self.examples, self.protocol, job[1], self.dtype, after)
-        return [*found, self._test(network)]
+        return [*found, *self._test(network)]
 
     def together(self, jobs: Sequence[Job], after_step: Callable[[], None]) -> list[list[Answers]]:
         """The same of several networks of one architecture, by one graph; RuntimeError where there can be none."""
@@ -61,13 +61,18 @@ class Trial:
         trainings = Together(numbered, self.examples, self.protocol, self.dtype)
 
         def after(done: int) -> None:
-            for network, answers in zip(networks, found, strict=True):
-                if done in self._asked:
-                    answers.append(self._test(network))
+            if done in self._asked:
+                test()
+            for _ in jobs:
                 after_step()
 
+        def test() -> None:
+            for answers, tested in zip(found, self._test(*networks), strict=True):
+                answers.append(tested)
+
         trainings.run(after)
-        return [[*answers, self._test(network)] for network, answers in zip(networks, found, strict=True)]
+        test()
+        return found
 
     def build(self, job: Job) -> nn.Module:
         """The network of a job; the weights of one that has a name are not drawn yet."""
@@ -89,9 +94,10 @@ class Trial:
         """Numbers of updates after which the test images are asked, besides the end."""
         return self.protocol.measured_after(len(self.examples))[:-1]
 
-    def _test(self, network: nn.Module) -> Answers:
-        answers = classify(network, self.tests, self.dtype)
-        network.train()
+    def _test(self, *networks: nn.Module) -> list[Answers]:
+        answers = classify_all(networks, self.tests, self.dtype)
+        for network in networks:
+            network.train()
         return answers
 
 

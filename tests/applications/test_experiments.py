@@ -109,7 +109,7 @@ def test_the_sets_are_saved_before_they_are_evaluated(
     def fail(*args: object, **options: object) -> float:
         raise RuntimeError("out of luck")
 
-    monkeypatch.setattr("fastdm.evaluation.trial.classify", fail)
+    monkeypatch.setattr("fastdm.evaluation.trial.classify_all", fail)
     with pytest.raises(RuntimeError, match="out of luck"):
         run(dataset, tmp_path, PROTOCOL)
     file = read_public(tmp_path / RESULT)

@@ -266,7 +266,7 @@ def test_one_failure_stops_all(blobs: Dataset, monkeypatch: pytest.MonkeyPatch) 
     def fail(*args: object) -> float:
         raise RuntimeError("out of luck")
 
-    monkeypatch.setattr(trial, "classify", fail)
+    monkeypatch.setattr(trial, "classify_all", fail)
     with pytest.raises(RuntimeError, match="out of luck"):
         evaluate(random_selection(blobs, 1), blobs, networks=(TINY,), num_eval=3, epochs=1, device="cpu")
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fastdm.evaluation.outcome import Evaluation
-from fastdm.evaluation.testing import classify
+from fastdm.evaluation.testing import classify, classify_all
 from fastdm.evaluation.training import LabelledImages
 
 
@@ -45,6 +45,20 @@ def test_confusion_and_top5_are_counted_literally() -> None:
 
 def test_fewer_than_five_classes_are_all_among_the_first() -> None:
     assert classify(Table(torch.eye(3)), numbered(torch.tensor([2, 1, 0])), torch.float32).top5 == 1
+
+
+def test_several_networks_share_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(1)
+    tables = [Table(torch.randn(100, 6, generator=generator)) for _ in range(3)]
+    examples = numbered(torch.arange(100) % 6)
+    alone = [classify(table, examples, torch.float32) for table in tables]
+    rows: list[int] = []
+    batch = LabelledImages.batch
+    monkeypatch.setattr(LabelledImages, "batch", lambda self, index: rows.extend(index.tolist()) or batch(self, index))
+    for found, expected in zip(classify_all(tables, examples, torch.float32), alone, strict=True):
+        assert torch.equal(found.confusion, expected.confusion)
+        assert found.top5 == expected.top5
+    assert rows == list(range(100))
 
 
 EVALUATION = Evaluation(

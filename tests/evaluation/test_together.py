@@ -58,6 +58,25 @@ def test_each_network_is_the_one_that_is_trained_alone(name: str, protocol: Prot
     assert (weights(alone[0]) - weights(alone[3])).abs().max() > 0.1
 
 
+def test_networks_trained_together_are_tested_like_those_that_are_trained_alone(digits: Dataset) -> None:
+    assert digits.test is not None
+    protocol = replace(DM, networks=["ConvNetD1"], checks=2)
+    examples, tests = (
+        LabelledImages.of(images, digits.mean, digits.std, CPU) for images in (random_selection(digits, 4), digits.test)
+    )
+    asked = trial.Trial(digits, protocol, examples, tests, CPU, torch.float32)
+    jobs, steps = [("ConvNetD1", 0), ("ConvNetD1", 1)], []
+    together = asked.together(jobs, lambda: steps.append(1))
+    assert len(steps) == 2 * protocol.steps(len(examples))
+    for job, answers in zip(jobs, together, strict=True):
+        alone = asked(job, lambda: None)
+        assert len(answers) == len(alone) == 2
+        for found, expected in zip(answers, alone, strict=True):
+            assert int(found.confusion.sum()) == len(tests)
+            # The weights differ by the rounding of the learning rate (see above): hardly an image is at a boundary.
+            assert abs(found.accuracy - expected.accuracy) <= 2 / len(tests)
+
+
 def test_on_a_cpu_none_are_trained_together(digits: Dataset) -> None:
     examples = LabelledImages.of(random_selection(digits, 4), digits.mean, digits.std, CPU)
     assert networks_together(built("MLP"), examples, DM) == 1
