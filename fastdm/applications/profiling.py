@@ -70,9 +70,7 @@ class Profile:
                 "rule the driver lets only administrators profile (see NVIDIA's page on ERR_NVGPUCTRPERM)."
             )
         if self.device == "cpu":
-            bound = (
-                f"This run computes on the CPU, {self.seconds:.3f} s an iteration: what its ops cost is what it costs."
-            )
+            bound = f"This run computes on the CPU: an iteration takes {self.seconds:.3f} s, the time of its ops."
         else:
             busy = self.device_seconds / self.seconds
             how = "as one CUDA graph" if self.graph else "without a CUDA graph"

@@ -306,8 +306,31 @@ def test_baselines_are_measured_once_and_shown(run: Path, data: Dataset) -> None
     before = (run / "baselines.json").stat().st_mtime_ns
     measure_baselines(record, data, CPU)
     assert (run / "baselines.json").stat().st_mtime_ns == before
-    assert "not measured" not in Page(render([record], dataset=data)).text
+    text = Page(render([record], dataset=data)).text
+    assert "not measured" not in text
+    assert "1 epoch (1 on the whole set)" in text
+    # Other epochs are asked for: the whole set is measured again, and only that.
+    measure_baselines(record, data, CPU, epochs=3)
+    again = read_run(run)
+    assert again.whole_set_epochs == 3
+    assert again.baselines["random real images"] == record.baselines["random real images"]
+    assert "(3 on the whole set)" in Page(render([again], dataset=data)).text
     (run / "baselines.json").unlink()
+
+
+def test_the_time_of_the_evaluation_is_shown(run: Path) -> None:
+    record = read_run(run)
+    assert record.evaluation_seconds is None
+    assert "The evaluation at the end:" not in render([record])
+    assert "The evaluation at the end: 12.3 s." in render([dataclasses.replace(record, evaluation_seconds=12.34)])
+
+
+def test_the_time_split_names_load_augmentation_network_and_update(run: Path) -> None:
+    split = {"convolution": 0.25, "augmentation": 0.125, "update of the pixels": 0.002}
+    record = dataclasses.replace(read_run(run), profile={"split": split, "waiting_seconds": 0.5})
+    text = Page(render([record])).text
+    for bar in ("convolution: 250 ms", "augmentation: 125 ms", "update of the pixels: 2 ms", "real images: 500 ms"):
+        assert bar in text
 
 
 def test_accuracies_on_the_way_are_a_curve(run: Path, data: Dataset) -> None:
