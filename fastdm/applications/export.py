@@ -34,7 +34,8 @@ class Exported:
     def __str__(self) -> str:
         share = 100 * self.clipped / self.values
         soft = "; soft labels are left out" if self.soft_labels else ""
-        return f"{self.clipped:,} of {self.values:,} pixel values ({share:.2g} %) lie beyond black or white{soft}"
+        many = f"{self.clipped:,} of {self.values:,} pixel values ({share:.2g} %)"
+        return f"{many} lie beyond black or white, where 8 bits clip them{soft}"
 
 
 def export(synthetic: SyntheticSet | str | Path, out: str | Path, *, format: Format | None = None) -> Exported:

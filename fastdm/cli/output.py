@@ -89,11 +89,12 @@ def print_outcome(result: Path, page: Path, folders: Sequence[Path], *, evaluate
         print_json({"saved": str(result), "report": str(page), "runs": [str(folder) for folder in folders]})
         return
     print_saved(result)
-    several = f" to {folders[-1].name}" if len(folders) > 1 else ""
+    several = len(folders) > 1
+    where = printable(f"{folders[0]} to {folders[-1].name}" if several else folders[0])
     accuracies = " and what was measured of it (evaluation.json)" if evaluated else ""
     typer.echo(f"Open {printable(page)} in a browser to see the result.")
-    where = printable(f"{folders[0]}{several}")
-    typer.echo(f"Each run folder, {where}, holds its set (synthetic.safetensors){accuracies}.")
+    whose = "Each run folder" if several else "The run folder"
+    typer.echo(f"{whose}, {where}, holds its set (synthetic.safetensors){accuracies}.")
 
 
 def print_evaluation(title: str, evaluation: "Evaluation", **about: str) -> None:
@@ -139,8 +140,10 @@ def print_total(evaluation: "Evaluation", experiments: int, model: str, dataset:
 
 
 def _can_write(text: str) -> bool:
+    # While a bar is shown, rich stands in for the output, and names no encoding.
+    shown = getattr(sys.stdout, "rich_proxied_file", sys.stdout)
     try:
-        text.encode(getattr(sys.stdout, "encoding", None) or "ascii")
+        text.encode(getattr(shown, "encoding", None) or "ascii")
     except (UnicodeEncodeError, LookupError):
         return False
     return True

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
+from rich.file_proxy import FileProxy
 from typer.testing import CliRunner
 
 import fastdm
@@ -122,6 +124,15 @@ def test_the_total_is_in_the_public_code_s_words(capsys: pytest.CaptureFixture[s
         "Run 2 experiments, train on ConvNet, evaluate 2 random MLP, mean  = 37.50%  std = 12.50%"
         in capsys.readouterr().out
     )
+
+
+def test_a_spread_has_its_sign_also_while_a_bar_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.TextIOWrapper(io.BytesIO(), "utf-8")
+    monkeypatch.setattr(sys, "stdout", FileProxy(Console(file=screen), screen))
+    assert output.percent(0.5, 0.25) == "50.00 ± 25.00"
+    plain = io.TextIOWrapper(io.BytesIO(), "ascii")
+    monkeypatch.setattr(sys, "stdout", plain)
+    assert output.percent(0.5, 0.25) == "50.00 +- 25.00"
 
 
 def test_texts_and_sizes() -> None:

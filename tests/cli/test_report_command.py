@@ -69,6 +69,9 @@ def test_on_a_terminal_condense_ends_with_sentences(
         "Each run folder, a/run_exp0 to run_exp1, holds its set (synthetic.safetensors) and what was measured of it "
         "(evaluation.json).",
     ]
+    output.print_outcome(Path("res.pt"), Path("r.html"), [Path("a/run_exp0")], evaluated=False)
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == "The run folder, a/run_exp0, holds its set (synthetic.safetensors)."
 
 
 def test_a_folder_without_runs_is_one_sentence(tmp_path: Path) -> None:
