@@ -424,8 +424,12 @@ def main(arguments: list[str] | None = None) -> int:
     reports = compile_all(options.targets, options.cases, options.workers)
     print(table(reports))
     if options.json:
-        options.json.write_text(json.dumps([asdict(report) for report in reports]))
-    budget = json.loads(options.budget.read_text()) if options.budget else {r.kernel: r.registers for r in reports}
+        options.json.write_text(json.dumps([asdict(report) for report in reports]), encoding="utf-8")
+    budget = (
+        json.loads(options.budget.read_text(encoding="utf-8"))
+        if options.budget
+        else {r.kernel: r.registers for r in reports}
+    )
     bad = [f"{r.kernel}, {r.case}, {r.target}: {'; '.join(f)}" for r in reports if (f := faults(r, budget))]
     print(*bad, sep="\n", file=sys.stderr)
     return 1 if bad else 0

@@ -179,7 +179,7 @@ def write_evaluation(
     }
     lines = [f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in content.items()]
     with writing(folder / FILE) as temporary:
-        temporary.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+        temporary.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
 
 
 def read_evaluation(folder: Path, synthetic: SyntheticSet, protocol: Protocol | None = None) -> Evaluation | None:

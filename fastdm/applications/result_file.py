@@ -58,5 +58,7 @@ class ResultFile:
             return record
         lines = ",\n".join(f"  {json.dumps(each)}" for each in self.records)
         with writing(self.path) as temporary:
-            temporary.write_text(f'{{"settings": {json.dumps(self.settings)},\n "results": [\n{lines}\n]}}\n')
+            temporary.write_text(
+                f'{{"settings": {json.dumps(self.settings)},\n "results": [\n{lines}\n]}}\n', encoding="utf-8"
+            )
         return record

@@ -29,7 +29,7 @@ class About:
 
     def write(self, folder: Path) -> None:
         with atomic_write(folder / FILE) as temporary:
-            temporary.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+            temporary.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def read(cls, folder: Path) -> "About | None":

@@ -141,10 +141,10 @@ class Run:
             _remove_run(folder)
         cut_log(folder, self.first_iteration, self._notes.append)
         with atomic_write(folder / SETTINGS) as temporary:
-            temporary.write_text(json.dumps(self._settings, indent=2) + "\n")
+            temporary.write_text(json.dumps(self._settings, indent=2) + "\n", encoding="utf-8")
         if self.options.config is not None:
             with atomic_write(folder / CONFIG) as temporary:
-                temporary.write_text(self.options.config)
+                temporary.write_text(self.options.config, encoding="utf-8")
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         for name, tensor in self._state.tensors.items():

@@ -72,7 +72,8 @@ def write_report(
     records = [read_run(folder, name) for folder, name in zip(folders, _names(folders), strict=True)]
     page = render(records, dataset=dataset, data_path=user_path(data_path), image_size=image_size)
     with writing(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+        # A file name that is not UTF-8 may be in it.
+        temporary.write_text(page, encoding="utf-8", errors="backslashreplace")
     return [path, *(figures.write_png(records, user_path(png)) if png is not None else [])]
 
 
