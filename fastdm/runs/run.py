@@ -361,9 +361,9 @@ class Run:
             raise FastDMError(self._not_finite(str(error))) from error
         except (OSError, SafetensorError, CannotWrite) as error:
             why = str(error) if isinstance(error, CannotWrite) else reason(error)
+            mend = "" if isinstance(error, IsADirectoryError) else "free some space and "
             raise FastDMError(
-                f"the run folder {self._folder} can no longer be written ({why}){self._kept()}: free some space and "
-                "resume"
+                f"the run folder {self._folder} can no longer be written ({why}){self._kept()}: {mend}resume"
             ) from error
 
 

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 import fastdm
+from fastdm import cli
 
 WORDS = (
     "--ipc 1 --Iteration 2 --batch_real 2 --num_exp 1 --num_eval 1 --epoch_eval_train 1 --model ConvNetD1 --device cpu"
@@ -42,3 +44,26 @@ def test_a_run_without_a_locale_and_docstrings_is_the_same(data: Path, tmp_path:
     options = {"ipc": 1, "iterations": 2, "batch_real": 2, "network": "ConvNetD1", "device": "cpu"}
     expected = fastdm.condense(str(data), **options)
     assert fastdm.SyntheticSet.load(folder / "synthetic.safetensors").images.equal(expected.images)
+
+
+def test_a_tilde_is_the_home_folder_in_every_command(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a shell leaves it: in quotes, and after an equals sign."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    data.rename(tmp_path / "x.npz")
+    run = "--ipc 1 --Iteration 1 --batch_real 2 --num_exp 1 --num_eval 0 --device cpu"
+    for words in (
+        "pool ~/pool.safetensors --dataset ~/x.npz --networks 1 --epochs 1 --states 2 --model ConvNetD1 --device cpu",
+        f"condense ~/x.npz {run} --networks trained --pool ~/pool.safetensors --save_path=~/result",
+        "inspect ~/result/DM_x_ConvNetD1_1ipc_exp0",
+        "report ~/result --out ~/page.html --png ~/figures --data_path ~/",
+        "export ~/result/res_DM_x_ConvNetD1_1ipc.pt ~/png",
+        "pack ~/x.npz ~/x.fastdm",
+        "plan ~/x.fastdm --ipc 1",
+    ):
+        result = CliRunner().invoke(cli.app, words.split(), catch_exceptions=False)
+        assert result.exit_code == 0, (words, result.output)
+    assert not (tmp_path / "~").exists()
+    assert {"pool.safetensors", "result", "page.html", "figures", "png"} <= {path.name for path in tmp_path.iterdir()}
