@@ -165,7 +165,7 @@ def run_search(
         found = summary(what, results.records, condensing)
         if ranks.first:
             with writing(save_path / SUMMARY) as temporary:
-                temporary.write_text(json.dumps(found, indent=2) + "\n")
+                temporary.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
         return found
 
 

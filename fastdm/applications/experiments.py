@@ -20,6 +20,7 @@ from fastdm.evaluation.protocol import Protocol
 from fastdm.networks.trained import NetworkPool
 from fastdm.runs.options import RunOptions
 from fastdm.synthetic.synthetic_set import SyntheticSet, save_public
+from fastdm.system.checks import parse_json
 from fastdm.system.files import locked, make_folder, user_path, writing
 from fastdm.system.ranks import Ranks, shared
 
@@ -178,13 +179,13 @@ def write_evaluation(
     }
     lines = [f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in content.items()]
     with writing(folder / FILE) as temporary:
-        temporary.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+        temporary.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
 
 
 def read_evaluation(folder: Path, synthetic: SyntheticSet, protocol: Protocol | None = None) -> Evaluation | None:
     """What a run folder keeps of this very set, measured by this very protocol if one is given; None if nothing."""
     try:
-        content = json.loads((folder / FILE).read_text())
+        content = parse_json((folder / FILE).read_bytes())
         same = content["set_crc32"] == synthetic.crc32() and bool(content["accuracies"])
         if protocol is not None:
             same = same and content["protocol"] == json.loads(json.dumps(dataclasses.asdict(protocol)))

@@ -87,7 +87,7 @@ def write_measured(path: Path, dataset: Dataset, evaluations: Mapping[str, Evalu
         "evaluations": {title: evaluation.summary() for title, evaluation in evaluations.items()},
     }
     with writing(path) as temporary:
-        temporary.write_text(json.dumps(content) + "\n")
+        temporary.write_text(json.dumps(content) + "\n", encoding="utf-8")
 
 
 def check_writable(path: Path) -> None:

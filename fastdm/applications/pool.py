@@ -1,7 +1,7 @@
 """`train_pool`: networks trained on a data set, with snapshots of their way, to match images in later."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from fastdm.evaluation.training import LabelledImages, Momentum, Start, draw_wei
 from fastdm.networks.architectures import build_network, default_network
 from fastdm.networks.model import Network
 from fastdm.networks.trained import NetworkPool, flatten_parameters, load_parameters
+from fastdm.system.checks import parse_json
 from fastdm.system.device import Precision, default_device, fastest_precision, precision_context, undisturbed
 from fastdm.system.files import crc32, make_folder, user_path, writing
 from fastdm.system.memory import within_memory
@@ -32,7 +33,7 @@ SEED_BIT = 1 << 61
 """Keeps the networks apart from those that an evaluation with the same seed trains."""
 
 FEWEST_STATES = 13
-_FORMAT = "fastdm-training-1"
+_FORMAT = "fastdm-training-2"
 
 
 @within_memory("take a smaller network or batch_train, fewer networks or states, or fewer threads")
@@ -248,7 +249,7 @@ class _Files:
         tensors = {"rows": rows.contiguous(), "momentum": momentum}
         about = {"format": _FORMAT, "done": str(done), "settings": json.dumps(self.settings)}
         with writing(self._part(number)) as temporary:
-            save_file(tensors, temporary, {**about, "crc32": str(crc32(*tensors.values()))})
+            save_file(tensors, temporary, {**about, "crc32": _checksum(rows, momentum, about)})
 
     def load(self, number: int) -> tuple[int, Tensor, Tensor] | None:
         """What `save` kept of a network last."""
@@ -258,9 +259,9 @@ class _Files:
             with safe_open(part, "pt") as file:
                 metadata = file.metadata() or {}
                 rows, momentum = file.get_tensor("rows"), file.get_tensor("momentum")
-            done, settings = int(metadata["done"]), json.loads(metadata["settings"])
-            if metadata["format"] != _FORMAT or metadata["crc32"] != str(crc32(rows, momentum)):
+            if metadata["format"] != _FORMAT or metadata["crc32"] != _checksum(rows, momentum, metadata):
                 raise ValueError("its checksum does not match")
+            done, settings = int(metadata["done"]), parse_json(metadata["settings"])
         except (SafetensorError, OSError, KeyError, ValueError) as error:
             raise FastDMError(f"the training in {part} is damaged ({error}); remove it and resume") from error
         self._check(part, settings)
@@ -284,3 +285,10 @@ class _Files:
     def _remove_parts(self) -> None:
         for number in range(self.settings["networks"]):
             self._part(number).unlink(missing_ok=True)
+
+
+def _checksum(rows: Tensor, momentum: Tensor, about: Mapping[str, str]) -> str:
+    """CRC-32 of what a part holds: its tensors, and what it says of them."""
+    return str(
+        crc32(rows.contiguous(), momentum, text=json.dumps([list(rows.shape), about["done"], about["settings"]]))
+    )

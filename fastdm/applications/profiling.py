@@ -125,7 +125,7 @@ def profile(
         result = _result(recording, iterations, folder, device, writes=ranks.first)
         result = replace(result, graph=graph, seconds=seconds, waiting_seconds=waiting, ranks=ranks.size)
         if ranks.first:
-            (folder / FILE).write_text(json.dumps(result.summary(), indent=2) + "\n")
+            (folder / FILE).write_text(json.dumps(result.summary(), indent=2) + "\n", encoding="utf-8")
     return result
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fastdm.errors import FastDMError
+from fastdm.system.checks import parse_json
 from fastdm.system.files import writing
 
 
@@ -31,7 +32,7 @@ class ResultFile:
         if not resume:
             raise FastDMError(f"{path} is there already: resume it, overwrite it, or choose another folder")
         try:
-            content = json.loads(path.read_text())
+            content = parse_json(path.read_bytes())
             before, self.records = dict(content["settings"]), [dict(record) for record in content["results"]]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise FastDMError(f"{path} is damaged ({error}); remove it, or overwrite it") from error
@@ -57,5 +58,7 @@ class ResultFile:
             return record
         lines = ",\n".join(f"  {json.dumps(each)}" for each in self.records)
         with writing(self.path) as temporary:
-            temporary.write_text(f'{{"settings": {json.dumps(self.settings)},\n "results": [\n{lines}\n]}}\n')
+            temporary.write_text(
+                f'{{"settings": {json.dumps(self.settings)},\n "results": [\n{lines}\n]}}\n', encoding="utf-8"
+            )
         return record

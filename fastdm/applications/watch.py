@@ -69,7 +69,7 @@ class Watch:
     def _record(self, iteration: int, evaluation: Evaluation) -> None:
         line = {"iteration": iteration, "mean": evaluation.mean, "accuracies": evaluation.accuracies}
         try:
-            with (self._folder / FILE).open("a") as file:
+            with (self._folder / FILE).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
         except OSError as error:
             raise FastDMError(f"{self._folder / FILE} cannot be written: {reason(error)}") from error

@@ -128,7 +128,9 @@ def read_config(path: Path) -> dict[str, Any]:
     if twice := [name for name in written if written.count(name) > 1]:
         raise FastDMError(f"{path} gives {twice[0].removeprefix('--')} twice")
     for name, value in content.items():
-        if not isinstance(name, str) or not (value is None or isinstance(value, str | int | float | bool)):
+        if not isinstance(name, str):
+            raise FastDMError(f"{path}: {name!r} is not the name of a flag, as YAML reads it")
+        if not (value is None or isinstance(value, str | int | float | bool)):
             raise FastDMError(f"{path}: {name} is {value!r}; a flag has one value")
     return {name: value for name, value in content.items() if value is not None}
 

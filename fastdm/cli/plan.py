@@ -13,6 +13,7 @@ from fastdm.cli.condense import protocol_of
 from fastdm.cli.output import print_json, print_table
 from fastdm.cli.settings import given_settings, is_given, named_dataset
 from fastdm.errors import FastDMError
+from fastdm.system.files import user_path
 from fastdm.system.streams import on_terminal
 from fastdm.system.text import duration_text, size_text
 
@@ -153,7 +154,7 @@ def _shape(context: typer.Context, flags: SimpleNamespace) -> "Dataset":
             known.dataset or flags.preset,
             in_memory=known.dataset is not None,
         )
-    if Path(wanted).is_dir():
+    if user_path(wanted).is_dir():
         raise FastDMError(f"{wanted} is a folder, whose images would have to be read: pack it first (fastdm pack)")
     return open_dataset(wanted, data_path=flags.data_path)
 

@@ -15,7 +15,7 @@ from fastdm.data.pool import Dataset, Pool
 from fastdm.errors import FastDMError
 from fastdm.system.checks import check_regular
 from fastdm.system.device import free_memory
-from fastdm.system.files import is_zip
+from fastdm.system.files import check_zip, is_zip
 from fastdm.system.notes import Tally
 from fastdm.system.text import size_text
 
@@ -201,8 +201,10 @@ def open_pt(path: Path, name: str) -> Dataset:
     check_regular(path)
     keys = ("classes", "images_train", "labels_train")
     try:
-        # Before version 1.6 torch wrote files that cannot be mapped.
-        data = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip(path))
+        # Before version 1.6 torch wrote files that have no CRC-32 and cannot be mapped.
+        if zipped := is_zip(path):
+            check_zip(path)
+        data = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception as error:  # torch.load raises many kinds for what is not a file of its own
         raise FastDMError(f"{path} is not a readable .pt file: {str(error).partition(chr(10))[0]}") from error
     if isinstance(data, tuple | list) and len(data) in (2, 4):

@@ -30,13 +30,13 @@ def imagenet(folder: Path, places: Sequence[Path], tally: Tally) -> FilesByClass
 
 
 def _tiny_labels(table: Path) -> Iterator[tuple[str, str]]:
-    for line in table.read_text().splitlines():
+    for line in table.read_text(encoding="utf-8").splitlines():
         file, label = line.split("\t")[:2]
         yield label, file
 
 
 def _kaggle_labels(table: Path) -> Iterator[tuple[str, str]]:
-    with table.open(newline="") as file:
+    with table.open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
             yield row["PredictionString"].split()[0], f"{row['ImageId']}.JPEG"
 
@@ -51,7 +51,7 @@ def _devkit_labels(devkit: Path) -> Iterator[tuple[str, str]]:
     with (devkit / "meta.mat").open("rb") as file:
         synsets = loadmat(file, squeeze_me=True)["synsets"]
     names = {int(synset[0]): str(synset[1]) for synset in synsets}
-    numbers = (devkit / "ILSVRC2012_validation_ground_truth.txt").read_text().split()
+    numbers = (devkit / "ILSVRC2012_validation_ground_truth.txt").read_text(encoding="utf-8").split()
     for i, number in enumerate(numbers, start=1):
         yield names[int(number)], f"ILSVRC2012_val_{i:08d}.JPEG"
 

@@ -1,6 +1,6 @@
 """PyTorch's map-style datasets, such as torchvision's, as a `Dataset`."""
 
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable, Mapping, Sized
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,10 @@ from fastdm.data.folders import folder_name
 from fastdm.data.pool import Dataset
 from fastdm.errors import FastDMError, whole_number
 from fastdm.system.notes import Tally
+
+_IMAGE_KEYS = ("image", "img")
+_LABEL_KEYS = ("label", "labels", "fine_label")
+"""What Hugging Face's data sets call them."""
 
 
 def is_map_style(source: object) -> bool:
@@ -37,7 +41,8 @@ def parts_of(source: object) -> tuple[Any, ...]:
 
 
 def open_map_style(parts: tuple[Any, ...], name: str | None, size: tuple[int, int] | None) -> Dataset:
-    """A training part, and one to test on if there is a second, of items (PIL image, tensor or array, label).
+    """A training part, and one to test on if there is a second, of items (PIL image, tensor or array, label), or
+    dictionaries with the keys image and label, as Hugging Face's `datasets` gives them.
 
     Every item is read once, in order, with its transform. Grey PIL images stay grey, others become RGB (see
     `eight_bits`). The names of the classes are those in `classes`, which datasets of torchvision have.
@@ -98,15 +103,29 @@ def _item(part: Any, number: int, item: str) -> tuple[Any, int]:
         raise
     except Exception as error:  # whatever the user's code raises
         raise FastDMError(f"{item} cannot be read: {type(error).__name__}: {error}") from error
-    if not isinstance(values, tuple | list) or len(values) < 2:
+    if isinstance(values, Mapping):
+        picture, label = (_named(values, names, item) for names in (_IMAGE_KEYS, _LABEL_KEYS))
+    elif isinstance(values, tuple | list) and len(values) >= 2:
+        picture, label = values[:2]
+    else:
         raise FastDMError(f"{item} is a {type(values).__name__}; it must be (image, label)")
-    picture, label = values[:2]
     if isinstance(label, Tensor | np.ndarray) and np.prod(label.shape) == 1:
         label = label.item()
     try:
         return picture, whole_number("its label", label, 0)
     except FastDMError as error:
         raise FastDMError(f"{item}: {error}") from error
+
+
+def _named(values: Mapping[Any, Any], names: tuple[str, ...], item: str) -> Any:
+    """The value of the first of these keys that a dictionary has."""
+    for name in names:
+        if name in values:
+            return values[name]
+    keys = ", ".join(str(key)[:40] for key in list(values)[:10])
+    raise FastDMError(
+        f"{item} is a dictionary of {keys or 'nothing'}; it must be (image, label), or have the keys image and label"
+    )
 
 
 def _pixels(picture: object, item: str, tally: Tally) -> Pixels:
@@ -139,7 +158,10 @@ def _name(part: Any) -> str:
 
 
 def _classes(part: Any) -> list[str] | None:
-    classes = getattr(_innermost(part), "classes", None)
+    innermost = _innermost(part)
+    classes = getattr(innermost, "classes", None)
+    if classes is None and isinstance(features := getattr(innermost, "features", None), Mapping):
+        classes = next((features[name].names for name in _LABEL_KEYS if hasattr(features.get(name), "names")), None)
     if isinstance(classes, str) or not isinstance(classes, Iterable) or not isinstance(classes, Sized):
         return None
     return [str(each) for each in classes] or None

@@ -60,8 +60,8 @@ def open_dataset(
     - the path of a packed file (`fastdm.pack`);
     - `(images, labels)` or `(images, labels, test_images, test_labels)`, arrays or tensors;
     - a map-style dataset of PyTorch, whose items are (PIL image or tensor, label), or a pair (train, test) of them:
-      torchvision's, a `TensorDataset`, your own. Leave Normalize and random augmentation out of its transform: every
-      item is read once;
+      torchvision's, a `TensorDataset`, one of Hugging Face's `datasets` (items with the keys image and label), your
+      own. Leave Normalize and random augmentation out of its transform: every item is read once;
     - a `Dataset`, which is returned as it is.
 
     Arrays of images are [N, H, W], [N, H, W, C] or [N, C, H, W] with C 1 or 3, uint8 or floating-point in [0, 1]
@@ -112,6 +112,9 @@ def open_dataset(
     return _open_path(path, name or (folder_name(path) if path.is_dir() else path.stem), size, io)
 
 
+_ARCHIVES = (".7z", ".bz2", ".gz", ".rar", ".tar", ".tgz", ".xz", ".zip")
+
+
 def _size(image_size: int | tuple[int, int] | None) -> tuple[int, int] | None:
     if image_size is None:
         return None
@@ -140,6 +143,8 @@ def _open_path(path: Path, name: str, size: tuple[int, int] | None, io: IO) -> D
         if path.is_dir():
             return open_folder(path, name, size)
         _refuse_image_size(size, str(path))
+        if path.suffix.lower() in _ARCHIVES:
+            raise FastDMError(f"{path} is an archive; unpack it, and name the folder")
         if path.suffix.lower() == ".npz":
             return open_npz(path, name)
         if path.suffix.lower() in (".pt", ".pth"):

@@ -15,9 +15,11 @@ from torch.nn import functional
 from fastdm.errors import FastDMError
 from fastdm.networks.architectures import build_network
 from fastdm.networks.model import Network, aligned
-from fastdm.system.files import crc32, writing
+from fastdm.system.checks import parse_json
+from fastdm.system.files import crc32, user_path, writing
 
 FORMAT = "fastdm-networks-1"
+_KEYS = frozenset(("format", "about", "crc32", "checksum"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,23 +101,28 @@ class NetworkPool:
         if Path(path).suffix != ".safetensors":
             raise FastDMError(f"{path} must end in .safetensors")
         about = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "weights"}
-        metadata = {"format": FORMAT, "about": json.dumps({**about, "settings": dict(self.settings)})}
+        text = json.dumps({**about, "settings": dict(self.settings)})
         weights = self.weights.contiguous()
+        checksums = {"crc32": self.crc32(), "checksum": str(crc32(weights, text=text))}
         with writing(path) as temporary:
-            save_file({"weights": weights}, temporary, {**metadata, "crc32": self.crc32()})
+            save_file({"weights": weights}, temporary, {"format": FORMAT, "about": text, **checksums})
 
     @classmethod
     def load(cls, path: str | Path) -> "NetworkPool":
         """Read what `save` wrote. Raises FastDMError, naming the file, for anything else."""
+        path = user_path(path)
         try:
             with safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}
-                if metadata.get("format") != FORMAT:
+                if metadata.get("format") != FORMAT or not metadata.keys() <= _KEYS:
                     raise FastDMError(f"it is not of this version of fastdm ({FORMAT})")
                 weights = file.get_tensor("weights")
-            if metadata.get("crc32") != str(crc32(weights)):
+            text, expected = metadata["about"], {"crc32": str(crc32(weights))}
+            if "checksum" in metadata:  # the first pools have that of the weights alone
+                expected["checksum"] = str(crc32(weights, text=text))
+            if any(metadata.get(name) != value for name, value in expected.items()):
                 raise FastDMError("its checksum does not match")
-            about = json.loads(metadata["about"])
+            about = parse_json(text)
             about["image_shape"] = tuple(about["image_shape"])
             about["accuracies"] = tuple(about["accuracies"])
             return cls(weights=weights, **about)

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fastdm.errors import FastDMError
+from fastdm.errors import FastDMError, whole_number
+from fastdm.system.checks import parse_json
 from fastdm.system.files import atomic_write
 
 FILE = "about.json"
@@ -28,7 +29,7 @@ class About:
 
     def write(self, folder: Path) -> None:
         with atomic_write(folder / FILE) as temporary:
-            temporary.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+            temporary.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def read(cls, folder: Path) -> "About | None":
@@ -37,7 +38,17 @@ class About:
         if not path.exists():
             return None
         try:
-            about = cls(**json.loads(path.read_text()))
-        except (OSError, ValueError, TypeError) as error:
+            about = cls(**parse_json(path.read_bytes()))
+            _check_dataset(about.dataset)
+        except (OSError, ValueError, TypeError, KeyError) as error:
             raise FastDMError(f"{path} is damaged ({error}); remove it to go without") from error
         return about
+
+
+def _check_dataset(dataset: Mapping[str, Any]) -> None:
+    """Raise one of several errors unless a data set's name, classes and shape are what they should be."""
+    if not (isinstance(dataset["name"], str) and isinstance(dataset["class_names"], list) and dataset["class_names"]):
+        raise ValueError("its data set must have a name and a list of class_names")
+    channels, height, width = dataset["image_shape"]
+    for side in (channels, height, width):
+        whole_number("image_shape", side, 1)

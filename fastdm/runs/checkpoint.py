@@ -80,7 +80,7 @@ def write_index(folder: Path, iteration: int, settings: str, shards: Sequence[Sh
     }
     content["crc32"] = crc32(text=json.dumps(content))
     with atomic_write(folder / FILE) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         sync(temporary)
         if (folder / FILE).exists():
             os.replace(folder / FILE, folder / PREVIOUS)

@@ -15,7 +15,7 @@ def append_losses(folder: Path, first: int, losses: Sequence[Mapping[str, float]
         json.dumps({"iteration": iteration, **values, "seconds": seconds}) + "\n"
         for iteration, values in enumerate(losses, first)
     ]
-    with (folder / FILE).open("a") as log:
+    with (folder / FILE).open("a", encoding="utf-8") as log:
         log.writelines(lines)
 
 

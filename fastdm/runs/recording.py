@@ -133,5 +133,5 @@ def peak_resident() -> int:
 
     Not getrusage's, which begins with that of the process that started this one.
     """
-    status = Path("/proc/self/status").read_text()
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
     return 1024 * int(status.partition("VmHWM:")[2].split()[0])

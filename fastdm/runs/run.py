@@ -141,10 +141,10 @@ class Run:
             _remove_run(folder)
         cut_log(folder, self.first_iteration, self._notes.append)
         with atomic_write(folder / SETTINGS) as temporary:
-            temporary.write_text(json.dumps(self._settings, indent=2) + "\n")
+            temporary.write_text(json.dumps(self._settings, indent=2) + "\n", encoding="utf-8")
         if self.options.config is not None:
             with atomic_write(folder / CONFIG) as temporary:
-                temporary.write_text(self.options.config)
+                temporary.write_text(self.options.config, encoding="utf-8")
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         for name, tensor in self._state.tensors.items():
@@ -361,9 +361,9 @@ class Run:
             raise FastDMError(self._not_finite(str(error))) from error
         except (OSError, SafetensorError, CannotWrite) as error:
             why = str(error) if isinstance(error, CannotWrite) else reason(error)
+            mend = "" if isinstance(error, IsADirectoryError) else "free some space and "
             raise FastDMError(
-                f"the run folder {self._folder} can no longer be written ({why}){self._kept()}: free some space and "
-                "resume"
+                f"the run folder {self._folder} can no longer be written ({why}){self._kept()}: {mend}resume"
             ) from error
 
 

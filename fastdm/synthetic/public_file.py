@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastdm.errors import FastDMError
 from fastdm.system.checks import check_regular
-from fastdm.system.files import crc32, writing
+from fastdm.system.files import check_zip, crc32, is_zip, writing
 
 Layout = Literal["public", "mtt", "idc"]
 
@@ -121,6 +121,8 @@ def parse_file_name(path: Path) -> tuple[str, str]:
 def _load(path: Path) -> Any:
     check_regular(path)
     try:
+        if is_zip(path):
+            check_zip(path)
         with torch.serialization.safe_globals(_NUMPY):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many kinds, of many lines, for what is not a file of its own

@@ -103,9 +103,9 @@ class SyntheticSet:
         return replace(self, images=expand(self.images.detach(), self.partition), partition=1)
 
     def as_dataset(self) -> TensorDataset:
-        """(normalised image, label) pairs for a torch `DataLoader`, decoded if there is a partition."""
+        """(normalised image, label) pairs for a torch `DataLoader`, without gradient, decoded if need be."""
         decoded = self.expand()
-        return TensorDataset(decoded.images, decoded.labels.to(self.images.device))
+        return TensorDataset(decoded.images.detach(), decoded.labels.to(self.images.device))
 
     def crc32(self) -> str:
         """Checksum of the images' bytes."""

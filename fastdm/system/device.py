@@ -142,7 +142,7 @@ def resident_memory() -> int:
     """Bytes of this process that are in memory now, with the pages of files that it has mapped; 0 where the system does
     not show it."""
     try:
-        fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines())
         return int(fields["VmRSS"].split()[0]) * 1024
     except (OSError, KeyError, ValueError):
         return 0
@@ -156,7 +156,7 @@ def processes_here() -> int:
 
 def _machine_memory() -> int:
     try:
-        fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines())
         return int(fields["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError, ValueError):
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
@@ -168,7 +168,7 @@ def _group_memory(membership: Path, root: Path) -> Iterator[int]:
     File pages that were not used lately do not count as taken: the kernel gives them up first.
     """
     try:
-        lines = [line.split(":", 2) for line in membership.read_text().splitlines()]
+        lines = [line.split(":", 2) for line in membership.read_text(encoding="utf-8").splitlines()]
     except OSError:
         return
     for _, controllers, path in lines:
@@ -185,8 +185,10 @@ def _group_memory(membership: Path, root: Path) -> Iterator[int]:
             if group == top.parent:
                 break
             try:
-                most, used = ((group / name).read_text().strip() for name in (limit, usage))
-                statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+                most, used = ((group / name).read_text(encoding="utf-8").strip() for name in (limit, usage))
+                statistics = dict(
+                    line.split() for line in (group / "memory.stat").read_text(encoding="utf-8").splitlines()
+                )
             except (OSError, ValueError):
                 continue
             if most != "max":
@@ -196,7 +198,7 @@ def _group_memory(membership: Path, root: Path) -> Iterator[int]:
 def _limit_memory() -> Iterator[int]:
     """What is left of the process's address space and data segment, where they are limited."""
     try:
-        fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines())
     except (OSError, ValueError):
         return
     for limit, used in ((resource.RLIMIT_AS, "VmSize"), (resource.RLIMIT_DATA, "VmData")):

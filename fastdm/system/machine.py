@@ -31,7 +31,7 @@ def machine(device: torch.device) -> dict[str, str]:
 def processor() -> str:
     """The processor's name, where the system shows it, and its threads."""
     try:
-        lines = CPUINFO.read_text().splitlines()
+        lines = CPUINFO.read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor() or platform.machine()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

@@ -60,6 +60,8 @@ def test_the_settings_of_a_run_from_python_are_flags_too(tmp_path: Path) -> None
         ("ipcc: 1", "unknown setting 'ipcc'; did you mean ipc?"),
         ("config: a.yaml", "unknown setting 'config'"),
         ("ipc: [1, 2]", r"ipc is \[1, 2\]; a flag has one value"),
+        ("yes: 1", "True is not the name of a flag, as YAML reads it"),
+        ("ipc:\t1\n\tseed: 2", "is not YAML"),
         ("resume: 3", "resume is 3; it must be true or false"),
         ("dsa-strategy: flip\ndsa_strategy: crop", "gives dsa_strategy twice"),
         ("- ipc", "must hold one flag in a line"),

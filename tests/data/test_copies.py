@@ -1,6 +1,7 @@
 """What the package hands out goes through pickle, copies and the spawned workers of a `DataLoader`."""
 
 import copy
+import dataclasses
 import pickle
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ def test_what_is_handed_out_can_be_copied(dataset: Dataset) -> None:
     synthetic = fastdm.random_selection(dataset, 1)
     network = build_network("ConvNetD1", channels=3, num_classes=4, image_size=(8, 8))
     tensors = synthetic.as_dataset()
+    learning = dataclasses.replace(synthetic, images=synthetic.images.clone().requires_grad_() * 1)
     pool = fastdm.train_pool(dataset, networks=1, epochs=1, states=2, network="ConvNetD1", device="cpu")
     things = [
         dataset,
@@ -61,6 +63,7 @@ def test_what_is_handed_out_can_be_copied(dataset: Dataset) -> None:
     for copied in COPIES.values():
         for thing in things:
             assert outline(copied(thing)) == outline(thing), type(thing)
+        assert outline(copied(learning.as_dataset()).tensors) == outline(tensors.tensors)
         assert outline(copied(network).state_dict()) == outline(network.state_dict())
         assert outline(copied(tensors).tensors) == outline(tensors.tensors)
         assert str(copied(fastdm.FastDMError("a sentence"))) == "a sentence"

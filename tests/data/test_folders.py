@@ -142,6 +142,13 @@ def test_two_classes_of_one_name_are_refused(tmp_path: Path) -> None:
             find_images(tmp_path)
 
 
+def test_names_that_differ_in_case_are_two_classes(tmp_path: Path) -> None:
+    for name in ("Cat", "cat"):
+        touch(tmp_path / name / f"{name}.jpg")
+    if len(list(tmp_path.iterdir())) == 2:  # some file systems make one of them
+        assert names(find_images(tmp_path).train) == {"Cat": ["Cat.jpg"], "cat": ["cat.jpg"]}
+
+
 def test_a_loop_of_links_is_refused_and_other_links_are_followed(tmp_path: Path) -> None:
     touch(tmp_path / "elsewhere" / "1.jpg")
     root = tmp_path / "root"

@@ -1,8 +1,10 @@
 """PyTorch's datasets and arrays as people have them."""
 
 import os
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, Subset, TensorDataset
-from torchvision import datasets, transforms
+from torchvision import datasets, transforms, tv_tensors
 
 import fastdm
 from fastdm.data import Dataset, open_dataset
@@ -305,3 +307,71 @@ def test_names_that_no_file_can_have(source: str) -> None:
 def test_sizes_that_make_no_sense(tmp_path: Path, size: Any) -> None:
     with pytest.raises(FastDMError, match="image_size"):
         open_dataset(folder(tmp_path), image_size=size)
+
+
+# --- what others give ------------------------------------------------------------------------------------------------
+
+
+class HuggingFace(Listed):
+    """Items and features as Hugging Face's `datasets` has them."""
+
+    def __init__(self, items: list[Any], names: list[str] | None = None) -> None:
+        super().__init__(items)
+        self.features = {"label": SimpleNamespace(names=names)} if names else {"label": "int"}
+
+
+@pytest.mark.parametrize("keys", [("image", "label"), ("img", "fine_label")])
+def test_items_of_hugging_face_s_datasets(keys: tuple[str, str]) -> None:
+    items = [
+        dict(zip(keys, (Image.fromarray(pixels), label), strict=True))
+        for pixels, label in zip(PIXELS, LABELS, strict=True)
+    ]
+    opened = open_dataset(HuggingFace(items))
+    assert torch.equal(opened.train.images, SORTED)
+    assert opened.class_names == ("0", "1")
+    if keys[1] == "label":
+        assert open_dataset(HuggingFace(items, ["cat", "dog"])).class_names == ("cat", "dog")
+
+
+def test_items_with_other_keys_are_named() -> None:
+    with pytest.raises(FastDMError, match=r"item 0 is a dictionary of pixels, label; it must be \(image, label\)"):
+        open_dataset(HuggingFace([{"pixels": PIXELS[0], "label": 0}]))
+
+
+@pytest.mark.parametrize("name", ["set.zip", "set.tar.gz"])
+def test_an_archive_is_to_be_unpacked(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"PK")
+    with pytest.raises(FastDMError, match="is an archive; unpack it, and name the folder"):
+        open_dataset(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "of",
+    [
+        lambda x: x.contiguous(memory_format=torch.channels_last),
+        lambda x: torch.stack([x, x], 1)[:, 1],
+        lambda x: (x / 255).requires_grad_(),
+        lambda x: (x / 255).half(),
+        lambda x: x.numpy()[::-1][::-1],
+        lambda x: tv_tensors.Image(x),
+        lambda x: _in_inference_mode(x),
+        lambda x: _read_only(x.numpy()),
+    ],
+    ids=["channels last", "strided", "gradient", "half", "negative strides", "subclass", "inference", "read-only"],
+)
+def test_tensors_and_arrays_of_any_layout_give_the_same_pool(of: Callable[[Tensor], Any]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        images = of(torch.from_numpy(PIXELS).permute(0, 3, 1, 2).contiguous())
+        assert torch.equal(open_dataset((images, LABELS)).train.images, SORTED)
+
+
+def _in_inference_mode(x: Tensor) -> Tensor:
+    with torch.inference_mode():
+        return x / 255
+
+
+def _read_only(x: Any) -> Any:
+    x = x.copy()
+    x.flags.writeable = False
+    return x

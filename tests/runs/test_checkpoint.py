@@ -212,3 +212,11 @@ def test_a_disk_that_fills_at_any_byte_of_a_run_is_a_sentence_and_can_be_resumed
     assert len(stopped) > 3
     assert all("can no longer be written" in text and "File too large" in text for text in stopped)
     assert not any("\n" in text for text in stopped)
+
+
+def test_a_folder_in_place_of_a_file_of_the_run_is_named(tmp_path: Path) -> None:
+    options = {"ipc": 1, "batch_real": 2, "network": "ConvNetD1", "device": "cpu", "iterations": 2}
+    (tmp_path / "log.jsonl").mkdir()
+    with pytest.raises(FastDMError, match="Is a directory") as found:
+        fastdm.condense(random_dataset([4, 4], shape=(1, 8, 8)), **options, save_path=tmp_path)
+    assert "free some space" not in str(found.value)

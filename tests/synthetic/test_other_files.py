@@ -1,9 +1,8 @@
-"""Condensed sets that others have made, in and out; ours under every damage of one bit."""
+"""Condensed sets that others have made, in and out; ours on disks that fill."""
 
 import dataclasses
 import json
 import os
-import random
 import stat
 from pathlib import Path
 from typing import Any
@@ -259,42 +258,21 @@ def small() -> SyntheticSet:
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
-def test_one_flipped_bit_is_refused_or_changes_nothing(small: SyntheticSet, tmp_path: Path, suffix: str) -> None:
-    path = tmp_path / f"res_DM_CIFAR10_ConvNet_2ipc{suffix}"
-    small.save(path)
-    whole = path.read_bytes()
-    harmless = 0
-    generator = random.Random(0)
-    for position in range(0, len(whole), 1 if suffix == ".safetensors" else 3):
-        bit = generator.randrange(8)
-        damaged = bytearray(whole)
-        damaged[position] ^= 1 << bit
-        path.write_bytes(damaged)
-        try:
-            loaded = SyntheticSet.load(path)
-        except FastDMError:
-            continue
-        harmless += 1
-        assert loaded.summary() == small.summary(), (position, bit)
-        assert torch.equal(loaded.images, small.images), (position, bit)
-    if suffix == ".safetensors":
-        assert harmless == 0  # a zip archive has dates and other fields that nobody reads
-
-
-@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
 def test_a_disk_that_fills_at_any_byte_leaves_the_set_that_was_there(
     small: SyntheticSet, tmp_path: Path, suffix: str
 ) -> None:
     path = tmp_path / f"a{suffix}"
+    small.save(path)
+    size = path.stat().st_size
     other = dataclasses.replace(small, images=small.images + 1)
     other.save(path)
     before = path.read_bytes()
-    for fits in range(0, len(before), 1 if suffix == ".safetensors" else 7):
+    for fits in range(size):
         with files_of_at_most(fits), pytest.raises(FastDMError, match="cannot be written"):
             small.save(path)
         assert path.read_bytes() == before
         assert list(tmp_path.iterdir()) == [path]
-    with files_of_at_most(len(before)):
+    with files_of_at_most(size):
         small.save(path)
     assert torch.equal(SyntheticSet.load(path).images, small.images)
 

@@ -56,4 +56,4 @@ def measure_baselines(
     }
     content = {"protocol": record.protocol, "whole_set_epochs": few_epochs, "accuracies": measured}
     with writing(record.folder / BASELINES) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

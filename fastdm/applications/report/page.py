@@ -17,7 +17,7 @@ from fastdm.data.pool import Dataset
 from fastdm.data.sources import open_dataset
 from fastdm.errors import FastDMError
 from fastdm.synthetic.synthetic_set import check_compatible
-from fastdm.system.files import writing
+from fastdm.system.files import user_path, writing
 from fastdm.version import __version__
 
 PICTURE_BYTES = 11_000_000
@@ -65,14 +65,16 @@ def write_report(
 
     Raises FastDMError for folders without runs, for more than `COLOURS` runs, and for damaged files.
     """
+    path = user_path(path)
     folders = find_runs([Path(run) for run in runs])
     if len(folders) > COLOURS:
         raise FastDMError(f"{len(folders)} runs do not fit on a page; name at most {COLOURS} run folders")
     records = [read_run(folder, name) for folder, name in zip(folders, _names(folders), strict=True)]
-    page = render(records, dataset=dataset, data_path=Path(data_path), image_size=image_size)
+    page = render(records, dataset=dataset, data_path=user_path(data_path), image_size=image_size)
     with writing(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
-    return [Path(path), *(figures.write_png(records, Path(png)) if png is not None else [])]
+        # A file name that is not UTF-8 may be in it.
+        temporary.write_text(page, encoding="utf-8", errors="backslashreplace")
+    return [path, *(figures.write_png(records, user_path(png)) if png is not None else [])]
 
 
 def report_of(result: Path, folders: Sequence[Path], dataset: Dataset) -> Path:

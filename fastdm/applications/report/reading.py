@@ -1,6 +1,5 @@
 """What run folders hold, as a report needs it. Nothing here is trusted to be complete: a run may still be going on."""
 
-import json
 import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -9,12 +8,14 @@ from typing import Any
 
 from fastdm.applications.experiments import FILE as EVALUATION
 from fastdm.applications.watch import FILE as DURING
-from fastdm.errors import FastDMError
+from fastdm.errors import FastDMError, whole_number
 from fastdm.evaluation.outcome import Evaluation
 from fastdm.runs.about import About
 from fastdm.runs.log import FILE as LOG
 from fastdm.runs.run import SET, SETTINGS
 from fastdm.synthetic.synthetic_set import SyntheticSet
+from fastdm.system.checks import parse_json
+from fastdm.system.files import user_path
 
 BASELINES = "baselines.json"
 """In a run folder: accuracies of random real images and of the whole set, by the protocol of its evaluation."""
@@ -90,7 +91,7 @@ def find_runs(paths: Iterable[Path]) -> list[Path]:
     Raises FastDMError for a path with neither.
     """
     found: list[Path] = []
-    for path in paths:
+    for path in map(user_path, paths):
         runs = [path] if (path / SETTINGS).is_file() else []
         if not runs and path.is_dir():
             runs = sorted(entry for entry in path.iterdir() if (entry / SETTINGS).is_file())
@@ -105,14 +106,17 @@ def find_runs(paths: Iterable[Path]) -> list[Path]:
 
 def read_run(folder: Path, name: str = "") -> RunRecord:
     """What a run folder holds. Raises FastDMError, naming the file, for one that is damaged."""
-    settings = _object(folder / SETTINGS)
+    settings = _numbers(folder / SETTINGS, _object(folder / SETTINGS), ("ipc", "seed", "iterations"))
     synthetic = SyntheticSet.load(folder / SET) if (folder / SET).exists() else None
     about = About.read(folder) or _about_of(folder, synthetic)
     losses, seconds = read_log(folder / LOG)
     measured = _object(folder / EVALUATION)
+    protocol = _member(folder / EVALUATION, measured, "protocol")
+    if protocol:
+        _numbers(folder / EVALUATION, protocol, ("num_eval", "epochs"))
     baselines = _object(folder / BASELINES)
     same_protocol = baselines.get("protocol") == measured.get("protocol")
-    return RunRecord(
+    record = RunRecord(
         name=name or folder.resolve().name,
         folder=folder,
         settings=settings,
@@ -121,18 +125,22 @@ def read_run(folder: Path, name: str = "") -> RunRecord:
         losses=losses,
         seconds=seconds,
         pictures=_pictures(folder),
-        protocol=measured.get("protocol", {}),
+        protocol=protocol,
         evaluation=_evaluation(folder / EVALUATION, measured),
         during=_during(folder / DURING),
         baselines={
             what: _evaluation(folder / BASELINES, {"accuracies": accuracies})
-            for what, accuracies in baselines.get("accuracies", {}).items()
+            for what, accuracies in _member(folder / BASELINES, baselines, "accuracies").items()
             if same_protocol
         },
         profile=_object(folder / "profile.json") or _object(folder / "profile" / "profile.json"),
         evaluation_seconds=measured.get("seconds"),
         whole_set_epochs=baselines.get("whole_set_epochs") if same_protocol else None,
     )
+    shape = None if synthetic is None else (synthetic.num_classes, synthetic.ipc, *synthetic.images.shape[1:])
+    if shape not in (None, (len(record.class_names), record.ipc, *record.image_shape)):
+        raise FastDMError(f"{folder / SET} is not the set that the other files of {folder} describe")
+    return record
 
 
 def read_log(log: Path) -> tuple[list[tuple[int, float]], float]:
@@ -141,15 +149,15 @@ def read_log(log: Path) -> tuple[list[tuple[int, float]], float]:
     The clock starts anew when a run is resumed. A last line that is cut short is not counted.
     """
     losses, seconds, before = [], 0.0, 0.0
-    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+    lines = log.read_bytes().splitlines() if log.exists() else []
     for number, line in enumerate(lines, 1):
         try:
-            entry = json.loads(line)
+            entry = parse_json(line)
             if "loss" not in entry:
                 continue
             losses.append((int(entry["iteration"]), float(entry["loss"])))
             now = float(entry["seconds"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
             if number == len(lines):  # being written, or the run was killed
                 break
             raise FastDMError(f"line {number} of {log} is damaged ({error})") from error
@@ -162,11 +170,11 @@ def read_log(log: Path) -> tuple[list[tuple[int, float]], float]:
 def _during(path: Path) -> list[tuple[int, Evaluation]]:
     """(iteration, evaluation) of every line; of an iteration that was evaluated twice, by a resumed run, the later."""
     found = {}
-    for number, line in enumerate(path.read_text().splitlines() if path.exists() else [], 1):
+    for number, line in enumerate(path.read_bytes().splitlines() if path.exists() else [], 1):
         try:
-            entry = json.loads(line)
+            entry = parse_json(line)
             found[int(entry["iteration"])] = _evaluation(path, entry)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
             raise FastDMError(f"line {number} of {path} is damaged ({error})") from error
     return sorted(found.items())
 
@@ -174,11 +182,29 @@ def _during(path: Path) -> list[tuple[int, Evaluation]]:
 def _object(path: Path) -> dict[str, Any]:
     """A JSON object from a file; empty if there is no file."""
     try:
-        content = json.loads(path.read_text()) if path.exists() else {}
+        content = parse_json(path.read_bytes()) if path.exists() else {}
     except (OSError, ValueError) as error:
         raise FastDMError(f"{path} is damaged ({error})") from error
     if not isinstance(content, dict):
         raise FastDMError(f"{path} is damaged (it holds no JSON object)")
+    return content
+
+
+def _member(path: Path, content: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """An object in the object that a file holds; empty if it is not there."""
+    member = content.get(name, {})
+    if not isinstance(member, dict):
+        raise FastDMError(f"{path} is damaged (its {name} is not a JSON object)")
+    return member
+
+
+def _numbers(path: Path, content: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """The object that a file holds, if it has whole numbers of these names."""
+    try:
+        for name in names:
+            whole_number(name, content.get(name), 0)
+    except FastDMError as error:
+        raise FastDMError(f"{path} is damaged ({error})") from error
     return content
 
 
@@ -204,5 +230,5 @@ def _pictures(folder: Path) -> list[tuple[int, Path]]:
 def _evaluation(path: Path, content: Mapping[str, Any]) -> Evaluation:
     try:
         return Evaluation.from_json(content)
-    except (TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
         raise FastDMError(f"{path} is damaged ({error})") from error

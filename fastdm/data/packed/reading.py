@@ -3,7 +3,6 @@
 import math
 import os
 import threading
-from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
@@ -13,6 +12,7 @@ from fastdm.data.packed.format import PARTS, PackedFile
 from fastdm.data.pool import Dataset, Pool, gather_images
 from fastdm.errors import FastDMError
 from fastdm.system.device import free_memory, processes_here
+from fastdm.system.files import user_path
 from fastdm.system.native import logger, native
 
 IO = Literal["auto", "mmap", "direct", "ram", "device"]
@@ -34,7 +34,7 @@ def open_packed(path: str | os.PathLike[str], io: IO = "auto", device: torch.dev
     major version.
     """
     try:
-        file = PackedFile(Path(path))
+        file = PackedFile(user_path(path))
     except OSError as error:
         raise FastDMError(f"{path} cannot be opened: {error.strerror or error}") from error
     chosen = _residency(file, device) if io == "auto" else io

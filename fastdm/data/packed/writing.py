@@ -187,7 +187,7 @@ class Partial:
             for entry in lines[1:]:
                 self.done.add(entry["block"])
                 self.skipped |= {int(i): error for i, error in entry["skipped"].items()}
-            self.journal = self.journal_path.open("a")
+            self.journal = self.journal_path.open("a", encoding="utf-8")
             return
         self.journal_path.unlink(missing_ok=True)  # before the blocks that it lists
         os.ftruncate(self.file, 0)
@@ -196,7 +196,7 @@ class Partial:
         except OSError:
             self.path.unlink()
             raise
-        self.journal = self.journal_path.open("w")
+        self.journal = self.journal_path.open("w", encoding="utf-8")
         self._log(plan)
 
     def _journal_lines(self) -> list[dict[str, Any]]:
