@@ -111,8 +111,8 @@ def held_out(dataset: Dataset, every: int = 10) -> Dataset:
 class Timed:
     """Seconds that the processor worked, over all threads; where a GPU works, those that passed."""
 
-    def __init__(self, device: str) -> None:
-        self._clock = time.perf_counter if "cuda" in device else time.process_time
+    def __init__(self, device: torch.device) -> None:
+        self._clock = time.perf_counter if device.type == "cuda" else time.process_time
 
     def __enter__(self) -> "Timed":
         self._begin = self._clock()

@@ -69,25 +69,21 @@ def kernels(function: Callable[[], object]) -> tuple[int, int]:
     """Bytes that the interpreted kernels of a call read and write."""
     from fastdm.kernels import launch
 
-    start, read, written = launch.start, [0], [0]
-    loads: dict[int, int] = {}
-    stores: dict[int, int] = {}
+    start, moved = launch.start, {"load": 0, "store": 0}
+    seen: dict[str, dict[int, int]] = {name: {} for name in moved}
+
+    def noting(name: str) -> Callable[[Any, Any, int], None]:
+        return lambda _, addresses, size: seen[name].update(dict.fromkeys(addresses.tolist(), size))
 
     def count(*args: Any, **kwargs: Any) -> None:
         start(*args, **kwargs)
-        for seen, total in ((loads, read), (stores, written)):
-            total[0] += sum(seen.values())
-            seen.clear()
+        for name, elements in seen.items():
+            moved[name] += sum(elements.values())
+            elements.clear()
 
-    with (
-        watched(
-            load=lambda _, addresses, size: loads.update(dict.fromkeys(addresses.tolist(), size)),
-            store=lambda _, addresses, size: stores.update(dict.fromkeys(addresses.tolist(), size)),
-        ),
-        mock.patch.object(launch, "start", count),
-    ):
+    with watched(**{name: noting(name) for name in moved}), mock.patch.object(launch, "start", count):
         function()
-    return read[0], written[0]
+    return moved["load"], moved["store"]
 
 
 def memory_reads(function: Callable[[], object], sector: int, cache: int) -> int:

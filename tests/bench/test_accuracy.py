@@ -11,12 +11,13 @@ import pytest
 import fastdm
 from bench import accuracy
 from bench.harness import machine
+from bench.harness.workloads import CPU
 
 
 def test_preparations_do_not_count_in_the_time_per_iteration(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([100.0, 102.0, 106.0])
     monkeypatch.setattr(accuracy.time, "perf_counter", lambda: next(clock))
-    options: Any = SimpleNamespace(device="cpu", epochs=1, protocols=["dm"], checks=3)
+    options: Any = SimpleNamespace(device=CPU, epochs=1, protocols=["dm"], checks=3)
     case = accuracy.Case("digits-1", 3, 1)
     row = accuracy.measure(case, fastdm.open_dataset("digits"), "dm", {"precision": "fp32"}, options, 0)
     assert row["seconds_per_iteration"] == 3.0

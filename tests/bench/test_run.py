@@ -49,8 +49,10 @@ def test_the_gpu_run_on_a_cpu(tmp_path: Path) -> None:
     assert sum(path.stat().st_size for path in tmp_path.rglob("*.*")) < 10e6
 
 
-def test_the_gpu_run_begins_with_what_is_wanted_most() -> None:
+def test_the_gpu_run_begins_with_what_is_wanted_most_and_has_its_tests_where_there_is_one() -> None:
     names = [stage.name for stage in run.stages("gpu", "cuda", Path("data"), smoke=False)]
+    on_cpu = [stage.name for stage in run.stages("gpu", "cpu", Path("data"), smoke=True)]
+    assert [name for name in names if name not in on_cpu] == ["gpu_tests"]
     assert names[:6] == ["headline", "peaks", "waterfall", "kernels", "dram", "chunk"]
     assert names[-6:] == ["chunks", "step", "step_recipes", "evaluation", "accuracy", "report"]
 
