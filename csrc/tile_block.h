@@ -2,8 +2,8 @@
 // tiles, and its gradient to the images, on all threads. A thread takes an image (or a few small ones) from the input
 // to the pooled output, in a workspace that stays in its cache.
 //
-// The convolution's result is rounded to bfloat16, as PyTorch's is: the norm and its gradient read the same numbers,
-// whether they are kept or not. All sums are float32.
+// All sums are float32, and the norm reads the convolution's as they are. What is kept of them for a backward pass, and
+// what it hands on, is rounded to bfloat16, as PyTorch's convolutions round.
 #pragma once
 
 #include <algorithm>
@@ -23,9 +23,12 @@ inline int64_t images_per_task(const ThreadPool& pool, int64_t count, const Tile
                     std::max<int64_t>(1, (count + pool.threads() - 1) / pool.threads()));
 }
 
+// The float32 that take as much memory as so many bfloat16.
+inline int64_t halves(int64_t elements) { return (elements + 1) / 2; }
+
 // A workspace of bfloat16.
 inline bfloat16* reserve(Workspace& workspace, int64_t elements) {
-    return reinterpret_cast<bfloat16*>(workspace.reserve((elements + 1) / 2));
+    return reinterpret_cast<bfloat16*>(workspace.reserve(halves(elements)));
 }
 
 inline const bfloat16* pack_weights(ThreadPool& pool, const TileConv& conv, const WeightsOf<bfloat16>& w) {
@@ -47,13 +50,13 @@ inline void conv_norm_relu_pool(ThreadPool& pool, const bfloat16* x, int64_t cou
     const int64_t out_elements = size.pooled().pixels() * s.out;
     const int64_t images = images_per_task(pool, count, conv);
     // A block of channels at a time, so that the norm finds the result of the convolution in the cache.
-    const int64_t block = std::min<int64_t>(64, s.out), stride = conv_out ? s.out : block;
+    const int64_t block = std::min<int64_t>(64, s.out), results = images * size.pixels() * block;
     const bfloat16* packed = pack_weights(pool, conv, w);
     pool.run(count, images, [&](int64_t begin, int64_t end) {
-        bfloat16* laid = reserve(images_workspace(),
-                                 images * (conv.laid_elements() + size.pixels() * block) + conv.scratch_elements());
-        bfloat16* results = laid + images * conv.laid_elements();
-        bfloat16* scratch = results + images * size.pixels() * block;
+        float* y = images_workspace().reserve(results + halves(images * conv.laid_elements()) +
+                                              halves(conv.scratch_elements()));
+        bfloat16* laid = reinterpret_cast<bfloat16*>(y + results);
+        bfloat16* scratch = laid + images * conv.laid_elements();
         with_tiles(form, [&](auto& tiles) {
             for (int64_t first = begin; first < end; first += images) {
                 const int64_t batch = std::min(images, end - first);
@@ -62,12 +65,12 @@ inline void conv_norm_relu_pool(ThreadPool& pool, const bfloat16* x, int64_t cou
                 }
                 for (int64_t c = 0; c < s.out; c += block) {
                     const int64_t channels = std::min(block, s.out - c);
-                    bfloat16* y = conv_out ? conv_out + first * elements + c : results;
-                    conv.run(tiles, laid, batch, c, channels, packed, y, stride, cpu);
+                    const Pixels<bfloat16> kept{conv_out ? conv_out + first * elements + c : nullptr, s.out};
+                    conv.run(tiles, laid, batch, c, channels, packed, {y, block}, kept, cpu);
                     for (int64_t i = 0; i < batch; ++i) {
                         const int64_t n = first + i;
-                        FASTDM_CALL(cpu, norm_relu_pool_nhwc<false>, y + i * size.pixels() * stride, size, channels,
-                                    stride, affine.from(c), out + n * out_elements + c, s.out, mean + n * s.out + c,
+                        FASTDM_CALL(cpu, norm_relu_pool_nhwc<false>, y + i * size.pixels() * block, size, channels,
+                                    block, affine.from(c), out + n * out_elements + c, s.out, mean + n * s.out + c,
                                     rstd + n * s.out + c);
                     }
                 }
@@ -104,7 +107,7 @@ inline void conv_norm_relu_pool_backward(ThreadPool& pool, const bfloat16* grad,
                     if (grad_x) back.lay(grad_y, laid + i * back.laid_elements(), nullptr);
                 }
                 if (!grad_x) continue;
-                back.run(tiles, laid, batch, 0, s.in, packed, grad_x + first * in_elements, s.in, cpu);
+                back.run(tiles, laid, batch, 0, s.in, packed, {nullptr, 0}, {grad_x + first * in_elements, s.in}, cpu);
             }
         });
     });

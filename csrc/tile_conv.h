@@ -17,6 +17,13 @@
 
 namespace fastdm {
 
+// Where results go: [images, H', W', stride], from the first of their channels on.
+template <class T>
+struct Pixels {
+    T* data;
+    int64_t stride;
+};
+
 class TileConv {
 public:
     explicit TileConv(const ConvShape& s) : s_(s), gathers_(is_direct(s)) {
@@ -33,7 +40,6 @@ public:
         }
     }
 
-    const ConvShape& shape() const { return s_; }
     // Tiles of rows of an image.
     int64_t tiles() const { return tiles_; }
     // Tiles of columns.
@@ -41,22 +47,20 @@ public:
     int64_t packed_elements() const { return columns() * steps_ * kTileElements; }
     // Of one image as `lay` writes it: the rows that the last tile reads are there too.
     int64_t laid_elements() const { return (tiles_ * kTileSide + (gathers_ ? 0 : 2 * padded_row_ + 2)) * stride_; }
-    // What `lay` needs beside it.
+    // What `lay` needs in addition.
     int64_t scratch_elements() const { return gathers_ ? (s_.out_size().height + 2) * padded_row_ * s_.in : 0; }
 
     // Packs the weights of one tile of columns, zeros where there is no channel or value.
     void pack(const WeightsOf<bfloat16>& w, int64_t column, bfloat16* packed) const {
         bfloat16* to = packed + column * steps_ * kTileElements;
-        for (int64_t step = 0; step < steps_; ++step) {
-            for (int64_t pair = 0; pair < kTileSide; ++pair) {
-                for (int64_t n = 0; n < kTileSide; ++n) {
-                    for (int64_t odd = 0; odd < 2; ++odd) {
-                        const int64_t k = step * kTileDepth + 2 * pair + odd, out = column * kTileSide + n;
-                        const bool there = k < 9 * s_.in && out < s_.out;
-                        *to++ = there ? w.at(out, k % s_.in, static_cast<int>(k / s_.in)) : bfloat16{0};
-                    }
-                }
-            }
+        const int64_t outs = std::min(kTileSide, s_.out - column * kTileSide);
+        std::fill(to, to + steps_ * kTileElements, bfloat16{0});
+        for (int64_t k = 0; k < 9 * s_.in; ++k) {
+            const int64_t tap = k / s_.in, channel = k % s_.in;
+            const bfloat16* from = w.data + column * kTileSide * w.out_stride + channel * w.in_stride +
+                                   tap / 3 * w.row_stride + tap % 3 * w.column_stride;
+            bfloat16* pairs = to + k / 2 * kTileDepth + k % 2;
+            for (int64_t n = 0; n < outs; ++n) pairs[2 * n] = from[n * w.out_stride];
         }
     }
 
@@ -64,37 +68,34 @@ public:
     void lay(const bfloat16* x, bfloat16* laid, bfloat16* scratch) const {
         if (!gathers_) return pad(x, laid, laid_elements());
         pad(x, scratch, scratch_elements());
-        const MapSize size = s_.out_size();
-        const int64_t run = 3 * s_.in;  // values of a pixel's neighbours in one row of the image
-        bfloat16* to = laid;
-        for (int64_t i = 0; i < size.height; ++i) {
-            for (int64_t j = 0; j < size.width; ++j, to += stride_) {
-                const bfloat16* from = scratch + (i * padded_row_ + j) * s_.in;
-                for (int64_t k = 0; k < 3; ++k) std::copy(from, from + run, to + k * run), from += padded_row_ * s_.in;
-                std::fill(to + 3 * run, to + stride_, bfloat16{0});
-            }
-        }
-        std::fill(to, laid + laid_elements(), bfloat16{0});
+        s_.in == 1 ? gather<1>(scratch, laid) : s_.in == 3 ? gather<3>(scratch, laid) : gather<0>(scratch, laid);
     }
 
     // Computes `channels` output channels, from channel `first` on, a multiple of 16, of some images that `lay` has
-    // written one after the other. y: [images, H', W', y_stride], the first of these channels.
+    // written one after the other: to y, and rounded to `rounded`, unless one of them is nowhere.
     template <class Tiles>
     void run(Tiles& tiles, const bfloat16* laid, int64_t images, int64_t first, int64_t channels,
-             const bfloat16* packed, bfloat16* y, int64_t y_stride, Cpu cpu) const {
-        alignas(64) float c[2 * kTileSide * 2 * kTileSide];
+             const bfloat16* packed, const Pixels<float>& y, const Pixels<bfloat16>& rounded, Cpu cpu) const {
+        alignas(64) float products[2 * kTileSide * 2 * kTileSide];
         const int64_t all = images * tiles_;
+        // Where the positions are the pixels, and fill the tiles, these are stored in their place.
+        const bool whole = gathers_ && tiles_ * kTileSide == s_.out_size().pixels() && channels % (2 * kTileSide) == 0;
+        const bool in_place = whole && y.data && !rounded.data;
         for (int64_t channel = 0; channel < channels; channel += 2 * kTileSide) {
             const int64_t wide = std::min(2 * kTileSide, channels - channel);
             const bfloat16* b = packed + (first + channel) / kTileSide * steps_ * kTileElements;
             for (int64_t tile = 0; tile < all; tile += 2) {
                 const int64_t rows = std::min<int64_t>(2, all - tile);
                 const bfloat16* const a[2] = {row_of(laid, tile), row_of(laid, tile + rows - 1)};
-                multiply(tiles, rows, wide, a, b, c);
+                if (in_place) {
+                    multiply(tiles, rows, wide, a, b, y.data + tile * kTileSide * y.stride + channel, y.stride);
+                    continue;
+                }
+                multiply(tiles, rows, wide, a, b, products, 2 * kTileSide);
                 for (int64_t r = 0; r < rows; ++r) {
-                    const int64_t image = (tile + r) / tiles_, position = (tile + r) % tiles_ * kTileSide;
-                    FASTDM_CALL(cpu, store_products, c + r * kTileSide * 2 * kTileSide, 2 * kTileSide, position, row_,
-                                s_.out_size(), wide, y + image * s_.out_size().pixels() * y_stride + channel, y_stride);
+                    const float* of_tile = products + r * kTileSide * 2 * kTileSide;
+                    if (y.data) store(of_tile, tile + r, channel, wide, y, cpu);
+                    if (rounded.data) store(of_tile, tile + r, channel, wide, rounded, cpu);
                 }
             }
         }
@@ -112,21 +113,45 @@ private:
         }
     }
 
+    // Gathers the 3×3 neighbours of every pixel. kIn: the input channels, 0 for any number.
+    template <int64_t kIn>
+    void gather(const bfloat16* padded, bfloat16* laid) const {
+        const MapSize size = s_.out_size();
+        const int64_t in = kIn ? kIn : s_.in, stride = kIn ? kTileDepth : stride_;
+        const int64_t run = 3 * in, row = padded_row_ * in;  // values of neighbours in a row, and of a whole row
+        bfloat16* to = laid;
+        for (int64_t i = 0; i < size.height; ++i) {
+            for (int64_t j = 0; j < size.width; ++j, to += stride) {
+                const bfloat16* from = padded + i * row + j * in;
+                for (int64_t k = 0; k < 3; ++k) std::copy(from + k * row, from + k * row + run, to + k * run);
+                std::fill(to + 3 * run, to + stride, bfloat16{0});
+            }
+        }
+        std::fill(to, laid + laid_elements(), bfloat16{0});
+    }
+
     const bfloat16* row_of(const bfloat16* laid, int64_t tile) const {
         return laid + tile / tiles_ * laid_elements() + tile % tiles_ * kTileSide * stride_;
     }
 
+    template <class T>
+    void store(const float* products, int64_t tile, int64_t channel, int64_t channels, const Pixels<T>& to,
+               Cpu cpu) const {
+        T* image = to.data + tile / tiles_ * s_.out_size().pixels() * to.stride + channel;
+        FASTDM_CALL(cpu, store_products, products, 2 * kTileSide, tile % tiles_ * kTileSide, row_, s_.out_size(),
+                    channels, image, to.stride);
+    }
+
     template <class Tiles>
-    void multiply(Tiles& tiles, int64_t rows, int64_t wide, const bfloat16* const a[2], const bfloat16* b,
-                  float* c) const {
+    void multiply(Tiles& tiles, int64_t rows, int64_t wide, const bfloat16* const a[2], const bfloat16* b, float* c,
+                  int64_t c_stride) const {
         const TileProduct product{steps_, stride_, offsets_.data(), steps_ * kTileElements};
-        constexpr int64_t kStride = 2 * kTileSide;
         if (rows == 2) {
-            wide > kTileSide ? multiply_tiles<2, 2>(tiles, product, a, b, c, kStride)
-                             : multiply_tiles<2, 1>(tiles, product, a, b, c, kStride);
+            wide > kTileSide ? multiply_tiles<2, 2>(tiles, product, a, b, c, c_stride)
+                             : multiply_tiles<2, 1>(tiles, product, a, b, c, c_stride);
         } else {
-            wide > kTileSide ? multiply_tiles<1, 2>(tiles, product, a, b, c, kStride)
-                             : multiply_tiles<1, 1>(tiles, product, a, b, c, kStride);
+            wide > kTileSide ? multiply_tiles<1, 2>(tiles, product, a, b, c, c_stride)
+                             : multiply_tiles<1, 1>(tiles, product, a, b, c, c_stride);
         }
     }
 

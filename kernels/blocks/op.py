@@ -101,7 +101,7 @@ def conv_norm_relu_pool(
     On a CPU with the C++ extension, float32 images go through the block one after the other without leaving the cache,
     forward and backward, through Winograd's F(4×4, 3×3) where there are many input channels; its rounding error is a
     few times that of the plain sum. bfloat16 images do so where the processor has AMX's tiles (unless `FASTDM_TILES` is
-    "none"): the convolution's result is a float32 sum rounded to bfloat16; the gradient to the weights is PyTorch's.
+    "none"): what is kept of the convolution is rounded to bfloat16, and the gradient to the weights is PyTorch's.
     Elsewhere this is `conv2d` and `norm_relu_pool`, unless nothing needs a gradient and a GPU is faster at computing a
     first convolution twice than at storing it, which is measured (`choice.py`).
 

@@ -97,7 +97,7 @@ std::vector<uint8_t> results_of_tiles(ThreadPool& pool, const ConvShape& s, int6
 
 // Both ways of making rows, one and two tiles of rows and of columns, several images together, cropped images.
 const ConvShape kTileShapes[] = {
-    {0, 32, {4, 4}, 1}, {3, 32, {4, 9}, 1},  {1, 96, {5, 4}, 3},
+    {0, 32, {4, 4}, 1}, {3, 96, {4, 8}, 1},  {3, 32, {4, 9}, 1},   {1, 96, {5, 4}, 3},
     {7, 32, {4, 4}, 0}, {32, 64, {4, 4}, 1}, {64, 32, {2, 19}, 3},
 };
 
