@@ -107,7 +107,7 @@ def test_a_block_and_its_gradient(shape: tuple[int, ...], filters: int, padding:
     assert out.is_contiguous(memory_format=torch.channels_last)
     kept = native.conv_norm_relu_pool(x, weight, scale, shift, padding, 1e-5, True)
     assert torch.equal(kept[0], out)
-    assert_normed(kept, *double(x, weight, scale, shift), padding)
+    assert_normed(kept, *double(x, weight, scale, shift), padding=padding)
 
     leaves = [t.requires_grad_() for t in (x, scale, shift) if t is not None]
     with_gradient = conv_norm_relu_pool(x, weight, scale, shift, padding=padding)
