@@ -145,9 +145,9 @@ def _batch(shape: Shape, device: torch.device) -> tuple[int, int, Tensor, Tensor
     return classes * per_class, 3 * classes * per_class * size * size, rows, rows.repeat_interleave(per_class)
 
 
-def _layers(x: Tensor, *affine: Tensor) -> Tensor:
+def _layers(x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
     """InstanceNorm, ReLU and AvgPool as the public network has them."""
-    return F.avg_pool2d(F.relu(F.group_norm(x, x.shape[1], *affine)), 2)
+    return F.avg_pool2d(F.relu(F.group_norm(x, x.shape[1], scale, shift)), 2)
 
 
 def _activations(
