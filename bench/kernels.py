@@ -10,13 +10,12 @@ turns, their most used shape first, so that a run cut short has something of eac
 dram: the bytes that the memory of a GPU moves in a call, which Nsight Compute counts.
 """
 
-import dataclasses
 import itertools
 import math
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -25,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.harness import arguments, dram, machine, plots, records
+from bench.harness.case import EPS, Arguments, Case, check
 from bench.harness.records import Row, Rows, Suite
 from bench.harness.timer import device_times, rotation, within
 from fastdm import kernels
@@ -34,45 +34,14 @@ from fastdm.kernels.augmentation import reference as augmentation
 from fastdm.kernels.numerics import class_means
 from fastdm.kernels.random import reference as random_numbers
 
-Arguments = tuple[Any, ...]
 Shape = tuple[int, ...]
 
-_EPS = torch.finfo(torch.float32).eps
 _DSA_FLOPS = {"S": 16, "M": 80}  # per pixel: color is 10, a bilinear sample of 1 or 16 taps with coordinates 20 or 60
-_DSA_ROUNDING = math.sqrt(2) * _EPS
+_DSA_ROUNDING = math.sqrt(2) * EPS
 """Times the image's side: a coordinate, of up to half the side from the middle, is rounded some four times by half an
 eps of it, and one pixel further an image of noise is another by √2 of its deviation."""
-_DENSITY = 0.4  # of N(0, 1) at 0
 _BACKWARD = ", forward and backward"
 _NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
-
-
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """One op on one shape.
-
-    name: begins with that of the op in `fastdm.kernels`. make: fresh random arguments of a seed. run, eager: the op and
-        plain PyTorch on them; in float64 the latter is the yardstick of the former.
-    bytes: the least that must move. flops: of the formula, about; 0 where it computes with integers.
-    rounding: the relative error that float32 may have however its sums are ordered; an output of fewer bits may have
-        one of its own. None where both must give the same bits.
-    relu: the relative error of what goes into a ReLU whose gradient is computed. An activation that rounding takes to
-        the other side of it has a wrong gradient entry: 2 · relu · φ(0) of them, by whose root the whole gradient is
-        off. Twice that is allowed, and the strict tolerance holds for the median of the images.
-    """
-
-    name: str
-    make: Callable[[int], Arguments]
-    run: Callable[..., Any]
-    eager: Callable[..., Any]
-    bytes: int
-    flops: int
-    rounding: float | None
-    relu: float = 0.0
-
-    @property
-    def op(self) -> str:
-        return self.name.split()[0]
 
 
 def cases(device: torch.device, smoke: bool) -> Iterator[Case]:
@@ -93,7 +62,8 @@ def cases(device: torch.device, smoke: bool) -> Iterator[Case]:
         [_dsa_real(shape, mode, dtype, device) for shape in augmented for mode in "SM" for dtype in dtypes]
         + [_dsa_synthetic((shape[0], 2 if smoke else 10, shape[2]), device) for shape in augmented],
         [_norm_relu_pool(shape, *how, back, device) for shape in normed for how in layouts[shape] for back in both],
-        [_conv_norm_relu_pool(shape, *how, device) for shape in fused for how in ways],
+        [_conv_norm_relu_pool(shape, *how, device) for shape in fused for how in ways]
+        + [_trained_block(shape, dtype, device) for shape in fused for dtype in dtypes],
         [_norm_relu_pool_mean((2, 4, 8, 8) if smoke else (10, 256, 128, 8), dtype, device) for dtype in dtypes],
         [_class_mean_difference(shape, ragged, dtype, device) for shape, ragged in matched for dtype in dtypes],
         [_uniform(*((8, 64) if smoke else (75, 4096)), device)],  # the parameters of ConvNet-3
@@ -109,18 +79,19 @@ def _random(draw: Callable[..., Tensor], device: torch.device, seed: int, *shape
 
 
 def _with_gradient(function: Callable[..., Tensor]) -> Callable[..., Any]:
-    """The function of x and more or, given a gradient between them, the function and the gradient to x."""
+    """The function of x and more or, given a gradient between them, the function and the gradients that are wanted."""
 
     def run(x: Tensor, grad: Tensor | None = None, *more: Tensor) -> Any:
         out = function(x, *more)
-        return out if grad is None else (out, torch.autograd.grad(out, x, grad)[0])
+        wanted = [tensor for tensor in (x, *more) if tensor.requires_grad]
+        return out if grad is None else (out, *torch.autograd.grad(out, wanted, grad))
 
     return run
 
 
 def _sums(n: int) -> float:
     """Twice the relative error of n like values added one by one in float32: partial sums, rounded at random."""
-    return max(_EPS, math.sqrt(n) / 3 * _EPS)
+    return max(EPS, math.sqrt(n) / 3 * EPS)
 
 
 def _table(seed: int, rows: Tensor, size: int, mode: Any = "S") -> Tensor:
@@ -174,9 +145,9 @@ def _batch(shape: Shape, device: torch.device) -> tuple[int, int, Tensor, Tensor
     return classes * per_class, 3 * classes * per_class * size * size, rows, rows.repeat_interleave(per_class)
 
 
-def _layers(x: Tensor) -> Tensor:
+def _layers(x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
     """InstanceNorm, ReLU and AvgPool as the public network has them."""
-    return F.avg_pool2d(F.relu(F.group_norm(x, x.shape[1])), 2)
+    return F.avg_pool2d(F.relu(F.group_norm(x, x.shape[1], scale, shift)), 2)
 
 
 def _activations(
@@ -203,8 +174,8 @@ def _norm_relu_pool(shape: Shape, dtype: torch.dtype, last: bool, backward: bool
         int(elements * dtype.itemsize * (3.5 if backward else 1.25)),
         # Mean, centred squares, scaling, ReLU and pooling; backward, two sums more and their products.
         elements * (24 if backward else 8),
-        rounding=3 * _EPS,  # six roundings in a row, two of them before the ReLU: the subtracted mean and the scaling
-        relu=2 * _EPS * backward,
+        rounding=3 * EPS,  # six roundings in a row, two of them before the ReLU: the subtracted mean and the scaling
+        relu=2 * EPS * backward,
     )
 
 
@@ -226,6 +197,36 @@ def _conv_norm_relu_pool(shape: Shape, dtype: torch.dtype, backward: bool, twice
     )
 
 
+def _trained_block(shape: Shape, dtype: torch.dtype, device: torch.device) -> Case:
+    """A block as training has it: with gradients to weights, scale and shift, and to x unless that is the data."""
+    n, channels, width, size = shape
+    data = channels <= 3
+
+    def make(seed: int) -> Arguments:
+        x, grad = _activations((n, channels, size), dtype, True, width, device, seed)
+        weight, scale, shift = _random(torch.rand, device, seed, (width, channels, 3, 3), (width,), (width,))
+        weight = ((weight - 0.5) / (9 * channels) ** 0.5).to(dtype, memory_format=torch.channels_last)
+        parameters = (values.requires_grad_() for values in (weight, scale + 0.5, shift - 0.5))
+        return x.requires_grad_(not data), grad, *parameters
+
+    def eager(x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16, x.dtype == torch.bfloat16):
+            return _layers(F.conv2d(x, weight, padding=1), scale, shift)
+
+    images, pooled = n * channels * size**2, n * width * (size // 2) ** 2
+    return Case(
+        f"conv_norm_relu_pool trained {n}×{channels}→{width}×{size}² {_NAMES[dtype]}{_BACKWARD}",
+        make,
+        _with_gradient(kernels.conv_norm_relu_pool),
+        _with_gradient(eager),
+        dtype.itemsize * (2 * pooled + (2 if data else 3) * images + 2 * 9 * channels * width),
+        (2 if data else 3) * 2 * 9 * channels * n * width * size**2,
+        rounding=1e-5,  # as above
+        # In bfloat16 the convolution's result is rounded to 8 bits: by up to eps / 2, a quarter of it on average.
+        relu=3e-6 if dtype == torch.float32 else torch.finfo(dtype).eps / 4,
+    )
+
+
 def _norm_relu_pool_mean(shape: Shape, dtype: torch.dtype, device: torch.device) -> Case:
     classes, per_class, channels, size = shape
     n = classes * per_class
@@ -243,7 +244,7 @@ def _norm_relu_pool_mean(shape: Shape, dtype: torch.dtype, device: torch.device)
         eager,
         classes * channels * (size // 2) ** 2 * 4 + n * channels * size * size * dtype.itemsize,
         8 * n * channels * size**2,
-        rounding=3 * _EPS + _sums(per_class),
+        rounding=3 * EPS + _sums(per_class),
     )
 
 
@@ -341,33 +342,6 @@ def measure(case: Case, device: torch.device, copy_peak: float | None, smoke: bo
         if row["percent_of_copy"] > 100:
             row["note"] = "a copy also reads the lines that it overwrites; this mostly reads, or stays in the cache"
     return row
-
-
-def check(case: Case, values: Arguments) -> Row:
-    """error and tolerance, both ‖difference‖ / ‖exact‖; of ops that give the same bits the share that differs."""
-    ours = _tensors(case.run(*values))
-    if case.rounding is None:
-        pairs = [*zip(ours, _tensors(case.eager(*values)), strict=True)]
-        error = sum(int((a != b).sum()) for a, b in pairs) / sum(a.numel() for a in ours)
-        return {"error": error, "tolerance": 0.0, "correct": error == 0}
-    wide = [v.detach().double().requires_grad_(v.requires_grad) if v.is_floating_point() else v for v in values]
-    found: Row = {"error": 0.0, "tolerance": 0.0, "correct": True}
-    for number, (result, exact) in enumerate(zip(ours, _tensors(case.eager(*wide)), strict=True)):
-        difference = result.double() - exact
-        error = float(difference.norm() / exact.norm())
-        allowed = max(case.rounding, torch.finfo(result.dtype).eps)
-        if case.relu and number:
-            by_image = difference.flatten(1).norm(dim=1) / exact.flatten(1).norm(dim=1)
-            found |= {"median_error": float(by_image.median()), "median_tolerance": allowed}
-            allowed = max(allowed, 2 * math.sqrt(2 * case.relu * _DENSITY))
-            found["correct"] &= found["median_error"] <= found["median_tolerance"]
-        found["correct"] &= error <= allowed  # False for NaN as well.
-        found |= {"error": max(found["error"], error), "tolerance": max(found["tolerance"], allowed)}
-    return found
-
-
-def _tensors(result: Any) -> Sequence[Tensor]:
-    return [tensor.detach() for tensor in (result if isinstance(result, tuple) else (result,))]
 
 
 def _peak(function: Callable[..., object], values: Arguments, device: torch.device) -> int:

@@ -100,7 +100,7 @@ inline void bind_resize_box(const Array<const uint8_t, 3>& pixels, int64_t top, 
     const uint8_t* corner = pixels.data() + (top * columns + left) * channels;
     const auto resize = channels == 1 ? resize_box<1> : resize_box<3>;
     nb::gil_scoped_release unlocked;
-    resize(corner, columns * channels, height, width, size, shorten_first, out.data());
+    resize(corner, columns * channels, height, width, size, shorten_first, out.data(), this_cpu());
 }
 
 inline void bind_read(RecordFile& file, int64_t first, const Index& index, const Array<uint8_t, 4>& out) {

@@ -32,15 +32,9 @@ inline int64_t find_out_of_range(const int64_t* index, int64_t n, int64_t count)
 // Enough records to be worth waking a thread for.
 inline int64_t records_per_block(int64_t out_bytes) { return 1 + (int64_t{256} << 10) / (out_bytes + 1); }
 
-// Touches each page of a record that is to be copied soon, so that its address is known when its lines are prefetched:
-// looking up the address of a page takes longer than the copy of the record before it.
-inline void touch_pages(const uint8_t* record, int64_t bytes) {
-    constexpr int64_t kPage = 4096;
-    for (int64_t i = 0; i < bytes; i += kPage) __builtin_prefetch(record + i);
-    __builtin_prefetch(record + bytes - 1);
-}
-
-constexpr int64_t kTouchAhead = 3;  // records
+// Records that are copied in turns, so many bytes of each: more of them are on their way from memory at a time.
+constexpr int64_t kTogether = 4;
+constexpr int64_t kTurn = 4 * kLine;
 
 // out[i] = records[index[i]]. A result of more than `cache` bytes is written past the caches.
 inline void gather(ThreadPool& pool, const Records& records, const int64_t* index, int64_t n, uint8_t* out,
@@ -48,14 +42,23 @@ inline void gather(ThreadPool& pool, const Records& records, const int64_t* inde
     const int64_t bytes = records.bytes();
     const bool past_caches = n * bytes > cache;
     const StreamCopy copy = stream_copy(past_caches ? cpu : Cpu::plain);
+    // Only whole lines are written past the caches.
+    const bool whole_lines = bytes % kLine == 0 && reinterpret_cast<uintptr_t>(out) % kLine == 0;
+    const bool in_turns = past_caches && whole_lines;
+    const int64_t together = in_turns ? kTogether : 1, turn = in_turns ? kTurn : bytes;
     pool.run(
         n, records_per_block(bytes),
         [&](int64_t begin, int64_t end) {
-            for (int64_t i = begin; i < end; ++i) {
-                if (i + kTouchAhead < end) touch_pages(records[index[i + kTouchAhead]], bytes);
-                const bool last = i + 1 == end;
-                copy(out + i * bytes, records[index[i]], bytes, last ? nullptr : records[index[i + 1]],
-                     last ? 0 : bytes);
+            for (int64_t first = begin; first < end; first += together) {
+                const int64_t last = std::min(first + together, end);
+                for (int64_t at = 0; at < bytes; at += turn) {
+                    const int64_t count = std::min(turn, bytes - at);
+                    for (int64_t i = first; i < last; ++i) {
+                        const bool more = i + together < end;
+                        copy(out + i * bytes + at, records[index[i]] + at, count,
+                             more ? records[index[i + together]] + at : nullptr, more ? count : 0);
+                    }
+                }
             }
             stream_fence();
         },
@@ -85,7 +88,6 @@ void gather_convert(ThreadPool& pool, const Records& records, const Normalisatio
         [&](int64_t begin, int64_t end) {
             alignas(kLine) Out piece[kPiece * 4];
             for (int64_t i = begin; i < end; ++i) {
-                if (i + kTouchAhead < end) touch_pages(records[index[i + kTouchAhead]], records.bytes());
                 const uint8_t* from = records[index[i]];
                 const uint8_t* ahead = i + 1 < end ? records[index[i + 1]] : nullptr;
                 for (int64_t plane = 0; plane < planes; ++plane) {
@@ -93,12 +95,12 @@ void gather_convert(ThreadPool& pool, const Records& records, const Normalisatio
                         const int64_t count = std::min(kPiece, records.pixels - pixel);
                         const int64_t at = plane * records.pixels + pixel;
                         Out* to = out + i * record_elements + at * stride;
+                        if (ahead) prefetch(ahead + at, count);
                         convert(from + at, records.pixels, count, norm.scale + plane, norm.shift + plane,
                                 past_caches ? piece : to);
                         if (past_caches) {
                             copy(reinterpret_cast<uint8_t*>(to), reinterpret_cast<const uint8_t*>(piece),
-                                 count * stride * static_cast<int64_t>(sizeof(Out)), ahead ? ahead + at : nullptr,
-                                 ahead ? count : 0);
+                                 count * stride * static_cast<int64_t>(sizeof(Out)), nullptr, 0);
                         }
                     }
                 }

@@ -99,6 +99,8 @@ class Pool:
 
         With it `fastdm.kernels.draw`, which is keyed by the number of a class, draws the same as from the whole set.
         """
+        if self.first_class == 0:
+            return self.class_offsets
         return torch.cat([self.class_offsets.new_zeros(self.first_class), self.class_offsets])
 
     def draw(self, seed: int, step: int, n: int, classes: Tensor | None = None, *, replace: bool = False) -> Tensor:

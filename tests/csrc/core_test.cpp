@@ -185,6 +185,40 @@ void test_instruction_sets_give_the_same_bits() {
     }
 }
 
+void test_records_of_whole_lines_are_gathered_in_turns() {
+    ThreadPool pool(2);
+    const std::vector<uint8_t> data = random_bytes(20 * 3 * 320, 7);  // records of 15 lines: turns of 4, 4, 4 and 3
+    const Records records{data.data(), 20, 3, 320};
+    for (const int64_t n : {1, 3, 4, 5, 601}) {
+        const std::vector<int64_t> index = random_index(n, records.count, 8);
+        for (const Cpu cpu : cpus()) {
+            std::vector<uint8_t> room(static_cast<size_t>((n + 1) * records.bytes()));
+            uint8_t* out = room.data() + bytes_to_line(room.data(), kLine);
+            gather(pool, records, index.data(), n, out, 0, cpu, 0);
+            for (int64_t i = 0; i < n; ++i) {
+                CHECK(std::memcmp(out + i * records.bytes(), records[index[static_cast<size_t>(i)]],
+                                  static_cast<size_t>(records.bytes())) == 0);
+            }
+        }
+    }
+}
+
+void test_instruction_sets_resize_to_the_same_bytes() {
+    constexpr int64_t kSizes[][3] = {{1, 1, 3}, {9, 1, 4}, {2, 40, 5}, {33, 57, 16}, {40, 8, 64}, {301, 210, 7}};
+    for (const auto& [height, width, size] : kSizes) {
+        const std::vector<uint8_t> pixels = random_bytes(height * width * 3, 9);
+        for (const bool shorten_first : {false, true}) {
+            std::vector<uint8_t> expected(static_cast<size_t>(3 * size * size));
+            resize_box<3>(pixels.data(), width * 3, height, width, size, shorten_first, expected.data(), Cpu::plain);
+            for (const Cpu cpu : cpus()) {
+                std::vector<uint8_t> out(expected.size());
+                resize_box<3>(pixels.data(), width * 3, height, width, size, shorten_first, out.data(), cpu);
+                CHECK(out == expected);
+            }
+        }
+    }
+}
+
 void test_bfloat16_rounds_to_nearest_even() {
     CHECK(from_float<bfloat16>(1.0f).bits == 0x3F80);
     CHECK(from_float<bfloat16>(1.0f + 0x1p-8f).bits == 0x3F80);             // half way: to even
@@ -260,6 +294,8 @@ int main() {
     test_draws_are_distinct_ascending_and_independent_of_threads();
     test_streaming_copies_write_nothing_outside();
     test_instruction_sets_give_the_same_bits();
+    test_records_of_whole_lines_are_gathered_in_turns();
+    test_instruction_sets_resize_to_the_same_bytes();
     test_bfloat16_rounds_to_nearest_even();
     test_box_windows_cover_every_pixel();
     test_resizing_reads_nothing_outside();
