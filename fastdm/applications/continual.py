@@ -207,7 +207,7 @@ def _joined(memory: Sequence[SyntheticSet], dataset: Dataset) -> SyntheticSet:
 
 
 def table(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, tuple[float, float]]]:
-    """By method and number of classes, (mean, standard deviation) over the orders of what their networks reach."""
+    """Mean and standard deviation over the orders, by method and number of classes, of what their networks reach."""
     found: dict[str, dict[int, list[float]]] = {}
     for record in records:
         of_method = found.setdefault(record["method"], {})

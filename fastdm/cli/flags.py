@@ -52,7 +52,7 @@ Preset = Annotated[
     typer.Option(
         "--preset",
         help="Options for a known data set: cifar10, cifar100, tinyimagenet, imagenet64 or imagenet128; those on the "
-        "command line and of --config hold.",
+        "command line and in --config take precedence.",
     ),
 ]
 
@@ -60,7 +60,7 @@ DataPath = Annotated[Path, a_path("--data_path", "Where named data sets are, or 
 
 Config = Annotated[
     Path | None,
-    a_path("--config", "YAML file of flags, such as config.yaml in a run folder; those on the command line hold."),
+    a_path("--config", "YAML file of flags, such as config.yaml in a run folder; the command line takes precedence."),
 ]
 
 ImageSize = Annotated[
@@ -211,7 +211,8 @@ Pool = Annotated[Path | None, typer.Option("--pool", help="Trained networks, a f
 CeWeight = Annotated[float, typer.Option("--ce_weight", help="Weight of the cross-entropy in trained networks.")]
 
 CeAhead = Annotated[
-    int, typer.Option("--ce_ahead", help="Snapshots that it may be later than the one that is matched in.")
+    int,
+    typer.Option("--ce_ahead", help="Most snapshots that the cross-entropy's network is later than the matched one."),
 ]
 
 Clamp = Annotated[
@@ -242,7 +243,7 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start over where s
 
 SaveEvery = Annotated[int, typer.Option("--save_every", min=1, help="Iterations between checkpoints.")]
 SaveMinutes = Annotated[
-    float | None, typer.Option("--save_minutes", help="Also minutes between checkpoints.  [default: any]")
+    float | None, typer.Option("--save_minutes", help="Also save a checkpoint every so many minutes.  [default: never]")
 ]
 
 PictureEvery = Annotated[int, typer.Option("--picture_every", min=1, help="Iterations between pictures.")]

@@ -28,7 +28,7 @@ def _joins_images(network: nn.Module) -> bool:
 
 
 def keep_freed_memory(device: torch.device) -> None:
-    """On a CPU, let glibc keep up to 64 MiB of what is freed for what is allocated next.
+    """Let glibc keep, on a CPU, up to 64 MiB of what is freed for what is allocated next.
 
     It gives back to the system what exceeds twice the largest block that was ever mapped and freed, if that had less
     than 32 MiB, and a layer's results would then be mapped again, page by page, in every pass. The block that is freed

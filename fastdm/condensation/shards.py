@@ -31,7 +31,7 @@ class Shard:
 
     @property
     def rows(self) -> range:
-        """Those of this rank."""
+        """The rows of this rank."""
         first = self.ipc * sum(self.counts[: self.rank])
         return range(first, first + self.ipc * self.counts[self.rank])
 

@@ -122,7 +122,7 @@ class _Waits:
         return event
 
     def seconds(self) -> float:
-        """Of all blocks so far; on a GPU, for which this waits, of at most `MOST_WAITS` since it was last asked for."""
+        """Seconds of all blocks so far; on a GPU, for which this waits, of at most `MOST_WAITS` since the last call."""
         for before, after in self._events:
             after.synchronize()
             self._seconds += before.elapsed_time(after) / 1000

@@ -150,7 +150,7 @@ def _pixels(picture: object, item: str, tally: Tally) -> Pixels:
 
 
 def _name(part: Any) -> str:
-    """As its folder where it has class folders, else as its class, such as CIFAR10."""
+    """The name of its folder where it has class folders, else of its class, such as CIFAR10."""
     innermost = _innermost(part)
     if hasattr(innermost, "class_to_idx") and hasattr(innermost, "samples") and hasattr(innermost, "root"):
         return folder_name(Path(innermost.root))

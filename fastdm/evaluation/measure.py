@@ -141,7 +141,7 @@ def measure_soft(
     *,
     progress: bool,
 ) -> Evaluation:
-    """With soft labels the accuracy of a set, and of as many random real images that the pool labels."""
+    """Measure the accuracy of a set with soft labels, and of as many random real images that the pool labels."""
     if not isinstance(train, SyntheticSet):
         raise FastDMError("labels is 'soft', which is for condensed sets and random selections; use 'hard'")
     if pool is None:

@@ -157,7 +157,7 @@ class _Group(Ranks):
             self._reached(lambda: self._store.set(f"{self._session}/ended/{self.rank}", self._why))
 
     def linger(self) -> None:
-        """At the first rank, with which messages end: wait until all others have read why, or are gone."""
+        """Wait, at the first rank, with which messages end, until all others have read why or are gone."""
         since = time.monotonic()
         with suppress(OtherRankEnded):
             while self.first and time.monotonic() - since < SILENCE:

@@ -265,7 +265,7 @@ def _opened_again(path: Path, metadata: dict[str, str]) -> PackedFile:
     """The file of a pickle, which has the metadata with the checksum of all that it says of its images."""
     file = PackedFile(path)
     if file.metadata != metadata:
-        raise FastDMError(f"{path} is not the file that was pickled: it was packed anew; open it again and pickle that")
+        raise FastDMError(f"{path} is not the file that was pickled: it was packed again; reopen it and pickle that")
     return file
 
 

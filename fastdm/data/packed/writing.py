@@ -292,7 +292,7 @@ class Partial:
     # --- finishing
 
     def _kept(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """By part: which of its images are left, and the class offsets of those."""
+        """Which images of each part are left, and their class offsets."""
         kept, offsets, first = {}, {}, 0
         classes = len(self.images.class_names)
         for part, counts in self.images.counts.items():
