@@ -325,6 +325,15 @@ def test_the_time_of_the_evaluation_is_shown(run: Path) -> None:
     assert "The evaluation at the end: 12.3 s." in render([dataclasses.replace(record, evaluation_seconds=12.34)])
 
 
+def test_a_time_that_is_no_number_is_damage(run: Path) -> None:
+    path = run / "evaluation.json"
+    before = path.read_text()
+    path.write_text(json.dumps({**json.loads(before), "seconds": "ten"}))
+    with pytest.raises(FastDMError, match=r"evaluation.json is damaged \(seconds is 'ten'; it must be a number\)"):
+        read_run(run)
+    path.write_text(before)
+
+
 def test_the_time_split_names_load_augmentation_network_and_update(run: Path) -> None:
     split = {"convolution": 0.25, "augmentation": 0.125, "update of the pixels": 0.002}
     record = dataclasses.replace(read_run(run), profile={"split": split, "waiting_seconds": 0.5})
@@ -364,7 +373,7 @@ def test_what_is_no_run_is_one_sentence(run: Path, tmp_path: Path) -> None:
         write_report([tmp_path], tmp_path / "page.html")
     for number in range(7):
         (tmp_path / str(number)).mkdir()
-        (tmp_path / str(number) / "settings.json").write_text("{}")
+        (tmp_path / str(number) / "settings.json").write_text('{"ipc": 1, "seed": 0, "iterations": 2}')
     with pytest.raises(FastDMError, match="at most 6"):
         write_report([tmp_path], tmp_path / "page.html")
     with pytest.raises(FastDMError, match=r"neither about\.json nor"):

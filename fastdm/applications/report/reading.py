@@ -134,8 +134,8 @@ def read_run(folder: Path, name: str = "") -> RunRecord:
             if same_protocol
         },
         profile=_object(folder / "profile.json") or _object(folder / "profile" / "profile.json"),
-        evaluation_seconds=measured.get("seconds"),
-        whole_set_epochs=baselines.get("whole_set_epochs") if same_protocol else None,
+        evaluation_seconds=_number(folder / EVALUATION, measured, "seconds"),
+        whole_set_epochs=_number(folder / BASELINES, baselines, "whole_set_epochs") if same_protocol else None,
     )
     shape = None if synthetic is None else (synthetic.num_classes, synthetic.ipc, *synthetic.images.shape[1:])
     if shape not in (None, (len(record.class_names), record.ipc, *record.image_shape)):
@@ -206,6 +206,14 @@ def _numbers(path: Path, content: dict[str, Any], names: Iterable[str]) -> dict[
     except FastDMError as error:
         raise FastDMError(f"{path} is damaged ({error})") from error
     return content
+
+
+def _number(path: Path, content: Mapping[str, Any], name: str) -> Any:
+    """The number of this name in a file, None if it has none."""
+    value = content.get(name)
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+        raise FastDMError(f"{path} is damaged ({name} is {value!r}; it must be a number)")
+    return value
 
 
 def _about_of(folder: Path, synthetic: SyntheticSet | None) -> About:
