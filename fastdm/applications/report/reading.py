@@ -106,9 +106,10 @@ def find_runs(paths: Iterable[Path]) -> list[Path]:
 
 def read_run(folder: Path, name: str = "") -> RunRecord:
     """What a run folder holds. Raises FastDMError, naming the file, for one that is damaged."""
-    settings = _numbers(folder / SETTINGS, _object(folder / SETTINGS), ("ipc", "seed", "iterations"))
+    settings = _object(folder / SETTINGS)
     synthetic = SyntheticSet.load(folder / SET) if (folder / SET).exists() else None
     about = About.read(folder) or _about_of(folder, synthetic)
+    _numbers(folder / SETTINGS, settings, ("ipc", "seed", "iterations"))
     losses, seconds = read_log(folder / LOG)
     measured = _object(folder / EVALUATION)
     protocol = _member(folder / EVALUATION, measured, "protocol")
@@ -198,14 +199,13 @@ def _member(path: Path, content: Mapping[str, Any], name: str) -> dict[str, Any]
     return member
 
 
-def _numbers(path: Path, content: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    """The object that a file holds, if it has whole numbers of these names."""
+def _numbers(path: Path, content: Mapping[str, Any], names: Iterable[str]) -> None:
+    """Raise FastDMError unless the object that a file holds has whole numbers of these names."""
     try:
         for name in names:
             whole_number(name, content.get(name), 0)
     except FastDMError as error:
         raise FastDMError(f"{path} is damaged ({error})") from error
-    return content
 
 
 def _number(path: Path, content: Mapping[str, Any], name: str) -> Any:
