@@ -228,7 +228,8 @@ def _bars(result: Result) -> Any:
     means = [row for row in _means(result["rows"]) if "idc" in row]
     if not means:
         return None
-    budgets, rungs = ([*dict.fromkeys(row[key] for row in means)] for key in ("name", "rung"))
+    budgets = [*dict.fromkeys(row["name"] for row in means)]
+    rungs = [rung for rung in RUNGS if any(row["rung"] == rung for row in means)]
     found = {(row["name"], row["rung"]): row["idc"] for row in means}
     colors = itertools.cycle([plots.OURS, plots.OTHER, plots.LINE, plots.THEIRS])
     series = [

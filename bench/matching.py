@@ -13,7 +13,7 @@ from functools import partial
 import torch
 
 from bench.baselines.public_gradient_matching import ITERATIONS, PUBLISHED, GradientMatching
-from bench.harness import arguments, records
+from bench.harness import arguments, cells, records
 from bench.harness.loops import make
 from bench.harness.records import STEP, Row, Rows, Suite
 from bench.harness.timer import host_times, numbered
@@ -51,6 +51,12 @@ def runs(seconds: dict[str, records.Spread], ipc: int) -> Row:
     }
 
 
+_QUOTED = cells.columns(
+    """
+    size | name; gradient matching, h | hours.gradient | .3g; public DM, h | hours.public | .3g
+    fastdm, h | hours.fastdm | .3g; public DM, × | run_ratio.public | .2g; fastdm, × | run_ratio.fastdm | .2g
+    """
+)
 SUITE = Suite(
     "matching",
     "Gradient matching",
@@ -66,6 +72,7 @@ SUITE = Suite(
     run, h | hours.gradient | .3g; public DM, h | hours.public | .3g; fastdm, h | hours.fastdm | .3g
     run × public DM | run_ratio.public | .2f; run × fastdm | run_ratio.fastdm | .1f
     """,
+    quote=lambda rows: cells.table(_QUOTED, rows),
 )
 
 
