@@ -133,9 +133,10 @@ class Block(nn.Module):
 
     def stays_in_cache(self, x: Tensor) -> bool:
         """Whether images like x go through the block in a CPU's cache, one after the other."""
-        if x.device.type != "cpu" or x.dtype == torch.float32:
-            return x.device.type == "cpu"
-        return isinstance(self.conv, NormedConv2d) and stores_only_pooled(x, self.conv.weight)
+        if x.device.type != "cpu":
+            return False
+        tiled = isinstance(self.conv, NormedConv2d) and stores_only_pooled(x, self.conv.weight)
+        return tiled or x.dtype == torch.float32
 
 
 class Residual(nn.Module):
