@@ -55,7 +55,7 @@ def test_soft_labels_are_trained_for_and_random_images_measured_too(digits: Data
 
 def test_what_cannot_be_labelled_is_refused(digits: Dataset, pool: NetworkPool) -> None:
     chosen = fastdm.random_selection(digits, 1)
-    with pytest.raises(FastDMError, match="there is no pool"):
+    with pytest.raises(FastDMError, match="train one"):
         fastdm.evaluate(chosen, digits, labels="soft", device="cpu")
     with pytest.raises(FastDMError, match="is for condensed sets"):
         fastdm.evaluate(fastdm.whole_set(digits), digits, labels="soft", pool=pool, device="cpu")
