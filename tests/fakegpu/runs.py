@@ -20,6 +20,7 @@ from fastdm.data.batches import ResidentImages
 from fastdm.data.pool import Dataset
 from fastdm.evaluation.measure import evaluate
 from fastdm.evaluation.protocol import Protocol
+from fastdm.evaluation.testing import Answers
 from fastdm.evaluation.together import Together, networks_together
 from fastdm.evaluation.training import LabelledImages, train_network
 from fastdm.kernels.blocks import choice
@@ -50,8 +51,8 @@ def check(device: torch.device) -> Iterator[dict[str, Any]]:
     ):
         wrong: list[str] = []
         # Nothing was computed: what is read from the card may be anything.
-        unread = patch.object(Run, "_check_finite"), patch("fastdm.runs.run.math.isfinite", return_value=True)
-        with recorded() as lines, unread[0], unread[1]:
+        finite = patch.object(Run, "_check_finite"), patch("fastdm.runs.run.math.isfinite", return_value=True)
+        with recorded() as lines, finite[0], finite[1], patch.object(Answers, "accuracy", 0.5):
             try:
                 run(device)
             except Exception as error:
