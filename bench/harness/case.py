@@ -59,9 +59,8 @@ def check(case: Case, values: Arguments) -> Row:
         allowed = max(case.rounding, torch.finfo(result.dtype).eps)
         if case.relu and number:
             share = 2 * case.relu * _DENSITY
-            if (
-                len(result) == len(ours[0]) and share * ours[0][0].numel() < 1
-            ):  # the gradient of images, mostly all right
+            of_images, flips = len(result) == len(ours[0]), share * ours[0][0].numel()
+            if of_images and flips < 1:  # in an image: most images have none
                 by_image = difference.flatten(1).norm(dim=1) / exact.flatten(1).norm(dim=1)
                 found |= {"median_error": float(by_image.median()), "median_tolerance": allowed}
                 found["correct"] &= found["median_error"] <= found["median_tolerance"]

@@ -72,8 +72,7 @@ class Network(nn.Module):
         if not isinstance(last, Block) or last.stays_in_cache(x):
             features = self.embed(x)
             wide = torch.promote_types(features.dtype, torch.float32)
-            sums = torch.segment_reduce(features.to(wide), "sum", offsets=offsets, axis=0)
-            return sums / offsets.diff().clamp(min=1)[:, None]
+            return torch.segment_reduce(features.to(wide), "mean", offsets=offsets, axis=0)
         for layer in body:
             x = layer(x)
         return norm_relu_pool_mean(last.conv(x), offsets, last.weight, last.bias)
