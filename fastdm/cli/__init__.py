@@ -5,6 +5,7 @@ import shutil
 import signal
 import sys
 import textwrap
+import threading
 import time
 from types import FrameType
 from typing import Any
@@ -18,6 +19,9 @@ SIGNAL = 128
 
 SECONDS_TO_STOP = 10.0
 """Further signals in this time change nothing: a batch system or a finger may send several."""
+
+SECONDS_TO_LEAVE = 0.01
+"""A destructor ends in this time, before a signal whose exception it has dropped is sent again."""
 
 
 class _Stopped(BaseException):
@@ -69,7 +73,11 @@ def main() -> None:
 
 
 def _heed_signals() -> None:
-    """Let the signals that ask a program to stop raise `_Stopped`, once."""
+    """Let the signals that ask a program to stop raise `_Stopped`, once.
+
+    Python drops an exception that is raised in a destructor or in a weak reference's callback. The signal is then sent
+    again, because a batch system sends only one.
+    """
     from fastdm.system.signals import STOPPING
 
     first: float | None = None
@@ -81,6 +89,20 @@ def _heed_signals() -> None:
             # An exception of our own: the option parser would end a KeyboardInterrupt in its own way.
             raise _Stopped(number)
 
+    def send_again(number: int) -> None:
+        nonlocal first
+        first = None
+        os.kill(os.getpid(), number)
+
+    def dropped(unraisable: "sys.UnraisableHookArgs") -> None:
+        if isinstance(unraisable.exc_value, _Stopped):
+            again = threading.Timer(SECONDS_TO_LEAVE, send_again, [unraisable.exc_value.number])
+            again.daemon = True
+            again.start()
+        else:
+            before(unraisable)
+
+    before, sys.unraisablehook = sys.unraisablehook, dropped
     for number in STOPPING:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, stop)

@@ -16,6 +16,9 @@ _EXHAUSTED = re.compile(
 )
 """How PyTorch, oneDNN, the C library and the loader say so."""
 
+_ASKED = re.compile(r"allocate (\d+) bytes|allocate ([\d.]+ [KMGT]iB)")
+"""How PyTorch says for what. Compiled here: where memory is exhausted, there may be none to compile it."""
+
 
 def is_exhausted(error: BaseException | None) -> bool:
     """Whether an error comes from an allocation, of memory or of a thread's stack, that failed."""
@@ -40,7 +43,7 @@ def within_memory(advice: str) -> Iterator[None]:
     except Exception as error:
         if not is_exhausted(error):
             raise
-        asked = re.search(r"allocate (\d+) bytes|allocate ([\d.]+ [KMGT]iB)", str(error))
+        asked = _ASKED.search(str(error))
         size = "" if asked is None else size_text(int(asked[1])) if asked[1] else asked[2].replace(". ", " ")
         more = f" for {size} more" if size else ""
         raise FastDMError(f"the memory that this process may use is not enough{more}; {advice}") from error

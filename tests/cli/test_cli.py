@@ -49,6 +49,7 @@ def main(*words: str | Path) -> object:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["fastdm", *map(str, words)])
         patch.setattr("fastdm.system.streams.Output", lambda stream: stream)
+        patch.setattr(sys, "unraisablehook", sys.unraisablehook)
         try:
             cli.main()
         except SystemExit as ended:
@@ -210,6 +211,25 @@ def test_a_batch_system_s_signals_leave_a_checkpoint_and_nohup_holds(arrays: Pat
 
 
 # --- in this process, which is quicker -------------------------------------------------------------------------------
+
+
+def test_a_signal_whose_exception_python_drops_is_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when it arrives in the callback of a weak reference: a batch system sends no second one."""
+    left = []
+
+    class Unlucky:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGTERM)
+            left.append("not reached")
+
+    def work() -> None:
+        Unlucky()
+        left.append("here")
+        time.sleep(10)
+
+    monkeypatch.setattr("fastdm.cli.commands.app", work)
+    assert main() == 128 + signal.SIGTERM
+    assert left == ["here"]
 
 
 def printed(*arguments: str | Path) -> list[dict[str, Any]]:

@@ -52,7 +52,7 @@ def test_class_means_of_a_batch_in_parts_are_float32(precision: Precision) -> No
     offsets = torch.tensor([0, 100, 101, 300])
     group = torch.repeat_interleave(torch.arange(3), offsets.diff())
     segments = Segments(slice(0, 300), offsets.to(CUDA), group.to(CUDA), (100, 1, 199), 199)
-    network = Network(nn.Sequential(), 64, 3, frozen=True)
+    network = Network(nn.Sequential(nn.Identity()), 64, 3, frozen=True)
     with precision_context(precision, CUDA):
         batch = RealBatch(features.to(CUDA))
         means = ClassMeans().real(network, batch, segments, lambda part, group: part.images, 77).cpu()

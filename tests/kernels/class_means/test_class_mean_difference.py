@@ -115,13 +115,16 @@ def test_compiles_without_a_graph_break(device: torch.device, generator: torch.G
 
 
 def test_both_sides_may_be_one_tensor(device: torch.device, generator: torch.Generator) -> None:
+    """A GPU may add the rows of the two sides in another order, so that their means differ by rounding."""
     features = torch.randn(5, 3, generator=generator).to(device).requires_grad_()
     offsets = torch.tensor([0, 2, 5], device=device)
+    # A mean of 3 rows: two additions, the reciprocal of 3 and a product, each off by ε / 2 of the largest row at most.
+    apart = 2 * 4 * FLOAT32_EPS / 2 * float(features.abs().max())
     for function in (class_mean_difference, torch.compile(class_mean_difference, fullgraph=True, backend="aot_eager")):
         loss = function(features, features, offsets, offsets)
         (gradient,) = torch.autograd.grad(loss, features)
-        assert loss == 0
-        assert gradient.eq(0).all()
+        assert loss <= 2 * 3 * apart**2  # classes × features
+        assert gradient.abs().max() <= 2 * apart / 2  # 2 × difference / rows, of which the smaller class has two
 
 
 def test_bad_arguments_are_refused() -> None:
