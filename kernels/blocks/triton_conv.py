@@ -9,11 +9,10 @@ three. `rows` [2, 3, channels, 16] holds the weights to match: for the left and 
 patch, with zeros for the fourth column and the fourth number.
 
 The statistics need no convolution: it is linear, so that with the mean m and the covariance Σ of an image's patches,
-those of output channel k are w_k · m and w_kᵀ Σ w_k. Σ is computed from patches less the image's mean, so that no digits
-are lost to it; the 1 of each pixel gives the patches' sums as a row of the product.
+those of output channel k are w_k · m and w_kᵀ Σ w_k. Σ is computed from patches less the image's mean, which loses no
+digits to it; the 1 of each pixel gives the patches' sums as a row of the product.
 """
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -29,8 +28,8 @@ _PAD_WARPS = 2
 _POSITIONS = 32
 _STATISTICS_CHANNELS = 16
 _STATISTICS_WARPS = 1
-"""Positions of a patch at a time, then output channels, in the program of an image. A product of 16×16 numbers has no
-work for a second warp."""
+"""Positions of a patch at a time, then output channels, in the program of an image. A product of 16 by 16 numbers has
+no work for a second warp."""
 _WINDOWS = 64
 _CHANNELS = 64
 _TILES = 4
@@ -75,8 +74,8 @@ def conv_pad_kernel(
     n = tl.program_id(0).to(tl.int64)
     x_ptr += n * X_STRIDES[0]
     padded_ptr += n * (COUNT * 4)
-    none = tl.zeros((PIXELS,), x_ptr.dtype.element_ty)
-    one = tl.full((PIXELS,), 1, x_ptr.dtype.element_ty)
+    none = tl.full((PIXELS,), 0, tl.float32).to(x_ptr.dtype.element_ty)
+    one = tl.full((PIXELS,), 1, tl.float32).to(x_ptr.dtype.element_ty)
     sums_0 = tl.zeros((PIXELS,), tl.float32)
     sums_1 = tl.zeros((PIXELS,), tl.float32)
     sums_2 = tl.zeros((PIXELS,), tl.float32)
@@ -97,11 +96,10 @@ def conv_pad_kernel(
         tl.store(target, numbers, mask=(pixel < COUNT)[:, None])
     # The image's mean, of the images' dtype, so that a pixel less the mean is rounded once. The 1 stays 1.
     AREA: tl.constexpr = IMAGE[1] * IMAGE[2]
-    dtype = shift_ptr.dtype.element_ty
-    tl.store(shift_ptr + n * 4, (tl.sum(sums_0, 0) / AREA).to(dtype))
-    tl.store(shift_ptr + n * 4 + 1, (tl.sum(sums_1, 0) / AREA).to(dtype))
-    tl.store(shift_ptr + n * 4 + 2, (tl.sum(sums_2, 0) / AREA).to(dtype))
-    tl.store(shift_ptr + n * 4 + 3, tl.cast(0, dtype))
+    tl.store(shift_ptr + n * 4, tl.sum(sums_0, 0) / AREA)
+    tl.store(shift_ptr + n * 4 + 1, tl.sum(sums_1, 0) / AREA)
+    tl.store(shift_ptr + n * 4 + 2, tl.sum(sums_2, 0) / AREA)
+    tl.store(shift_ptr + n * 4 + 3, 0.0)
 
 
 @triton.jit
