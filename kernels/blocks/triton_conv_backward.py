@@ -7,7 +7,8 @@ and 0 elsewhere, and let b and a be the means of dz and dz · z over the image's
     dy = rstd · (dz − b − a · z)   and   dP = dy Wᵀ = (dz · rstd) Wᵀ + P Q + q
 
 with the matrix Q = −W diag(a · rstd²) Wᵀ and the row q = (a · rstd² · mean − b · rstd) Wᵀ of each image. As a last
-number of each patch is 1, q is a row of Q. Three kernels follow each other:
+number of each patch is 1, q is a row of Q, and the sums of dz and dz · z are products with what dzᵀ P is. So all that
+is done for each number of the convolution is a comparison. Three kernels follow each other:
 
 1. `conv_form_kernel`: Q, which is linear in b and a, so that each program adds up what its own pixels contribute;
 2. `conv_patches_gradient_kernel`: dP, in float32;
@@ -23,66 +24,60 @@ from .. import launch
 
 _SHARES = 4
 """Programs among which the pixels of an image are divided for Q, at most."""
-_FORM_WINDOWS = 64
-_FORM_CHANNELS = 32
+_FORM_PIXELS = 64
+_FORM_CHANNELS = 64
 _FORM_WARPS = 4
-_WINDOWS = 64
+_PIXELS = 128
 _CHANNELS = 32
-_WARPS = 4
-"""Pooling windows and output channels of a program at a time, so few that all of them stay in registers."""
+_WARPS = 8
+"""Pixels and output channels of a program at a time, so few that all of them stay in registers."""
 _FOLD_ELEMENTS = 512
 _FOLD_WARPS = 4
 
 
 @triton.jit
-def _patches(x_ptr, i, j, inside, IMAGE: tl.constexpr, PADDING: tl.constexpr, TAPS: tl.constexpr):
-    """Load the patches of output pixels (i, j), [pixels, TAPS] in the order (row, column, channel), then a 1."""
+def _patches(x_ptr, pixel, IMAGE: tl.constexpr, OUT: tl.constexpr, PADDING: tl.constexpr, TAPS: tl.constexpr):
+    """Load the patches of output pixels, [pixels, TAPS] in the order (row, column, channel), then a 1; 0 elsewhere."""
     H: tl.constexpr = IMAGE[0]
     W: tl.constexpr = IMAGE[1]
     C: tl.constexpr = IMAGE[2]
     tap = tl.arange(0, TAPS)
-    row = i[:, None] + (tap // (3 * C) - PADDING)[None, :]
-    column = j[:, None] + (tap // C % 3 - PADDING)[None, :]
-    known = inside[:, None] & (tap < 9 * C)[None, :] & (row >= 0) & (row < H) & (column >= 0) & (column < W)
+    inside = (pixel < OUT[0] * OUT[1])[:, None]
+    row = (pixel // OUT[1])[:, None] + (tap // (3 * C) - PADDING)[None, :]
+    column = (pixel % OUT[1])[:, None] + (tap // C % 3 - PADDING)[None, :]
+    known = inside & (tap < 9 * C)[None, :] & (row >= 0) & (row < H) & (column >= 0) & (column < W)
     patches = tl.load(x_ptr + (row * W + column) * C + (tap % C)[None, :], mask=known, other=0)
-    return tl.where((tap == 9 * C)[None, :], 1.0, patches).to(x_ptr.dtype.element_ty)
+    return tl.where(inside & (tap == 9 * C)[None, :], 1.0, patches).to(x_ptr.dtype.element_ty)
 
 
 @triton.jit
-def _window_patches(x_ptr, i, j, inside, IMAGE: tl.constexpr, PADDING: tl.constexpr, TAPS: tl.constexpr):
-    """Load the patches of the four pixels of windows whose first is (i, j)."""
-    p_0 = _patches(x_ptr, i, j, inside, IMAGE, PADDING, TAPS)
-    p_1 = _patches(x_ptr, i, j + 1, inside, IMAGE, PADDING, TAPS)
-    p_2 = _patches(x_ptr, i + 1, j, inside, IMAGE, PADDING, TAPS)
-    p_3 = _patches(x_ptr, i + 1, j + 1, inside, IMAGE, PADDING, TAPS)
-    return p_0, p_1, p_2, p_3
-
-
-@triton.jit
-def _load_channels(
-    weight_ptr, mean_ptr, rstd_ptr, channel, OUT: tl.constexpr, NUMBERS: tl.constexpr, TAPS: tl.constexpr
-):
-    """Load the weights [channels, TAPS] of some output channels, and their mean and rstd."""
+def _weights(weight_ptr, channel, OUT: tl.constexpr, NUMBERS: tl.constexpr, TAPS: tl.constexpr):
+    """Load the weights [channels, TAPS] of some output channels."""
     tap = tl.arange(0, TAPS)
-    known = channel < OUT[2]
-    mask = known[:, None] & (tap < NUMBERS)[None, :]
-    weight = tl.load(weight_ptr + channel[:, None] * NUMBERS + tap[None, :], mask=mask, other=0)
-    return weight, tl.load(mean_ptr + channel, mask=known, other=0), tl.load(rstd_ptr + channel, mask=known, other=0)
+    mask = (channel < OUT[2])[:, None] & (tap < NUMBERS)[None, :]
+    return tl.load(weight_ptr + channel[:, None] * NUMBERS + tap[None, :], mask=mask, other=0)
 
 
 @triton.jit
-def _add_positive(patches, weight, mean, count, total):
-    """Add, where the convolution exceeds its mean, 1 to `count` and the excess to `total`."""
-    excess = tl.dot(patches, tl.trans(weight), input_precision="ieee") - mean[None, :]
-    return count + tl.where(excess > 0, 1.0, 0.0), total + tl.maximum(excess, 0.0)
+def _rectified_gradient(grad_ptr, pixel, channel, patches, weight, mean, OUT: tl.constexpr):
+    """Return 4 · dz [pixels, channels]: the gradient to the pooled pixel, where the convolution exceeds its mean."""
+    i = pixel // OUT[1] // 2
+    j = pixel % OUT[1] // 2
+    # An odd last row or column is not pooled.
+    mask = ((i < OUT[0] // 2) & (j < OUT[1] // 2))[:, None] & (channel < OUT[2])[None, :]
+    g = tl.load(grad_ptr + ((i * (OUT[1] // 2) + j) * OUT[2])[:, None] + channel[None, :], mask=mask, other=0)
+    y = tl.dot(patches, tl.trans(weight), input_precision="ieee")
+    return tl.where(y > mean[None, :], g, 0.0).to(patches.dtype)
 
 
 @triton.jit
 def _halves(x, DTYPE: tl.constexpr):
     """Return the float32 matrix x as (coarse + fine) · scale, both of a DTYPE that holds half of its digits."""
-    largest = tl.max(tl.max(tl.abs(x), 1), 0)
-    scale = tl.where(largest > 0, largest, 1.0)
-    x /= scale
+    scale = tl.cast(1.0, tl.float32)
+    if DTYPE.is_fp16():  # which is 0 below 2⁻²⁴
+        largest = tl.max(tl.max(tl.abs(x), 1), 0)
+        scale = tl.where(largest > 0, largest, 1.0)
+        x /= scale
     coarse = x.to(DTYPE)
     return coarse, (x - coarse.to(tl.float32)).to(DTYPE), scale
 
@@ -100,69 +95,37 @@ def conv_form_kernel(
     PADDING: tl.constexpr,
     TAPS: tl.constexpr,
     SHARES: tl.constexpr,
-    WINDOWS: tl.constexpr,
+    PIXELS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
     NUMBERS: tl.constexpr = 9 * IMAGE[2]
-    WIDE: tl.constexpr = OUT[1] // 2
-    COUNT: tl.constexpr = OUT[0] // 2 * WIDE
-    QUARTER: tl.constexpr = 0.25 / (OUT[0] * OUT[1])
+    COUNT: tl.constexpr = OUT[0] * OUT[1]
+    QUARTER: tl.constexpr = 0.25 / COUNT
     n = (tl.program_id(0) // SHARES).to(tl.int64)
     x_ptr += n * (IMAGE[0] * IMAGE[1] * IMAGE[2])
-    grad_ptr += n * (COUNT * OUT[2])
-    tap = tl.arange(0, TAPS)
+    grad_ptr += n * (OUT[0] // 2 * (OUT[1] // 2) * OUT[2])
+    is_one = (tl.arange(0, TAPS) == NUMBERS)[None, :]
     form = tl.zeros((TAPS, TAPS), tl.float32)
-    for start in range(tl.program_id(0) % SHARES * WINDOWS, COUNT, SHARES * WINDOWS):
-        window = start + tl.arange(0, WINDOWS)
-        inside = window < COUNT
-        p = _window_patches(x_ptr, window // WIDE * 2, window % WIDE * 2, inside, IMAGE, PADDING, TAPS)
+    for start in range(tl.program_id(0) % SHARES * PIXELS, COUNT, SHARES * PIXELS):
+        pixel = start + tl.arange(0, PIXELS)
+        patches = _patches(x_ptr, pixel, IMAGE, OUT, PADDING, TAPS)
         for first in range(0, OUT[2], CHANNELS):
             channel = first + tl.arange(0, CHANNELS)
-            weight, mean, rstd = _load_channels(
-                weight_ptr, mean_ptr + n * OUT[2], rstd_ptr + n * OUT[2], channel, OUT, NUMBERS, TAPS
-            )
-            mask = inside[:, None] & (channel < OUT[2])[None, :]
-            g = tl.load(grad_ptr + window[:, None] * OUT[2] + channel[None, :], mask=mask, other=0).to(tl.float32)
-            count = tl.zeros((WINDOWS, CHANNELS), tl.float32)
-            total = tl.zeros((WINDOWS, CHANNELS), tl.float32)
-            count, total = _add_positive(p[0], weight, mean, count, total)
-            count, total = _add_positive(p[1], weight, mean, count, total)
-            count, total = _add_positive(p[2], weight, mean, count, total)
-            count, total = _add_positive(p[3], weight, mean, count, total)
-            b = tl.sum(g * count, 0) * QUARTER * rstd
-            a = tl.sum(g * total, 0) * QUARTER * rstd * rstd * rstd
-            left = weight.to(tl.float32) * -a[:, None]
-            left = _halves(tl.where((tap == NUMBERS)[None, :], (a * mean - b)[:, None], left), weight.dtype)
+            weight = _weights(weight_ptr, channel, OUT, NUMBERS, TAPS)
+            mean = tl.load(mean_ptr + n * OUT[2] + channel, mask=channel < OUT[2], other=0)
+            rstd = tl.load(rstd_ptr + n * OUT[2] + channel, mask=channel < OUT[2], other=0)
+            g = _rectified_gradient(grad_ptr, pixel, channel, patches, weight, mean, OUT)
+            sums = tl.dot(tl.trans(g), patches, input_precision="ieee")
+            # With the 1 of a patch goes the mean.
+            wide = weight.to(tl.float32)
+            a = tl.sum(sums * tl.where(is_one, -mean[:, None], wide), 1) * (QUARTER * rstd * rstd * rstd)
+            b = tl.sum(tl.where(is_one, sums, 0.0), 1) * (QUARTER * rstd)
+            left = _halves(tl.where(is_one, (a * mean - b)[:, None], wide * -a[:, None]), weight.dtype)
             product = tl.dot(tl.trans(left[1]), weight, input_precision="ieee")
             form += tl.dot(tl.trans(left[0]), weight, product, input_precision="ieee") * left[2]
+    tap = tl.arange(0, TAPS)
     form_ptr += tl.program_id(0).to(tl.int64) * (TAPS * TAPS)
     tl.store(form_ptr + tap[:, None] * TAPS + tap[None, :], form)
-
-
-@triton.jit
-def _add_rectified(patches, weight, mean, g, scaled, total):
-    """Add the share of dP, times 4, that comes through the rectifier, of some output channels."""
-    is_positive = tl.dot(patches, tl.trans(weight), input_precision="ieee") > mean[None, :]
-    return tl.dot(tl.where(is_positive, g, 0.0).to(g.dtype), scaled, total, input_precision="ieee")
-
-
-@triton.jit
-def _load_form(form_ptr, SHARES: tl.constexpr, TAPS: tl.constexpr, DTYPE: tl.constexpr):
-    tap = tl.arange(0, TAPS)
-    offset = tap[:, None] * TAPS + tap[None, :]
-    form = tl.load(form_ptr + offset)
-    for share in tl.static_range(1, SHARES):
-        form += tl.load(form_ptr + share * (TAPS * TAPS) + offset)
-    return _halves(form, DTYPE)
-
-
-@triton.jit
-def _store_patches(out_ptr, patches, total, form, i, j, inside, OUT: tl.constexpr, TAPS: tl.constexpr):
-    product = tl.dot(patches, form[1], input_precision="ieee")
-    product = tl.dot(patches, form[0], product, input_precision="ieee")
-    mask = inside & (i < OUT[0]) & (j < OUT[1])
-    offset = ((i * OUT[1] + j) * TAPS)[:, None] + tl.arange(0, TAPS)[None, :]
-    tl.store(out_ptr + offset, total * 0.25 + product * form[2], mask=mask[:, None])
 
 
 @triton.jit
@@ -179,45 +142,38 @@ def conv_patches_gradient_kernel(
     PADDING: tl.constexpr,
     TAPS: tl.constexpr,
     SHARES: tl.constexpr,
-    WINDOWS: tl.constexpr,
+    PIXELS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
     NUMBERS: tl.constexpr = 9 * IMAGE[2]
-    # With the last row and column of an odd size, which are not pooled.
-    WIDE: tl.constexpr = (OUT[1] + 1) // 2
-    COUNT: tl.constexpr = (OUT[0] + 1) // 2 * WIDE
-    TILES: tl.constexpr = (COUNT + WINDOWS - 1) // WINDOWS
+    COUNT: tl.constexpr = OUT[0] * OUT[1]
+    TILES: tl.constexpr = (COUNT + PIXELS - 1) // PIXELS
     n = (tl.program_id(0) // TILES).to(tl.int64)
     x_ptr += n * (IMAGE[0] * IMAGE[1] * IMAGE[2])
     grad_ptr += n * (OUT[0] // 2 * (OUT[1] // 2) * OUT[2])
-    out_ptr += n * (OUT[0] * OUT[1] * TAPS)
-    window = tl.program_id(0) % TILES * WINDOWS + tl.arange(0, WINDOWS)
-    inside = window < COUNT
-    i = window // WIDE
-    j = window % WIDE
-    p = _window_patches(x_ptr, i * 2, j * 2, inside, IMAGE, PADDING, TAPS)
-    is_pooled = (i < OUT[0] // 2) & (j < OUT[1] // 2)
-    pooled = grad_ptr + ((i * (OUT[1] // 2) + j) * OUT[2])[:, None]
-    t_0 = tl.zeros((WINDOWS, TAPS), tl.float32)
-    t_1 = tl.zeros((WINDOWS, TAPS), tl.float32)
-    t_2 = tl.zeros((WINDOWS, TAPS), tl.float32)
-    t_3 = tl.zeros((WINDOWS, TAPS), tl.float32)
+    form_ptr += n * (SHARES * TAPS * TAPS)
+    out_ptr += n * (COUNT * TAPS)
+    pixel = tl.program_id(0) % TILES * PIXELS + tl.arange(0, PIXELS)
+    tap = tl.arange(0, TAPS)
+    patches = _patches(x_ptr, pixel, IMAGE, OUT, PADDING, TAPS)
+    total = tl.zeros((PIXELS, TAPS), tl.float32)
     for first in range(0, OUT[2], CHANNELS):
         channel = first + tl.arange(0, CHANNELS)
-        weight, mean, rstd = _load_channels(
-            weight_ptr, mean_ptr + n * OUT[2], rstd_ptr + n * OUT[2], channel, OUT, NUMBERS, TAPS
-        )
-        g = tl.load(pooled + channel[None, :], mask=is_pooled[:, None] & (channel < OUT[2])[None, :], other=0)
+        weight = _weights(weight_ptr, channel, OUT, NUMBERS, TAPS)
+        mean = tl.load(mean_ptr + n * OUT[2] + channel, mask=channel < OUT[2], other=0)
+        rstd = tl.load(rstd_ptr + n * OUT[2] + channel, mask=channel < OUT[2], other=0)
+        g = _rectified_gradient(grad_ptr, pixel, channel, patches, weight, mean, OUT)
         scaled = (weight.to(tl.float32) * rstd[:, None]).to(weight.dtype)
-        t_0 = _add_rectified(p[0], weight, mean, g, scaled, t_0)
-        t_1 = _add_rectified(p[1], weight, mean, g, scaled, t_1)
-        t_2 = _add_rectified(p[2], weight, mean, g, scaled, t_2)
-        t_3 = _add_rectified(p[3], weight, mean, g, scaled, t_3)
-    form = _load_form(form_ptr + n * (SHARES * TAPS * TAPS), SHARES, TAPS, x_ptr.dtype.element_ty)
-    _store_patches(out_ptr, p[0], t_0, form, i * 2, j * 2, inside, OUT, TAPS)
-    _store_patches(out_ptr, p[1], t_1, form, i * 2, j * 2 + 1, inside, OUT, TAPS)
-    _store_patches(out_ptr, p[2], t_2, form, i * 2 + 1, j * 2, inside, OUT, TAPS)
-    _store_patches(out_ptr, p[3], t_3, form, i * 2 + 1, j * 2 + 1, inside, OUT, TAPS)
+        total = tl.dot(g, scaled, total, input_precision="ieee")
+    square = tap[:, None] * TAPS + tap[None, :]
+    form = tl.load(form_ptr + square)
+    for share in tl.static_range(1, SHARES):
+        form += tl.load(form_ptr + share * (TAPS * TAPS) + square)
+    form = _halves(form, patches.dtype)
+    product = tl.dot(patches, form[1], input_precision="ieee")
+    product = tl.dot(patches, form[0], product, input_precision="ieee")
+    out = total * 0.25 + product * form[2]
+    tl.store(out_ptr + (pixel * TAPS)[:, None] + tap[None, :], out, mask=(pixel < COUNT)[:, None])
 
 
 @triton.jit
@@ -252,11 +208,11 @@ def conv_norm_relu_pool_backward_x(
 ) -> Tensor:
     n, c, h, w = x.shape
     out = (h + 2 * padding - 2, w + 2 * padding - 2, len(weight))
+    pixels = out[0] * out[1]
     taps = triton.next_power_of_2(9 * c + 1)
-    shares = min(_SHARES, triton.cdiv((out[0] // 2) * (out[1] // 2), _FORM_WINDOWS))
-    windows = ((out[0] + 1) // 2) * ((out[1] + 1) // 2)
+    shares = min(_SHARES, triton.cdiv(pixels, _FORM_PIXELS))
     form = launch.empty((n, shares, taps, taps), torch.float32, x.device)
-    patches = launch.empty((n, *out[:2], taps), torch.float32, x.device)
+    patches = launch.empty((n, pixels, taps), torch.float32, x.device)
     grad_x = launch.empty(x.shape, x.dtype, x.device, True)
     shape = {"IMAGE": (h, w, c), "OUT": out, "PADDING": padding, "TAPS": taps}
     arguments = {
@@ -269,10 +225,10 @@ def conv_norm_relu_pool_backward_x(
         "SHARES": shares,
         **shape,
     }
-    size = {"WINDOWS": _FORM_WINDOWS, "CHANNELS": _FORM_CHANNELS, "num_warps": _FORM_WARPS}
+    size = {"PIXELS": _FORM_PIXELS, "CHANNELS": _FORM_CHANNELS, "num_warps": _FORM_WARPS}
     launch.start(conv_form_kernel, (n * shares,), **size, **arguments)
-    size = {"WINDOWS": _WINDOWS, "CHANNELS": _CHANNELS, "num_warps": _WARPS}
-    grid = (n * triton.cdiv(windows, _WINDOWS),)
+    size = {"PIXELS": _PIXELS, "CHANNELS": _CHANNELS, "num_warps": _WARPS}
+    grid = (n * triton.cdiv(pixels, _PIXELS),)
     launch.start(conv_patches_gradient_kernel, grid, out_ptr=patches, **size, **arguments)
     grid = (n * triton.cdiv(h * w * c, _FOLD_ELEMENTS),)
     size = {"ELEMENTS": _FOLD_ELEMENTS, "num_warps": _FOLD_WARPS}
