@@ -170,6 +170,11 @@ def _conv_cases() -> Iterator[Case]:
         x, weight = (_meta(*shape, dtype=dtype, last=True) for shape in ((2560, c, size, size), (128, c, 3, 3)))
         run = partial(blocks.conv_norm_relu_pool, x, weight, None, None, padding, 1e-5, False)
         yield Case(f"conv_norm_relu_pool {_name(dtype)} {c}x{size}² to 128 channels", run)
+        # On synthetic images, with a gradient to them.
+        pooled = (size + 2 * padding - 2) // 2
+        grad, statistics = _meta(100, 128, pooled, pooled, dtype=dtype, last=True), _meta(100, 128)
+        back = partial(blocks.conv_norm_relu_pool_backward_x, grad, x[:100], statistics, statistics, weight, padding)
+        yield Case(f"conv_norm_relu_pool gradient {_name(dtype)} {c}x{size}² to 128 channels", back)
 
 
 def _class_mean_cases() -> Iterator[Case]:

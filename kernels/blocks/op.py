@@ -102,8 +102,9 @@ def conv_norm_relu_pool(
     forward and backward, through Winograd's F(4×4, 3×3) where there are many input channels; its rounding error is a
     few times that of the plain sum. bfloat16 images do so where the processor has AMX's tiles (unless `FASTDM_TILES` is
     "none"): what is kept of the convolution is rounded to bfloat16, and the gradient to the weights is PyTorch's.
-    Elsewhere this is `conv2d` and `norm_relu_pool`, unless nothing needs a gradient and a GPU is faster at computing a
-    first convolution twice than at storing it, which is measured (`choice.py`).
+    Elsewhere this is `conv2d` and `norm_relu_pool`, unless a GPU is faster at computing a first convolution again
+    wherever it is needed than at storing it, which is measured (`choice.py`): where nothing, or x alone, needs a
+    gradient.
 
     x: floating point [N, C, H, W]; weight: [K, C, 3, 3], of the same dtype; scale, shift: floating point [K], those of
     the norm, or None for 1 and 0; padding: zeros round the image.
@@ -125,21 +126,25 @@ def conv_norm_relu_pool(
     _check_affine({"scale": scale, "shift": shift}, len(weight), x.device)
     out: Tensor
 
-    def stored() -> Tensor:
+    def stored(x: Tensor) -> Tensor:
         return norm_relu_pool(torch.conv2d(x, weight, padding=padding), scale, shift, eps=eps)
 
-    def fused() -> Tensor:
-        pooled: Tensor = torch.ops.fastdm.conv_norm_relu_pool(x, weight, scale, shift, padding, eps, False)[0]
+    def fused(x: Tensor) -> Tensor:
+        pooled: Tensor
+        if torch.is_grad_enabled() and x.requires_grad:
+            pooled = _RecomputedBlock.apply(x, weight, padding, eps)
+        else:
+            pooled = torch.ops.fastdm.conv_norm_relu_pool(x, weight, scale, shift, padding, eps, False)[0]
         return pooled
 
     needs = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, scale, shift))
-    plain = scale is None and shift is None
+    plain = scale is None and shift is None and not (needs and weight.requires_grad)
     if stores_only_pooled(x, weight):
-        out = _ConvNormReluPool.apply(x, weight, scale, shift, padding, eps) if needs else fused()
-    elif needs or not (plain and computes_twice(x, weight, padding, (stored, fused))):
-        out = stored()
+        out = _ConvNormReluPool.apply(x, weight, scale, shift, padding, eps) if needs else fused(x)
+    elif plain and computes_twice(x, weight, padding, (stored, fused)):
+        out = fused(x)
     else:
-        out = fused()
+        out = stored(x)
     return out
 
 
@@ -243,6 +248,25 @@ class _ConvNormReluPool(torch.autograd.Function):
         )
 
 
+class _RecomputedBlock(torch.autograd.Function):
+    """The block whose convolution is not kept: its gradient to the images computes it again."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, padding: int, eps: float) -> Tensor:
+        out: Tensor
+        out, _, mean, rstd = torch.ops.fastdm.conv_norm_relu_pool(x, weight, None, None, padding, eps, False)
+        remember_backend(ctx)
+        ctx.save_for_backward(x, mean, rstd, weight)
+        ctx.padding = padding
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        backward = torch.ops.fastdm.conv_norm_relu_pool_backward_x
+        return with_its_backend(ctx, backward, grad, *ctx.saved_tensors, ctx.padding), None, None, None
+
+
 # --- schemas and fakes -----------------------------------------------------------------------------------------------
 
 
@@ -324,3 +348,11 @@ def _(
     grad_weight = conv.new_empty(0) if x is None else torch.empty_like(weight)
     grad_scale, grad_shift = (mean.new_empty(0 if each is None else len(each)) for each in (scale, shift))
     return grad_x, grad_weight, grad_scale, grad_shift
+
+
+@define(
+    "conv_norm_relu_pool_backward_x",
+    "(Tensor grad, Tensor x, Tensor mean, Tensor rstd, Tensor weight, int padding) -> Tensor",
+)
+def _(grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, padding: int) -> Tensor:
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)

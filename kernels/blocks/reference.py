@@ -106,6 +106,14 @@ def conv_norm_relu_pool_backward(
     return grad_x, grad_weight, grad_scale, grad_shift
 
 
+def conv_norm_relu_pool_backward_x(
+    grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, padding: int
+) -> Tensor:
+    """Return the gradient to x alone, of a convolution that was not kept, without scale and shift."""
+    conv = F.conv2d(x, weight, padding=padding)
+    return conv_norm_relu_pool_backward(grad, None, conv, mean, rstd, weight, None, None, padding, True)[0]
+
+
 def _affine(normed: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     scaled = normed if weight is None else normed * weight.to(normed.dtype)[:, None, None]
     return scaled if bias is None else scaled + bias.to(normed.dtype)[:, None, None]

@@ -15,6 +15,7 @@ from ..numerics import LEAKY_SLOPE, is_channels_last, memory_format, pooled_shap
 from ..row_means import bounds, class_means
 from . import triton_tiles as tiles
 from .triton_conv import conv_norm_relu_pool as conv_norm_relu_pool
+from .triton_conv_backward import conv_norm_relu_pool_backward_x as conv_norm_relu_pool_backward_x
 from .triton_tiles import centre, choose_tile, load, pixels, place, pooled, spread, store, sum_taps
 
 SLOPE: tl.constexpr = tl.constexpr(LEAKY_SLOPE)

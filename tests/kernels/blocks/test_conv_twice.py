@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastdm.kernels import conv_norm_relu_pool, use_backend
 from fastdm.kernels.blocks import choice
@@ -114,10 +115,38 @@ def test_time_chooses_once_for_a_shape(
     assert stored.call_count == (0 if is_faster else 2)
     conv_norm_relu_pool(x[:1], weight)
     assert measured.call_count == 2
-    # A gradient needs the convolution.
-    stored.reset_mock()
+    # A gradient to the images has a choice of its own, and one to the weight needs the convolution.
     conv_norm_relu_pool(x.requires_grad_(), weight)
+    with torch.no_grad():
+        conv_norm_relu_pool(x, weight)
+    assert measured.call_count == 3
+    stored.reset_mock()
+    conv_norm_relu_pool(x, weight.requires_grad_())
     assert stored.call_count == 1
+    assert measured.call_count == 3
+
+
+@pytest.mark.usefixtures("fresh")
+def test_the_gradient_to_the_images_is_that_of_the_stored_block(
+    triton_device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, weight = (t.to(triton_device) for t in inputs(2, 3, 9, 8, 8, torch.Generator().manual_seed(0), torch.float16))
+    gradients = []
+    for is_faster in (False, True):
+        monkeypatch.setattr(choice, "_is_second_faster", mock.Mock(return_value=is_faster))
+        monkeypatch.setattr(choice, "_measured", {})
+        images = x.clone().requires_grad_()
+        with use_backend("auto"):
+            out = conv_norm_relu_pool(images, weight)
+        # With the backend of the forward pass, in whatever thread and block the gradient is asked for.
+        with use_backend("reference"):
+            gradients += torch.autograd.grad(out, images, out.detach().requires_grad_(), create_graph=True)
+        assert type(out.grad_fn).__name__.startswith("_RecomputedBlock" if is_faster else "_NormReluPool")
+    stored, again = (gradient.double() for gradient in gradients)
+    # The stored form also rounds the convolution and its gradient, which changes no sign here.
+    assert (again - stored).abs().max() <= 2.0**-8 * stored.abs().max()
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradients[1].sum().backward()
 
 
 @pytest.mark.usefixtures("fresh")
@@ -130,8 +159,11 @@ def test_it_is_stored_for_a_reason(triton_device: torch.device, monkeypatch: pyt
         assert "no kernel" in choice.reason_to_store(x, weight)
     with torch.backends.cudnn.flags(benchmark=False):
         assert choice.reason_to_store(x, weight) == "time must not decide"
-    monkeypatch.setattr(choice, "LEAST_STORED", 1 << 24)
+    with FakeTensorMode():
+        assert "recorded" in choice.reason_to_store(x, weight)
+    monkeypatch.setattr(choice, "LEAST_STORED", 2 * 8 * 8 * 8 * 4)
     assert "small" in choice.reason_to_store(x, weight)
+    assert choice.reason_to_store(x.requires_grad_(), weight) == ""  # storing it would move more with a gradient
 
 
 @pytest.mark.usefixtures("fresh")
