@@ -109,12 +109,12 @@ def _centred(at, shift, inside, EVEN: tl.constexpr):
 
 
 @triton.jit
-def _multiplied(weight, products, total):
-    """Add weight · products to a total, in half precision by two products of the upper and the lower digits."""
+def _multiplied(products, weight, total):
+    """Add products · weight to a total, in half precision by two products of the upper and the lower digits."""
     upper = products.to(weight.dtype)
-    total = tl.dot(weight, upper, total, input_precision="ieee")
+    total = tl.dot(upper, weight, total, input_precision="ieee")
     if weight.dtype != tl.float32:
-        total = tl.dot(weight, (products - upper.to(tl.float32)).to(weight.dtype), total)
+        total = tl.dot((products - upper.to(tl.float32)).to(weight.dtype), weight, total, input_precision="ieee")
     return total
 
 
@@ -145,10 +145,10 @@ def conv_statistics_kernel(
     shift = tl.load(shift_ptr + n * 4 + number % 4)
     # The products of rows r and s of the patches; those of s and r are their transposes.
     p_00 = tl.zeros((16, 16), tl.float32)
-    p_01 = tl.zeros((16, 16), tl.float32)
-    p_02 = tl.zeros((16, 16), tl.float32)
+    p_10 = tl.zeros((16, 16), tl.float32)
     p_11 = tl.zeros((16, 16), tl.float32)
-    p_12 = tl.zeros((16, 16), tl.float32)
+    p_20 = tl.zeros((16, 16), tl.float32)
+    p_21 = tl.zeros((16, 16), tl.float32)
     p_22 = tl.zeros((16, 16), tl.float32)
     for first in range(0, COUNT, POSITIONS):
         position = first + tl.arange(0, POSITIONS)
@@ -160,52 +160,52 @@ def conv_statistics_kernel(
         row_1 = _centred(at + ROW, shift[None, :], inside, EVEN)
         row_2 = _centred(at + 2 * ROW, shift[None, :], inside, EVEN)
         p_00 = tl.dot(tl.trans(row_0), row_0, p_00, input_precision="ieee")
-        p_01 = tl.dot(tl.trans(row_0), row_1, p_01, input_precision="ieee")
-        p_02 = tl.dot(tl.trans(row_0), row_2, p_02, input_precision="ieee")
+        p_10 = tl.dot(tl.trans(row_1), row_0, p_10, input_precision="ieee")
         p_11 = tl.dot(tl.trans(row_1), row_1, p_11, input_precision="ieee")
-        p_12 = tl.dot(tl.trans(row_1), row_2, p_12, input_precision="ieee")
+        p_20 = tl.dot(tl.trans(row_2), row_0, p_20, input_precision="ieee")
+        p_21 = tl.dot(tl.trans(row_2), row_1, p_21, input_precision="ieee")
         p_22 = tl.dot(tl.trans(row_2), row_2, p_22, input_precision="ieee")
-    # Divided by the largest, which is on the diagonal, so that float16 can hold them; without the rows of the 1. The
-    # columns of the 1 of row 2 are the sums of the patches.
-    known = (number % 4 != 3)[:, None]
-    squares = tl.maximum(tl.maximum(p_00, p_11), p_22)
-    largest = tl.maximum(tl.max(tl.max(tl.where(known & (number % 4 != 3)[None, :], squares, 0.0), 1), 0), 1e-30)
+    # Divided by the largest, which is on the diagonal, so that float16 can hold them; without the columns of the 1. The
+    # rows of the 1 of row 2 are the sums of the patches.
+    known = (number % 4 != 3)[None, :]
+    largest = tl.where(known & (number % 4 != 3)[:, None], tl.maximum(tl.maximum(p_00, p_11), p_22), 0.0)
+    largest = tl.maximum(tl.max(tl.max(largest, 1), 0), 1e-30)
     once = tl.where(known, 1 / largest, 0.0)
-    twice = tl.where(number == 3, 1.0, 2.0)[None, :] * once
+    twice = tl.where(number == 3, 1.0, 2.0)[:, None] * once
     p_00 *= once
-    p_01 *= twice
-    p_02 *= twice
+    p_10 *= twice
     p_11 *= once
-    p_12 *= twice
+    p_20 *= twice
+    p_21 *= twice
     p_22 *= once
     # A product with the identity takes fewer instructions than to rearrange weights as a product is arranged.
     same = (number[:, None] == number[None, :]).to(rows_ptr.dtype.element_ty)
-    none = tl.zeros((CHANNELS, 16), tl.float32)
+    none = tl.zeros((16, CHANNELS), tl.float32)
     for first in range(0, K, CHANNELS):
         channel = first + tl.arange(0, CHANNELS)
         squares = none
         sums = none
         shifts = none
         for right in tl.static_range(PAIR):
-            rows = rows_ptr + 3 * right * SPACE * 16 + channel[:, None] * 16 + number[None, :]
+            rows = rows_ptr + 3 * right * SPACE * 16 + channel[None, :] * 16 + number[:, None]
             w_0 = tl.load(rows)
             w_1 = tl.load(rows + SPACE * 16)
             w_2 = tl.load(rows + 2 * SPACE * 16)
-            f_0 = tl.dot(w_0, same, input_precision="ieee")
-            f_1 = tl.dot(w_1, same, input_precision="ieee")
-            f_2 = tl.dot(w_2, same, input_precision="ieee")
-            squares += _multiplied(w_0, p_00, none) * f_0
-            squares += _multiplied(w_1, p_11, _multiplied(w_0, p_01, none)) * f_1
-            last = _multiplied(w_2, p_22, _multiplied(w_1, p_12, _multiplied(w_0, p_02, none)))
+            f_0 = tl.dot(same, w_0, input_precision="ieee")
+            f_1 = tl.dot(same, w_1, input_precision="ieee")
+            f_2 = tl.dot(same, w_2, input_precision="ieee")
+            squares += _multiplied(p_00, w_0, none) * f_0
+            squares += _multiplied(p_11, w_1, _multiplied(p_10, w_0, none)) * f_1
+            last = _multiplied(p_22, w_2, _multiplied(p_21, w_1, _multiplied(p_20, w_0, none)))
             squares += last * f_2
             sums += last
             if right == 0:
-                shifts += (f_0 + f_1 + f_2) * shift.to(tl.float32)[None, :]
+                shifts += (f_0 + f_1 + f_2) * shift.to(tl.float32)[:, None]
         scale = largest / (OUT[0] * OUT[1])
-        mean = tl.sum(tl.where((number == 3)[None, :], sums, 0.0), 1) * scale
-        variance = tl.sum(squares, 1) * scale - mean * mean
+        mean = tl.sum(tl.where((number == 3)[:, None], sums, 0.0), 0) * scale
+        variance = tl.sum(squares, 0) * scale - mean * mean
         rstd = tl.rsqrt(tl.maximum(variance, 0.0) + tl.cast(eps, tl.float32))
-        tl.store(mean_ptr + n * K + channel, mean + tl.sum(shifts, 1), mask=channel < K)
+        tl.store(mean_ptr + n * K + channel, mean + tl.sum(shifts, 0), mask=channel < K)
         tl.store(rstd_ptr + n * K + channel, rstd, mask=channel < K)
 
 

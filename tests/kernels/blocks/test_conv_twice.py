@@ -18,6 +18,7 @@ SHAPES = [
     pytest.param(3, 2, 9, 7, 5, 1, id="odd"),  # also a number of channels that fills no tile
     pytest.param(1, 1, 6, 6, 3, 3, id="grey"),  # with the padding that makes 32×32 of 28×28 pixels
     pytest.param(1, 3, 20, 14, 40, 0, id="several tiles"),
+    pytest.param(1, 1, 36, 34, 70, 0, id="several programs"),  # for an image and for the channels
 ]
 
 
