@@ -172,7 +172,7 @@ def evaluation_uses_the_graph(device: torch.device) -> None:
 
 
 def a_first_convolution_is_computed_twice_where_that_is_faster(device: torch.device) -> None:
-    """Time is asked before the recording and never again: for the real images, and the synthetic with their gradient."""
+    """Time is asked before the recording and never again: for real images, and for synthetic ones with gradient."""
     for is_faster in (False, True):
         asked = patch.object(choice, "_is_second_faster", return_value=is_faster)
         unknown = patch.multiple(choice, _measured={}, LEAST_STORED=0)
