@@ -1,4 +1,8 @@
-"""Whether a first convolution is stored or computed twice (`triton_conv.py`): measured where it is used."""
+"""Whether a first convolution is stored or computed again wherever it is needed: measured where it is used.
+
+The forward pass computes it twice (`triton_conv.py`), and so does the backward pass to the images, where they need a
+gradient (`triton_conv_backward.py`).
+"""
 
 from collections.abc import Callable
 

@@ -172,10 +172,11 @@ def evaluation_uses_the_graph(device: torch.device) -> None:
 
 
 def a_first_convolution_is_computed_twice_where_that_is_faster(device: torch.device) -> None:
-    """Time is asked before the recording and never again."""
+    """Time is asked before the recording and never again: for real images, and for synthetic ones with gradient."""
     for is_faster in (False, True):
         asked = patch.object(choice, "_is_second_faster", return_value=is_faster)
-        with precision_context("bf16", device), patch.object(choice, "_measured", {}), asked as measured:
+        unknown = patch.multiple(choice, _measured={}, LEAST_STORED=0)
+        with precision_context("bf16", device), unknown, asked as measured:
             step, _ = _build(dataset(*SMALL), device)
             reason = step.capture()
             assert not reason, reason
@@ -183,9 +184,10 @@ def a_first_convolution_is_computed_twice_where_that_is_faster(device: torch.dev
             with recorded() as lines:
                 step(0)
             step.close()
-        assert measured.call_count == 1, measured.call_count
+        assert measured.call_count == 2, measured.call_count
         kernels = [line.what for line in lines if line.kind == "KERNEL"]
-        assert kernels.count("triton conv_statistics_kernel") == is_faster, kernels
+        assert kernels.count("triton conv_statistics_kernel") == 2 * is_faster, kernels
+        assert kernels.count("triton fold_kernel") == is_faster, kernels
         assert not [line.what for line in lines if line.kind == "WAIT"]
 
 
