@@ -268,8 +268,8 @@ def dsa_bwd_kernel(
 
 
 _WARPS = 4
-_BLOCK = 4096 if launch.INTERPRETED else 32 * _WARPS
-"""Pixels at a time. One per thread: gathers do not vectorise, and more pixels spill."""
+_BLOCK = 4096 if launch.INTERPRETED else 64 * _WARPS
+"""Pixels at a time. Two per thread: gathers do not vectorise, and more pixels spill."""
 _WIDE = 4096 if launch.INTERPRETED else 1024
 """Pixels at a time where a plane is only summed."""
 _PROGRAMS = 1024

@@ -13,7 +13,6 @@ from torch import Tensor
 from .. import launch
 from ..numerics import LEAKY_SLOPE, is_channels_last, memory_format, pooled_shape, working_dtype
 from ..row_means import bounds, class_means
-from . import triton_tiles as tiles
 from .triton_conv import conv_norm_relu_pool as conv_norm_relu_pool
 from .triton_conv_backward import conv_norm_relu_pool_backward_x as conv_norm_relu_pool_backward_x
 from .triton_tiles import centre, choose_tile, load, pixels, place, pooled, spread, store, sum_taps
@@ -304,7 +303,7 @@ def norm_relu_pool_bwd_kernel(
         tl.store(grad_bias_ptr + n * C + channel, tl.reshape(grad_bias, (CHANNELS,)), mask=channel < C)
 
 
-_SHARES = 32
+_SHARES = 64
 """Programs among which the images of one class are divided."""
 
 
@@ -313,7 +312,7 @@ def norm_relu_pool(
 ) -> tuple[Tensor, Tensor, Tensor]:
     n, c = x.shape[:2]
     last = is_channels_last(x)
-    tile = choose_tile(x, 2 * tiles.ROOM)
+    tile = choose_tile(x)
     out = launch.empty(pooled_shape(x.shape, pool), x.dtype, x.device, last)
     mean = launch.empty((n, c), working_dtype(x.dtype), x.device)
     rstd = launch.empty((n, c), working_dtype(x.dtype), x.device)
@@ -346,7 +345,7 @@ def norm_relu_pool_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     n, c = x.shape[:2]
     last = is_channels_last(x)
-    tile = choose_tile(x, tiles.ROOM)
+    tile = choose_tile(x, backward=True)
     grad_x = launch.empty(x.shape, x.dtype, x.device, last)
     # Of each image, to be added up; none for what is absent.
     grad_weight, grad_bias = (
@@ -386,7 +385,7 @@ def norm_relu_pool_mean(
     activation: str,
     pool: str,
 ) -> Tensor:
-    tile = choose_tile(x, tiles.ROOM)
+    tile = choose_tile(x)
     if pool == "none" or tile.total > tile.windows:
         # Not the last block of a network, whose images are small: two launches serve.
         out = norm_relu_pool(x, weight, bias, eps, activation, pool)[0]

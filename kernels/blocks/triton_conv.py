@@ -13,6 +13,7 @@ those of output channel k are w_k · m and w_kᵀ Σ w_k. Σ is computed from pa
 digits to it; the 1 of each pixel gives the patches' sums as a row of the product.
 """
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -25,7 +26,7 @@ _SPACE = 128
 _PIXELS = 256
 _PAD_WARPS = 2
 """Pixels that are copied at a time, by the program of an image."""
-_POSITIONS = 32
+_POSITIONS = 64
 _STATISTICS_CHANNELS = 16
 _STATISTICS_WARPS = 1
 """Positions of a patch at a time, then output channels, in the program of an image. A product of 16 by 16 numbers has
@@ -65,6 +66,7 @@ def conv_pad_kernel(
     PADDED: tl.constexpr,
     K: tl.constexpr,
     SPACE: tl.constexpr,
+    DIGIT: tl.constexpr,
     PIXELS: tl.constexpr,
 ):
     C: tl.constexpr = IMAGE[0]
@@ -79,6 +81,7 @@ def conv_pad_kernel(
     sums_0 = tl.zeros((PIXELS,), tl.float32)
     sums_1 = tl.zeros((PIXELS,), tl.float32)
     sums_2 = tl.zeros((PIXELS,), tl.float32)
+    largest = tl.zeros((PIXELS,), tl.float32)
     for first in range(0, COUNT, PIXELS):
         pixel = first + tl.arange(0, PIXELS)
         i = pixel // PADDED[1] - PADDING
@@ -91,14 +94,19 @@ def conv_pad_kernel(
         sums_0 += x_0.to(tl.float32)
         sums_1 += x_1.to(tl.float32)
         sums_2 += x_2.to(tl.float32)
+        most = tl.maximum(tl.maximum(tl.abs(x_0), tl.abs(x_1)), tl.abs(x_2))
+        largest = tl.maximum(largest, most.to(tl.float32))
         numbers = tl.join(tl.join(x_0, x_2), tl.join(x_1, one)).reshape(PIXELS, 4)
         target = padded_ptr + pixel[:, None] * 4 + tl.arange(0, 4)[None, :]
         tl.store(target, numbers, mask=(pixel < COUNT)[:, None])
-    # The image's mean, of the images' dtype, so that a pixel less the mean is rounded once. The 1 stays 1.
+    # The image's mean, in steps of the largest number's last digit: numbers of a size less a mean of finer steps would
+    # all be rounded the same way, and their sum be off. The 1 stays 1.
     AREA: tl.constexpr = IMAGE[1] * IMAGE[2]
-    tl.store(shift_ptr + n * 4, tl.sum(sums_0, 0) / AREA)
-    tl.store(shift_ptr + n * 4 + 1, tl.sum(sums_1, 0) / AREA)
-    tl.store(shift_ptr + n * 4 + 2, tl.sum(sums_2, 0) / AREA)
+    power = (tl.max(largest, 0).to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
+    step = tl.maximum(power, 1e-30) * DIGIT
+    tl.store(shift_ptr + n * 4, tl.floor(tl.sum(sums_0, 0) / AREA / step + 0.5) * step)
+    tl.store(shift_ptr + n * 4 + 1, tl.floor(tl.sum(sums_1, 0) / AREA / step + 0.5) * step)
+    tl.store(shift_ptr + n * 4 + 2, tl.floor(tl.sum(sums_2, 0) / AREA / step + 0.5) * step)
     tl.store(shift_ptr + n * 4 + 3, 0.0)
 
 
@@ -299,6 +307,7 @@ def conv_norm_relu_pool(
         X_STRIDES=x.stride(),
         WEIGHT_STRIDES=weight.stride(),
         PADDING=padding,
+        DIGIT=torch.finfo(x.dtype).eps,
         PIXELS=_PIXELS,
         num_warps=_PAD_WARPS,
         **shared,

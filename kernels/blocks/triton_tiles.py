@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .. import launch
-from ..numerics import is_channels_last
+from ..numerics import is_channels_last, working_dtype
 
 
 @triton.jit
@@ -191,22 +191,35 @@ class Tile(NamedTuple):
         }
 
 
-_SECTOR = 32
-"""Bytes that global memory moves at once: what a channels-last tile reads of a pixel."""
 _WARPS = 16
-_WINDOWS_PER_THREAD = 8
-"""With four taps each they take 32 registers in the forward kernel, and twice as many in the backward kernel."""
-ROOM = 2**20 if launch.INTERPRETED else _WARPS * 32 * _WINDOWS_PER_THREAD
-"""Windows · channels of a tile."""
+ROOM = 2**20 if launch.INTERPRETED else 4096
+"""Windows · channels of a tile, of four taps each."""
+_LINE = 64
+"""Bytes that a channels-last tile reads of a pixel; half as many where the whole image then is one tile."""
+_FORWARD = 32
+_BACKWARD = 16
+_CONTIGUOUS = 8
+"""Windows · channels of a thread: channels-last forward and backward, and contiguous. Few threads that each read much
+keep the memory busier than many (measured on an H200)."""
 
 
-def choose_tile(x: Tensor, largest: int) -> Tile:
-    """Choose the tile for images [N, C, H, W]: `ROOM`, or up to `largest` where that holds the whole image."""
+def choose_tile(x: Tensor, *, backward: bool = False) -> Tile:
+    """Choose the tile of a kernel for images [N, C, H, W], the whole image where there is room for it."""
     _, c, h, w = x.shape
     wide = triton.next_power_of_2((w + 1) // 2)
     total = (h + 1) // 2 * wide
-    whole = triton.next_power_of_2(total)
-    channels = max(_SECTOR // x.element_size() if is_channels_last(x) else 1024 // whole, 1)
-    channels = min(triton.next_power_of_2(c), channels)
-    windows = min(whole, (largest if whole * channels <= largest else ROOM) // channels)
-    return Tile(wide, total, windows, channels, min(_WARPS, max(1, windows * channels // (32 * _WINDOWS_PER_THREAD))))
+    whole, most = triton.next_power_of_2(total), triton.next_power_of_2(c)
+    words = working_dtype(x.dtype).itemsize // 4  # registers of a value
+    room = ROOM // words
+    if is_channels_last(x):
+        per_thread = (_BACKWARD if backward else _FORWARD) // words
+        line = max(_LINE // x.element_size(), 2)
+        channels = min(most, max(line, 32 * per_thread // whole))
+        if whole * channels > room >= whole * line // 2:
+            channels = line // 2
+        windows = min(whole, room // channels)
+    else:
+        per_thread = _CONTIGUOUS
+        channels = min(most, max(1024 // whole, 1))
+        windows = whole if whole * channels <= (room if backward else 2 * room) else room // channels
+    return Tile(wide, total, windows, channels, min(_WARPS, max(1, windows * channels // (32 * per_thread))))

@@ -293,8 +293,8 @@ def draw(key: Tensor, class_offsets: Tensor, n: int, classes: Tensor, replace: b
         n_classes=class_offsets.shape[0] - 1,
         n=n,
         BLOCK=block,
-        WIDE=min(16, _MOST_DRAWN // block),  # All pairs that are compared at a time are in registers.
+        WIDE=min(32, _MOST_DRAWN // block),  # All pairs that are compared at a time are in registers.
         ROUNDS=(n - 1).bit_length() if n else 0,
-        num_warps=min(16, max(1, block // 64)),
+        num_warps=min(16, max(1, block // 32)),
     )
     return out

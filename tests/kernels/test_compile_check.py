@@ -118,7 +118,7 @@ def test_an_image_of_one_tile_is_read_once_and_others_twice() -> None:
         dtype, size, layout = {"bf16": torch.bfloat16, "fp32": torch.float32}[sizes[1]], int(sizes[2]), sizes[3]
         x = torch.empty(1, 128, size, size, dtype=dtype, device="meta")
         x = x.contiguous(memory_format=torch.channels_last) if layout == "nhwc" else x
-        tile = tiles.choose_tile(x, 2 * tiles.ROOM)
+        tile = tiles.choose_tile(x)
         loaded = report.loads["128"] * 16 * 32 * report.warps
         passes[size, dtype, layout] = 1 if tile.total <= tile.windows else 2
         assert loaded == passes[size, dtype, layout] * 4 * tile.windows * tile.channels * dtype.itemsize, report.case
