@@ -50,8 +50,10 @@ def test_every_output_is_written_once(rows: dict[str, Row]) -> None:
         ("norm_relu_pool, gradient 64², reads of memory in 64 B", 1.252),
         # The convolution written and read, the image and its weights read, a quarter written.
         ("conv_norm_relu_pool, first convolution stored", 2.3),
-        # The image and the weights read twice, a quarter written; per channel two statistics, written and read.
-        ("conv_norm_relu_pool, first convolution computed twice", 0.34),
+        # The image read, its padded copy of a third more numbers written and read twice, a quarter written; per channel
+        # two statistics, written and read. A quarter of it is the arranged weights, written and read twice, which a
+        # batch of more than two images shares.
+        ("conv_norm_relu_pool, first convolution computed twice", 0.55),
         # A partial sum in float32 for every four images of a class, each a quarter of the pixels in bfloat16.
         ("norm_relu_pool_mean", 1.13),
         # One difference in float32 for the 64 values of a class and feature, and a partial sum of squares.
