@@ -93,7 +93,7 @@ CASES = [
 LONG = [Case(f"{name}-long", 1500, 8, 128, 1000) for name in ("FashionMNIST-1", "FashionMNIST-10", "CIFAR10-1")]
 LONG += [Case("CIFAR10-10-long", 1500, 8, 128, 1000), *(Case(f"CIFAR10-{ipc}-5000", 5000, 8) for ipc in (1, 10))]
 LONG += [Case(f"CIFAR10-{ipc}-paper", 20_000, 0, 256, 1000, dm) for ipc, dm in ((1, 26.0), (10, 48.9), (50, 63.0))]
-LONG += [Case(f"CIFAR10-{ipc}-full", 10_000, 40, 128, 1000) for ipc in (1, 10, 50)]
+LONG += [Case(f"CIFAR10-{ipc}-full", 10_000, 20, 128, 1000) for ipc in (1, 10, 50)]
 """Only where they are asked for: up to hours on two cores; the last, DM's own budget and one for trained networks, are
 for a GPU."""
 

@@ -26,7 +26,7 @@ _SPACE = 128
 _PIXELS = 256
 _PAD_WARPS = 2
 """Pixels that are copied at a time, by the program of an image."""
-_POSITIONS = 64
+_POSITIONS = 32
 _STATISTICS_CHANNELS = 16
 _STATISTICS_WARPS = 1
 """Positions of a patch at a time, then output channels, in the program of an image. A product of 16 by 16 numbers has
