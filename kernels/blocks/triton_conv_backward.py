@@ -22,7 +22,7 @@ from torch import Tensor
 
 from .. import launch
 
-_SHARES = 4
+_SHARES = 8
 """Programs among which the pixels of an image are divided for Q, at most."""
 _FORM_PIXELS = 64
 _FORM_CHANNELS = 64
