@@ -8,7 +8,7 @@ A crash, a hang or a run that is cut short leaves what the others found, and wha
 go the suites' records, one of the stages (what ran, for how long, with which end), `logs/STAGE.log`, at the end
 RESULTS.md with plots, and all of it as one file, `results.tar.gz`.
 
-Without git, the environment variable FASTDM_COMMIT names the commit; FASTDM_DEVICE_NAME names the card. `gpu --device
+The environment variable FASTDM_COMMIT names the commit instead of git, FASTDM_DEVICE_NAME the card. `gpu --device
 cpu --smoke` runs the same measurements on tiny shapes anywhere. --data: as `fastdm condense --data_path`.
 """
 

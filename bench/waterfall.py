@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from bench.harness import arguments, machine, plots, records
+from bench.harness import arguments, cells, machine, plots, records
 from bench.harness.loops import LOSS_TOLERANCE, Kind, make, plain_losses
 from bench.harness.records import STEP, Recorder, Result, Row, Suite
 from bench.harness.timer import host_times, numbered
@@ -135,10 +135,16 @@ SUITE = Suite(
     """,
     plots={"times": _times},
 )
-HEADLINE = dataclasses.replace(SUITE, name="headline", title="Headline", plots={})
+_QUOTED = cells.columns(
+    "stage | name; ms | iteration | ms; × public | times_public | .1f; × compiled | times_compiled_bf16 | .2f"
+)
+HEADLINE = dataclasses.replace(
+    SUITE, name="headline", title="Headline", plots={}, quote=lambda rows: cells.table(_QUOTED, rows)
+)
 CHUNK_STEP = dataclasses.replace(
     HEADLINE,
     name="chunk",
+    quote=None,
     title="A chunk of ImageNet-1K",
     text=SUITE.text.replace("of CIFAR-10's size, 10 images per class", "of 15 of its classes at 64×64"),
 )

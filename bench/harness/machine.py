@@ -41,11 +41,13 @@ def load() -> float:
 
 
 def commit() -> str:
-    """The commit that is measured, "-dirty" if the code differs; without git, what FASTDM_COMMIT says."""
+    """The commit that is measured: what FASTDM_COMMIT says, or git, with "-dirty" if the code differs."""
+    if named := os.environ.get("FASTDM_COMMIT"):
+        return named
     git = ("git", "-C", str(REPOSITORY))
     head = _output(*git, "rev-parse", "--short=12", "HEAD")
     if not head:
-        return os.environ.get("FASTDM_COMMIT", "0000000")
+        return "0000000"
     changes = _output(*git, "status", "--porcelain", "--", "fastdm", "kernels", "csrc", "bench/*.py")
     return head + ("-dirty" if changes else "")
 

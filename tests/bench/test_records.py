@@ -111,7 +111,7 @@ def test_every_suite_measures_rooms_that_exist() -> None:
             assert records.room_hash(room) != "absent", f"{suite.name} measures {room}, which is not there"
 
 
-def test_the_commit_and_the_card_are_named_by_the_environment_where_nothing_else_does(
+def test_the_commit_and_the_card_are_named_by_the_environment(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(machine, "_output", lambda *arguments: "")

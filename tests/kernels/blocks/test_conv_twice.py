@@ -68,6 +68,21 @@ def test_it_is_that_of_float64(
         assert (out - expected).abs().max() <= bound * scale + u * float(expected.max())
 
 
+def test_rounded_pixels_leave_the_mean_where_it_is(triton_device: torch.device) -> None:
+    """Each pixel less the image's mean is rounded, by u / √3 of it in the mean square; it is part of nine patches.
+
+    Where all of a size were rounded the same way, as by a mean of finer digits, their sum would be off by u of them.
+    """
+    generator = torch.Generator().manual_seed(0)
+    u = torch.finfo(torch.float16).eps / 2
+    x, weight = inputs(4, 1, 64, 64, 16, generator, torch.float16)
+    x = x - 1  # a mean that is small has many digits
+    _, mean, _ = fused(x, weight, 1, triton_device)
+    _, expected, _ = exact(x, weight, 1)
+    one = u / 3**0.5 / 64 * weight.double().abs().flatten(1).sum(1)  # of 64² numbers, the standard deviation
+    assert ((mean - expected).abs() <= 6 * one).all()
+
+
 def test_a_flat_image_keeps_its_digits(triton_device: torch.device, interpreted: bool) -> None:
     """E[x²] − mean² in float32 would lose all of a variance of 1e-6 next to a mean of 100."""
     x = torch.full((1, 1, 10, 10), 100.0)
