@@ -12,6 +12,7 @@ from fastdm.kernels.augmentation import reference
 from fastdm.networks.architectures import build_network
 from fastdm.networks.model import initialise
 from fastdm.synthetic.initial import initial_images
+from fastdm.system.cuda_graph import captured
 
 
 class PlainStep:
@@ -54,9 +55,17 @@ class PlainStep:
         # On a CPU the reference picks the images of each family, which torch.compile cannot follow.
         self._dsa = torch.compile(reference.dsa, dynamic=False) if compiled and on_gpu else reference.dsa
         self._loss = torch.compile(loss, dynamic=False) if compiled else loss
+        self._run = self._iterate
 
     def __call__(self, iteration: int) -> Tensor:
         self._key[1:].fill_(iteration)  # An assignment to one element would wait for the device.
+        return self._run()
+
+    def capture(self) -> None:
+        """Record the iteration as a CUDA graph."""
+        self._run = captured(self._iterate, [self.images, self._velocity])
+
+    def _iterate(self) -> Tensor:
         initialise(self._network, self._key)
         weights = [layer.weight for layer in self._network.modules() if isinstance(layer, nn.Conv2d)]
         index = draw(self._key, self._offsets, self._settings.batch_real).flatten()

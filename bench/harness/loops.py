@@ -28,7 +28,7 @@ from fastdm.networks.trained import NetworkPool, flatten_parameters
 from fastdm.system.device import chosen_backend, precision_context
 
 Iteration = Callable[[int], Tensor | float]
-Kind = Literal["public", "batched", "compiled", "fastdm", "graph"]
+Kind = Literal["public", "batched", "compiled", "compiled graph", "fastdm", "graph"]
 
 LOSS_TOLERANCE = {"fp32": 1e-4, "tf32": 2**-10, "bf16": 2**-7}
 """For the relative error of a loss. For tf32 and bf16 the spacing of the operands, whose roundings average out over the
@@ -92,8 +92,11 @@ def make(kind: Kind, work: Workload, dataset: Dataset, device: torch.device, pre
         return PublicStep(dataset, settings, device), nullcontext
     flags = partial(precision_context, settings.precision, device)
     with flags() as dtype:
-        if kind in ("batched", "compiled"):
-            return PlainStep(dataset, settings, device, dtype, compiled=kind == "compiled"), flags
+        if kind in ("batched", "compiled", "compiled graph"):
+            plain = PlainStep(dataset, settings, device, dtype, compiled=kind != "batched")
+            if kind == "compiled graph":
+                plain.capture()
+            return plain, flags
         step = build(work, dataset, device, dtype, precision)[0]
         if kind == "graph" and (reason := step.capture()):
             raise RuntimeError(reason)
