@@ -6,8 +6,8 @@
 headline: the package's fastest step, the public loop and torch.compile of the batched step, also as a CUDA graph, at
 CIFAR-10's size; chunk: the same on a chunk of ImageNet-1K at 64×64; chunks: on three of them. The losses of every stage
 are compared with those of the same step through PyTorch's own layers in float32 on the CPU, which the tests compare
-with the public loop; a stage whose losses are off has no speed. A stage is timed as soon as it is right, next to the first
-one, and all of them interleaved at the end.
+with the public loop; a stage whose losses are off has no speed. A stage is timed as soon as it is right, next to the
+first one, and all of them interleaved at the end.
 """
 
 import dataclasses
