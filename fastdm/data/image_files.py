@@ -12,6 +12,7 @@ from fastdm.data.label_lists import FilesByClass
 from fastdm.data.pool import Dataset
 from fastdm.errors import FastDMError
 from fastdm.system.files import reason
+from fastdm.system.memory import is_exhausted
 from fastdm.system.notes import Tally
 
 
@@ -55,7 +56,7 @@ def _decode_all(files: FilesByClass, class_names: list[str], size: tuple[int, in
 def _decode(path: Path, size: tuple[int, int] | None, tally: Tally) -> Pixels:
     try:
         return decode_file(path, size, tally=tally)
-    except MemoryError:
-        raise
     except Exception as error:  # Pillow's decoders raise many kinds
+        if is_exhausted(error):
+            raise
         raise FastDMError(f"{path} is not a readable image: {reason(error)}") from error

@@ -15,6 +15,7 @@ from fastdm.data.decode import Pixels, eight_bits, resize
 from fastdm.data.folders import folder_name
 from fastdm.data.pool import Dataset
 from fastdm.errors import FastDMError, whole_number
+from fastdm.system.memory import is_exhausted
 from fastdm.system.notes import Tally
 
 _IMAGE_KEYS = ("image", "img")
@@ -99,9 +100,9 @@ def _read(part: Any, where: str, size: tuple[int, int] | None, tally: Tally) -> 
 def _item(part: Any, number: int, item: str) -> tuple[Any, int]:
     try:
         values = part[number]
-    except MemoryError:
-        raise
     except Exception as error:  # whatever the user's code raises
+        if is_exhausted(error):
+            raise
         raise FastDMError(f"{item} cannot be read: {type(error).__name__}: {error}") from error
     if isinstance(values, Mapping):
         picture, label = (_named(values, names, item) for names in (_IMAGE_KEYS, _LABEL_KEYS))

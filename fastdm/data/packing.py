@@ -16,7 +16,7 @@ from fastdm.errors import FastDMError, whole_number
 from fastdm.system.checks import irregular
 from fastdm.system.device import undisturbed
 from fastdm.system.files import reason, user_path
-from fastdm.system.memory import within_memory
+from fastdm.system.memory import is_exhausted, within_memory
 from fastdm.system.notes import Tally
 
 
@@ -82,6 +82,8 @@ def pack(
             partial.finish(workers)
         images.tally.report(images.name)
     except OSError as error:
+        if is_exhausted(error):
+            raise
         raise FastDMError(
             f"{out} cannot be written: {error.strerror or error} (it takes {images.bytes / 1e9:.3g} GB)"
         ) from error

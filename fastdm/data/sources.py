@@ -19,7 +19,7 @@ from fastdm.data.pool import Dataset
 from fastdm.errors import FastDMError, unknown, whole_number
 from fastdm.system.device import undisturbed
 from fastdm.system.files import user_path
-from fastdm.system.memory import within_memory
+from fastdm.system.memory import is_exhausted, within_memory
 
 Source = (
     str
@@ -151,6 +151,8 @@ def _open_path(path: Path, name: str, size: tuple[int, int] | None, io: IO) -> D
             return open_pt(path, name)
         return open_packed(path, io)
     except OSError as error:
+        if is_exhausted(error):
+            raise
         raise FastDMError(f"{error.filename or path} cannot be read: {error.strerror or error}") from error
 
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from fastdm.errors import FastDMError
 from fastdm.networks.model import Network
+from fastdm.system.memory import is_exhausted
 
 Builder = Callable[[], nn.Module]
 """Builds a network anew: a module that takes images [N, C, H, W] and gives logits [N, classes]. One to match images in
@@ -96,5 +97,7 @@ def _of_two_images(name: str, function: Callable[[Tensor], object], image_shape:
     try:
         return function(torch.zeros(2, *image_shape))
     except Exception as error:  # whatever a module of others raises
+        if is_exhausted(error):
+            raise
         lines = str(error).splitlines() or [type(error).__name__]
         raise FastDMError(f"{name} cannot take {'x'.join(map(str, image_shape))} images: {lines[0]}") from error

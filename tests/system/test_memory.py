@@ -1,51 +1,141 @@
-"""An exhausted memory is one sentence, and never the end of the process."""
+"""An exhausted memory is one sentence that says what to make smaller."""
 
+import errno
 import os
-import subprocess
-import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from PIL import Image
 
+import fastdm
+from fastdm.condensation.loop import condense_resolved
+from fastdm.condensation.settings import Settings
+from fastdm.data.pool import Dataset, Pool
 from fastdm.errors import FastDMError
+from fastdm.evaluation.measure import measure
+from fastdm.evaluation.protocol import Protocol
+from fastdm.runs.options import RunOptions
 from fastdm.system.memory import within_memory
 
-CHILD = """
-import resource
-import fastdm, numpy as np, torch
-data = np.random.default_rng(0).integers(0, 256, (40, 3, 16, 16), dtype=np.uint8), np.arange(40) % 4
-dataset = fastdm.open_dataset((*data, *data))
-fastdm.condense, fastdm.evaluate
-synthetic = fastdm.random_selection(dataset, 1)
-floats = np.zeros((600, 3, 64, 64), np.float32), np.arange(600) % 2
-calls = [
-    lambda: fastdm.condense(dataset, ipc=1, iterations=2, batch_real=4, device="cpu"),
-    lambda: fastdm.evaluate(synthetic, dataset, epochs=1, device="cpu"),
-    lambda: fastdm.open_dataset(floats),
-]
-taken = int(open("/proc/self/status").read().split("VmSize:")[1].split()[0]) * 1024
-resource.setrlimit(resource.RLIMIT_AS, (taken + MORE, taken + MORE))
-print(list(dataset.train.draw(0, 0, 4).shape))
-for call in calls:
-    try:
-        call()
-    except fastdm.FastDMError as error:
-        print(error)
-"""
+# Memory is asked for that no address space holds, so that PyTorch refuses it on every machine. A process whose memory
+# is limited would not do: Python itself does not survive every allocation that fails.
+
+SIDE = 1 << 26
+POOL = Pool(torch.zeros(1, dtype=torch.uint8).expand(4, 3, SIDE, SIDE), torch.tensor([0, 2, 4]))
+"""Images that take one byte until they are copied."""
+HUGE = Dataset("huge", POOL, POOL, ("ape", "bee"), (0.0,) * 3, (1.0,) * 3)
+CPU = torch.device("cpu")
 
 
-def test_a_process_without_memory_gets_a_sentence_from_every_call() -> None:
-    """64 threads are asked for, of which the memory holds two or three: these draw."""
-    pytest.importorskip("fastdm._native")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "FASTDM_THREADS": "64"}
-    program = CHILD.replace("MORE", str(20 << 20))
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
-    assert result.returncode == 0, result.stderr
-    drawn, *sentences = result.stdout.splitlines()
-    assert drawn == "[4, 4]"
-    start = "the memory that this process may use is not enough"
-    for sentence, advice in zip(sentences, ("batch_real or ipc", "batch_train", "fastdm pack"), strict=True):
-        assert sentence.startswith(start)
-        assert advice in sentence
+def too_much(*_: object, **__: object) -> Any:
+    return torch.empty(1 << 60, dtype=torch.uint8)
+
+
+class Greedy(torch.nn.Module):
+    def embed(self, images: torch.Tensor) -> Any:
+        return too_much(images)
+
+
+class GreedyItems(torch.utils.data.Dataset[Any]):
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, number: int) -> Any:
+        return too_much(number)
+
+
+def write_images(folder: Path) -> Path:
+    for name in ("ape", "bee"):
+        (folder / name).mkdir()
+        Image.new("RGB", (4, 4)).save(folder / name / "0.png")
+    return folder
+
+
+def open_floats(_: Path) -> object:
+    return fastdm.open_dataset((torch.zeros(1).expand(4, 3, SIDE, SIDE), torch.tensor([0, 0, 1, 1])))
+
+
+def open_folder(folder: Path) -> object:
+    return fastdm.open_dataset(write_images(folder))
+
+
+def pack_folder(folder: Path) -> object:
+    """What cannot be decoded is left out, but not what memory does not hold."""
+    return fastdm.pack(write_images(folder), folder / "packed.fastdm", on_error="skip")
+
+
+def condense(**options: Any) -> object:
+    return fastdm.condense("digits", ipc=1, iterations=1, batch_real=1, device="cpu", **options)
+
+
+def condense_huge(_: Path) -> object:
+    settings = Settings(ipc=1, iterations=1, batch_real=1).resolve(HUGE, CPU)
+    return condense_resolved(HUGE, settings, CPU, RunOptions(chunk_memory=1 << 80))
+
+
+def measure_huge(_: Path) -> object:
+    return measure(POOL, HUGE, Protocol(["ConvNet"], "none", num_eval=1, epochs=1), CPU)
+
+
+def evaluate_soft(_: Path) -> object:
+    pool = fastdm.train_pool("digits", networks=1, epochs=1, states=2, network="ConvNetD1", device="cpu")
+    return fastdm.evaluate(fastdm.random_selection("digits", 1), "digits", labels="soft", pool=pool, device="cpu")
+
+
+OPEN = "open a packed file"
+PACK = "pack .* with fewer workers or a smaller size"
+CONDENSE = "take a smaller chunk_memory, batch_real or ipc"
+EVALUATE = "take a smaller network or batch_train, or fewer threads"
+POOLS = "take .* fewer networks or states"
+
+
+@pytest.mark.parametrize(
+    ("call", "greedy", "advice"),
+    [
+        pytest.param(open_floats, "", OPEN, id="open_dataset, arrays"),
+        pytest.param(lambda _: fastdm.open_dataset(GreedyItems()), "", OPEN, id="open_dataset, the user's items"),
+        pytest.param(open_folder, "fastdm.data.image_files.decode_file", OPEN, id="open_dataset, files"),
+        pytest.param(pack_folder, "fastdm.data.decode.decode_file", PACK, id="pack"),
+        pytest.param(lambda _: fastdm.random_selection(HUGE, 1), "", "take a smaller ipc", id="random_selection"),
+        pytest.param(lambda _: fastdm.train_pool(HUGE, networks=1, epochs=1), "", POOLS, id="train_pool"),
+        pytest.param(
+            lambda _: condense(pool="any"), "fastdm.networks.trained.NetworkPool.load", CONDENSE, id="condense, pool"
+        ),
+        pytest.param(lambda _: condense(network=Greedy), "", CONDENSE, id="condense, the user's network"),
+        pytest.param(condense_huge, "", CONDENSE, id="condense_resolved"),
+        pytest.param(evaluate_soft, "fastdm.evaluation.measure.relabel", EVALUATE, id="evaluate, soft labels"),
+        pytest.param(measure_huge, "", EVALUATE, id="measure"),
+    ],
+)
+def test_every_call_says_what_to_make_smaller(
+    call: Callable[[Path], object], greedy: str, advice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if greedy:
+        monkeypatch.setattr(greedy, too_much)
+    with pytest.raises(FastDMError, match=rf"^the memory .* is not enough for [\d.]+ [PE]iB more; {advice}") as caught:
+        call(tmp_path)
+    assert "can't allocate memory" in str(caught.value.__cause__)
+
+
+@pytest.mark.parametrize(
+    ("call", "decode", "advice"),
+    [
+        (open_folder, "fastdm.data.image_files.decode_file", OPEN),
+        (pack_folder, "fastdm.data.decode.decode_file", PACK),
+    ],
+)
+def test_memory_that_the_system_lacks_is_not_blamed_on_a_file(
+    call: Callable[[Path], object], decode: str, advice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without_memory(path: Path, *_: object, **__: object) -> None:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM), str(path))
+
+    monkeypatch.setattr(decode, without_memory)
+    with pytest.raises(FastDMError, match=rf"^the memory .* is not enough; {advice}"):
+        call(tmp_path)
 
 
 @pytest.mark.parametrize(

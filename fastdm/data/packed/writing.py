@@ -36,6 +36,7 @@ from fastdm.data.packed.format import (
 )
 from fastdm.data.pool import Pool
 from fastdm.errors import FastDMError
+from fastdm.system.memory import is_exhausted
 from fastdm.system.notes import Tally
 from fastdm.system.progress import Progress
 
@@ -274,9 +275,9 @@ class Partial:
         for i in range(begin, stop):
             try:
                 pixels[i - begin] = self.images.read(i)
-            except MemoryError:
-                raise
             except Exception as error:  # Pillow's decoders raise many kinds
+                if is_exhausted(error):
+                    raise
                 if on_error == "raise":
                     self._raise(i, str(error), error)
                 skipped[i] = str(error)
