@@ -5,7 +5,6 @@ import json
 import os
 import resource
 import shutil
-import signal
 import subprocess
 import sys
 import zlib
@@ -287,21 +286,20 @@ def test_a_killed_packing_leaves_no_file_under_the_final_name(folder: Path, tmp_
     program = f"""
 import time
 from fastdm.data import packing
-from fastdm.data.packing import pack
-real = packing.decode.decode_file
-def slow(*arguments):
+def decode(*arguments):
     print("decoding", flush=True)
-    time.sleep(0.2)
-    return real(*arguments)
-packing.decode.decode_file = slow
-pack({str(folder)!r}, {str(tmp_path / "a.fdm")!r}, size=8)
+    time.sleep(600)
+packing.decode.decode_file = decode
+packing.pack({str(folder)!r}, {str(tmp_path / "a.fdm")!r}, size=8, workers=1)
 """
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "decoding\n"
-        with pytest.raises(FastDMError, match="is being written by another process"):
-            pack(folder, tmp_path / "a.fdm", size=8)
-        process.send_signal(signal.SIGKILL)
+        try:
+            with pytest.raises(FastDMError, match="is being written by another process"):
+                pack(folder, tmp_path / "a.fdm", size=8)
+        finally:
+            process.kill()
     assert not (tmp_path / "a.fdm").exists()
     pack(folder, tmp_path / "a.fdm", size=8, resume=True).verify()
 
