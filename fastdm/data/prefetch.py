@@ -100,8 +100,8 @@ class _Ring:
     def batches(self, indices: Iterator[Tensor]) -> Generator[Batch, None, None]:
         producer = threading.Thread(target=self._produce, args=(indices,), name="fastdm-prefetch", daemon=True)
         owner = os.getpid()
-        producer.start()
         try:
+            producer.start()  # in here, so that a signal just afterwards ends the thread too
             while True:
                 if os.getpid() != owner:
                     raise FastDMError("a stream cannot be used in a fork of the process that opened it; open one there")
@@ -126,7 +126,8 @@ class _Ring:
             while True:
                 self._free.get_nowait()
         self._free.put(None)
-        producer.join()
+        if producer.is_alive():  # not where a signal came before it had started
+            producer.join()
         if self._device.type == "cuda":  # nothing may still use the buffers when they are given back
             torch.cuda.synchronize(self._device)
 

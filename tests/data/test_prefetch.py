@@ -139,6 +139,23 @@ def test_gathering_goes_on_in_a_fork() -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
+@pytest.mark.parametrize("is_started", [False, True])
+def test_ctrl_c_around_the_start_of_the_thread_leaves_none(
+    is_started: bool, pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = threading.Thread.start
+
+    def interrupted(thread: threading.Thread) -> None:
+        if is_started:
+            start(thread)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        next(pool.stream(plan(pool, 9)))
+    assert not threads()
+
+
 def test_ctrl_c_leaves_no_thread(tmp_path: Path) -> None:
     program = """
 import signal, threading, time, torch
