@@ -72,11 +72,11 @@ class Browser:
 
     def until(self, script: str) -> None:
         """Wait until a condition holds; decoding an image takes a moment."""
-        for _ in range(200):
+        for _ in range(1200):
             if self.run(f"return {script}"):
                 return
             time.sleep(0.05)
-        raise AssertionError(f"{script} did not become true in ten seconds")
+        raise AssertionError(f"{script} did not become true in a minute")
 
     def close(self) -> None:
         self._ask("DELETE", "")
@@ -91,7 +91,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
         port = free.getsockname()[1]
     process = subprocess.Popen([driver, f"--port={port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        for _ in range(200):
+        for _ in range(1200):
             with socket.socket() as connection:
                 if connection.connect_ex(("127.0.0.1", port)) == 0:
                     break
