@@ -244,8 +244,9 @@ def _quote(rows: Sequence[Row]) -> str:
         ("raised", "With larger glibc malloc thresholds for both"),
         ("compiled", "Compared with all classes in one batch through torch.compile"),
     ):
-        if ratios := [row["ratio"][key] for row in timed if key in row["ratio"]]:
-            parts.append(f"{baseline}: {min(ratios):.1f} to {max(ratios):.1f} times as fast.")
+        if ratios := sorted(row["ratio"][key] for row in timed if key in row["ratio"]):
+            ends = dict.fromkeys(f"{ratio:.1f}" for ratio in (ratios[0], ratios[-1]))
+            parts.append(f"{baseline}: {' to '.join(ends)} times as fast.")
     return "\n\n".join(parts)
 
 
