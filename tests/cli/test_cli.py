@@ -6,9 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -213,51 +211,6 @@ def test_a_batch_system_s_signals_leave_a_checkpoint_and_nohup_holds(arrays: Pat
 
 
 # --- in this process, which is quicker -------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def patient_timers(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
-    """Timers start when the event is set, and have ended before SIGTERM can end this process again."""
-    begin, timers = threading.Event(), []
-
-    class Timer(threading.Timer):
-        def start(self) -> None:
-            timers.append(self)
-            super().start()
-
-        def run(self) -> None:
-            begin.wait()
-            super().run()
-
-    monkeypatch.setattr(threading, "Timer", Timer)
-    before = signal.signal(signal.SIGTERM, lambda *_: None)
-    yield begin
-    begin.set()
-    for timer in timers:
-        timer.join()
-    signal.signal(signal.SIGTERM, before)
-
-
-def test_a_signal_whose_exception_python_drops_is_sent_again(
-    patient_timers: threading.Event, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As when it arrives in the callback of a weak reference: a batch system sends no second one."""
-    left = []
-
-    class Unlucky:
-        def __del__(self) -> None:
-            signal.raise_signal(signal.SIGTERM)
-            left.append("not reached")
-
-    def work() -> None:
-        Unlucky()
-        left.append("here")
-        patient_timers.set()
-        time.sleep(10)
-
-    monkeypatch.setattr("fastdm.cli.commands.app", work)
-    assert main() == 128 + signal.SIGTERM
-    assert left == ["here"]
 
 
 def test_an_exhausted_memory_is_one_sentence(
