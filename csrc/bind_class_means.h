@@ -3,6 +3,7 @@
 
 #include "bind_arrays.h"
 #include "class_means.h"
+#include "pools.h"
 
 namespace fastdm {
 
@@ -38,7 +39,7 @@ inline void bind_class_mean_difference(const Features& real, const Features& syn
         with_data(synthetic, [&](const auto* other) {
             nb::gil_scoped_release unlocked;
             class_mean_difference<std::decay_t<decltype(*from)>, std::decay_t<decltype(*other)>>(
-                shared_pool(), {from, data_or_null(real_offsets)}, {other, synthetic_offsets.data()}, classes, width,
+                compute_pool(), {from, data_or_null(real_offsets)}, {other, synthetic_offsets.data()}, classes, width,
                 difference.data());
         });
     });
@@ -51,8 +52,8 @@ inline void bind_class_mean_difference_backward(float grad, const Array<const fl
     require_offsets("synthetic_offsets", synthetic_offsets, classes, size_of(out, 0));
     with_data(out, [&](auto* to) {
         nb::gil_scoped_release unlocked;
-        class_mean_difference_backward(shared_pool(), grad, difference.data(), synthetic_offsets.data(), classes, width,
-                                       to);
+        class_mean_difference_backward(compute_pool(), grad, difference.data(), synthetic_offsets.data(), classes,
+                                       width, to);
     });
 }
 

@@ -7,6 +7,7 @@
 #include "bind_arrays.h"
 #include "draw.h"
 #include "gather.h"
+#include "pools.h"
 #include "record_file.h"
 #include "resize.h"
 
@@ -38,7 +39,7 @@ inline void bind_draw(int64_t seed, uint32_t step, const Index& offsets, const I
                            (size > 0 ? "draw fewer, or with replace=True" : "there is nothing to draw from"));
     }
     nb::gil_scoped_release unlocked;
-    draw(shared_pool(), {static_cast<uint64_t>(seed), step}, offsets.data(), ids, rows, n, replace, out.data());
+    draw(compute_pool(), {static_cast<uint64_t>(seed), step}, offsets.data(), ids, rows, n, replace, out.data());
 }
 
 inline void bind_uniform(int64_t seed, uint32_t step, const Index& rows, uint32_t stream, const Array<float, 2>& out) {
@@ -46,7 +47,7 @@ inline void bind_uniform(int64_t seed, uint32_t step, const Index& rows, uint32_
     require_shape("out", out, {count, n});
     require_in_range("Row", rows, int64_t{1} << 32);
     nb::gil_scoped_release unlocked;
-    uniform(shared_pool(), {static_cast<uint64_t>(seed), step}, rows.data(), count, stream, n, out.data());
+    uniform(compute_pool(), {static_cast<uint64_t>(seed), step}, rows.data(), count, stream, n, out.data());
 }
 
 inline Layout layout_of(const std::string& name) {
@@ -73,19 +74,19 @@ inline void bind_gather(const Array<const uint8_t, 4>& images, const Index& inde
     if (out.dtype() == nb::dtype<uint8_t>()) {
         auto* pixels = static_cast<uint8_t*>(out.data());
         nb::gil_scoped_release unlocked;
-        if (layout == Layout::NCHW) return gather(shared_pool(), records, index.data(), n, pixels, threads);
-        return gather_convert(shared_pool(), records, {}, layout, index.data(), n, pixels, threads);
+        if (layout == Layout::NCHW) return gather(loading_pool(), records, index.data(), n, pixels, threads);
+        return gather_convert(loading_pool(), records, {}, layout, index.data(), n, pixels, threads);
     }
     const Normalisation norm = normalisation_of(scale, shift, channels);
     if (out.dtype() == nb::dtype<float>()) {
         auto* pixels = static_cast<float*>(out.data());
         nb::gil_scoped_release unlocked;
-        return gather_convert(shared_pool(), records, norm, layout, index.data(), n, pixels, threads);
+        return gather_convert(loading_pool(), records, norm, layout, index.data(), n, pixels, threads);
     }
     if (out.dtype() != kBfloat16) throw nb::type_error("out must be uint8, float32 or bfloat16.");
     auto* pixels = static_cast<bfloat16*>(out.data());
     nb::gil_scoped_release unlocked;
-    gather_convert(shared_pool(), records, norm, layout, index.data(), n, pixels, threads);
+    gather_convert(loading_pool(), records, norm, layout, index.data(), n, pixels, threads);
 }
 
 inline void bind_resize_box(const Array<const uint8_t, 3>& pixels, int64_t top, int64_t left, int64_t height,
@@ -129,7 +130,7 @@ inline void register_data(nb::module_& module) {
     module.def(
         "use_threads", [](int most) { ThreadPool::allowed() = std::max(most, 1); }, "most"_a,
         "Let at most so many threads work on the calls of this thread, the calling one included.");
-    module.def("threads", [] { return shared_pool().threads(); }, "The number of threads that the core works with.");
+    module.def("threads", [] { return compute_pool().threads(); }, "The number of threads that the core works with.");
     module.def(
         "instructions",
         [] { return this_cpu() == Cpu::avx512 ? "avx512"

@@ -9,6 +9,7 @@
 #include "conv_backward.h"
 #include "dsa.h"
 #include "norm_relu_pool.h"
+#include "pools.h"
 
 namespace fastdm {
 
@@ -59,7 +60,7 @@ inline void bind_dsa(const Maps4& images, const Table& table, const Index& group
             nb::gil_scoped_release unlocked;
             const auto augment = maps.channels == 1 ? dsa<float, std::decay_t<decltype(*from)>, Out>
                                                     : dsa<Rgb, std::decay_t<decltype(*from)>, Out>;
-            augment(shared_pool(), from, data_or_null(index), norm, rows, maps, to);
+            augment(compute_pool(), from, data_or_null(index), norm, rows, maps, to);
         });
     };
     if (images.dtype() == nb::dtype<uint8_t>()) return run(static_cast<const uint8_t*>(images.data()));
@@ -77,7 +78,7 @@ inline void bind_dsa_backward(const Maps4& grad, const Table& table, const Index
         const auto* from = static_cast<const In*>(grad.data());
         nb::gil_scoped_release unlocked;
         const auto backward = maps.channels == 1 ? dsa_backward<float, In> : dsa_backward<Rgb, In>;
-        backward(shared_pool(), from, rows, maps, grad_images.data());
+        backward(compute_pool(), from, rows, maps, grad_images.data());
     });
 }
 
@@ -108,7 +109,7 @@ inline void bind_norm_relu_pool(const Maps4& x, const Floats& weight, const Floa
     with_dtype(x, out, [&](auto* type) {
         using T = std::remove_pointer_t<decltype(type)>;
         nb::gil_scoped_release unlocked;
-        norm_relu_pool(shared_pool(), static_cast<const T*>(x.data()), maps, affine, static_cast<T*>(out.data()),
+        norm_relu_pool(compute_pool(), static_cast<const T*>(x.data()), maps, affine, static_cast<T*>(out.data()),
                        mean.data(), rstd.data());
     });
 }
@@ -129,7 +130,7 @@ inline void bind_norm_relu_pool_backward(const Maps4& grad, const Maps4& x, cons
         using T = std::remove_pointer_t<decltype(type)>;
         if (grad_x.dtype() != x.dtype()) throw nb::type_error("grad_x must have the same type as x.");
         nb::gil_scoped_release unlocked;
-        norm_relu_pool_backward(shared_pool(), static_cast<const T*>(grad.data()), static_cast<const T*>(x.data()),
+        norm_relu_pool_backward(compute_pool(), static_cast<const T*>(grad.data()), static_cast<const T*>(x.data()),
                                 maps, mean.data(), rstd.data(), affine, static_cast<T*>(grad_x.data()),
                                 grad_weight.data(), grad_bias.data());
     });
@@ -149,7 +150,7 @@ inline void bind_norm_relu_pool_mean(const Maps4& x, const Index& offsets, const
     with_dtype(x, x, [&](auto* type) {
         using T = std::remove_pointer_t<decltype(type)>;
         nb::gil_scoped_release unlocked;
-        norm_relu_pool_mean(shared_pool(), static_cast<const T*>(x.data()), maps, offsets.data(), classes, affine,
+        norm_relu_pool_mean(compute_pool(), static_cast<const T*>(x.data()), maps, offsets.data(), classes, affine,
                             out.data());
     });
 }
@@ -216,7 +217,7 @@ inline void bind_conv_norm_relu_pool(const Array<const float, 4>& x, const ConvW
     require_shape("x", x, {count, height, width, s.in});
     require_block_shapes(s, count, out, conv_out, mean, rstd);
     nb::gil_scoped_release unlocked;
-    conv_norm_relu_pool(shared_pool(), x.data(), count, s, weights_of(weight), affine, out.data(),
+    conv_norm_relu_pool(compute_pool(), x.data(), count, s, weights_of(weight), affine, out.data(),
                         data_or_null(conv_out), mean.data(), rstd.data());
 }
 
@@ -242,7 +243,7 @@ inline void bind_conv_norm_relu_pool_backward(const Array<const float, 4>& grad,
     const BlockGradients to{data_or_null(grad_x), data_or_null(grad_weight), data_or_null(grad_scale),
                             data_or_null(grad_shift)};
     nb::gil_scoped_release unlocked;
-    conv_norm_relu_pool_backward(shared_pool(), from, count, s, weights_of(weight), affine, to);
+    conv_norm_relu_pool_backward(compute_pool(), from, count, s, weights_of(weight), affine, to);
 }
 
 inline void register_conv(nb::module_& module) {

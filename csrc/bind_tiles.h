@@ -47,7 +47,7 @@ inline void bind_conv_norm_relu_pool_bfloat16(const ConstHalves& x, const HalfWe
     require_shape("x", x, {size_of(x, 0), s.in_size.height, s.in_size.width, s.in});
     const TileForm form = form_in_use();
     nb::gil_scoped_release unlocked;
-    conv_norm_relu_pool(shared_pool(), x.data(), size_of(x, 0), s, weights_of(weight), affine, out.data(),
+    conv_norm_relu_pool(compute_pool(), x.data(), size_of(x, 0), s, weights_of(weight), affine, out.data(),
                         data_or_null(conv_out), mean.data(), rstd.data(), form);
 }
 
@@ -68,7 +68,7 @@ inline void bind_conv_norm_relu_pool_backward_bfloat16(const ConstHalves& grad, 
     if (grad_shift.is_valid()) require_shape("grad_shift", grad_shift, {s.out});
     const TileForm form = form_in_use();
     nb::gil_scoped_release unlocked;
-    conv_norm_relu_pool_backward(shared_pool(), grad.data(), conv_out.data(), mean.data(), rstd.data(), count, s,
+    conv_norm_relu_pool_backward(compute_pool(), grad.data(), conv_out.data(), mean.data(), rstd.data(), count, s,
                                  weights_of(weight), affine, data_or_null(grad_x), data_or_null(grad_scale),
                                  data_or_null(grad_shift), form);
 }

@@ -25,12 +25,15 @@ inline void uniform(ThreadPool& pool, RandomKey key, const int64_t* row_ids, int
     });
 }
 
+// Words in which to draw from so many images: a bit for each, and a byte.
+inline size_t draw_scratch(int64_t size) { return static_cast<size_t>(9 * ((size + 63) / 64)); }
+
 // out: [classes, n], indices of each of class_ids, distinct unless `replace`, ascending. offsets: the first image of
 // every class of the pool, then the number of images.
 inline void draw(ThreadPool& pool, RandomKey key, const int64_t* offsets, const int64_t* class_ids, int64_t classes,
                  int64_t n, bool replace, int64_t* out, Cpu cpu = this_cpu()) {
     pool.run(classes, rows_per_block(n), [&](int64_t begin, int64_t end) {
-        std::vector<uint64_t> bitmap;
+        std::vector<uint64_t> scratch;
         for (int64_t row = begin; row < end; ++row) {
             const int64_t id = class_ids[row], first = offsets[id], size = offsets[id + 1] - first;
             int64_t* to = out + row * n;
@@ -38,8 +41,8 @@ inline void draw(ThreadPool& pool, RandomKey key, const int64_t* offsets, const 
                 FASTDM_CALL(cpu, draw_with_repeats, key, static_cast<uint32_t>(id), first, size, n, to);
                 std::sort(to, to + n);
             } else {
-                bitmap.resize(std::max(bitmap.size(), static_cast<size_t>((size + 63) / 64)));
-                FASTDM_CALL(cpu, draw_distinct, key, static_cast<uint32_t>(id), first, size, n, bitmap.data(), to);
+                scratch.resize(std::max(scratch.size(), draw_scratch(size)));
+                FASTDM_CALL(cpu, draw_distinct, key, static_cast<uint32_t>(id), first, size, n, scratch.data(), to);
             }
         }
     });

@@ -106,22 +106,64 @@ inline void list_bits(const uint64_t* bitmap, int64_t first, int64_t size, int64
     }
 }
 
-// n distinct indices from [first, first + size), ascending, uniform over all n-subsets: Floyd's algorithm (Bentley &
-// Floyd, "A sample of brilliance", CACM 1987). The drawn set is a bitmap, so reading it out sorts it.
-// bitmap: scratch for one bit per image. Requires n <= size < 2^32.
-inline void draw_distinct(RandomKey key, uint32_t class_id, int64_t first, int64_t size, int64_t n, uint64_t* bitmap,
-                          int64_t* out) {
-    std::memset(bitmap, 0, static_cast<size_t>((size + 63) / 64) * sizeof *bitmap);
+// The numbers that Floyd's algorithm draws, as a set: bits, where the branch for a number that is there already is
+// rarely taken; or bytes without a branch, since a bit's word would have to wait for the bit before.
+struct BitSet {
+    uint64_t* words;
+
+    void add(uint64_t pick, uint64_t otherwise) {
+        if (words[pick / 64] >> (pick % 64) & 1) pick = otherwise;
+        words[pick / 64] |= uint64_t{1} << (pick % 64);
+    }
+};
+
+struct ByteSet {
+    uint8_t* bytes;
+
+    void add(uint64_t pick, uint64_t otherwise) {
+        const uint64_t taken = bytes[pick];  // as a number: compilers would make a condition a branch
+        bytes[pick ^ ((pick ^ otherwise) & -taken)] = 1;
+    }
+};
+
+template <class Set>
+inline void draw_into(Set set, RandomKey key, uint32_t class_id, int64_t size, int64_t n) {
     uint32_t words[kWords];
     uint64_t last = static_cast<uint64_t>(size - n);
     for (int64_t i = 0; i < n; i += kWords) {
         random_words(key, class_id, kDrawStream, i / 4, words);
         const int64_t count = std::min(kWords, n - i);
-        for (int64_t j = 0; j < count; ++j, ++last) {
-            uint64_t pick = (words[j] * (last + 1)) >> 32;
-            if (bitmap[pick / 64] >> (pick % 64) & 1) pick = last;
-            bitmap[pick / 64] |= uint64_t{1} << (pick % 64);
-        }
+        for (int64_t j = 0; j < count; ++j, ++last) set.add((words[j] * (last + 1)) >> 32, last);
+    }
+}
+
+// Each bit is a byte's, which is 0 or 1.
+inline uint64_t bits_of_bytes(const uint8_t* bytes) {
+    uint64_t bits = 0;
+    for (int i = 0; i < 8; ++i) {
+        uint64_t eight;
+        std::memcpy(&eight, bytes + 8 * i, sizeof eight);
+        bits |= (eight * 0x0102040810204080) >> 56 << (8 * i);
+    }
+    return bits;
+}
+
+// n distinct indices from [first, first + size), ascending, uniform over all n-subsets: Floyd's algorithm (Bentley &
+// Floyd, "A sample of brilliance", CACM 1987). Reading the set out sorts it.
+// scratch: draw_scratch(size) words. Requires n <= size < 2^32.
+inline void draw_distinct(RandomKey key, uint32_t class_id, int64_t first, int64_t size, int64_t n, uint64_t* scratch,
+                          int64_t* out) {
+    constexpr int64_t kFew = 8;  // one in so many
+    const int64_t count = (size + 63) / 64;
+    uint64_t* const bitmap = scratch;
+    if (kFew * n < size) {
+        std::memset(bitmap, 0, static_cast<size_t>(count) * sizeof *bitmap);
+        draw_into(BitSet{bitmap}, key, class_id, size, n);
+    } else {
+        auto* const bytes = reinterpret_cast<uint8_t*>(bitmap + count);
+        std::memset(bytes, 0, static_cast<size_t>(64 * count));
+        draw_into(ByteSet{bytes}, key, class_id, size, n);
+        for (int64_t i = 0; i < count; ++i) bitmap[i] = bits_of_bytes(bytes + 64 * i);
     }
     list_bits(bitmap, first, size, n, out);
 }

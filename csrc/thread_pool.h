@@ -1,20 +1,16 @@
 // Threads that sleep until there is work, take blocks of it in turn, and sleep again. They never spin: on a shared
-// machine a waiting thread must not occupy a core.
+// machine a waiting thread must not occupy a core. Or a team of threads that is there already and takes the blocks.
 #pragma once
 
-#include <sched.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
-#include <cstdlib>
 #include <exception>
 #include <functional>
 #include <mutex>
-#include <stdexcept>
-#include <string>
 #include <system_error>
 #include <thread>
 #include <vector>
@@ -37,19 +33,24 @@ public:
         }
     }
 
-    ~ThreadPool() {
-        {
-            std::lock_guard lock(mutex_);
-            stopping_ = true;
-        }
-        wake_.notify_all();
-        for (std::thread& sleeper : sleepers_) sleeper.join();
-    }
+    ~ThreadPool() { end_sleepers(); }
 
     ThreadPool(const ThreadPool&) = delete;
     ThreadPool& operator=(const ThreadPool&) = delete;
 
-    int threads() const { return static_cast<int>(sleepers_.size()) + 1; }
+    // GOMP_parallel of an OpenMP runtime: calls body on so many threads (0: what `omp_set_num_threads` said), of which
+    // the caller is one.
+    using Team = void (*)(void (*body)(void*), void* data, unsigned threads, unsigned flags);
+
+    // Leaves the work to the threads of `team`, of which at most threads() take part, and ends the pool's own. Before
+    // the first run.
+    void hand_over(Team team) {
+        members_ = threads();
+        team_ = team;
+        end_sleepers();
+    }
+
+    int threads() const { return team_ ? members_ : static_cast<int>(sleepers_.size()) + 1; }
 
     // How many threads work on what the calling thread runs, itself included.
     static int& allowed() {
@@ -67,19 +68,8 @@ public:
         const int64_t workers = std::min<int64_t>({limit > 0 ? limit : threads(), threads(), allowed(), blocks});
         if (workers <= 1 || getpid() != owner_ || busy_.exchange(true)) return body(0, count);
 
-        Job job{count, block, body};
-        {
-            std::lock_guard lock(mutex_);
-            job_ = &job;
-            seats_ = workers - 1;
-        }
-        for (int64_t i = 1; i < workers; ++i) wake_.notify_one();
-        work(job);
-        {
-            std::unique_lock lock(mutex_);
-            seats_ = 0;
-            done_.wait(lock, [this] { return helping_ == 0; });
-        }
+        Job job{count, block, body, workers};
+        team_ ? run_in_team(job) : run_with_sleepers(job);
         busy_ = false;
         if (job.error) std::rethrow_exception(job.error);
     }
@@ -89,7 +79,9 @@ private:
         const int64_t count;
         const int64_t block;
         const Body& body;
+        const int64_t workers;
         std::atomic<int64_t> next{0};
+        std::atomic<int64_t> joined{0};  // threads of the team
         std::mutex error_mutex{};
         std::exception_ptr error{};
     };
@@ -104,6 +96,39 @@ private:
             std::lock_guard lock(job.error_mutex);
             if (!job.error) job.error = std::current_exception();
         }
+    }
+
+    // The whole team is called, as by PyTorch's own operations: for another number libgomp would end threads, and start
+    // them again the next time.
+    void run_in_team(Job& job) {
+        const auto join = [](void* data) {
+            Job& job = *static_cast<Job*>(data);
+            if (job.joined.fetch_add(1) < job.workers) work(job);
+        };
+        team_(join, &job, 0, 0);
+    }
+
+    void run_with_sleepers(Job& job) {
+        {
+            std::lock_guard lock(mutex_);
+            job_ = &job;
+            seats_ = job.workers - 1;
+        }
+        for (int64_t i = 1; i < job.workers; ++i) wake_.notify_one();
+        work(job);
+        std::unique_lock lock(mutex_);
+        seats_ = 0;
+        done_.wait(lock, [this] { return helping_ == 0; });
+    }
+
+    void end_sleepers() {
+        {
+            std::lock_guard lock(mutex_);
+            stopping_ = true;
+        }
+        wake_.notify_all();
+        for (std::thread& sleeper : sleepers_) sleeper.join();
+        sleepers_.clear();
     }
 
     void sleep_and_help() {
@@ -130,29 +155,8 @@ private:
     int64_t helping_ = 0;  // helpers working on it
     bool stopping_ = false;
     std::vector<std::thread> sleepers_;
+    Team team_ = nullptr;
+    int members_ = 0;
 };
-
-// FASTDM_THREADS, or the number of cores that this process may use.
-inline int default_threads() {
-    if (const char* wanted = std::getenv("FASTDM_THREADS")) {
-        char* end = nullptr;
-        const long number = std::strtol(wanted, &end, 10);
-        if (end == wanted || *end != '\0' || number < 1 || number > kMostThreads) {
-            throw std::invalid_argument(std::string("FASTDM_THREADS is '") + wanted +
-                                        "'; it must be a whole number from 1 to " + std::to_string(kMostThreads));
-        }
-        return static_cast<int>(number);
-    }
-    cpu_set_t cores;
-    if (sched_getaffinity(0, sizeof cores, &cores) == 0) return std::max(1, CPU_COUNT(&cores));
-    return std::max(1u, std::thread::hardware_concurrency());
-}
-
-// The pool that all computation shares. It is never destroyed: when the process exits, and in a fork of it, the threads
-// are already gone and cannot be joined.
-inline ThreadPool& shared_pool() {
-    static ThreadPool* pool = new ThreadPool(default_threads());
-    return *pool;
-}
 
 }  // namespace fastdm

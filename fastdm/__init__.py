@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from fastdm.synthetic.initial import random_selection, whole_set
     from fastdm.synthetic.synthetic_set import SyntheticSet
 
-# PyTorch's threads spin for milliseconds after each of their loops, on cores that fastdm's own threads need next. Some
-# microseconds are enough. (Heeded only if PyTorch is not loaded yet.)
+# PyTorch's threads, on which the C++ core computes too, spin for milliseconds after each of their loops; on a busy
+# machine others need their cores. Some microseconds are enough. (Heeded only if PyTorch is not loaded yet.)
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 __all__ = [
