@@ -141,8 +141,8 @@ def rounded_gradient_of_the_convolution(grad: Tensor, kept: tuple[Tensor, ...]) 
     ("shape", "filters", "padding"),
     [
         *BLOCKS,
-        pytest.param((23, 32, 4, 4), 64, 1, id="several shares of several images together"),
-        pytest.param((17, 3, 5, 6), 32, 0, id="several shares of gathered channels"),
+        pytest.param((23, 32, 8, 8), 32, 1, id="several shares of several rounds of images"),
+        pytest.param((19, 3, 8, 9), 32, 1, id="the same with gathered channels"),
         pytest.param((1, 128, 6, 9), 32, 1, id="many channels"),
     ],
 )
@@ -277,11 +277,12 @@ def test_a_training_step_under_autocast_goes_through_tiles() -> None:
     assert found.keys() == exact.keys()
     for name, expected in by_hand().items():
         assert torch.equal(found[name], expected), name
-    # A value of a block's convolution, some deviations large, is off by up to a few halves of an eps of bfloat16; where
-    # the normal density is 0.4 this takes about one value in 1 / HALF to the other side of the ReLU, with its share of
-    # the gradient's square. The errors of three blocks add up, and those of all other roundings are smaller.
+    # Roundings to bfloat16 move the values of a block's convolution by at most an eps of their deviation, in block k by
+    # √k times that, since its input was moved too. At 0, where the normal density is 0.4, this takes 0.4 · √k · HALF of
+    # the values, 0.8 of those that pass the ReLU, to its other side, each with its share of the gradient's square:
+    # 0.8 · (1 + √2 + √3) < 4 in all three blocks. The other roundings move the gradient by less.
     for name, gradient in found.items():
-        assert float((gradient - exact[name]).norm() / exact[name].norm()) <= (3 * HALF) ** 0.5, name
+        assert float((gradient - exact[name]).norm() / exact[name].norm()) <= (4 * HALF) ** 0.5, name
 
 
 @pytest.mark.skipif(not HAS_AMX, reason="this processor has no AMX tiles, or the system does not grant them")
