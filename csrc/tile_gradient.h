@@ -74,25 +74,34 @@ public:
     // The gradient of the first `images` of these images, added to the sums or written in their place.
     template <class Tiles>
     void run(Tiles& tiles, const bfloat16* laid, const bfloat16* packed, int64_t images, bool adds, float* sums) const {
-        const TileProduct product{images * steps_, stride_, offsets_.data(), columns_stride(), adds};
-        for (int64_t row = 0; row < rows_; row += 2 * kTileSide) {
-            const bool two = row + kTileSide < rows_;
-            // All taps read the same positions, but for a few, and the same of B: from the first cache.
-            for (int64_t column = 0; column < s_.out; column += 2 * kTileSide) {
-                const bfloat16* b = packed + column / kTileSide * columns_stride();
-                for (int64_t tap = 0; tap < (gathers_ ? 1 : 9); ++tap) {
-                    const bfloat16* from = laid + row * stride_ + distance(tap);
-                    const bfloat16* const a[2] = {from, two ? from + kTileSide * stride_ : from};
-                    float* c = sums + (tap * rows_ + row) * s_.out + column;
-                    two ? multiply_tiles<2, 2>(tiles, product, a, b, c, s_.out)
-                        : multiply_tiles<1, 2>(tiles, product, a, b, c, s_.out);
+        const int64_t steps = images * steps_;
+        for (int64_t first = 0; first < steps; first += kStepsTogether) {
+            const TileProduct product{std::min(kStepsTogether, steps - first), stride_, offsets_.data() + first,
+                                      columns_stride(), adds || first > 0};
+            for (int64_t row = 0; row < rows_; row += 2 * kTileSide) {
+                for (int64_t column = 0; column < s_.out; column += 2 * kTileSide) {
+                    const bfloat16* b = packed + column / kTileSide * columns_stride() + first * kTileElements;
+                    multiply(tiles, product, laid + row * stride_, b, row, sums + row * s_.out + column);
                 }
             }
         }
     }
 
 private:
-    static constexpr int64_t kStepsTogether = 20;
+    // Two tiles of rows and two of columns of so many steps, which all taps read, take 40 KiB: the first cache.
+    static constexpr int64_t kStepsTogether = 10;
+
+    // Of the rows from `row` on, one or two tiles of them, and of two tiles of columns: the products of all taps.
+    template <class Tiles>
+    void multiply(Tiles& tiles, const TileProduct& product, const bfloat16* from, const bfloat16* b, int64_t row,
+                  float* sums) const {
+        const bool two = row + kTileSide < rows_;
+        for (int64_t tap = 0; tap < (gathers_ ? 1 : 9); ++tap, sums += rows_ * s_.out) {
+            const bfloat16* const a[2] = {from + distance(tap), from + distance(tap) + (two ? kTileSide * stride_ : 0)};
+            two ? multiply_tiles<2, 2>(tiles, product, a, b, sums, s_.out)
+                : multiply_tiles<1, 2>(tiles, product, a, b, sums, s_.out);
+        }
+    }
 
     int64_t columns_stride() const { return images_ * steps_ * kTileElements; }
     // By which a tap moves the positions.

@@ -50,7 +50,9 @@ private:
     int64_t i_, j_;
 };
 
-// Words of two elements each, that of `even` at the lower address.
+typedef uint64_t VecLongs __attribute__((vector_size(2 * FASTDM_VECTOR_BYTES)));
+
+// Words of two elements each, that of `even` at the lower address, as on any little-endian processor.
 inline VecWords pairs(const bfloat16* even, const bfloat16* odd) {
     VecHalves first, second;
     std::memcpy(&first, even, sizeof first);
@@ -78,11 +80,12 @@ void transpose_pixels(PaddedPixels pixels, int64_t count, int64_t channels, bflo
         for (int k = 0; k < 4; ++k) from[k] = pixels.next();
         int64_t c = 0;
         for (; c + kLanes <= channels; c += kLanes) {
-            const VecWords first = pairs(from[0] + c, from[1] + c), second = pairs(from[2] + c, from[3] + c);
-            for (int64_t lane = 0; lane < kLanes; ++lane) {
-                const uint64_t four = first[lane] | uint64_t{second[lane]} << 32;
-                std::memcpy(to + (c + lane) * stride, &four, sizeof four);
-            }
+            const VecLongs first = __builtin_convertvector(pairs(from[0] + c, from[1] + c), VecLongs);
+            const VecLongs second = __builtin_convertvector(pairs(from[2] + c, from[3] + c), VecLongs);
+            const VecLongs fours = first | second << 32;
+            uint64_t lanes[kLanes];
+            std::memcpy(lanes, &fours, sizeof lanes);
+            for (int64_t lane = 0; lane < kLanes; ++lane) std::memcpy(to + (c + lane) * stride, lanes + lane, 8);
         }
         for (; c < channels; ++c) {
             for (int k = 0; k < 4; ++k) to[c * stride + k] = from[k][c];

@@ -143,7 +143,7 @@ def rounded_gradient_of_the_convolution(grad: Tensor, kept: tuple[Tensor, ...]) 
         *BLOCKS,
         pytest.param((23, 32, 8, 8), 32, 1, id="several shares of several rounds of images"),
         pytest.param((19, 3, 8, 9), 32, 1, id="the same with gathered channels"),
-        pytest.param((1, 128, 6, 9), 32, 1, id="many channels"),
+        pytest.param((1, 128, 20, 17), 32, 1, id="many channels and positions"),
     ],
 )
 def test_the_gradient_to_the_weights_is_the_exact_one_rounded_once(
