@@ -94,8 +94,8 @@ class Block(nn.Module):
 
     weight, bias: the norm's scale and shift, None where the network was built without. The convolution is an op of its
     own if it adds its bias, and under autocast, which casts what PyTorch's convolution is given. But on a CPU the block
-    stays one op under autocast to bfloat16, with and without gradient: in bfloat16 where the CPU has AMX's tiles; and in
-    float32 where it is faster in that, as PyTorch leaves its norms in float32.
+    stays one op under autocast to bfloat16: in bfloat16 where the CPU has AMX's tiles, and in float32 where it is
+    faster in that, as PyTorch leaves its norms in float32.
     """
 
     def __init__(self, conv: nn.Conv2d, affine: bool) -> None:
