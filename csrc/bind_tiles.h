@@ -58,19 +58,22 @@ inline void bind_conv_norm_relu_pool_backward_bfloat16(const ConstHalves& grad, 
                                                        const Halves& grad_x, const Array<float, 4>& grad_weight,
                                                        const Floats& grad_scale, const Floats& grad_shift) {
     require_padding(padding);
-    require(!x.is_valid() && !grad_weight.is_valid(), "Weights in bfloat16 get no gradient here.");
     const int64_t crop = 2 - 2 * padding, count = size_of(conv_out, 0);
     const ConvShape s = conv_shape_of(weight, size_of(conv_out, 1) + crop, size_of(conv_out, 2) + crop, padding);
     const Affine affine = affine_of(scale, shift, s.out, 0.0f);
     require_block_shapes(s, count, grad, conv_out, mean, rstd);
+    if (x.is_valid()) require_shape("x", x, {count, s.in_size.height, s.in_size.width, s.in});
     if (grad_x.is_valid()) require_shape("grad_x", grad_x, {count, s.in_size.height, s.in_size.width, s.in});
+    if (grad_weight.is_valid()) require_shape("grad_weight", grad_weight, {3, 3, s.in, s.out});
     if (grad_scale.is_valid()) require_shape("grad_scale", grad_scale, {s.out});
     if (grad_shift.is_valid()) require_shape("grad_shift", grad_shift, {s.out});
+    require(x.is_valid() || !grad_weight.is_valid(), "grad_weight needs x.");
+    const BlockResultsOf<bfloat16> from{grad.data(), data_or_null(x), conv_out.data(), mean.data(), rstd.data()};
+    const BlockGradientsOf<bfloat16> to{data_or_null(grad_x), data_or_null(grad_weight), data_or_null(grad_scale),
+                                        data_or_null(grad_shift)};
     const TileForm form = form_in_use();
     nb::gil_scoped_release unlocked;
-    conv_norm_relu_pool_backward(compute_pool(), grad.data(), conv_out.data(), mean.data(), rstd.data(), count, s,
-                                 weights_of(weight), affine, data_or_null(grad_x), data_or_null(grad_scale),
-                                 data_or_null(grad_shift), form);
+    conv_norm_relu_pool_backward(compute_pool(), from, count, s, weights_of(weight), affine, to, form);
 }
 
 inline void register_tiles(nb::module_& module) {
@@ -87,7 +90,7 @@ inline void register_tiles(nb::module_& module) {
                "x"_a.noconvert().none(), "conv_out"_a.noconvert(), "mean"_a.noconvert(), "rstd"_a.noconvert(),
                "weight"_a.noconvert(), "scale"_a.noconvert().none(), "shift"_a.noconvert().none(), "padding"_a,
                "grad_x"_a.noconvert().none(), "grad_weight"_a.noconvert().none(), "grad_scale"_a.noconvert().none(),
-               "grad_shift"_a.noconvert().none(), "The same in bfloat16, without the gradient to the weights.");
+               "grad_shift"_a.noconvert().none(), "The same in bfloat16, through tiles; grad_weight is float32.");
 }
 
 }  // namespace fastdm

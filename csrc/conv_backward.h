@@ -8,22 +8,26 @@ namespace fastdm {
 
 // What the backward pass of a block reads. grad: of the pooled output; x: the images, for the gradient to the weights
 // only; conv, mean, rstd: from the forward pass.
-struct BlockResults {
-    const float* grad;
-    const float* x;
-    const float* conv;
+template <class T>
+struct BlockResultsOf {
+    const T* grad;
+    const T* x;
+    const T* conv;
     const float* mean;
     const float* rstd;
 };
+using BlockResults = BlockResultsOf<float>;
 
 // Where its gradients go, nullptr for one that is not needed. x: like the images; weight: [3, 3, in, out]; scale,
 // shift: [out].
-struct BlockGradients {
-    float* x;
+template <class T>
+struct BlockGradientsOf {
+    T* x;
     float* weight;
     float* scale;
     float* shift;
 };
+using BlockGradients = BlockGradientsOf<float>;
 
 inline Workspace& shares_workspace() {
     thread_local Workspace workspace;
@@ -38,6 +42,14 @@ inline void add_up(const float* shares, int64_t stride, int64_t count, int64_t e
     }
 }
 
+// How many of `count` images add up to a share of the gradient to the weights: a multiple of `images`, which are worked
+// on together. Not few: every share is as large as the weights, and is added to the others.
+inline int64_t images_per_share(int64_t count, int64_t images) {
+    constexpr int64_t kShareImages = 8, kMostShares = 32;
+    const int64_t wanted = std::max<int64_t>(kShareImages, (count + kMostShares - 1) / kMostShares);
+    return (wanted + images - 1) / images * images;
+}
+
 // Sums over images are made of shares, added in their order afterwards: they do not depend on the number of threads.
 class BlockBackward {
 public:
@@ -46,8 +58,7 @@ public:
         : pool_(pool), from_(from), count_(count), s_(s), w_(w), affine_(affine), to_(to), cpu_(cpu) {
         images_ = is_direct(s) ? 1 : images_per_round(s);
         if (to.weight) {
-            const int64_t wanted = std::max<int64_t>(kShareImages, (count + kMostShares - 1) / kMostShares);
-            share_ = (wanted + images_ - 1) / images_ * images_;
+            share_ = images_per_share(count, images_);
         } else {
             share_ = images_ = is_direct(s) ? 1 : images_per_task(pool, count, s.backward());
         }
@@ -64,9 +75,6 @@ public:
     }
 
 private:
-    static constexpr int64_t kShareImages = 8;  // at least: each share is cleared, transformed back and added
-    static constexpr int64_t kMostShares = 32;
-
     int64_t weights() const { return 9 * s_.in * s_.out; }
     int64_t elements() const { return s_.out_size().pixels() * s_.out; }
     int64_t in_elements() const { return s_.in_size.pixels() * s_.in; }

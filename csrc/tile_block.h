@@ -1,9 +1,9 @@
-// conv.h for bfloat16: 3×3 convolution → InstanceNorm → ReLU → 2×2 average pooling of a batch of images, NHWC, through
-// tiles, and its gradient to the images, on all threads. A thread takes an image (or a few small ones) from the input
-// to the pooled output, in a workspace that stays in its cache.
+// conv.h and conv_backward.h for bfloat16: 3×3 convolution → InstanceNorm → ReLU → 2×2 average pooling of a batch of
+// images, NHWC, and its gradients, through tiles, on all threads. A thread takes an image (or a few small ones) from
+// the input to the pooled output, or back, in a workspace that stays in its cache.
 //
 // All sums are float32, and the norm reads the convolution's as they are. What is kept of them for a backward pass, and
-// what it hands on, is rounded to bfloat16, as PyTorch's convolutions round.
+// the gradients that it hands on to both convolutions, are rounded to bfloat16, as PyTorch's convolutions round.
 #pragma once
 
 #include <algorithm>
@@ -12,6 +12,7 @@
 #include "conv.h"
 #include "conv_backward.h"
 #include "tile_conv.h"
+#include "tile_gradient.h"
 
 namespace fastdm {
 
@@ -79,40 +80,103 @@ inline void conv_norm_relu_pool(ThreadPool& pool, const bfloat16* x, int64_t cou
     });
 }
 
-// grad: of the pooled output; conv_out, mean, rstd: from the forward pass; grad_x: like x, grad_scale, grad_shift:
-// [out]; nullptr for one that is not needed.
-inline void conv_norm_relu_pool_backward(ThreadPool& pool, const bfloat16* grad, const bfloat16* conv_out,
-                                         const float* mean, const float* rstd, int64_t count, const ConvShape& s,
-                                         const WeightsOf<bfloat16>& w, const Affine& affine, bfloat16* grad_x,
-                                         float* grad_scale, float* grad_shift, TileForm form, Cpu cpu = this_cpu()) {
-    const TileConv back(s.backward());
-    const MapSize size = s.out_size();
-    const int64_t elements = size.pixels() * s.out, in_elements = s.in_size.pixels() * s.in;
-    const int64_t images = images_per_task(pool, count, back);
-    // One share per image, summed in order afterwards, so that the sum does not depend on the number of threads.
-    float* shares = shares_workspace().reserve(2 * count * s.out);
-    const bfloat16* packed = grad_x ? pack_weights(pool, back, w.backward()) : nullptr;
-    pool.run(count, images, [&](int64_t begin, int64_t end) {
-        bfloat16* laid = reserve(images_workspace(), images * back.laid_elements() + elements);
-        bfloat16* grad_y = laid + images * back.laid_elements();
-        with_tiles(form, [&](auto& tiles) {
-            for (int64_t first = begin; first < end; first += images) {
-                const int64_t batch = std::min(images, end - first);
+// The backward pass, as BlockBackward has it for float32.
+class TileBackward {
+public:
+    TileBackward(ThreadPool& pool, const BlockResultsOf<bfloat16>& from, int64_t count, const ConvShape& s,
+                 const Affine& affine, const BlockGradientsOf<bfloat16>& to, TileForm form, Cpu cpu)
+        : pool_(pool),
+          from_(from),
+          count_(count),
+          s_(s),
+          affine_(affine),
+          to_(to),
+          form_(form),
+          cpu_(cpu),
+          back_(s.backward()),
+          gradient_(s) {
+        images_ = to.weight ? gradient_.images() : images_per_task(pool, count, back_);
+        share_ = to.weight ? images_per_share(count, images_) : images_;
+        shares_ = to.weight ? (count + share_ - 1) / share_ : 0;
+        // One share of the norm's sums per image.
+        norm_shares_ = shares_workspace().reserve(2 * count * s.out + shares_ * gradient_.sums_elements());
+        weight_shares_ = norm_shares_ + 2 * count * s.out;
+    }
+
+    void run(const WeightsOf<bfloat16>& w) {
+        const bfloat16* packed = to_.x ? pack_weights(pool_, back_, w.backward()) : nullptr;
+        pool_.run(count_, share_, [&](int64_t begin, int64_t end) { run_images(begin, end, packed); });
+        if (to_.scale) add_up(norm_shares_, 2 * s_.out, count_, s_.out, to_.scale);
+        if (to_.shift) add_up(norm_shares_ + s_.out, 2 * s_.out, count_, s_.out, to_.shift);
+        if (to_.weight) add_up(weight_shares_, gradient_.sums_elements(), shares_, 9 * s_.in * s_.out, to_.weight);
+    }
+
+private:
+    int64_t elements() const { return s_.out_size().pixels() * s_.out; }
+    int64_t in_elements() const { return s_.in_size.pixels() * s_.in; }
+
+    // The gradient of image n to the result of the convolution.
+    void norm_backward(int64_t n, bfloat16* grad_y) const {
+        const MapSize size = s_.out_size();
+        float* share = norm_shares_ + 2 * n * s_.out;
+        FASTDM_CALL(cpu_, norm_relu_pool_nhwc_backward, from_.grad + n * size.pooled().pixels() * s_.out,
+                    from_.conv + n * elements(), size, s_.out, from_.mean + n * s_.out, from_.rstd + n * s_.out,
+                    affine_, grad_y, share, share + s_.out);
+    }
+
+    // packed: the weights for the gradient to the images.
+    void run_images(int64_t begin, int64_t end, const bfloat16* packed) const {
+        const int64_t of_weights = to_.weight ? gradient_.packed_elements() + gradient_.laid_elements() : 0;
+        const int64_t of_images = to_.x ? images_ * back_.laid_elements() : 0;
+        bfloat16* packed_y =
+            reserve(images_workspace(), of_weights + elements() + of_images + gradient_.scratch_elements());
+        bfloat16* laid_x = packed_y + gradient_.packed_elements();
+        bfloat16* grad_y = packed_y + of_weights;
+        bfloat16* laid_y = grad_y + elements();
+        bfloat16* scratch = laid_y + of_images;
+        with_tiles(form_, [&](auto& tiles) {
+            for (int64_t first = begin; first < end; first += images_) {
+                const int64_t batch = std::min(images_, end - first);
                 for (int64_t i = 0; i < batch; ++i) {
-                    const int64_t n = first + i;
-                    float* share = shares + 2 * n * s.out;
-                    FASTDM_CALL(cpu, norm_relu_pool_nhwc_backward, grad + n * size.pooled().pixels() * s.out,
-                                conv_out + n * elements, size, s.out, mean + n * s.out, rstd + n * s.out, affine,
-                                grad_y, share, share + s.out);
-                    if (grad_x) back.lay(grad_y, laid + i * back.laid_elements(), nullptr);
+                    norm_backward(first + i, grad_y);
+                    if (to_.x) back_.lay(grad_y, laid_y + i * back_.laid_elements(), nullptr);
+                    if (!to_.weight) continue;
+                    gradient_.lay(from_.x + (first + i) * in_elements(), i, laid_x, scratch, cpu_);
+                    gradient_.pack(grad_y, i, packed_y, cpu_);
                 }
-                if (!grad_x) continue;
-                back.run(tiles, laid, batch, 0, s.in, packed, {nullptr, 0}, {grad_x + first * in_elements, s.in}, cpu);
+                if (to_.x) {
+                    const Pixels<bfloat16> grad_x{to_.x + first * in_elements(), s_.in};
+                    back_.run(tiles, laid_y, batch, 0, s_.in, packed, {nullptr, 0}, grad_x, cpu_);
+                }
+                if (to_.weight) {
+                    float* share = weight_shares_ + first / share_ * gradient_.sums_elements();
+                    gradient_.run(tiles, laid_x, packed_y, batch, first % share_ != 0, share);
+                }
             }
         });
-    });
-    if (grad_scale) add_up(shares, 2 * s.out, count, s.out, grad_scale);
-    if (grad_shift) add_up(shares + s.out, 2 * s.out, count, s.out, grad_shift);
+    }
+
+    ThreadPool& pool_;
+    const BlockResultsOf<bfloat16> from_;
+    const int64_t count_;
+    const ConvShape s_;
+    const Affine affine_;
+    const BlockGradientsOf<bfloat16> to_;
+    const TileForm form_;
+    const Cpu cpu_;
+    const TileConv back_;
+    const TileGradient gradient_;
+    int64_t images_;  // that are worked on together
+    int64_t share_;   // images of a share, a multiple of images_
+    int64_t shares_;  // of the gradient to the weights
+    float* norm_shares_;
+    float* weight_shares_;
+};
+
+inline void conv_norm_relu_pool_backward(ThreadPool& pool, const BlockResultsOf<bfloat16>& from, int64_t count,
+                                         const ConvShape& s, const WeightsOf<bfloat16>& w, const Affine& affine,
+                                         const BlockGradientsOf<bfloat16>& to, TileForm form, Cpu cpu = this_cpu()) {
+    TileBackward(pool, from, count, s, affine, to, form, cpu).run(w);
 }
 
 }  // namespace fastdm

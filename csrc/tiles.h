@@ -148,26 +148,41 @@ public:
 #endif
 
 // What a product of tiles is: rows of A are `stride` elements apart, those of step k begin offsets[k] elements further;
-// B is packed, a tile for each step, its columns `columns_stride` elements apart.
+// B is packed, a tile for each step, its columns `columns_stride` elements apart. adds: to what is there already.
 struct TileProduct {
     int64_t steps;
     int64_t stride;
     const int64_t* offsets;
     int64_t columns_stride;
+    bool adds = false;
 };
 
-// c: float32 [16 · kRows, c_stride] = A · B for kRows tiles of rows that begin at a[0] and a[1], and kColumns tiles of
-// columns: 2 × 2 of them need as many loads as multiplications.
+// The first values of the accumulators 0 to 3: what c holds, or 0.
+template <int kRows, int kColumns, class Tiles>
+void start_sums(Tiles& tiles, bool adds, const float* c, int64_t c_stride) {
+    const int64_t c_bytes = c_stride * static_cast<int64_t>(sizeof(float));
+    if (adds) {
+        tiles.template load<0>(c, c_bytes);
+        if constexpr (kColumns == 2) tiles.template load<1>(c + kTileSide, c_bytes);
+        if constexpr (kRows == 2) tiles.template load<2>(c + kTileSide * c_stride, c_bytes);
+        if constexpr (kRows == 2 && kColumns == 2) tiles.template load<3>(c + kTileSide * (c_stride + 1), c_bytes);
+    } else {
+        tiles.template zero<0>();
+        if constexpr (kColumns == 2) tiles.template zero<1>();
+        if constexpr (kRows == 2) tiles.template zero<2>();
+        if constexpr (kRows == 2 && kColumns == 2) tiles.template zero<3>();
+    }
+}
+
+// c: float32 [16 · kRows, c_stride] = A · B, or c += A · B, for kRows tiles of rows that begin at a[0] and a[1], and
+// kColumns tiles of columns: 2 × 2 of them need as many loads as multiplications.
 template <int kRows, int kColumns, class Tiles>
 void multiply_tiles(Tiles& tiles, const TileProduct& product, const bfloat16* const a[2], const bfloat16* b, float* c,
                     int64_t c_stride) {
     static_assert(1 <= kRows && kRows <= 2 && 1 <= kColumns && kColumns <= 2, "There are eight registers.");
     const int64_t stride = product.stride * static_cast<int64_t>(sizeof(bfloat16));
     const int64_t c_bytes = c_stride * static_cast<int64_t>(sizeof(float));
-    tiles.template zero<0>();
-    if constexpr (kColumns == 2) tiles.template zero<1>();
-    if constexpr (kRows == 2) tiles.template zero<2>();
-    if constexpr (kRows == 2 && kColumns == 2) tiles.template zero<3>();
+    start_sums<kRows, kColumns>(tiles, product.adds, c, c_stride);
     for (int64_t k = 0; k < product.steps; ++k, b += kTileElements) {
         tiles.template load<4>(a[0] + product.offsets[k], stride);
         tiles.template load<6>(b, kTileBytes);

@@ -94,8 +94,8 @@ class Block(nn.Module):
 
     weight, bias: the norm's scale and shift, None where the network was built without. The convolution is an op of its
     own if it adds its bias, and under autocast, which casts what PyTorch's convolution is given. But on a CPU the block
-    stays one op under autocast to bfloat16: in float32 where the CPU is faster in that, as PyTorch leaves its norms in
-    float32; and in bfloat16 where it has AMX's tiles and no gradient is needed.
+    stays one op under autocast to bfloat16: in bfloat16 where the CPU has AMX's tiles, and in float32 where it is
+    faster in that, as PyTorch leaves its norms in float32.
     """
 
     def __init__(self, conv: nn.Conv2d, affine: bool) -> None:
@@ -126,7 +126,7 @@ class Block(nn.Module):
         half = torch.get_autocast_dtype(device.type)
         if device.type != "cpu" or half != torch.bfloat16:
             return None
-        if not torch.is_grad_enabled() and stores_only_pooled(torch.empty(0, dtype=half), self.conv.weight):
+        if stores_only_pooled(torch.empty(0, dtype=half), self.conv.weight):
             return half
         return torch.float32 if fastest_precision(device) == "fp32" else None
 

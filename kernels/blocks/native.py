@@ -96,7 +96,7 @@ def conv_norm_relu_pool(
 def takes_conv_norm_relu_pool_backward(
     grad: Tensor, x: Tensor | None, conv: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, *_: Any
 ) -> bool:
-    return (conv.dtype == torch.float32 or x is None) and _can_convolve(conv.dtype, weight)
+    return _can_convolve(conv.dtype, weight)
 
 
 def conv_norm_relu_pool_backward(
@@ -117,7 +117,7 @@ def conv_norm_relu_pool_backward(
     filters, channels = weight.shape[:2]
     height, width = (size + 2 - 2 * padding for size in conv.shape[1:3])
     grad_x = conv.new_empty(len(conv) if to_x else 0, height, width, channels)
-    transposed = None if x is None else conv.new_empty(3, 3, channels, filters)
+    transposed = None if x is None else mean.new_empty(3, 3, channels, filters)
     grad_scale, grad_shift = (mean.new_empty(0 if each is None else filters) for each in (scale, shift))
     load().conv_norm_relu_pool_backward(
         grad,
@@ -136,6 +136,8 @@ def conv_norm_relu_pool_backward(
     )
     grad_weight = conv.new_empty(0)
     if transposed is not None:
+        # Rounded once, to the dtype of the weight, as autograd demands: for a bfloat16 weight, by as little as the
+        # gradient of the convolution's result, thousands of which are in the sum, was rounded before.
         grad_weight = torch.empty_like(weight).copy_(transposed.permute(3, 2, 0, 1))
     return as_nchw(grad_x, True), grad_weight, grad_scale, grad_shift
 

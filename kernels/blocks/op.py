@@ -101,9 +101,9 @@ def conv_norm_relu_pool(
     On a CPU with the C++ extension, float32 images go through the block one after the other without leaving the cache,
     forward and backward, through Winograd's F(4×4, 3×3) where there are many input channels; its rounding error is a
     few times that of the plain sum. bfloat16 images do so where the processor has AMX's tiles (unless `FASTDM_TILES` is
-    "none"): what is kept of the convolution is rounded to bfloat16, and the gradient to the weights is PyTorch's.
-    Elsewhere this is `conv2d` and `norm_relu_pool`, unless a GPU is faster at computing a first convolution again
-    wherever it is needed than at storing it, which is measured (`choice.py`): where nothing, or x alone, needs a
+    "none"): sums are float32; what is kept of the convolution, its gradient and those that come out are rounded to
+    bfloat16. Elsewhere this is `conv2d` and `norm_relu_pool`, unless a GPU is faster at computing a first convolution
+    again wherever it is needed than at storing it, which is measured (`choice.py`): where nothing, or x alone, needs a
     gradient.
 
     x: floating point [N, C, H, W]; weight: [K, C, 3, 3], of the same dtype; scale, shift: floating point [K], those of

@@ -86,12 +86,17 @@ std::vector<uint8_t> results_of_tiles(ThreadPool& pool, const ConvShape& s, int6
                         form, cpu);
     CHECK(std::memcmp(out.data(), without.data(), out.size() * sizeof(bfloat16)) == 0);
     auto grad_x = unwritten<bfloat16>(static_cast<int64_t>(x.size()));
-    auto grad_norm = unwritten<float>(2 * s.out);
-    conv_norm_relu_pool_backward(pool, grad.data(), conv.data(), mean.data(), rstd.data(), count, s, weights, affine,
-                                 grad_x.data(), grad_norm.data(), grad_norm.data() + s.out, form, cpu);
+    auto grad_weight = unwritten<float>(9 * s.in * s.out), grad_norm = unwritten<float>(2 * s.out);
+    const BlockResultsOf<bfloat16> from{grad.data(), x.data(), conv.data(), mean.data(), rstd.data()};
+    const BlockGradientsOf<bfloat16> to{grad_x.data(), grad_weight.data(), grad_norm.data(), grad_norm.data() + s.out};
+    conv_norm_relu_pool_backward(pool, from, count, s, weights, affine, to, form, cpu);
+    auto only = unwritten<bfloat16>(static_cast<int64_t>(x.size()));
+    conv_norm_relu_pool_backward(pool, from, count, s, weights, affine, {only.data(), nullptr, nullptr, nullptr}, form,
+                                 cpu);
+    CHECK(only.empty() || std::memcmp(only.data(), grad_x.data(), only.size() * sizeof(bfloat16)) == 0);
     std::vector<uint8_t> results;
     for (const auto& values : {out, conv, grad_x}) append_written(values, results);
-    for (const auto& values : {mean, rstd, grad_norm}) append_written(values, results);
+    for (const auto& values : {mean, rstd, grad_weight, grad_norm}) append_written(values, results);
     return results;
 }
 

@@ -280,6 +280,7 @@ def test_autocast_reaches_the_convolutions_of_blocks_unless_the_cpu_is_faster_in
     network = build_network("ConvNetW32", channels=3, num_classes=2, image_size=16)
     x = torch.randn(2, 3, 16, 16)
     plain = network.embed(x)
+    monkeypatch.setattr(model, "stores_only_pooled", lambda x, weight: False)  # as without tiles: see test_tiles.py
     for fastest, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
         monkeypatch.setattr(model, "fastest_precision", lambda device, fastest=fastest: fastest)
         with torch.autocast("cpu", torch.bfloat16):
