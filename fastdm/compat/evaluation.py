@@ -11,9 +11,9 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, SequentialSampler
 
 from fastdm.compat.diff_augment import DiffAugment
-from fastdm.compat.fusing import fused_blocks
 from fastdm.compat.parts import images_at_once, keep_freed_memory
 from fastdm.errors import FastDMError, whole_number
+from fastdm.networks.fusing import fused_blocks
 from fastdm.system.device import default_device, free_memory
 
 MOMENTUM = 0.9

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from fastdm.augmentation import Strategy, augment
-from fastdm.compat.fusing import fused_blocks
 from fastdm.compat.parts import images_at_once, keep_freed_memory
 from fastdm.errors import FastDMError, whole_number
 from fastdm.kernels import class_mean_difference
+from fastdm.networks.fusing import fused_blocks
 
 Embed = Callable[[Tensor], Tensor]
 

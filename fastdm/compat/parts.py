@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fastdm.compat.fusing import has_fused_blocks
 from fastdm.networks.footprint import CACHE_BYTES
+from fastdm.networks.fusing import has_fused_blocks
 
 _IMAGE_BYTES = 128 * 4
 """Bytes that a layer is taken to give per pixel of an image: those of the public ConvNet's first one. A block that is

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastdm.compat.fusing import fused_blocks, has_fused_blocks
 from fastdm.kernels import conv_norm_relu_pool, extension
+from fastdm.networks.fusing import fused_blocks, has_fused_blocks
 from tests.kernels.blocks.test_conv_block import winograd_amplification
 from tests.kernels.blocks.test_native import FLOAT, assert_near
 

@@ -1,4 +1,4 @@
-"""Blocks of a network of the caller's as single ops, as long as a call of ours lasts."""
+"""Blocks of a network of the user's as single ops."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,22 +11,30 @@ from torch import Tensor, nn
 from fastdm.kernels import conv_norm_relu_pool, stores_only_pooled
 
 
-@contextmanager
-def fused_blocks(network: nn.Module | None) -> Iterator[None]:
+def fuse(network: nn.Module) -> list[nn.Sequential]:
     """Let 3×3 convolution, InstanceNorm, ReLU and 2×2 average pooling, one after the other in a Sequential of the
-    network, be `conv_norm_relu_pool` while the context lasts, where that is one pass which keeps an image in the cache.
+    network, be `conv_norm_relu_pool` from now on, where that is one pass which keeps an image in the cache.
 
     The modules stay as they are, and whatever is not exactly these layers computes as before: other classes, layers
     with hooks or parametrisations, copies that a wrapper makes. The values are the same to rounding. The bias of such a
     convolution, which the norm subtracts again, is not added, and its gradient is 0.
+
+    Returns the Sequentials, whose forward pass is another now.
     """
-    fused = [] if network is None or _is_copied(network) else _sequences(network)
+    fused = [] if _is_copied(network) else _sequences(network)
     for sequence, steps in fused:
         sequence.forward = _Forward(steps)  # type: ignore[method-assign]  # of the instance, whose hooks are called still
+    return [sequence for sequence, _ in fused]
+
+
+@contextmanager
+def fused_blocks(network: nn.Module | None) -> Iterator[None]:
+    """`fuse` while the context lasts."""
+    fused = [] if network is None else fuse(network)
     try:
         yield
     finally:
-        for sequence, _ in fused:
+        for sequence in fused:
             del sequence.forward
 
 
