@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, SequentialSampler
 from fastdm.compat.diff_augment import DiffAugment
 from fastdm.compat.parts import images_at_once, keep_freed_memory
 from fastdm.errors import FastDMError, whole_number
+from fastdm.networks.fusing import fused_blocks
 from fastdm.system.device import default_device, free_memory
 
 MOMENTUM = 0.9
@@ -42,7 +43,9 @@ def evaluate_synset(
     it_eval: a number for the line that is printed. net: any module that gives logits [N, classes]. images_train:
     normalised [N, C, H, W]; labels_train: integers [N]. testloader: gives (images, labels); it is read when it is first
     used, and its images are kept on the device for the networks after, if they fit and are not shuffled: make another
-    loader for other images. On a CPU they go through the network in parts that suit its cache. args: device, lr_net,
+    loader for other images. On a CPU they go through the network in parts that suit its cache, and blocks of the public
+    ConvNet (3×3 convolution, GroupNorm or InstanceNorm of every channel, ReLU, 2×2 average pooling, one after the other
+    in a Sequential) are computed as one op each. args: device, lr_net,
     epoch_eval_train, batch_train, and for the augmentation dsa, dsa_strategy, dsa_param.
 
     Raises FastDMError for `args` without one of these, for images and labels that do not fit together, and for the
@@ -60,28 +63,29 @@ def evaluate_synset(
     order = _Order(len(images), batch_train)
 
     began = time.monotonic()
-    optimizer = _sgd(net, lr)
-    net.train()
-    loss_train = right = torch.zeros((), device=device)
-    for epoch in range(epochs + 1):
-        loss_train, right = torch.zeros((), device=device), torch.zeros((), device=device)
-        for index in order.epoch():
-            rows = index.to(device)
-            batch, truth = images[rows].float(), labels[rows]
-            if strategy:
-                batch = DiffAugment(batch, strategy, param=param)
-            logits = net(batch)
-            loss = functional.cross_entropy(logits, truth)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            loss_train += loss.detach() * len(rows)
-            right += (logits.detach().argmax(1) == truth).sum()
-        if epoch == epochs // 2 + 1:
-            optimizer = _sgd(net, 0.1 * lr)
-    acc_train = right.item() / len(images)  # waits for the device
-    seconds = time.monotonic() - began
-    acc_test = _accuracy(net, testloader, device)
+    with fused_blocks(net):
+        optimizer = _sgd(net, lr)
+        net.train()
+        loss_train = right = torch.zeros((), device=device)
+        for epoch in range(epochs + 1):
+            loss_train, right = torch.zeros((), device=device), torch.zeros((), device=device)
+            for index in order.epoch():
+                rows = index.to(device)
+                batch, truth = images[rows].float(), labels[rows]
+                if strategy:
+                    batch = DiffAugment(batch, strategy, param=param)
+                logits = net(batch)
+                loss = functional.cross_entropy(logits, truth)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+                loss_train += loss.detach() * len(rows)
+                right += (logits.detach().argmax(1) == truth).sum()
+            if epoch == epochs // 2 + 1:
+                optimizer = _sgd(net, 0.1 * lr)
+        acc_train = right.item() / len(images)  # waits for the device
+        seconds = time.monotonic() - began
+        acc_test = _accuracy(net, testloader, device)
     print(
         f"Evaluate_{it_eval:02d}: epoch = {epochs:04d} train time = {seconds:.0f} s train loss = "
         f"{loss_train.item() / len(images):.6f} train acc = {acc_train:.4f}, test acc = {acc_test:.4f}"

@@ -12,6 +12,7 @@ from fastdm.augmentation import Strategy, augment
 from fastdm.compat.parts import images_at_once, keep_freed_memory
 from fastdm.errors import FastDMError, whole_number
 from fastdm.kernels import class_mean_difference
+from fastdm.networks.fusing import fused_blocks
 
 Embed = Callable[[Tensor], Tensor]
 
@@ -30,7 +31,8 @@ def dm_loss(
     from `seed` and the class alone, and no global generator is touched: give every iteration another seed.
 
     The sum is that of a loop over the classes, to rounding. On a CPU, a module (`net` or `net.embed`) gets as many
-    images at a time as suit its cache, of several classes or some of one class. Everything else gets all real images,
+    images at a time as suit its cache, of several classes or some of one class, and blocks of the public ConvNet are
+    one op each (see `fastdm.compat.evaluate_synset`). Everything else gets all real images,
     then all synthetic ones: any embed on a GPU, a function of your own, and a module with BatchNorm, whose statistics
     are those of all classes, as in `main_DM.py`. Where no parameter of the module needs a gradient, the gradient is
     computed with the loss and no layer's results are kept for it.
@@ -52,12 +54,13 @@ def dm_loss(
     tables = families.draw(key, numbers, (image_syn.shape[2], image_syn.shape[3]))
     network = _module(embed)
     keep_freed_memory(device)
-    loss_of = _LossOfClasses(embed, real, len(image_syn) // classes, tables, images_at_once(network, image_syn))
     is_differentiated = image_syn.requires_grad and torch.is_grad_enabled()
-    if is_differentiated and network is not None and not any(each.requires_grad for each in network.parameters()):
-        loss: Tensor = _WithGradient.apply(image_syn, loss_of)
-        return loss
-    return torch.stack([loss_of(image_syn[loss_of.rows(part)], part) for part in loss_of.parts()]).sum()
+    with fused_blocks(network):
+        loss_of = _LossOfClasses(embed, real, len(image_syn) // classes, tables, images_at_once(network, image_syn))
+        if is_differentiated and network is not None and not any(each.requires_grad for each in network.parameters()):
+            loss: Tensor = _WithGradient.apply(image_syn, loss_of)
+            return loss
+        return torch.stack([loss_of(image_syn[loss_of.rows(part)], part) for part in loss_of.parts()]).sum()
 
 
 @dataclass(frozen=True)

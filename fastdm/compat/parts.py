@@ -5,9 +5,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastdm.networks.footprint import CACHE_BYTES
+from fastdm.networks.fusing import has_fused_blocks
 
 _IMAGE_BYTES = 128 * 4
-"""Bytes that a layer is taken to give per pixel of an image: those of the public ConvNet's first one."""
+"""Bytes that a layer is taken to give per pixel of an image: those of the public ConvNet's first one. A block that is
+one op gives a quarter, its pooled result."""
 
 
 def images_at_once(network: nn.Module | None, images: Tensor) -> int | None:
@@ -18,8 +20,8 @@ def images_at_once(network: nn.Module | None, images: Tensor) -> int | None:
     """
     if network is None or images.device.type != "cpu" or _joins_images(network):
         return None
-    height, width = images.shape[2:]
-    return max(1, CACHE_BYTES // (_IMAGE_BYTES * height * width))
+    pixels = images.shape[2] * images.shape[3] // (4 if has_fused_blocks(network) else 1)
+    return max(1, CACHE_BYTES // (_IMAGE_BYTES * max(1, pixels)))
 
 
 def _joins_images(network: nn.Module) -> bool:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fastdm.errors import FastDMError
+from fastdm.networks.fusing import fuse
 from fastdm.networks.model import Network
 from fastdm.system.memory import is_exhausted
 
@@ -27,7 +28,7 @@ def network_name(network: str | Builder) -> str:
 
 
 def build_own(builder: Builder, seed: int, device: torch.device | str = "cpu") -> nn.Module:
-    """The module that a builder gives, on the device, in channels_last.
+    """The module that a builder gives, on the device, in channels_last, its blocks fused.
 
     Its weights are what it draws itself: PyTorch's global generators are seeded with `seed` meanwhile, and then are as
     before. Raises FastDMError for what is not a module.
@@ -37,7 +38,9 @@ def build_own(builder: Builder, seed: int, device: torch.device | str = "cpu") -
         module = builder()
     if not isinstance(module, nn.Module):
         raise FastDMError(f"{network_name(builder)} gives a {type(module).__name__}; it must build a torch.nn.Module")
-    return cast(nn.Module, module.to(device, memory_format=torch.channels_last))  # type: ignore[call-overload]
+    module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    fuse(module)
+    return module
 
 
 def check_own(builder: Builder, image_shape: tuple[int, int, int], num_classes: int) -> None:
