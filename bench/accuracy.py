@@ -230,17 +230,11 @@ def _means(rows: Sequence[Row]) -> list[Row]:
 def _bars(result: Result) -> Any:
     """Accuracy under "idc" of each rung, for each budget."""
     means = [row for row in _means(result["rows"]) if "idc" in row]
-    if not means:
-        return None
-    budgets = [*dict.fromkeys(row["name"] for row in means)]
-    rungs = [rung for rung in RUNGS if any(row["rung"] == rung for row in means)]
-    found = {(row["name"], row["rung"]): row["idc"] for row in means}
+    rungs = [{"name": rung, **{row["name"]: row["idc"] for row in means if row["rung"] == rung}} for rung in RUNGS]
     colors = itertools.cycle([plots.OURS, plots.OTHER, plots.LINE, plots.THEIRS])
-    series = [
-        plots.Series(name, [found.get((name, rung), float("nan")) for rung in rungs], color)
-        for name, color in zip(budgets, colors, strict=False)
-    ]
-    return plots.bars(result, rungs, series, "test accuracy, %", row_inches=0.2 * (len(budgets) + 1))[0]
+    budgets = dict.fromkeys(row["name"] for row in means)
+    series = [plots.Series(name, name, color) for name, color in zip(budgets, colors, strict=False)]
+    return plots.bars(result, rungs, series, "test accuracy, %", row_inches=0.2 * (len(budgets) + 1))
 
 
 def _curves(result: Result) -> Any:
@@ -276,16 +270,9 @@ def _seeds(result: Result) -> Any:
     return figure
 
 
+_ACCURACY = "idc | idc | ±; dm | dm | ±; public code, dm | public | .1f"
 _SECONDS = "pool, s | pool_seconds | .0f; condensation, s | condensation_seconds | .0f"
-_SPECIAL: dict[str, cells.Cell] = {
-    "idc": cells.plus_minus("idc", "idc_std"),
-    "dm": cells.plus_minus("dm", "dm_std"),
-    "validation": lambda row: "yes" if row["validation"] else "",
-    "ce_weight": lambda row: f"{row['ce_weight']:g}" if row.get("ce_weight") else "",
-}
-_QUOTED = cells.columns(
-    f"set | name; images | rung; sets | seeds; idc; dm; public code, dm | public | .1f; {_SECONDS}", **_SPECIAL
-)
+_QUOTED = f"set | name; images | rung; sets | seeds; {_ACCURACY}; {_SECONDS}"
 _SHOWN = ("random", "dm", "partition", "pool", "trained")
 _TEXT = (
     f"Test accuracy in % of one condensed set per row, mean and standard deviation over {NETWORKS} networks at the "
@@ -297,15 +284,16 @@ BUDGETS = Suite(
     f"{_TEXT}, under the protocols of IDC and of DM; and what DM's public code reached with the same budget. Seconds "
     "of the processor, over all threads.",
     (*STEP, "synthetic", "evaluation", "applications"),
-    cells.columns(
-        f"""
-        set | name; images | rung; seed; real images per class | batch_real; epochs; held out | validation
-        lr | lr_img | g; weight of CE | ce_weight; idc; dm; public code, dm | public | .1f
-        loss, first 25 | loss_first_25 | .2f; last 25 | loss_last_25 | .2f; pool, % | pool_accuracies; {_SECONDS}
-        evaluation, s | idc_seconds | .0f
-        """,
-        **_SPECIAL,
-    ),
+    f"""
+    set | name; images | rung; seed; real images per class | batch_real; epochs; held out | validation
+    lr | lr_img | g; weight of CE | ce_weight; {_ACCURACY}
+    loss, first 25 | loss_first_25 | .2f; last 25 | loss_last_25 | .2f; pool, % | pool_accuracies; {_SECONDS}
+    evaluation, s | idc_seconds | .0f
+    """,
+    {
+        "validation": lambda row: "yes" if row["validation"] else "",
+        "ce_weight": lambda row: f"{row['ce_weight']:g}" if row.get("ce_weight") else "",
+    },
     quote=lambda rows: cells.table(_QUOTED, _means([row for row in rows if row["rung"] in _SHOWN])),
     plots={"bars": _bars, "curves": _curves},
 )
@@ -314,14 +302,11 @@ PRECISIONS = Suite(
     "Precision",
     f"DM in several precisions, seed by seed. {_TEXT}, and its difference from that in the first precision.",
     (*STEP, "evaluation"),
-    cells.columns(
-        """
-        set | name; precision; seed; dm; difference | difference | +.2f; mean loss, last quarter | last_quarter
-        condensation, s | condensation_seconds | .0f
-        """,
-        dm=_SPECIAL["dm"],
-        last_quarter=lambda row: f"{statistics.fmean(row['losses'][-max(1, len(row['losses']) // 4) :]):.2f}",
-    ),
+    """
+    set | name; precision; seed; dm | dm | ±; difference | difference | +.2f; mean loss, last quarter | last_quarter
+    condensation, s | condensation_seconds | .0f
+    """,
+    {"last_quarter": lambda row: f"{statistics.fmean(row['losses'][-max(1, len(row['losses']) // 4) :]):.2f}"},
     plots={"seeds": _seeds},
 )
 

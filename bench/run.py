@@ -144,7 +144,7 @@ def _pack(folder: Path) -> None:
 
 def _last_words(row: Row) -> str:
     """The last line of the log, where it says something: what failed, or how many tests passed."""
-    return "" if row["end"] == "done" and row["name"] != "gpu_tests" else cells.text("said")(row)
+    return "" if row["end"] == "done" and row["name"] != "gpu_tests" else cells.cell(row, "said")
 
 
 SUITE = Suite(

@@ -26,14 +26,13 @@ import os
 import tempfile
 from argparse import Namespace
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
 import torch
 
 from bench.harness import arguments, cells, machine, plots, records
-from bench.harness.loops import LOSS_TOLERANCE, ROUNDING, build, check, make
+from bench.harness.loops import LOSS_TOLERANCE, ROUNDING, build, check, make, under
 from bench.harness.records import STEP, Result, Row, Rows, Suite
 from bench.harness.timer import apart, host_times, numbered, race, within
 from bench.harness.workloads import CIFAR10, CPU, CPU_SIZES, GPU_SIZES, Workload
@@ -82,7 +81,7 @@ def ours(work: Workload, device: torch.device, precision: str) -> tuple[Loop, Ro
         if device.type == "cuda":  # As a CUDA graph, which `condense` records too.
             reason = step.capture()
             about |= {"graph": False, "capture_failure": reason} if reason else {"graph": True}
-    return numbered(step, flags, 1), about
+    return numbered(under(flags, step), 1), about
 
 
 def loop(name: str, work: Workload, device: torch.device, precision: str) -> tuple[Loop, Row]:
@@ -91,13 +90,12 @@ def loop(name: str, work: Workload, device: torch.device, precision: str) -> tup
         return ours(work, device, precision)
     dataset = work.dataset(device)
     if name == "public":
-        return numbered(*make("public", work, dataset, device, precision), 0), {}
-    (call, flags), (ours_call, _) = (make(kind, work, dataset, device, precision) for kind in ("compiled", "fastdm"))
-    with flags():
-        error = abs(float(call(0)) / float(ours_call(0)) - 1)
+        return numbered(make("public", work, dataset, device, precision)), {}
+    call, ours_call = (make(kind, work, dataset, device, precision) for kind in ("compiled", "fastdm"))
+    error = abs(float(call(0)) / float(ours_call(0)) - 1)
     if not error <= 2 * LOSS_TOLERANCE[precision]:  # Each may be off by once that.
         raise RuntimeError(f"its loss is off by {error:.1e}")
-    return numbered(call, flags, 1), {}
+    return numbered(call, 1), {}
 
 
 # --- time and memory -------------------------------------------------------------------------------------------------
@@ -117,23 +115,22 @@ def times(
     row: Row = {}
     found: dict[str, list[float]] = {}
     on_gpu = device.type == "cuda"
-    made: Loop | None = None
     for group in [[name] for name in names] if on_gpu else [names]:
-        loops = {}
+        loops: dict[str, Loop] = {}
         for name in group:
             try:
-                made, about = loop(name, work, device, precision)
+                loops[name], about = loop(name, work, device, precision)
                 if on_gpu:
-                    made()  # Where the memory does not suffice, it is for this.
-                loops[name], row = made, row | about
+                    loops[name]()  # Where the memory does not suffice, it is for this.
+                row |= about
             except Exception as error:  # A baseline's own trouble must not cost the row.
                 if name == "fastdm":
                     raise
+                loops.pop(name, None)
                 row["note"] = f"{name} failed: {records.failure(error).splitlines()[0]}"
         found |= host_times(loops, device, rounds=7, seconds=seconds, warm_up=1)
         if on_gpu:
             loops.clear()
-            made = None
             gc.collect()  # A recorded step refers to itself.
             row.setdefault("reserved_bytes", torch.cuda.memory_reserved(device))
             torch.cuda.empty_cache()
@@ -216,11 +213,9 @@ def measure_compiled(work: Workload, seconds: float) -> Row:
         row: Row = {"compile_seconds": fused.compile()}
     for step in (eager, fused):
         step(0)
-    row["error"] = float((fused.velocity - eager.velocity).norm() / eager.velocity.norm())
-    row["tolerance"] = COMPILE_TOLERANCE
-    row["correct"] = row["error"] <= COMPILE_TOLERANCE
+    row |= records.judged(float((fused.velocity - eager.velocity).norm() / eager.velocity.norm()), COMPILE_TOLERANCE)
     if row["correct"]:
-        loops = {"eager": numbered(eager, nullcontext, 1), "compiled": numbered(fused, nullcontext, 1)}
+        loops = {"eager": numbered(eager, 1), "compiled": numbered(fused, 1)}
         row |= race(loops, CPU, ("eager", "compiled"), seconds=seconds, warm_up=1)
         row |= paid_after(row)
     return row
@@ -251,19 +246,11 @@ def _quote(rows: Sequence[Row]) -> str:
 
 
 def _times(result: Result) -> Any:
-    rows = [row for row in result["rows"] if "fastdm" in row.get("seconds", {})]
-    colors = {"public": plots.THEIRS, "public raised": plots.OTHER, "compiled": plots.LINE, "fastdm": plots.OURS}
-    series = []
-    for name, color in colors.items():
-        values = [1e3 * row["seconds"].get(name, {}).get("median", math.nan) for row in rows]
-        if not all(map(math.isnan, values)):
-            texts = map(cells.number("ratio.public", "{:.1f}×"), rows) if name == "fastdm" else ()
-            series.append(plots.Series(name, values, color, [*texts]))
-    if not series:
-        return None
-    drawn, axes = plots.bars(result, [row["name"] for row in rows], series, "ms per iteration")
-    axes.set_xscale("log")
-    return drawn
+    colors = {"public": plots.THEIRS, "public raised": plots.OTHER, "compiled": plots.LINE}
+    series = [plots.Series(name, f"seconds.{name}.median", color) for name, color in colors.items()]
+    times = partial(cells.cell, key="ratio.public", form="{:.1f}×")
+    series.append(plots.Series("fastdm", "seconds.fastdm.median", plots.OURS, times))
+    return plots.bars(result, result["rows"], series, "ms per iteration", unit=1e-3, log=True)
 
 
 SIZES = Suite(
@@ -314,7 +301,7 @@ COMPILE = Suite(
     ms | eager | ms; compiled, ms | compiled | ms; × as fast | ratio | .2f
     compiling, s | compile_seconds | .1f; has paid after | paid_after | {:,.0f} iterations; error
     """,
-    slower=lambda row: f"{1 / row['ratio']:.2f}× the time without it" if row.get("ratio", 1) < 1 else "",
+    slower={"ratio": "without it"},
 )
 SUITES = {"sizes": SIZES, "recipes": RECIPES, "compile": COMPILE}
 

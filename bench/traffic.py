@@ -20,9 +20,9 @@ from unittest import mock
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from bench.baselines.plain_step import layers
 from bench.baselines.public_augment import Param, diff_augment
 from bench.harness import arguments, records
 from bench.harness.counter import OpCounter
@@ -162,10 +162,6 @@ def augmentations() -> Iterator[Row]:
         for kind in counts[0]:
             read, written, plain = np.mean([count[kind] for count in counts], 0).tolist()
             yield row(f"dsa {kind}, mode {mode}", "P", 1, (read, written), plain)
-
-
-def layers(x: Tensor) -> Tensor:
-    return F.avg_pool2d(F.relu(F.group_norm(x, x.shape[1])), 2)
 
 
 def class_means(x: Tensor) -> list[Tensor]:

@@ -23,12 +23,12 @@ from bench.harness.machine import REPOSITORY
 
 Row = dict[str, Any]
 Result = dict[str, Any]
-Column = tuple[str, Callable[[Row], str]]
+Cell = Callable[[Row], str]
 Spread = dict[str, float]
 Rows = Iterable[Row | tuple[Row, Callable[[], Row]]]
 """Whole rows, and rows whose rest is still to be measured."""
 
-FOLDER = REPOSITORY / "bench" / "results"
+FOLDER, SMOKE_FOLDER = REPOSITORY / "bench" / "results", REPOSITORY / "build" / "smoke"
 STEP = ("csrc", "kernels", "augmentation", "data", "networks", "objectives", "condensation", "system")
 """The rooms that an iteration runs through."""
 
@@ -39,9 +39,10 @@ class Suite:
 
     name: of its files, and of the block that README.md quotes. title, text: of its section in RESULTS.md.
     rooms: the code that it measures and judges by, folders (or a file) of the repository or of `fastdm/`.
-    columns, special: its table, as `cells.table` takes them.
+    columns, special: its table, as `cells.table` takes them. quoted: the columns that README.md shows, of rows that are
+        right, if those are others.
     render, quote: make the table in RESULTS.md, and that in README.md, from the rows, in place of the columns.
-    slower: says for which baseline a row is the slower one, in words, or nothing.
+    slower: keys of ratios, below 1 where a row is slower than a baseline, and that baseline: "without it".
     plots: name of a plot and its drawing, which returns None where there is nothing to draw.
     everywhere: whether its results are the same on every machine.
     """
@@ -50,11 +51,12 @@ class Suite:
     title: str
     text: str
     rooms: tuple[str, ...]
-    columns: str | Sequence[Column] = ()
-    special: Mapping[str, Callable[[Row], str]] = field(default_factory=dict)
+    columns: str = ""
+    special: Mapping[str, Cell] = field(default_factory=dict)
+    quoted: str = ""
     render: Callable[[Sequence[Row]], str] | None = None
     quote: Callable[[Sequence[Row]], str] | None = None
-    slower: Callable[[Row], str] | None = None
+    slower: Mapping[str, str] = field(default_factory=dict)
     plots: Mapping[str, Callable[[Result], Any]] = field(default_factory=dict)
     everywhere: bool = False
 
@@ -98,7 +100,7 @@ class Recorder:
         }
         rows = ",\n".join("  " + json.dumps(row, ensure_ascii=False) for row in self.rows)
         where = [] if suite.everywhere else [machine.slug(described[key]) for key in ("cpu", "device")]
-        path = folder() / f"{'--'.join([suite.name, *where])}.json"
+        path = folder(bool(self._settings.get("smoke"))) / f"{'--'.join([suite.name, *where])}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".partial")
         temporary.write_text(json.dumps(about, indent=1).removesuffix("\n}") + f',\n "rows": [\n{rows}\n ]\n}}\n')
@@ -112,9 +114,10 @@ def record(suite: Suite, options: Namespace, rows: Callable[[Namespace], Rows], 
         recorder.add(*found) if isinstance(found, tuple) else recorder.add(found)
 
 
-def folder() -> Path:
-    """Where records are written and read: the environment variable FASTDM_RESULTS, else `bench/results`."""
-    return Path(os.environ.get("FASTDM_RESULTS", FOLDER)).resolve()
+def folder(smoke: bool = False) -> Path:
+    """Where records are: the environment variable FASTDM_RESULTS says it, else `bench/results`, or `build/smoke` for
+    those of a smoke run."""
+    return Path(os.environ.get("FASTDM_RESULTS", SMOKE_FOLDER if smoke else FOLDER)).resolve()
 
 
 def load(name: str) -> list[Result]:
@@ -147,6 +150,15 @@ def room_hash(room: str) -> str:
     sources = [file for file in files if file.suffix in (".py", ".cpp", ".h") and file.is_file()]
     digests = sorted(hashlib.sha256(file.read_bytes()).digest() for file in sources)
     return hashlib.sha256(b"".join(digests)).hexdigest()[:12] if digests else "absent"
+
+
+def judged(error: float, tolerance: float, median: float | None = None, median_tolerance: float = 0.0) -> Row:
+    """An error, and where there is one a median error, with what they may be; whether they are within (NaN is not)."""
+    row: Row = {"error": error, "tolerance": tolerance, "correct": error <= tolerance}
+    if median is not None:
+        row |= {"median_error": median, "median_tolerance": median_tolerance}
+        row["correct"] &= median <= median_tolerance
+    return row
 
 
 def value(row: Row, key: str) -> Any:

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from itertools import count
 from multiprocessing import get_context
@@ -15,7 +15,6 @@ import torch
 from bench.harness.records import Row, spreads
 
 T = TypeVar("T")
-Flags = Callable[[], AbstractContextManager[Any]]
 
 ROUNDS = 20  # samples that a spread is made of, if time allows
 _ROTATION = 64  # inputs at most
@@ -151,15 +150,10 @@ def _rotating(
 # --- helpers of what is timed ----------------------------------------------------------------------------------------
 
 
-def numbered(call: Callable[[int], object], flags: Flags, first: int) -> Callable[[], None]:
-    """Calls an iteration under its flags, with the numbers that follow."""
+def numbered(call: Callable[[int], T], first: int = 0) -> Callable[[], T]:
+    """Calls an iteration with the numbers that follow."""
     numbers = count(first)
-
-    def run() -> None:
-        with flags():
-            call(next(numbers))
-
-    return run
+    return lambda: call(next(numbers))
 
 
 def within(items: Iterable[T], seconds: float) -> Iterator[T]:
