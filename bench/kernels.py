@@ -415,16 +415,16 @@ DRAM = Suite(
 
 def rows(options: Namespace, chosen: Iterable[Case]) -> Rows:
     copy_peak = records.peaks(machine.describe(options.device)).get("copy")
+    compiled = not (options.no_compile or options.smoke)
     for case in within(chosen, options.seconds):
-        how = partial(measure, case, options.device, copy_peak, options.smoke, not options.no_compile)
-        yield {"name": case.name, "op": case.op}, how
+        row = {"name": case.name, "op": case.op}
+        yield row, partial(measure, case, options.device, copy_peak, options.smoke, compiled)
 
 
 def main() -> None:
     # run: what `dram` runs under Nsight Compute.
-    parser = arguments.parser(__doc__, what=("speed", "dram", "run"), device=True, seconds=600.0)
+    parser = arguments.parser(__doc__, what=("speed", "dram", "run"), device=True, compiled=True, seconds=600.0)
     parser.add_argument("--only", nargs="+", help="ops, such as dsa")
-    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out, whose compilation is slow")
     options = parser.parse_args()
     device = options.device
     chosen = [case for case in cases(device, options.smoke) if case.op in (options.only or [case.op])]
@@ -432,13 +432,12 @@ def main() -> None:
     if options.what == "run":
         dram.run_marked((partial(case.run, *case.make(0)) for case in counted), device)
         return
-    compiled = not options.no_compile
     if options.what == "dram":
         least = {case.name: case.bytes for case in counted}
         command = ["-m", "bench.kernels", "run", *sys.argv[2:]]
-        records.record(DRAM, options, lambda _: dram.rows(command, least, device, options.seconds), compile=compiled)
+        records.record(DRAM, options, lambda _: dram.rows(command, least, device, options.seconds))
     else:
-        records.record(SUITE, options, partial(rows, chosen=chosen), compile=compiled)
+        records.record(SUITE, options, partial(rows, chosen=chosen))
 
 
 if __name__ == "__main__":

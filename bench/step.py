@@ -3,7 +3,7 @@
     python -m bench.step [--precision fp32] [--only "CIFAR-10 ipc 1" …] [--seconds 1800] [--no-compile] [--device cuda]
     python -m bench.step recipes [--precision fp32] [--seconds 1800] [--device cuda]
     python -m bench.step compile [--network ConvNetBN …]
-    with --smoke: tiny shapes
+    with --smoke: one tiny size, or network
 
 The public loop runs as its users run it: float32, one class after the other, a new network and a permutation of each
 class per iteration. The compiled one is what one would write instead: all classes in one batch, through torch.compile.
@@ -310,7 +310,7 @@ def rows(options: Namespace) -> Rows:
     device, precision, seconds = options.device, options.precision, 0.0 if options.smoke else options.seconds
     base = CIFAR10.smoke() if options.smoke else CIFAR10
     if options.what == "compile":
-        for name in options.network:
+        for name in ["LeNet"] if options.smoke else options.network:
             work = dataclasses.replace(base, network=name, batch_real=64, size=32)
             row: Row = {"name": name, "batch_real": work.batch_real, "ipc": work.ipc}
             yield row, partial(apart, measure_compiled, work, min(12.0, seconds))
@@ -322,18 +322,18 @@ def rows(options: Namespace) -> Rows:
     else:
         every = GPU_SIZES if device.type == "cuda" else CPU_SIZES
         sizes = [size for size in every if size.name.startswith(tuple(options.only))]
-        for size in within(sizes, options.seconds):
-            work, against = size.smoke() if options.smoke else size, baselines(size, options.no_compile)
+        for size in within(sizes[:1] if options.smoke else sizes, options.seconds):
+            against = baselines(size, options.no_compile or options.smoke)
+            work = size.smoke() if options.smoke else size
             row = {name: value for name, value in dataclasses.asdict(work).items() if name != "options"}
             # Two timings, and as much again for the checks and processes.
             yield row, partial(measure, work, device, precision, seconds / (4 * len(sizes)), against)
 
 
 def main() -> None:
-    parser = arguments.parser(__doc__, what=tuple(SUITES), device=True, seconds=1800.0)
+    parser = arguments.parser(__doc__, what=tuple(SUITES), device=True, compiled=True, seconds=1800.0)
     parser.add_argument("--only", nargs="+", default=[""], help="sizes, by the beginning of their names")
     parser.add_argument("--precision", choices=ROUNDING, help="default: what condense would take on this device")
-    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out of the sizes' baselines")
     parser.add_argument("--network", choices=network_names(), nargs="+", default=NETWORKS, help="of `compile`")
     options = parser.parse_args()
     if options.what == "compile":

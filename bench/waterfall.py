@@ -165,15 +165,14 @@ _CHOICES = {
 
 
 def main() -> None:
-    parser = arguments.parser(__doc__, what=tuple(_CHOICES), device=True, seconds=30.0)
+    parser = arguments.parser(__doc__, what=tuple(_CHOICES), device=True, compiled=True, seconds=30.0)
     parser.add_argument("--batch_real", type=int, default=256, help="real images per class")
-    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     options = parser.parse_args()
     device, smoke = options.device, options.smoke
     suite, work = _CHOICES[options.what]
     work = dataclasses.replace(work, batch_real=options.batch_real)
     recorder = Recorder(suite, {"smoke": smoke, "batch_real": options.batch_real}, device)
-    chosen = stages(device, not options.no_compile, headline=suite is not SUITE)
+    chosen = stages(device, not (options.no_compile or smoke), headline=suite is not SUITE)
     long = suite is not SUITE and device.type == "cuda" and not smoke
     sample = HEADLINE_SAMPLE if long else 0.02
     waterfall(recorder, work.smoke() if smoke else work, device, chosen, options.seconds, sample)
