@@ -45,6 +45,7 @@ class Suite:
     slower: keys of ratios, below 1 where a row is slower than a baseline, and that baseline: "without it".
     plots: name of a plot and its drawing, which returns None where there is nothing to draw.
     everywhere: whether its results are the same on every machine.
+    keys: by these a row replaces one of an earlier run, whose other rows stay; without any, a run replaces them all.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Suite:
     slower: Mapping[str, str] = field(default_factory=dict)
     plots: Mapping[str, Callable[[Result], Any]] = field(default_factory=dict)
     everywhere: bool = False
+    keys: tuple[str, ...] = ()
 
     def load(self) -> list[Result]:
         """Its records, one of each machine."""
@@ -66,14 +68,19 @@ class Suite:
 
 
 class Recorder:
-    """The rows of one run, printed and saved as they come, in place of those of an earlier run on this machine."""
+    """The rows of one run, printed and saved as they come, in place of those of an earlier run on this machine.
+
+    rows: those so far, after the ones that are kept (see `Suite.keys`).
+    """
 
     def __init__(self, suite: Suite, settings: Mapping[str, Any], device: torch.device | str = "cpu") -> None:
-        self.rows: list[Row] = []
+        self.rows = same_machine(machine.describe(device), suite.name) if suite.keys else []
         self._suite, self._settings, self._device = suite, settings, str(device)
 
     def add(self, row: Row, measure: Callable[[], Row] | None = None) -> Row:
         """Keep a row, with what `measure` returns or, so that the other rows are still measured, how it failed."""
+        if keys := self._suite.keys:
+            self.rows = [earlier for earlier in self.rows if any(earlier.get(key) != row.get(key) for key in keys)]
         self.rows.append(row)
         if measure is not None:
             try:
