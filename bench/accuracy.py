@@ -128,12 +128,10 @@ def measure(case: Case, dataset: Dataset, rung: str, how: dict[str, Any], option
     checked: dict[int, torch.Tensor] = {}
     if rung != "random":
         losses: list[float] = []
-        moments: list[float] = []
         checks = {case.iterations * check // options.checks for check in range(1, options.checks)}
 
         def after(iteration: int, loss: float, images: torch.Tensor) -> None:
             losses.append(loss)
-            moments.append(time.perf_counter())
             if len(losses) in checks:
                 checked[len(losses)] = images.detach().cpu().clone()
 
@@ -147,8 +145,6 @@ def measure(case: Case, dataset: Dataset, rung: str, how: dict[str, Any], option
         condensed, row["condensation_seconds"] = timed(condense, options.device)
         row |= {name: condensed.settings[name] for name in ("precision", "lr_img", "ce_weight")}
         if losses:
-            # The first iteration ends after the step was built, compiled or recorded.
-            row["seconds_per_iteration"] = round((moments[-1] - moments[0]) / max(1, len(moments) - 1), 4)
             row["loss_first_25"] = round(statistics.fmean(losses[:25]), 3)
             row["loss_last_25"] = round(statistics.fmean(losses[-25:]), 3)
             row["losses"] = [round(statistics.fmean(part), 4) for part in _parts(losses, 100)]

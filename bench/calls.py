@@ -40,7 +40,9 @@ from fastdm.compat import RealImages, dm_loss, evaluate_synset
 from fastdm.data.unread import unread_dataset
 
 CLASSES, SHAPE = 10, (3, 32, 32)
-MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+IMAGES = dataclasses.replace(
+    unread_dataset(CLASSES, CLASSES, SHAPE), mean=(0.4914, 0.4822, 0.4465), std=(0.2023, 0.1994, 0.2010)
+)
 EPS = torch.finfo(torch.float32).eps
 
 Call = Callable[[], object]
@@ -118,15 +120,15 @@ def gather() -> Pair:
 
 
 def _network() -> ConvNet:
-    return ConvNet(unread_dataset(CLASSES, CLASSES, SHAPE), fastdm.Settings(network="ConvNet"))
+    return ConvNet(IMAGES, fastdm.Settings(network="ConvNet"))
 
 
 def evaluation(ipc: int, epochs: int, tests: int) -> Pair:
     """Training and testing one network on `ipc` images per class, after the first has read the test set."""
-    data = PublicImages(ipc, CLASSES, SHAPE, MEAN, STD)
+    data = PublicImages(ipc, IMAGES)
     images = torch.stack([data[i][0] for i in range(len(data))])
     labels = torch.from_numpy(data.labels)
-    loader = DataLoader(PublicImages(tests // CLASSES, CLASSES, SHAPE, MEAN, STD, seed=1), batch_size=256)
+    loader = DataLoader(PublicImages(tests // CLASSES, IMAGES, seed=1), batch_size=256)
     args, start = public_arguments(epochs - 1), _network()
 
     def ours() -> float:
@@ -143,10 +145,10 @@ def evaluation(ipc: int, epochs: int, tests: int) -> Pair:
 
 def real_images(per_class: int) -> Pair:
     """Reading all images into tensors and taking a batch of one class from them."""
-    data = PublicImages(per_class, CLASSES, SHAPE, MEAN, STD)
+    data = PublicImages(per_class, IMAGES)
 
     def ours() -> Tensor:
-        real = RealImages((data.images, data.labels), mean=MEAN, std=STD)
+        real = RealImages((data.images, data.labels), mean=IMAGES.mean, std=IMAGES.std)
         np.random.seed(0)  # noqa: NPY002
         return real.get_images(3, 256)
 

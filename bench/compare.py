@@ -34,9 +34,6 @@ Turns = Callable[[int], float]
 """Takes so many turns; returns seconds per turn."""
 
 
-# --- what is compared ------------------------------------------------------------------------------------------------
-
-
 def _step(device: torch.device) -> Turns:
     """Iterations of `fastdm.condense` at CIFAR-10's size with 64 real images per class."""
     import fastdm
@@ -112,9 +109,6 @@ OPS: dict[str, Callable[[], tuple[Any, ...]]] = {
 }
 BENCHMARKS: dict[str, Callable[[torch.device], Turns]] = {"step": _step, "gather": _gather, "pack": _pack}
 BENCHMARKS |= {name: partial(_op, name, arguments) for name, arguments in OPS.items()}
-
-
-# --- one process for each commit -------------------------------------------------------------------------------------
 
 
 def use(library: Path) -> None:

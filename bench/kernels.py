@@ -13,7 +13,6 @@ dram: the bytes that the memory of a GPU moves in a call, which Nsight Compute c
 import itertools
 import math
 import sys
-import time
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -315,11 +314,9 @@ def measure(case: Case, device: torch.device, copy_peak: float | None, smoke: bo
     functions = {"fastdm": case.run, "eager": case.eager}
     if compiled:
         torch._dynamo.reset()
-        start = time.perf_counter()
         function = torch.compile(case.eager, dynamic=False)
         try:
             function(*values)
-            row["compile_seconds"] = round(time.perf_counter() - start, 2)
             functions["compile"] = function
         except Exception as error:  # The baseline's own trouble must not cost the row.
             row["note"] = f"torch.compile failed: {records.failure(error).splitlines()[0]}"
@@ -327,7 +324,6 @@ def measure(case: Case, device: torch.device, copy_peak: float | None, smoke: bo
         row["peak_bytes"] = {name: machine.taken(partial(f, *values), device) for name, f in functions.items()}
     inputs = [case.make(seed) for seed in range(2 if smoke else rotation(case.bytes, device))]
     times = device_times(functions, inputs, device, seconds=0 if smoke else 0.5 * len(functions))
-    row["rotation"] = len(inputs)
     row["seconds"] = records.spreads(times)
     median = {name: spread["median"] for name, spread in row["seconds"].items()}
     row["speedup"] = {name: median[name] / median["fastdm"] for name in median if name != "fastdm"}

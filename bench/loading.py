@@ -178,12 +178,10 @@ def loader(folder: Path, what: str, path: Path, target: float) -> Row:
     out = torch.zeros(len(classes), DRAWN, 3, 64, 64, dtype=torch.uint8)
     ours, theirs = [], []
     for turn in range(3):
-        images, start = 0, 0.0
-        for batch, _ in batches:
-            if start:
-                images += len(batch)
-            else:  # the first batch brings the workers up
-                start = time.perf_counter()
+        rest = iter(batches)
+        next(rest)  # brings the workers up
+        start = time.perf_counter()
+        images = sum(len(batch) for batch, _ in rest)
         theirs.append((time.perf_counter() - start) / max(1, images))
         index = pool.draw(0, turn, DRAWN, classes)
         gathering = [timed(partial(pool.gather, index, out=out), 1, CPU) for _ in range(9)]
@@ -205,17 +203,20 @@ def packing(files: list[Path], repeats: int) -> Iterator[Row]:
 
     for path in files:  # no speed of what is wrong
         np.testing.assert_array_equal(ours(path), pillow(path))
-    forms = {"ours": (ours, 1), "pillow": (pillow, 1), "two": (ours, 2)}
-    runs: dict[str, Callable[[], object]] = {name: partial(all_of, *form) for name, form in forms.items()}
     halves = [files[::2], files[1::2]]
     with ProcessPoolExecutor(2, get_context("spawn")) as processes:
         list(processes.map(_decode, halves))  # brings both up
-        runs["one process"] = lambda: processes.submit(_decode, files).result()
-        runs["two processes"] = lambda: list(processes.map(_decode, halves))
-        t = interleaved(max(2, repeats // 2), **runs)
+        t = interleaved(
+            max(2, repeats // 2),
+            ours=lambda: all_of(ours, 1),
+            pillow=lambda: all_of(pillow, 1),
+            two=lambda: all_of(ours, 2),
+            one_process=lambda: processes.submit(_decode, files).result(),
+            two_processes=lambda: list(processes.map(_decode, halves)),
+        )
     what, n, decoder = "JPEGs of about 500x375 to 64x64", len(files), decode.decoder_name()
     yield faster(f"packing over Pillow, one thread, {what}", t["ours"], t["pillow"], n, 1.2, DECODING, decoder=decoder)
-    ceiling = records.spread(t["one process"])["median"] / records.spread(t["two processes"])["median"]
+    ceiling = records.spread(t["one_process"])["median"] / records.spread(t["two_processes"])["median"]
     note = f"two processes of Pillow, which share nothing but the processor, decode {ceiling:.2f} times as fast as one"
     yield faster(f"packing, two threads over one, {what}", t["two"], t["ours"], n, 1.9, note=note)
 

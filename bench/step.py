@@ -80,7 +80,7 @@ def ours(work: Workload, device: torch.device, precision: str) -> tuple[Loop, Ro
         }
         if device.type == "cuda":  # As a CUDA graph, which `condense` records too.
             reason = step.capture()
-            about |= {"graph": False, "capture_failure": reason} if reason else {"graph": True}
+            about |= {"graph": False, "note": reason} if reason else {"graph": True}
     return numbered(under(flags, step), 1), about
 
 
@@ -132,7 +132,6 @@ def times(
         if on_gpu:
             loops.clear()
             gc.collect()  # A recorded step refers to itself.
-            row.setdefault("reserved_bytes", torch.cuda.memory_reserved(device))
             torch.cuda.empty_cache()
     return row | {"seconds": records.spreads(found)}
 
@@ -154,7 +153,6 @@ def measure(work: Workload, device: torch.device, precision: str, limit: float, 
         return row
     if on_cpu:
         row |= apart(times, work, device, precision, names, limit)
-        row["load"] = machine.load()
         row["peak_mib"] = {name: apart(cpu_peak, work, precision, name) for name in names if name != "compiled"}
         raised = apart(times, work, device, precision, names, limit, True)["seconds"]
         row["seconds"] |= {f"{name} raised": spread for name, spread in raised.items()}

@@ -192,7 +192,8 @@ def others() -> Iterator[Row]:
     yield from first_block(generator)
     # Images of 64² pixels, larger than a tile, with a cache of two images: on a GPU there are thousands of images in a
     # launch and tens in the cache. Plain PyTorch reads x once an operation.
-    calls = {"": partial(norm_relu_pool, large), ", gradient": gradient(norm_relu_pool, large)}
+    calls: dict[str, Callable[[], object]] = {"": partial(norm_relu_pool, large)}
+    calls[", gradient"] = gradient(norm_relu_pool, large)
     for (kind, call), sector in product(calls.items(), (32, 64)):
         read = memory_reads(call, sector, cache=2 * large[0].nbytes)
         name = f"norm_relu_pool{kind} 64², reads of memory in {sector} B"

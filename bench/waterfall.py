@@ -105,9 +105,6 @@ def waterfall(
         time_all(list(running), seconds)
 
 
-# --- table and plot --------------------------------------------------------------------------------------------------
-
-
 def _times(result: Result) -> Any:
     def text(row: Row) -> str:
         times = cells.cell(row, "times_public", ", {:.1f}×") if row["name"] != "public" else ""

@@ -127,7 +127,7 @@ def trainings(
     dataset = dataclasses.replace(dataset, test=dataset.train)
     images = torch.randn(work.classes * work.ipc, *dataset.image_shape, generator=torch.Generator().manual_seed(0))
     condensed = fastdm.SyntheticSet(images, dataset.class_names, dataset.mean, dataset.std, dataset.name, {})
-    tests = DataLoader(PublicImages(class_tests, work.classes, dataset.image_shape, dataset.mean, dataset.std), 256)
+    tests = DataLoader(PublicImages(class_tests, dataset), 256)
     args, settings, seeds = public_arguments(epochs), work.settings().resolve(dataset, device), count()
 
     def ours() -> None:

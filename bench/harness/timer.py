@@ -147,9 +147,6 @@ def _rotating(
     return partial(elapsed, graph.replay, _HEAD_START)
 
 
-# --- helpers of what is timed ----------------------------------------------------------------------------------------
-
-
 def numbered(call: Callable[[int], T], first: int = 0) -> Callable[[], T]:
     """Calls an iteration with the numbers that follow."""
     numbers = count(first)
