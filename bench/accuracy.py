@@ -194,19 +194,14 @@ def trained(case: Case, dataset: Dataset, cutmix: bool, options: Namespace) -> t
 # --- tables and plots ------------------------------------------------------------------------------------------------
 
 
-def _plain(row: Row) -> bool:
-    """Whether a row is of a rung's own settings and of the test images."""
-    return not row["validation"] and all(row.get(f"given_{name}") is None for name in GIVEN)
-
-
-def _place(row: Row) -> tuple[str, int]:
-    return row["name"], [*RUNGS].index(row["rung"])
-
-
 def _means(rows: Sequence[Row]) -> list[Row]:
-    """A row for each budget and rung: means over seeds, deviations over those or else over the networks of the one."""
+    """A row for each budget and rung: means over seeds, deviations over those or else over the networks of the one.
+
+    Only of rungs with their own settings, and of the test images.
+    """
     means: list[Row] = []
-    shown = sorted(filter(_plain, rows), key=_place)
+    shown = [row for row in rows if not row["validation"] and all(row.get(f"given_{name}") is None for name in GIVEN)]
+    shown.sort(key=lambda row: (row["name"], [*RUNGS].index(row["rung"])))
     for (name, rung), group in itertools.groupby(shown, lambda row: (row["name"], row["rung"])):
         seeds = [*group]
         mean: Row = {"name": name, "rung": rung, "seeds": len(seeds)}

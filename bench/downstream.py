@@ -91,7 +91,7 @@ SUITE = Suite(
     "Downstream tasks",
     "Continual learning: the accuracy on the test images of all classes so far, mean and standard deviation over the "
     "orders. Architecture search: how well trainings on each proxy rank 12 networks, compared with the whole set.",
-    (*STEP, "synthetic", "evaluation", "applications/continual.py", "applications/architecture_search.py"),
+    (*STEP, "synthetic", "evaluation", "applications"),
     render=_tables,
 )
 

@@ -385,7 +385,7 @@ SUITE = Suite(
     "Kernels",
     "Every op compared with eager PyTorch and torch.compile of it, in µs: median (p20–p80), cold cache, forward unless "
     "said. Bytes are the least that must move.",
-    ("csrc", "kernels", "bench/kernels.py"),
+    ("csrc", "kernels"),
     """
     op | name; form | implementation; µs | fastdm | µs
     GB/s | gb_per_s | ,.3g; % of copy | percent_of_copy | .0f
@@ -401,7 +401,7 @@ DRAM = Suite(
     "dram",
     "Bytes that the memory moves",
     "Counted by Nsight Compute in one call, from a cold cache, next to the least that must move.",
-    ("kernels", "bench/kernels.py"),
+    ("kernels",),
     """
     op | name; kernels; least, MB | bytes | ,.1f/1e6; read, MB | read | ,.1f/1e6; written, MB | written | ,.1f/1e6
     × the least | times_least | .2f; note

@@ -42,7 +42,7 @@ def block(suite: Suite, *, quoted: bool = False) -> str:
         if quoted:
             parts.append(_quoted_table(suite, rows))
             continue
-        if changed := records.changed(result):
+        if changed := records.changed(suite, result):
             parts.append(f"**Stale**: since then {', '.join(changed)} changed.")
         if result["settings"].get("smoke"):
             parts.append("**A smoke run**: tiny shapes, whose times mean nothing.")

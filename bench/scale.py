@@ -110,7 +110,7 @@ SUITE = Suite(
     "Scale",
     "Random images, one thread; processor seconds of an iteration, the most memory of the process (PyTorch itself "
     "takes the base), and what `fastdm plan` says. The rows of GPUs are a model, not measured.",
-    (*STEP, "networks"),
+    STEP,
     """
     case | name; processor s per iteration | iteration | s; modelled s per iteration | modelled_seconds | .3g
     serial share | serial_share | .2g; base MiB | base_bytes | ,.0f/1048576; peak MiB | peak_bytes | ,.0f/1048576

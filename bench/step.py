@@ -38,7 +38,7 @@ from bench.harness.timer import apart, host_times, numbered, race, within
 from bench.harness.workloads import CIFAR10, CPU, CPU_SIZES, GPU_SIZES, Workload
 from fastdm.condensation.recipes import recipe_settings
 from fastdm.networks.architectures import network_names
-from fastdm.system.device import precision_context
+from fastdm.system.device import fastest_precision, precision_context
 
 Loop = Callable[[], object]
 
@@ -337,8 +337,7 @@ def main() -> None:
     if options.what == "compile":
         options.device, options.precision = CPU, "fp32"
     elif options.precision is None:
-        tiny = CIFAR10.smoke()
-        options.precision = str(tiny.settings().resolve(tiny.dataset(CPU), options.device).precision)
+        options.precision = fastest_precision(options.device)
     records.record(SUITES[options.what], options, rows, precision=options.precision)
 
 

@@ -38,7 +38,7 @@ class Suite:
     """A kind of record, its table and its plots.
 
     name: of its files, and of the block that README.md quotes. title, text: of its section in RESULTS.md.
-    rooms: the code that it measures and judges by, folders (or a file) of the repository or of `fastdm/`.
+    rooms: the code that it measures, folders of the repository or of `fastdm/`, or a module of the latter.
     columns, special: its table, as `cells.table` takes them. quoted: the columns that README.md shows, of rows that are
         right, if those are others.
     render, quote: make the table in RESULTS.md, and that in README.md, from the rows, in place of the columns.
@@ -99,8 +99,7 @@ class Recorder:
             "suite": suite.name,
             "command": machine.command(),
             "commit": machine.commit(),
-            # On a GPU, the C++ code is not part of what runs.
-            "code": {room: room_hash(room) for room in suite.rooms if room != "csrc" or self._device == "cpu"},
+            "code": {room: room_hash(room) for room in _rooms(suite, described["device"])},
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "machine": described,
             "settings": dict(self._settings),
@@ -143,9 +142,14 @@ def peaks(about: Mapping[str, Any]) -> dict[str, float]:
     return {row["name"]: row.get("gb_per_s", 0) * 1e9 or row["tflop_per_s"] * 1e12 for row in rows}
 
 
-def changed(result: Result) -> list[str]:
+def changed(suite: Suite, result: Result) -> list[str]:
     """The measured rooms whose code is no longer what it was when the record was made."""
-    return [room for room, before in result["code"].items() if room_hash(room) != before]
+    return [room for room in _rooms(suite, result["machine"]["device"]) if room_hash(room) != result["code"].get(room)]
+
+
+def _rooms(suite: Suite, device: str) -> list[str]:
+    # On a GPU, the C++ code is not part of what runs.
+    return [room for room in suite.rooms if room != "csrc" or device == "cpu"]
 
 
 @cache

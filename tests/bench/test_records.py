@@ -36,7 +36,7 @@ def test_committed_records_obey_the_schema() -> None:
 
 def test_no_committed_record_of_the_present_code_has_a_red_row() -> None:
     for result in COMMITTED:
-        if not records.changed(result):
+        if not records.changed(report.SUITES[result["suite"]], result):
             wrong = [row for row in result["rows"] if row.get("correct") is False or "failure" in row]
             assert not wrong, wrong
 
@@ -89,7 +89,7 @@ def test_a_record_is_stale_once_its_code_has_changed_and_not_when_it_moves(
 
     def changed() -> list[str]:
         records.room_hash.cache_clear()
-        return records.changed(result)
+        return records.changed(compile.SUITE, result)
 
     records.room_hash.cache_clear()
     result = saved(compile.SUITE, {"name": "a"})
