@@ -1,7 +1,7 @@
 """The calls that replace the public code's, each compared with the public form, interleaved.
 
     python -m bench.calls [--only evaluate_synset …] [--threads 1 2] [--seconds 5] [--smoke]
-    python -m bench.calls augment [--images 1 10 256 1024] [the same options]
+    python -m bench.calls augment [the same options]
 
 A call whose result differs from the public one's is not timed. `evaluate_synset`, `RealImages` and `dm_loss` are
 compared with the public loops around our own `DiffAugment`, on random images of CIFAR-10's shape and with the network
@@ -43,6 +43,7 @@ CLASSES, SHAPE = 10, (3, 32, 32)
 IMAGES = dataclasses.replace(
     unread_dataset(CLASSES, CLASSES, SHAPE), mean=(0.4914, 0.4822, 0.4465), std=(0.2023, 0.1994, 0.2010)
 )
+NUMBERS = (1, 10, 256, 1024)  # of images that `augment` measures
 EPS = torch.finfo(torch.float32).eps
 
 Call = Callable[[], object]
@@ -280,7 +281,7 @@ def measure(make_pair: Callable[[], Pair], number: int, seconds: float) -> Row:
 
 
 def rows(options: Namespace) -> Rows:
-    about = augmentations(options.images) if options.what == "augment" else {}
+    about = augmentations(NUMBERS[:2] if options.smoke else NUMBERS) if options.what == "augment" else {}
     pairs = {name: partial(augment, **how) for name, how in about.items()} or calls(options.smoke)
     for number in options.threads or [torch.get_num_threads()]:
         threads_shown = {"threads": number} if options.threads else {}
@@ -293,7 +294,6 @@ def rows(options: Namespace) -> Rows:
 if __name__ == "__main__":
     parser = arguments.parser(__doc__, what=("calls", "augment"), seconds=5.0)
     parser.add_argument("--only", nargs="+", default=[""], help="calls, by the beginning of their names")
-    parser.add_argument("--images", type=int, nargs="+", default=[1, 10, 256, 1024], help="of `augment`")
     parser.add_argument("--threads", type=int, nargs="+", help="default: as many as PyTorch takes")
     options = parser.parse_args()
     records.record(SUITE if options.what == "calls" else AUGMENT, options, rows)
