@@ -147,7 +147,9 @@ def measure(case: Case, dataset: Dataset, rung: str, how: dict[str, Any], option
         if losses:
             row["loss_first_25"] = round(statistics.fmean(losses[:25]), 3)
             row["loss_last_25"] = round(statistics.fmean(losses[-25:]), 3)
-            row["losses"] = [round(statistics.fmean(part), 4) for part in _parts(losses, 100)]
+            size = -(-len(losses) // 100)
+            parts = [losses[start : start + size] for start in range(0, len(losses), size)]
+            row["losses"] = [round(statistics.fmean(part), 4) for part in parts]
     for protocol in options.protocols:
         evaluate = partial(
             fastdm.evaluate,
@@ -166,12 +168,6 @@ def measure(case: Case, dataset: Dataset, rung: str, how: dict[str, Any], option
             curve = {done: evaluate(images, num_eval=1).mean[network] for done, images in sets.items()}
             row[f"{protocol}_curve"] = {str(done): round(100 * accuracy, 2) for done, accuracy in curve.items()}
     return row
-
-
-def _parts(values: Sequence[float], most: int) -> list[Sequence[float]]:
-    """The values in order, in at most so many parts of one size."""
-    size = -(-len(values) // most)
-    return [values[start : start + size] for start in range(0, len(values), size)]
 
 
 def trained(case: Case, dataset: Dataset, cutmix: bool, options: Namespace) -> tuple[NetworkPool, Row]:

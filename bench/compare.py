@@ -7,10 +7,8 @@ one after the other, round by round. A ratio above 1 means faster here. What is 
 of `fastdm` and `fastdm.kernels` alone, so that it runs in any commit that has them, wherever its modules are.
 """
 
-import io
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
 from collections.abc import Callable
@@ -169,9 +167,10 @@ def main() -> None:
     short = subprocess.check_output(["git", "rev-parse", "--short", options.rev], cwd=REPOSITORY, text=True).strip()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        with tarfile.open(fileobj=io.BytesIO(archive)) as files:
-            files.extractall(folder / "tree", filter="data")
-        libraries = {short: build(folder / "tree", folder / "there"), "here": build(REPOSITORY, folder / "here")}
+        tree = folder / "tree"
+        tree.mkdir()
+        subprocess.run(["tar", "-x", "-C", tree], input=archive, check=True)
+        libraries = {short: build(tree, folder / "there"), "here": build(REPOSITORY, folder / "here")}
         for name in options.only:
             print(compare(name, options.device, libraries, 2 if options.smoke else options.rounds), flush=True)
 

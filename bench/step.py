@@ -18,7 +18,6 @@ compile: a step whose network torch.compile has fused, compared with one as PyTo
 that finds nothing in torch.compile's cache: most of the seconds of a first run all networks take alike.
 """
 
-import ctypes
 import dataclasses
 import gc
 import math
@@ -45,6 +44,8 @@ Loop = Callable[[], object]
 NETWORKS = ("ConvNetBN", "ConvNetMP", "AlexNet")  # BatchNorm; max pooling; max pooling and no norm
 RECIPE_TARGET = 1.1  # times the plain step that one of a recipe may take
 
+RAISED = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
+"""With these, glibc keeps blocks of any size."""
 RATIOS = {
     "public": ("public", "fastdm"),
     "raised": ("public raised", "fastdm raised"),
@@ -101,17 +102,8 @@ def loop(name: str, work: Workload, device: torch.device, precision: str) -> tup
 # --- time and memory -------------------------------------------------------------------------------------------------
 
 
-def times(
-    work: Workload, device: torch.device, precision: str, names: Sequence[str], seconds: float, raised: bool = False
-) -> Row:
-    """Seconds per iteration of the loops: interleaved on a CPU, one after the other on a GPU, whose memory each needs.
-
-    raised: glibc keeps blocks of any size.
-    """
-    if raised:
-        libc, m_mmap_threshold, m_trim_threshold = ctypes.CDLL(None), -3, -1
-        libc.mallopt(m_mmap_threshold, 1 << 30)
-        libc.mallopt(m_trim_threshold, -1)
+def times(work: Workload, device: torch.device, precision: str, names: Sequence[str], seconds: float) -> Row:
+    """Seconds per iteration of the loops: interleaved on a CPU, one by one on a GPU, whose memory each needs."""
     row: Row = {}
     found: dict[str, list[float]] = {}
     on_gpu = device.type == "cuda"
@@ -154,7 +146,7 @@ def measure(work: Workload, device: torch.device, precision: str, limit: float, 
     if on_cpu:
         row |= apart(times, work, device, precision, names, limit)
         row["peak_mib"] = {name: apart(cpu_peak, work, precision, name) for name in names if name != "compiled"}
-        raised = apart(times, work, device, precision, names, limit, True)["seconds"]
+        raised = apart(times, work, device, precision, names, limit, **RAISED)["seconds"]
         row["seconds"] |= {f"{name} raised": spread for name, spread in raised.items()}
     else:
         row |= times(work, device, precision, names, limit)

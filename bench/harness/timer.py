@@ -1,6 +1,7 @@
 """Two timers that interleave what they compare: of the device for kernels, of the host for whole calls."""
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -9,6 +10,7 @@ from functools import partial
 from itertools import count
 from multiprocessing import get_context
 from typing import Any, TypeVar
+from unittest import mock
 
 import torch
 
@@ -163,9 +165,9 @@ def within(items: Iterable[T], seconds: float) -> Iterator[T]:
         yield item
 
 
-def apart(function: Callable[..., Any], *args: Any) -> Any:
-    """The result of a function in a fresh process."""
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+def apart(function: Callable[..., Any], *args: Any, **environment: str) -> Any:
+    """The result of a function in a fresh process with these environment variables."""
+    with mock.patch.dict(os.environ, environment), ProcessPoolExecutor(1, get_context("spawn")) as pool:
         return pool.submit(function, *args).result()
 
 
