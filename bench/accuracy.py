@@ -343,7 +343,7 @@ def measure_precision(first: Row, *args: Any) -> Row:
 
 
 def main() -> None:
-    parser = arguments.parser(__doc__, device=True, data=True)
+    parser = arguments.parser(__doc__, "--device", "--data_path")
     names = [case.name for case in CASES + LONG]
     parser.add_argument("--only", nargs="+", choices=names, metavar="CASE", help=", ".join(names))
     parser.add_argument("--rungs", nargs="+", default=list(RUNGS), choices=list(RUNGS), metavar="RUNG")

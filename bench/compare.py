@@ -158,7 +158,7 @@ def compare(name: str, device: torch.device, libraries: dict[str, Path], rounds:
 
 
 def main() -> None:
-    parser = arguments.parser(__doc__, device=True)
+    parser = arguments.parser(__doc__, "--device")
     parser.add_argument("rev", metavar="REV", help="anything that git rev-parse knows")
     parser.add_argument("--only", nargs="+", choices=BENCHMARKS, default=list(BENCHMARKS))
     parser.add_argument("--rounds", type=int, default=20)

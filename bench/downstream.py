@@ -115,7 +115,7 @@ def rows(options: Namespace) -> Rows:
 
 
 if __name__ == "__main__":
-    parser = arguments.parser(__doc__, data=True)
+    parser = arguments.parser(__doc__, "--data_path")
     parser.add_argument("--only", nargs="+", choices=COMMANDS, default=[*COMMANDS])
     parser.add_argument("--keep", type=Path)
     records.record(SUITE, parser.parse_args(), rows)

@@ -419,7 +419,7 @@ def rows(options: Namespace, chosen: Iterable[Case]) -> Rows:
 
 def main() -> None:
     # run: what `dram` runs under Nsight Compute.
-    parser = arguments.parser(__doc__, what=("speed", "dram", "run"), device=True, compiled=True, seconds=600.0)
+    parser = arguments.parser(__doc__, "--device", "--no-compile", what=("speed", "dram", "run"), seconds=600.0)
     parser.add_argument("--only", nargs="+", help="ops, such as dsa")
     options = parser.parse_args()
     device = options.device

@@ -357,7 +357,7 @@ SUITE = Suite(
 
 
 def main() -> None:
-    options = arguments.parser(__doc__, data=True).parse_args()
+    options = arguments.parser(__doc__, "--data_path").parse_args()
     if native() is None:
         raise SystemExit("fastdm was installed without its C++ core, which is what this measures")
     size = SIZES["smoke" if options.smoke else "full"]

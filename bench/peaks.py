@@ -76,5 +76,5 @@ def measure(device: torch.device, smoke: bool) -> Iterator[Row]:
 
 
 if __name__ == "__main__":
-    parser = arguments.parser(__doc__, device=True)
+    parser = arguments.parser(__doc__, "--device")
     records.record(SUITE, parser.parse_args(), lambda options: measure(options.device, options.smoke))

@@ -321,7 +321,7 @@ def rows(options: Namespace) -> Rows:
 
 
 def main() -> None:
-    parser = arguments.parser(__doc__, what=tuple(SUITES), device=True, compiled=True, seconds=1800.0)
+    parser = arguments.parser(__doc__, "--device", "--no-compile", what=tuple(SUITES), seconds=1800.0)
     parser.add_argument("--only", nargs="+", default=[""], help="sizes, by the beginning of their names")
     parser.add_argument("--precision", choices=ROUNDING, help="default: what condense would take on this device")
     parser.add_argument("--network", choices=network_names(), nargs="+", default=NETWORKS, help="of `compile`")

@@ -162,7 +162,7 @@ _CHOICES = {
 
 
 def main() -> None:
-    parser = arguments.parser(__doc__, what=tuple(_CHOICES), device=True, compiled=True, seconds=30.0)
+    parser = arguments.parser(__doc__, "--device", "--no-compile", what=tuple(_CHOICES), seconds=30.0)
     parser.add_argument("--batch_real", type=int, default=256, help="real images per class")
     options = parser.parse_args()
     device, smoke = options.device, options.smoke
