@@ -12,7 +12,7 @@ from bench.harness import loops, records
 from bench.harness.records import Recorder, Row
 from bench.harness.workloads import CIFAR10, CPU, CPU_SIZES, Workload
 from fastdm.condensation.step import Step
-from tests.bench.schema import SCHEMA
+from tests.bench.schema import SCHEMA, saved
 
 SMALL = Workload("small", 10, 16, 1, 16, 16)
 
@@ -144,11 +144,7 @@ def test_compiling_pays_once_it_has_saved_its_time(folder: Path) -> None:
     assert gains["paid_after"] == 41
     assert "paid_after" not in loses
     assert report.block(step.COMPILE) == ""
-    recorder = Recorder(step.COMPILE, {})
-    recorder.add({"name": "A", **gains})
-    recorder.add({"name": "B", **loses})
-    (result,) = step.COMPILE.load()
-    jsonschema.validate(result, SCHEMA)
+    jsonschema.validate(saved(step.COMPILE, {"name": "A", **gains}, {"name": "B", **loses}), SCHEMA)
     page = report.block(step.COMPILE)
     assert "| A | 500 | 250 | 2.00 | 10.1 | 41 iterations |" in page
     assert "- B: 2.00\u00d7 the time without it" in page
