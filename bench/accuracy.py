@@ -15,23 +15,25 @@ validation: a tenth of every class is held out of the training images and tested
 where weights and learning rates are chosen.
 """
 
-import argparse
 import dataclasses
 import itertools
 import statistics
 import time
+from argparse import Namespace
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 import fastdm
 from bench.harness import arguments, cells, machine, plots
-from bench.harness.records import STEP, Recorder, Result, Row, Suite, same_machine
+from bench.harness.records import STEP, Result, Row, Rows, Suite, record
 from fastdm.data.pool import Dataset, Pool
 from fastdm.networks.trained import NetworkPool
+
+T = TypeVar("T")
 
 NETWORKS = 3
 
@@ -112,49 +114,42 @@ def held_out(dataset: Dataset, every: int = 10) -> Dataset:
     return dataclasses.replace(dataset, train=train, test=part(lambda places: places[::every]))
 
 
-class Timed:
-    """Seconds that the processor worked, over all threads; where a GPU works, those that passed."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._clock = time.perf_counter if device.type == "cuda" else time.process_time
-
-    def __enter__(self) -> "Timed":
-        self._begin = self._clock()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.seconds = round(self._clock() - self._begin, 1)
+def timed(call: Callable[[], T], device: torch.device) -> tuple[T, float]:
+    """What a call returns, and the seconds that the processor worked, over all threads; on a GPU those that passed."""
+    clock = time.perf_counter if device.type == "cuda" else time.process_time
+    begin = clock()
+    return call(), round(clock() - begin, 1)
 
 
-def measure(
-    case: Case, dataset: Dataset, rung: str, how: dict[str, Any], options: argparse.Namespace, seed: int
-) -> Row:
+def measure(case: Case, dataset: Dataset, rung: str, how: dict[str, Any], options: Namespace, seed: int) -> Row:
     """Condense as the rung does (how: its settings), and evaluate under each protocol, also along the iterations."""
     row: Row = {}
     condensed: Any = fastdm.random_selection(dataset, case.ipc, seed)
     checked: dict[int, torch.Tensor] = {}
     if rung != "random":
         losses: list[float] = []
-        moments: list[float] = []
         checks = {case.iterations * check // options.checks for check in range(1, options.checks)}
 
         def after(iteration: int, loss: float, images: torch.Tensor) -> None:
             losses.append(loss)
-            moments.append(time.perf_counter())
             if len(losses) in checks:
                 checked[len(losses)] = images.detach().cpu().clone()
 
-        how = {"iterations": case.iterations, "batch_real": case.batch_real} | how
-        with Timed(options.device) as spent:
-            condensed = fastdm.condense(dataset, case.ipc, seed=seed, device=options.device, callback=after, **how)
-        row["condensation_seconds"] = spent.seconds
+        how = {
+            "iterations": case.iterations,
+            "batch_real": case.batch_real,
+            "seed": seed,
+            "device": options.device,
+        } | how
+        condense = partial(fastdm.condense, dataset, case.ipc, callback=after, **how)
+        condensed, row["condensation_seconds"] = timed(condense, options.device)
         row |= {name: condensed.settings[name] for name in ("precision", "lr_img", "ce_weight")}
         if losses:
-            # The first iteration ends after the step was built, compiled or recorded.
-            row["seconds_per_iteration"] = round((moments[-1] - moments[0]) / max(1, len(moments) - 1), 4)
             row["loss_first_25"] = round(statistics.fmean(losses[:25]), 3)
             row["loss_last_25"] = round(statistics.fmean(losses[-25:]), 3)
-            row["losses"] = [round(statistics.fmean(part), 4) for part in _parts(losses, 100)]
+            size = -(-len(losses) // 100)
+            parts = [losses[start : start + size] for start in range(0, len(losses), size)]
+            row["losses"] = [round(statistics.fmean(part), 4) for part in parts]
     for protocol in options.protocols:
         evaluate = partial(
             fastdm.evaluate,
@@ -164,11 +159,10 @@ def measure(
             seed=seed,
             device=options.device,
         )
-        with Timed(options.device) as spent:
-            found = evaluate(condensed, num_eval=NETWORKS)
+        found, seconds = timed(partial(evaluate, condensed, num_eval=NETWORKS), options.device)
         ((network, mean),) = found.mean.items()
         row |= {protocol: round(100 * mean, 2), f"{protocol}_std": round(100 * found.std[network], 2)}
-        row[f"{protocol}_seconds"] = spent.seconds
+        row[f"{protocol}_seconds"] = seconds
         if checked:
             sets = {done: dataclasses.replace(condensed, images=images) for done, images in checked.items()}
             curve = {done: evaluate(images, num_eval=1).mean[network] for done, images in sets.items()}
@@ -176,13 +170,7 @@ def measure(
     return row
 
 
-def _parts(values: Sequence[float], most: int) -> list[Sequence[float]]:
-    """The values in order, in at most so many parts of one size."""
-    size = -(-len(values) // most)
-    return [values[start : start + size] for start in range(0, len(values), size)]
-
-
-def trained(case: Case, dataset: Dataset, cutmix: bool, options: argparse.Namespace) -> tuple[NetworkPool, Row]:
+def trained(case: Case, dataset: Dataset, cutmix: bool, options: Namespace) -> tuple[NetworkPool, Row]:
     """Two networks trained on the data set, kept in a file; and what they reach and took."""
     kind = "-held-out" * options.validation + "-no-cutmix" * (not cutmix)
     path = options.pools / f"{case.dataset}-{case.pool_epochs}{kind}.safetensors"
@@ -192,9 +180,9 @@ def trained(case: Case, dataset: Dataset, cutmix: bool, options: argparse.Namesp
         pool = NetworkPool.load(path)
     else:
         how: dict[str, Any] = {"device": options.device, "save_path": path, "resume": True}
-        with Timed(options.device) as spent:
-            pool = fastdm.train_pool(dataset, networks=2, epochs=case.pool_epochs, cutmix=cutmix, **how)
-        seconds.write_text(str(spent.seconds))
+        train = partial(fastdm.train_pool, dataset, networks=2, epochs=case.pool_epochs, cutmix=cutmix, **how)
+        pool, spent = timed(train, options.device)
+        seconds.write_text(str(spent))
     accuracies = " ".join(f"{100 * value:.1f}" for value in pool.accuracies)
     return pool, {"pool_accuracies": accuracies, "pool_seconds": float(seconds.read_text())}
 
@@ -202,19 +190,14 @@ def trained(case: Case, dataset: Dataset, cutmix: bool, options: argparse.Namesp
 # --- tables and plots ------------------------------------------------------------------------------------------------
 
 
-def _plain(row: Row) -> bool:
-    """Whether a row is of a rung's own settings and of the test images."""
-    return not row["validation"] and all(row.get(f"given_{name}") is None for name in GIVEN)
-
-
-def _place(row: Row) -> tuple[str, int]:
-    return row["name"], [*RUNGS].index(row["rung"])
-
-
 def _means(rows: Sequence[Row]) -> list[Row]:
-    """A row for each budget and rung: means over seeds, deviations over those or else over the networks of the one."""
+    """A row for each budget and rung: means over seeds, deviations over those or else over the networks of the one.
+
+    Only of rungs with their own settings, and of the test images.
+    """
     means: list[Row] = []
-    shown = sorted(filter(_plain, rows), key=_place)
+    shown = [row for row in rows if not row["validation"] and all(row.get(f"given_{name}") is None for name in GIVEN)]
+    shown.sort(key=lambda row: (row["name"], [*RUNGS].index(row["rung"])))
     for (name, rung), group in itertools.groupby(shown, lambda row: (row["name"], row["rung"])):
         seeds = [*group]
         mean: Row = {"name": name, "rung": rung, "seeds": len(seeds)}
@@ -230,17 +213,11 @@ def _means(rows: Sequence[Row]) -> list[Row]:
 def _bars(result: Result) -> Any:
     """Accuracy under "idc" of each rung, for each budget."""
     means = [row for row in _means(result["rows"]) if "idc" in row]
-    if not means:
-        return None
-    budgets = [*dict.fromkeys(row["name"] for row in means)]
-    rungs = [rung for rung in RUNGS if any(row["rung"] == rung for row in means)]
-    found = {(row["name"], row["rung"]): row["idc"] for row in means}
+    rungs = [{"name": rung, **{row["name"]: row["idc"] for row in means if row["rung"] == rung}} for rung in RUNGS]
     colors = itertools.cycle([plots.OURS, plots.OTHER, plots.LINE, plots.THEIRS])
-    series = [
-        plots.Series(name, [found.get((name, rung), float("nan")) for rung in rungs], color)
-        for name, color in zip(budgets, colors, strict=False)
-    ]
-    return plots.bars(result, rungs, series, "test accuracy, %", row_inches=0.2 * (len(budgets) + 1))[0]
+    budgets = dict.fromkeys(row["name"] for row in means)
+    series = [plots.Series(name, name, color) for name, color in zip(budgets, colors, strict=False)]
+    return plots.bars(result, rungs, series, "test accuracy, %", row_inches=0.2 * (len(budgets) + 1))
 
 
 def _curves(result: Result) -> Any:
@@ -276,16 +253,9 @@ def _seeds(result: Result) -> Any:
     return figure
 
 
+_ACCURACY = "idc | idc | ±; dm | dm | ±; public code, dm | public | .1f"
 _SECONDS = "pool, s | pool_seconds | .0f; condensation, s | condensation_seconds | .0f"
-_SPECIAL: dict[str, cells.Cell] = {
-    "idc": cells.plus_minus("idc", "idc_std"),
-    "dm": cells.plus_minus("dm", "dm_std"),
-    "validation": lambda row: "yes" if row["validation"] else "",
-    "ce_weight": lambda row: f"{row['ce_weight']:g}" if row.get("ce_weight") else "",
-}
-_QUOTED = cells.columns(
-    f"set | name; images | rung; sets | seeds; idc; dm; public code, dm | public | .1f; {_SECONDS}", **_SPECIAL
-)
+_QUOTED = f"set | name; images | rung; sets | seeds; {_ACCURACY}; {_SECONDS}"
 _SHOWN = ("random", "dm", "partition", "pool", "trained")
 _TEXT = (
     f"Test accuracy in % of one condensed set per row, mean and standard deviation over {NETWORKS} networks at the "
@@ -297,37 +267,83 @@ BUDGETS = Suite(
     f"{_TEXT}, under the protocols of IDC and of DM; and what DM's public code reached with the same budget. Seconds "
     "of the processor, over all threads.",
     (*STEP, "synthetic", "evaluation", "applications"),
-    cells.columns(
-        f"""
-        set | name; images | rung; seed; real images per class | batch_real; epochs; held out | validation
-        lr | lr_img | g; weight of CE | ce_weight; idc; dm; public code, dm | public | .1f
-        loss, first 25 | loss_first_25 | .2f; last 25 | loss_last_25 | .2f; pool, % | pool_accuracies; {_SECONDS}
-        evaluation, s | idc_seconds | .0f
-        """,
-        **_SPECIAL,
-    ),
+    f"""
+    set | name; images | rung; seed; real images per class | batch_real; epochs; held out | validation
+    lr | lr_img | g; weight of CE | ce_weight; {_ACCURACY}
+    loss, first 25 | loss_first_25 | .2f; last 25 | loss_last_25 | .2f; pool, % | pool_accuracies; {_SECONDS}
+    evaluation, s | idc_seconds | .0f
+    """,
+    {
+        "validation": lambda row: "yes" if row["validation"] else "",
+        "ce_weight": lambda row: f"{row['ce_weight']:g}" if row.get("ce_weight") else "",
+    },
     quote=lambda rows: cells.table(_QUOTED, _means([row for row in rows if row["rung"] in _SHOWN])),
     plots={"bars": _bars, "curves": _curves},
+    keys=(
+        "name",
+        "rung",
+        "seed",
+        "validation",
+        "batch_real",
+        "epochs",
+        "pool_epochs",
+        "given_lr_img",
+        "given_ce_weight",
+    ),
 )
 PRECISIONS = Suite(
     "precision",
     "Precision",
     f"DM in several precisions, seed by seed. {_TEXT}, and its difference from that in the first precision.",
     (*STEP, "evaluation"),
-    cells.columns(
-        """
-        set | name; precision; seed; dm; difference | difference | +.2f; mean loss, last quarter | last_quarter
-        condensation, s | condensation_seconds | .0f
-        """,
-        dm=_SPECIAL["dm"],
-        last_quarter=lambda row: f"{statistics.fmean(row['losses'][-max(1, len(row['losses']) // 4) :]):.2f}",
-    ),
+    """
+    set | name; precision; seed; dm | dm | ±; difference | difference | +.2f; mean loss, last quarter | last_quarter
+    condensation, s | condensation_seconds | .0f
+    """,
+    {"last_quarter": lambda row: f"{statistics.fmean(row['losses'][-max(1, len(row['losses']) // 4) :]):.2f}"},
     plots={"seeds": _seeds},
 )
 
 
+def budgets(options: Namespace) -> Rows:
+    given = {name: getattr(options, name) for name in GIVEN}
+    for case in options.cases:
+        dataset = fastdm.open_dataset(case.dataset, data_path=options.data_path)
+        dataset = held_out(dataset) if options.validation else dataset
+        for seed, rung in itertools.product(options.seeds or [0], options.rungs):
+            how = RUNGS[rung] | {name: value for name, value in given.items() if value is not None}
+            about: Row = {}
+            if "recipe" in how:
+                how["pool"], about = trained(case, dataset, "no cutmix" not in rung, options)
+            row: Row = {"name": case.title, "rung": rung, "seed": seed, "validation": options.validation}
+            row |= {"batch_real": case.batch_real, "epochs": options.epochs or case.epochs}
+            row |= {"pool_epochs": case.pool_epochs if about else None}
+            row |= {f"given_{name}": value for name, value in given.items()}
+            row |= {"commit": machine.commit(), "public": case.public if rung == "dm" else None} | about
+            yield row, partial(measure, case, dataset, rung, how, options, seed)
+
+
+def precisions(options: Namespace) -> Rows:
+    (case, *_), options.protocols = options.cases, ["dm"]
+    dataset = fastdm.open_dataset(case.dataset, data_path=options.data_path)
+    for seed in options.seeds or range(12):
+        first: Row = {}
+        for precision in options.precisions:
+            row = {"name": case.title, "precision": precision, "seed": seed}
+            yield row, partial(measure_precision, first, case, dataset, "dm", {"precision": precision}, options, seed)
+
+
+def measure_precision(first: Row, *args: Any) -> Row:
+    """A row with the difference from the first one of its seed, which is kept in `first`."""
+    row = measure(*args)
+    if "dm" in first:
+        return row | {"difference": round(row["dm"] - first["dm"], 2)}
+    first |= row
+    return row
+
+
 def main() -> None:
-    parser = arguments.parser(__doc__, device=True, data=True)
+    parser = arguments.parser(__doc__, "--device", "--data_path")
     names = [case.name for case in CASES + LONG]
     parser.add_argument("--only", nargs="+", choices=names, metavar="CASE", help=", ".join(names))
     parser.add_argument("--rungs", nargs="+", default=list(RUNGS), choices=list(RUNGS), metavar="RUNG")
@@ -343,55 +359,11 @@ def main() -> None:
     parser.add_argument("--validation", action="store_true", help="hold out training images, and test on them")
     parser.add_argument("--pools", type=Path, default=Path("result/pools"), help="folder that keeps trained networks")
     options = parser.parse_args()
-    cases = [case for case in CASES + LONG if case.name in (options.only or [case.name for case in CASES])]
+    options.cases = [case for case in CASES + LONG if case.name in (options.only or [case.name for case in CASES])]
     if options.smoke:
-        cases, options.epochs = [Case("digits-1", 2, 1)], 1
-    if options.precisions:
-        compare_precisions(cases[0], options)
-    else:
-        measure_cases(cases, options)
-
-
-def measure_cases(cases: Sequence[Case], options: argparse.Namespace) -> None:
-    recorder = Recorder(BUDGETS, {"networks": NETWORKS, "smoke": options.smoke}, options.device)
-    recorder.rows += same_machine(machine.describe(options.device), BUDGETS.name)
-    given = {name: getattr(options, name) for name in GIVEN}
-    for case in cases:
-        dataset = fastdm.open_dataset(case.dataset, data_path=options.data_path)
-        dataset = held_out(dataset) if options.validation else dataset
-        for seed, rung in itertools.product(options.seeds or [0], options.rungs):
-            how = RUNGS[rung] | {name: value for name, value in given.items() if value is not None}
-            about: Row = {}
-            if "recipe" in how:
-                how["pool"], about = trained(case, dataset, "no cutmix" not in rung, options)
-            row: Row = {
-                "name": case.title,
-                "rung": rung,
-                "seed": seed,
-                "validation": options.validation,
-                "batch_real": case.batch_real,
-                "epochs": options.epochs or case.epochs,
-                "pool_epochs": case.pool_epochs if about else None,
-            }
-            row |= {f"given_{name}": value for name, value in given.items()}
-            recorder.rows = [earlier for earlier in recorder.rows if any(earlier.get(key) != row[key] for key in row)]
-            row |= {"commit": machine.commit(), "public": case.public if rung == "dm" else None} | about
-            recorder.add(row, partial(measure, case, dataset, rung, how, options, seed))
-
-
-def compare_precisions(case: Case, options: argparse.Namespace) -> None:
-    recorder = Recorder(PRECISIONS, {"networks": NETWORKS, "smoke": options.smoke}, options.device)
-    dataset = fastdm.open_dataset(case.dataset, data_path=options.data_path)
-    options.protocols = ["dm"]
-    for seed in options.seeds or range(12):
-        first: Row = {}
-        for precision in options.precisions:
-            row: Row = {"name": case.title, "precision": precision, "seed": seed}
-            recorder.add(row, partial(measure, case, dataset, "dm", {"precision": precision}, options, seed))
-            first = first or row
-            if row is not first and "dm" in row and "dm" in first:
-                row["difference"] = round(row["dm"] - first["dm"], 2)
-                recorder.save()
+        options.cases, options.epochs = [Case("digits-1", 2, 1)], 1
+    suite, rows = (PRECISIONS, precisions) if options.precisions else (BUDGETS, budgets)
+    record(suite, options, rows, networks=NETWORKS)
 
 
 if __name__ == "__main__":

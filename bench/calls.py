@@ -1,7 +1,7 @@
 """The calls that replace the public code's, each compared with the public form, interleaved.
 
     python -m bench.calls [--only evaluate_synset …] [--threads 1 2] [--seconds 5] [--smoke]
-    python -m bench.calls augment [--images 1 10 256 1024] [the same options]
+    python -m bench.calls augment [the same options]
 
 A call whose result differs from the public one's is not timed. `evaluate_synset`, `RealImages` and `dm_loss` are
 compared with the public loops around our own `DiffAugment`, on random images of CIFAR-10's shape and with the network
@@ -19,6 +19,7 @@ from argparse import Namespace
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import count
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -39,14 +40,16 @@ from fastdm.compat import RealImages, dm_loss, evaluate_synset
 from fastdm.data.unread import unread_dataset
 
 CLASSES, SHAPE = 10, (3, 32, 32)
-MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+IMAGES = dataclasses.replace(
+    unread_dataset(CLASSES, CLASSES, SHAPE), mean=(0.4914, 0.4822, 0.4465), std=(0.2023, 0.1994, 0.2010)
+)
+NUMBERS = (1, 10, 256, 1024)  # of images that `augment` measures
 EPS = torch.finfo(torch.float32).eps
 
 Call = Callable[[], object]
 
 
-@dataclasses.dataclass(frozen=True)
-class Pair:
+class Pair(NamedTuple):
     """A call of the package and the public one; error: of the former's result, and what it may be."""
 
     ours: Call
@@ -55,7 +58,7 @@ class Pair:
     tolerance: float = 0.0
 
     def row(self, seconds: float) -> Row:
-        row: Row = {"error": self.error, "tolerance": self.tolerance, "correct": self.error <= self.tolerance}
+        row = records.judged(self.error, self.tolerance)
         if row["correct"]:
             functions = {"fastdm": self.ours, "public": self.public}
             row |= race(functions, CPU, ("public", "fastdm"), seconds=seconds, warm_up=1)
@@ -118,15 +121,15 @@ def gather() -> Pair:
 
 
 def _network() -> ConvNet:
-    return ConvNet(unread_dataset(CLASSES, CLASSES, SHAPE), fastdm.Settings(network="ConvNet"))
+    return ConvNet(IMAGES, fastdm.Settings(network="ConvNet"))
 
 
 def evaluation(ipc: int, epochs: int, tests: int) -> Pair:
     """Training and testing one network on `ipc` images per class, after the first has read the test set."""
-    data = PublicImages(ipc, CLASSES, SHAPE, MEAN, STD)
+    data = PublicImages(ipc, IMAGES)
     images = torch.stack([data[i][0] for i in range(len(data))])
     labels = torch.from_numpy(data.labels)
-    loader = DataLoader(PublicImages(tests // CLASSES, CLASSES, SHAPE, MEAN, STD, seed=1), batch_size=256)
+    loader = DataLoader(PublicImages(tests // CLASSES, IMAGES, seed=1), batch_size=256)
     args, start = public_arguments(epochs - 1), _network()
 
     def ours() -> float:
@@ -143,10 +146,10 @@ def evaluation(ipc: int, epochs: int, tests: int) -> Pair:
 
 def real_images(per_class: int) -> Pair:
     """Reading all images into tensors and taking a batch of one class from them."""
-    data = PublicImages(per_class, CLASSES, SHAPE, MEAN, STD)
+    data = PublicImages(per_class, IMAGES)
 
     def ours() -> Tensor:
-        real = RealImages((data.images, data.labels), mean=MEAN, std=STD)
+        real = RealImages((data.images, data.labels), mean=IMAGES.mean, std=IMAGES.std)
         np.random.seed(0)  # noqa: NPY002
         return real.get_images(3, 256)
 
@@ -202,7 +205,7 @@ def training(work: Workload, epochs: int) -> Pair:
 def condensation(work: Workload) -> Pair:
     """An iteration; the error is that of the step's benchmark."""
     checked, dataset = check(work, CPU, "fp32"), work.dataset(CPU)
-    ours, public = (numbered(*make(kind, work, dataset, CPU, "fp32"), 0) for kind in ("fastdm", "public"))
+    ours, public = (numbered(make(kind, work, dataset, CPU, "fp32")) for kind in ("fastdm", "public"))
     return Pair(ours, public, checked["error"], checked["tolerance"])
 
 
@@ -230,35 +233,22 @@ def calls(smoke: bool) -> dict[str, Callable[[], Pair]]:
 def augmentations(numbers: Sequence[int]) -> dict[str, Row]:
     """By name, the arguments of `augment`, which the table shows."""
     kinds = itertools.product("SM", ("Siamese", "per image"), numbers, ("forward", "with gradient"))
-    return {
-        f"{images:,} images, mode {mode}, {draws}, {direction}": {
-            "images": images,
-            "mode": mode,
-            "draws": draws,
-            "direction": direction,
-        }
-        for mode, draws, images, direction in kinds
-    }
-
-
-def _quote(rows: Sequence[Row]) -> str:
-    described = "call | name; fastdm, ms | fastdm | median ms; public, ms | public | median ms; × | ratio | .1f"
-    return cells.table(described, [row for row in rows if "ratio" in row])
+    abouts = [dict(zip(("mode", "draws", "images", "direction"), kind, strict=True)) for kind in kinds]
+    return {"{images:,} images, mode {mode}, {draws}, {direction}".format(**about): about for about in abouts}
 
 
 def _quote_augment(rows: Sequence[Row]) -> str:
     """How many times as fast, a line for the batches of a kind, a column for every direction and number of threads."""
-
-    def column(row: Row) -> str:
-        number = row.get("threads")
-        return str(row["direction"]) + (f", {number} thread{'s' if number > 1 else ''}" if number else "")
-
     lines: dict[tuple[str, ...], Row] = {}
+    columns: dict[str, None] = {}
     for row in rows:
+        number = row.get("threads")
+        column = row["direction"] + (f", {number} thread{'s' if number > 1 else ''}" if number else "")
         about = {"mode": row["mode"], "parameters": row["draws"], "images": f"{row['images']:,}"}
-        lines.setdefault((*about.values(),), about)[column(row)] = row.get("ratio")
-    found = "; ".join(f"{name} | {name} | {{:.1f}}×" for name in dict.fromkeys(map(column, rows)))
-    return cells.table(f"mode; parameters; images; {found}", list(lines.values()))
+        lines.setdefault((*about.values(),), about)[column] = row.get("ratio")
+        columns[column] = None
+    found = "; ".join(f"{column} | {column} | {{:.1f}}×" for column in columns)
+    return cells.table(f"mode; parameters; images; {found}", [*lines.values()])
 
 
 SUITE = Suite(
@@ -270,11 +260,10 @@ SUITE = Suite(
     "public loops.",
     (*STEP, "evaluation", "compat"),
     """
-    call | name; threads; ms | fastdm | ms; public, ms | public | ms; × public | ratio | .2f
-    error; median error | median_error
+    call | name; threads; ms | fastdm | ms; public, ms | public | ms; × public | ratio | .2f; error
     """,
-    quote=_quote,
-    slower=lambda row: f"{1 / row['ratio']:.2f}× the time of the public form" if row.get("ratio", 1) < 1 else "",
+    quoted="call | name; fastdm, ms | fastdm | median ms; public, ms | public | median ms; × | ratio | .1f",
+    slower={"ratio": "of the public form"},
 )
 AUGMENT = dataclasses.replace(
     SUITE,
@@ -292,21 +281,19 @@ def measure(make_pair: Callable[[], Pair], number: int, seconds: float) -> Row:
 
 
 def rows(options: Namespace) -> Rows:
-    chosen: dict[str, tuple[Row, Callable[[], Pair]]] = {name: ({}, of) for name, of in calls(options.smoke).items()}
-    if options.what == "augment":
-        chosen = {name: (about, partial(augment, **about)) for name, about in augmentations(options.images).items()}
+    about = augmentations(NUMBERS[:2] if options.smoke else NUMBERS) if options.what == "augment" else {}
+    pairs = {name: partial(augment, **how) for name, how in about.items()} or calls(options.smoke)
     for number in options.threads or [torch.get_num_threads()]:
         threads_shown = {"threads": number} if options.threads else {}
-        for name, (about, of) in chosen.items():
+        for name, make_pair in pairs.items():
             if name.startswith(tuple(options.only)):
-                how = partial(measure, of, number, 0 if options.smoke else options.seconds)
-                yield {"name": name, **about, **threads_shown}, how
+                row = {"name": name, **about.get(name, {}), **threads_shown}
+                yield row, partial(measure, make_pair, number, 0 if options.smoke else options.seconds)
 
 
 if __name__ == "__main__":
     parser = arguments.parser(__doc__, what=("calls", "augment"), seconds=5.0)
     parser.add_argument("--only", nargs="+", default=[""], help="calls, by the beginning of their names")
-    parser.add_argument("--images", type=int, nargs="+", default=[1, 10, 256, 1024], help="of `augment`")
     parser.add_argument("--threads", type=int, nargs="+", help="default: as many as PyTorch takes")
     options = parser.parse_args()
     records.record(SUITE if options.what == "calls" else AUGMENT, options, rows)

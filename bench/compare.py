@@ -7,17 +7,14 @@ one after the other, round by round. A ratio above 1 means faster here. What is 
 of `fastdm` and `fastdm.kernels` alone, so that it runs in any commit that has them, wherever its modules are.
 """
 
-import io
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache, partial
 from multiprocessing import get_context
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -27,62 +24,67 @@ from PIL import Image
 
 from bench.harness import arguments, records
 from bench.harness.machine import REPOSITORY
-from bench.harness.timer import synchronise
+from bench.harness.timer import timed
 
 SAMPLE = 0.05  # seconds of one sample at least
 
-Tick = Callable[..., None]
+Turns = Callable[[int], float]
+"""Takes so many turns; returns seconds per turn."""
 
 
-# --- what is compared: each calls `tick` after every turn, for ever --------------------------------------------------
-
-
-def _step(device: torch.device, tick: Tick) -> None:
+def _step(device: torch.device) -> Turns:
     """Iterations of `fastdm.condense` at CIFAR-10's size with 64 real images per class."""
     import fastdm
 
     labels = torch.arange(10).repeat_interleave(512)
     images = torch.randint(256, (len(labels), 3, 32, 32), dtype=torch.uint8)
-    fastdm.condense((images, labels), ipc=10, batch_real=64, iterations=10**9, device=device, callback=tick)
+
+    def run(turns: int) -> float:
+        ends: list[float] = []
+        how: dict[str, Any] = {"device": device, "callback": lambda *_: ends.append(time.perf_counter())}
+        fastdm.condense((images, labels), ipc=10, batch_real=64, iterations=turns + 1, **how)
+        return (ends[-1] - ends[0]) / turns  # The first iteration ends after all preparations.
+
+    return run
 
 
-def _gather(_: torch.device, tick: Tick) -> None:
+def _gather(device: torch.device) -> Turns:
     """2,560 random images out of 20,000 from memory."""
     from fastdm.data import Pool
 
     pool = Pool(torch.randint(256, (20_000, 3, 32, 32), dtype=torch.uint8), torch.tensor([0, 20_000]))
-    index = torch.randint(20_000, (2560,))
-    while True:
-        pool.gather(index)
-        tick()
+    return _repeated(partial(pool.gather, torch.randint(20_000, (2560,))), device)
 
 
-def _pack(_: torch.device, tick: Tick) -> None:
+def _pack(device: torch.device) -> Turns:
     """60 JPEGs of 500×375 to 64×64."""
     import fastdm
 
     random = np.random.default_rng(0)
-    with tempfile.TemporaryDirectory() as temporary:
-        folder, out = Path(temporary, "images"), Path(temporary, "set.fastdm")
-        for number in range(60):
-            path = folder / f"class {number % 3}" / f"{number}.jpg"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(random.integers(0, 256, (24, 32, 3), np.uint8)).resize((500, 375)).save(path)
-        while True:
-            fastdm.pack(folder, out, 64)
-            out.unlink()
-            tick()
+    temporary = tempfile.TemporaryDirectory()
+    folder, out = Path(temporary.name, "images"), Path(temporary.name, "set.fastdm")
+    for number in range(60):
+        path = folder / f"class {number % 3}" / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (24, 32, 3), np.uint8)).resize((500, 375)).save(path)
+
+    def pack(_: object = temporary) -> None:  # The folder lives as long as this.
+        fastdm.pack(folder, out, 64)
+        out.unlink()
+
+    return _repeated(pack, device)
 
 
-def _op(name: str, arguments: Callable[[], tuple[Any, ...]], device: torch.device, tick: Tick) -> None:
+def _op(name: str, arguments: Callable[[], tuple[Any, ...]], device: torch.device) -> Turns:
     """An op of `fastdm.kernels`."""
     from fastdm import kernels
 
     values = [value.to(device) if isinstance(value, torch.Tensor) else value for value in arguments()]
-    op = getattr(kernels, name)
-    while True:
-        op(*values)
-        tick()
+    return _repeated(partial(getattr(kernels, name), *values), device)
+
+
+def _repeated(call: Callable[[], object], device: torch.device) -> Turns:
+    return lambda turns: timed(call, turns, device) / turns
 
 
 def _dsa() -> tuple[Any, ...]:
@@ -103,57 +105,24 @@ OPS: dict[str, Callable[[], tuple[Any, ...]]] = {
     "class_mean_difference": lambda: (torch.rand(2560, 2048), torch.rand(100, 2048), _CLASSES * 256, _CLASSES * 10),
     "uniform": lambda: (torch.tensor([0, 1]), torch.arange(75), 4096, 3),
 }
-BENCHMARKS: dict[str, Callable[[torch.device, Tick], None]] = {"step": _step, "gather": _gather, "pack": _pack}
+BENCHMARKS: dict[str, Callable[[torch.device], Turns]] = {"step": _step, "gather": _gather, "pack": _pack}
 BENCHMARKS |= {name: partial(_op, name, arguments) for name, arguments in OPS.items()}
 
 
-# --- one process for each commit -------------------------------------------------------------------------------------
-
-
-def work(name: str, device: torch.device, library: Path, answers: Connection) -> None:
-    """Run a benchmark with the package of a build: answer with seconds per turn when it is ready and to every request,
-    or with a failure."""
+def use(library: Path) -> None:
+    """Import the package of a build."""
     # An editable installation would give its own modules for those that the other commit lacks.
     sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in str(getattr(finder, "__module__", ""))]
     sys.path.insert(0, str(library))
-    turns = _samples(device, answers)
-    next(turns)
-    try:
-        BENCHMARKS[name](device, lambda *_: next(turns))
-    except EOFError:  # There are no more requests.
-        pass
-    except Exception as error:  # The other commit may lack what is compared.
-        answers.send(records.failure(error))
 
 
-def _samples(device: torch.device, answers: Connection) -> Generator[None, None, None]:
-    """Goes on at every tick; waits for the next request within one, where no time counts."""
-    for _ in range(2):
-        yield
-    number = 1
-    while True:
-        synchronise(device)
-        start = time.perf_counter()
-        for _ in range(number):
-            yield
-        synchronise(device)
-        seconds = (time.perf_counter() - start) / number
-        answers.send(seconds)
-        number = max(number, int(SAMPLE / seconds))
-        answers.recv()
+@cache
+def made(name: str, device: torch.device) -> Turns:
+    return BENCHMARKS[name](device)
 
 
-@contextmanager
-def started(name: str, device: torch.device, library: Path) -> Iterator[Connection]:
-    """A process in which `fastdm` is that of a build, and `bench` the working tree's; ends with the block."""
-    spawn = get_context("spawn")
-    requests, answers = spawn.Pipe()
-    process = spawn.Process(target=work, args=(name, device, library, answers), daemon=True)
-    process.start()
-    answers.close()
-    with requests:
-        yield requests
-    process.join()
+def seconds(name: str, device: torch.device, turns: int) -> float:
+    return made(name, device)(turns)
 
 
 def build(tree: Path, into: Path) -> Path:
@@ -168,15 +137,18 @@ def build(tree: Path, into: Path) -> Path:
 def compare(name: str, device: torch.device, libraries: dict[str, Path], rounds: int) -> str:
     """A line with the ratio of the times there and here, and its spread over the rounds."""
     there, here = libraries
-    with started(name, device, libraries[there]) as before, started(name, device, libraries[here]) as now:
-        if failures := [found for found in (before.recv(), now.recv()) if isinstance(found, str)]:
-            return f"{name:24} {failures[0]}"
+    process = partial(ProcessPoolExecutor, 1, get_context("spawn"), use)
+    with process((libraries[there],)) as before, process((libraries[here],)) as now:
 
-        def seconds(process: Connection) -> float:
-            process.send(None)
-            return float(process.recv())
+        def both(turns: int) -> list[float]:
+            return [one.submit(seconds, name, device, turns).result() for one in (before, now)]
 
-        pairs = [(seconds(before), seconds(now)) for _ in range(rounds)]
+        try:
+            both(2)
+            turns = max(1, int(SAMPLE / min(both(1))))
+        except Exception as error:  # The other commit may lack what is compared.
+            return f"{name:24} {records.failure(error)}"
+        pairs = [both(turns) for _ in range(rounds)]
     ratio = records.spread([old / new for old, new in pairs])
     medians = [records.spread(times)["median"] * 1e3 for times in zip(*pairs, strict=True)]
     return (
@@ -186,7 +158,7 @@ def compare(name: str, device: torch.device, libraries: dict[str, Path], rounds:
 
 
 def main() -> None:
-    parser = arguments.parser(__doc__, device=True)
+    parser = arguments.parser(__doc__, "--device")
     parser.add_argument("rev", metavar="REV", help="anything that git rev-parse knows")
     parser.add_argument("--only", nargs="+", choices=BENCHMARKS, default=list(BENCHMARKS))
     parser.add_argument("--rounds", type=int, default=20)
@@ -195,9 +167,10 @@ def main() -> None:
     short = subprocess.check_output(["git", "rev-parse", "--short", options.rev], cwd=REPOSITORY, text=True).strip()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        with tarfile.open(fileobj=io.BytesIO(archive)) as files:
-            files.extractall(folder / "tree", filter="data")
-        libraries = {short: build(folder / "tree", folder / "there"), "here": build(REPOSITORY, folder / "here")}
+        tree = folder / "tree"
+        tree.mkdir()
+        subprocess.run(["tar", "-x", "-C", tree], input=archive, check=True)
+        libraries = {short: build(tree, folder / "there"), "here": build(REPOSITORY, folder / "here")}
         for name in options.only:
             print(compare(name, options.device, libraries, 2 if options.smoke else options.rounds), flush=True)
 

@@ -50,7 +50,9 @@ def continual_rows(results: Sequence[Row]) -> list[Row]:
         row = {"name": f"{method}, {classes} classes", "task": "continual", "method": method, "classes": classes}
         orders = found.setdefault((method, classes), row).setdefault("orders", [])
         orders.append(round(100 * statistics.fmean(record["accuracies"]), 2))
-    return [row | _spread(row["orders"]) for row in found.values()]
+    for row in found.values():
+        row |= {"mean": round(statistics.fmean(row["orders"]), 2), "std": round(statistics.pstdev(row["orders"]), 2)}
+    return [*found.values()]
 
 
 def search_rows(summary: dict[str, Row], results: Sequence[Row]) -> list[Row]:
@@ -65,37 +67,31 @@ def search_rows(summary: dict[str, Row], results: Sequence[Row]) -> list[Row]:
     return rows
 
 
-def _spread(values: Sequence[float]) -> Row:
-    return {"mean": round(statistics.fmean(values), 2), "std": round(statistics.pstdev(values), 2)}
-
-
 def _tables(rows: Sequence[Row]) -> str:
     of = {task: [row for row in rows if row.get("task") == task] for task in COMMANDS}
-    classes = sorted({row["classes"] for row in of["continual"]})
-    by_method: dict[str, Row] = {}
+    by_method: dict[str, Row] = {row["method"]: {"method": row["method"]} for row in of["continual"]}
     for row in of["continual"]:
-        text = f"{row['mean']:.1f} ± {row['std']:.1f}"
-        by_method.setdefault(row["method"], {"method": row["method"]})[str(row["classes"])] = text
-    parts = []
-    if by_method:
-        columns = "; ".join(["accuracy, %, by classes so far | method", *map(str, classes)])
-        parts.append(f"`{COMMANDS['continual']}`\n\n{cells.table(columns, list(by_method.values()))}")
-    if of["search"]:
-        proxies = cells.table(_SEARCH, of["search"], name=lambda row: row["name"].removeprefix("proxy: "))
-        parts.append(f"`{COMMANDS['search']}`\n\n{proxies}")
-    return "\n\n".join(parts)
+        by_method[row["method"]][str(row["classes"])] = f"{row['mean']:.1f} ± {row['std']:.1f}"
+    classes = sorted({row["classes"] for row in of["continual"]})
+    columns = "; ".join(["accuracy, %, by classes so far | method", *map(str, classes)])
+    tables = {"continual": cells.table(columns, [*by_method.values()])}
+    tables["search"] = cells.table(
+        """
+        proxy | name; best network on it | best; which reaches, % | reached | .1f; rank correlation | spearman | .2f
+        s | took_seconds | ,.0f; images | images | ,.0f
+        """,
+        of["search"],
+        {"name": lambda row: row["name"].removeprefix("proxy: ")},
+    )
+    return "\n\n".join(f"`{COMMANDS[task]}`\n\n{table}" for task, table in tables.items() if table)
 
 
-_SEARCH = """
-proxy | name; best network on it | best; which reaches, % | reached | .1f; rank correlation | spearman | .2f
-s | took_seconds | ,.0f; images | images | ,.0f
-"""
 SUITE = Suite(
     "downstream",
     "Downstream tasks",
     "Continual learning: the accuracy on the test images of all classes so far, mean and standard deviation over the "
     "orders. Architecture search: how well trainings on each proxy rank 12 networks, compared with the whole set.",
-    (*STEP, "synthetic", "evaluation", "applications/continual.py", "applications/architecture_search.py"),
+    (*STEP, "synthetic", "evaluation", "applications"),
     render=_tables,
 )
 
@@ -119,7 +115,7 @@ def rows(options: Namespace) -> Rows:
 
 
 if __name__ == "__main__":
-    parser = arguments.parser(__doc__, data=True)
+    parser = arguments.parser(__doc__, "--data_path")
     parser.add_argument("--only", nargs="+", choices=COMMANDS, default=[*COMMANDS])
     parser.add_argument("--keep", type=Path)
     records.record(SUITE, parser.parse_args(), rows)

@@ -49,4 +49,4 @@ def rows(options: Namespace) -> Rows:
 
 
 if __name__ == "__main__":
-    records.record(SUITE, arguments.parser(__doc__, device=True).parse_args(), rows)
+    records.record(SUITE, arguments.parser(__doc__, "--device").parse_args(), rows)

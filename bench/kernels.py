@@ -13,9 +13,8 @@ dram: the bytes that the memory of a GPU moves in a call, which Nsight Compute c
 import itertools
 import math
 import sys
-import time
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -23,9 +22,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bench.baselines.plain_step import layers
 from bench.harness import arguments, dram, machine, plots, records
 from bench.harness.case import EPS, Arguments, Case, check
-from bench.harness.records import Row, Rows, Suite
+from bench.harness.records import Result, Row, Rows, Suite
 from bench.harness.timer import device_times, rotation, within
 from fastdm import kernels
 from fastdm.augmentation import DSA_STRATEGY, Strategy
@@ -145,11 +145,6 @@ def _batch(shape: Shape, device: torch.device) -> tuple[int, int, Tensor, Tensor
     return classes * per_class, 3 * classes * per_class * size * size, rows, rows.repeat_interleave(per_class)
 
 
-def _layers(x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
-    """InstanceNorm, ReLU and AvgPool as the public network has them."""
-    return F.avg_pool2d(F.relu(F.group_norm(x, x.shape[1], scale, shift)), 2)
-
-
 def _activations(
     shape: Shape, dtype: torch.dtype, last: bool, gradient: int, device: torch.device, seed: int
 ) -> Arguments:
@@ -169,7 +164,7 @@ def _norm_relu_pool(shape: Shape, dtype: torch.dtype, last: bool, backward: bool
         f"norm_relu_pool {n}×{channels}×{size}² {_NAMES[dtype]} {'nhwc' if last else 'nchw'}{_BACKWARD * backward}",
         partial(_activations, shape, dtype, last, channels * backward, device),
         _with_gradient(kernels.norm_relu_pool),
-        _with_gradient(_layers),
+        _with_gradient(layers),
         # Forward: x in, a quarter out; backward: x and a quarter in, x out.
         int(elements * dtype.itemsize * (3.5 if backward else 1.25)),
         # Mean, centred squares, scaling, ReLU and pooling; backward, two sums more and their products.
@@ -189,7 +184,7 @@ def _conv_norm_relu_pool(shape: Shape, dtype: torch.dtype, backward: bool, twice
         f"conv_norm_relu_pool {n}×{channels}→{width}×{size}² {_NAMES[dtype]}{way}",
         partial(_activations, (n, channels, size), dtype, True, width * backward, device),
         _with_gradient(lambda x: (computed_twice if twice else kernels.conv_norm_relu_pool)(x, weight)),
-        _with_gradient(lambda x: _layers(F.conv2d(x, weight.to(x.dtype), padding=1))),
+        _with_gradient(lambda x: layers(F.conv2d(x, weight.to(x.dtype), padding=1))),
         dtype.itemsize * (1 + backward) * (n * width * (size // 2) ** 2 + n * channels * size**2),
         (1 + backward) * 2 * 9 * channels * n * width * size**2,
         rounding=1e-5,  # three times that of Winograd's F(4×4, 3×3), relative to the deviation of its output
@@ -211,7 +206,7 @@ def _trained_block(shape: Shape, dtype: torch.dtype, device: torch.device) -> Ca
 
     def eager(x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         with torch.autocast(device.type, torch.bfloat16, x.dtype == torch.bfloat16):
-            return _layers(F.conv2d(x, weight, padding=1), scale, shift)
+            return layers(F.conv2d(x, weight, padding=1), scale, shift)
 
     images, pooled = n * channels * size**2, n * width * (size // 2) ** 2
     return Case(
@@ -227,21 +222,25 @@ def _trained_block(shape: Shape, dtype: torch.dtype, device: torch.device) -> Ca
     )
 
 
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _means(x: Tensor, classes: int) -> Tensor:
+    """Means of classes of one size."""
+    return x.view(classes, -1, x.shape[1]).mean(1, dtype=_wide(x.dtype))
+
+
 def _norm_relu_pool_mean(shape: Shape, dtype: torch.dtype, device: torch.device) -> Case:
     classes, per_class, channels, size = shape
     n = classes * per_class
     offsets = torch.arange(classes + 1, device=device) * per_class
 
-    def eager(x: Tensor) -> Tensor:
-        features = _layers(x).flatten(1)
-        wide = torch.promote_types(features.dtype, torch.float32)
-        return features.view(classes, -1, features.shape[1]).mean(1, dtype=wide)
-
     return Case(
         f"norm_relu_pool_mean {n}×{channels}×{size}² {_NAMES[dtype]} nhwc, {classes} classes",
         partial(_activations, (n, channels, size), dtype, True, 0, device),
         lambda x: kernels.norm_relu_pool_mean(x, offsets),
-        eager,
+        lambda x: _means(layers(x).flatten(1), classes),
         classes * channels * (size // 2) ** 2 * 4 + n * channels * size * size * dtype.itemsize,
         8 * n * channels * size**2,
         rounding=3 * EPS + _sums(per_class),
@@ -259,18 +258,14 @@ def _class_mean_difference(shape: Shape, ragged: bool, dtype: torch.dtype, devic
         real, synthetic = _random(torch.rand, device, seed, (n, features), (m, features), dtype=dtype)
         return real, synthetic.requires_grad_()
 
-    def means(x: Tensor, ragged: bool) -> Tensor:
-        wide = torch.promote_types(x.dtype, torch.float32)
-        if ragged:
-            return class_means(x.to(wide), real_offsets)
-        return x.view(classes, -1, features).mean(1, dtype=wide)
-
     def run(real: Tensor, synthetic: Tensor) -> Arguments:
         loss = kernels.class_mean_difference(real, synthetic, real_offsets, synthetic_offsets)
         return loss, torch.autograd.grad(loss, synthetic)[0]
 
     def eager(real: Tensor, synthetic: Tensor) -> Arguments:
-        loss = (means(real, ragged) - means(synthetic, False)).square().sum()
+        # Those of classes of several sizes are summed along the offsets.
+        means = class_means(real.to(_wide(real.dtype)), real_offsets) if ragged else _means(real, classes)
+        loss = (means - _means(synthetic, classes)).square().sum()
         return loss, torch.autograd.grad(loss, synthetic)[0]
 
     sizes = f"{classes}×{'≤' * ragged}{per_class} and {classes}×{ipc} of {features} {_NAMES[dtype]}"
@@ -286,23 +281,22 @@ def _class_mean_difference(shape: Shape, ragged: bool, dtype: torch.dtype, devic
     )
 
 
-def _of_key(op: str, name: str, moved: int, device: torch.device, **options: Any) -> Case:
-    """An op that makes numbers out of a key."""
-    run, eager = (partial(getattr(form, op), **options) for form in (kernels, random_numbers))
-    make = lambda seed: (torch.tensor([seed, 3], device=device),)  # noqa: E731
-    return Case(f"{op} {name}", make, run, eager, moved, 0, rounding=None)
-
-
 def _uniform(rows: int, n: int, device: torch.device) -> Case:
-    return _of_key(
-        "uniform", f"{rows}×{n}", 4 * rows * n, device, rows=torch.arange(rows, device=device), n=n, stream=3
-    )
+    options = {"rows": torch.arange(rows, device=device), "n": n, "stream": 3}
+    return _of_key("uniform", f"{rows}×{n}", 4 * rows * n, device, options)
 
 
 def _draw(classes: int, size: int, n: int, device: torch.device) -> Case:
     offsets, every = torch.arange(classes + 1, device=device) * size, torch.arange(classes, device=device)
-    name = f"{n} of {size} in {classes} classes"
-    return _of_key("draw", name, classes * n * 8, device, class_offsets=offsets, n=n, classes=every)
+    options = {"class_offsets": offsets, "n": n, "classes": every}
+    return _of_key("draw", f"{n} of {size} in {classes} classes", classes * n * 8, device, options)
+
+
+def _of_key(op: str, name: str, moved: int, device: torch.device, options: dict[str, Any]) -> Case:
+    """An op that makes numbers out of a key."""
+    run, eager = (partial(getattr(form, op), **options) for form in (kernels, random_numbers))
+    make = lambda seed: (torch.tensor([seed, 3], device=device),)  # noqa: E731
+    return Case(f"{op} {name}", make, run, eager, moved, 0, rounding=None)
 
 
 # --- the measurement -------------------------------------------------------------------------------------------------
@@ -320,19 +314,16 @@ def measure(case: Case, device: torch.device, copy_peak: float | None, smoke: bo
     functions = {"fastdm": case.run, "eager": case.eager}
     if compiled:
         torch._dynamo.reset()
-        start = time.perf_counter()
         function = torch.compile(case.eager, dynamic=False)
         try:
             function(*values)
-            row["compile_seconds"] = round(time.perf_counter() - start, 2)
             functions["compile"] = function
         except Exception as error:  # The baseline's own trouble must not cost the row.
             row["note"] = f"torch.compile failed: {records.failure(error).splitlines()[0]}"
     if device.type == "cuda":
-        row["peak_bytes"] = {name: _peak(function, values, device) for name, function in functions.items()}
+        row["peak_bytes"] = {name: machine.taken(partial(f, *values), device) for name, f in functions.items()}
     inputs = [case.make(seed) for seed in range(2 if smoke else rotation(case.bytes, device))]
     times = device_times(functions, inputs, device, seconds=0 if smoke else 0.5 * len(functions))
-    row["rotation"] = len(inputs)
     row["seconds"] = records.spreads(times)
     median = {name: spread["median"] for name, spread in row["seconds"].items()}
     row["speedup"] = {name: median[name] / median["fastdm"] for name in median if name != "fastdm"}
@@ -344,18 +335,49 @@ def measure(case: Case, device: torch.device, copy_peak: float | None, smoke: bo
     return row
 
 
-def _peak(function: Callable[..., object], values: Arguments, device: torch.device) -> int:
-    """Bytes that a call takes on the device besides its arguments, at most."""
-    before = machine.restart_peak(device)
-    function(*values)
-    return machine.peak(device) - before
+# --- tables and plots ------------------------------------------------------------------------------------------------
 
 
-# --- table ------------------------------------------------------------------------------------------------------------
+def _bandwidth(result: Result) -> Any:
+    """Achieved bandwidth by size, under the line of the copy."""
+    rows = [row for row in result["rows"] if "gb_per_s" in row]
+    if not rows:
+        return None
+    drawn, (axes,) = plots.figure(result)
+    _points(axes, rows, lambda row: (row["bytes"], row["gb_per_s"]))
+    if copy := records.peaks(result["machine"]).get("copy"):
+        axes.axhline(copy / 1e9, color=plots.LINE, lw=1, label="copy")
+    plots.label(axes, "bytes that must move", "GB/s")
+    return drawn
 
 
-def _slower(row: Row) -> str:
-    return " and ".join(f"{1 / x:.2f}× the time of {name}" for name, x in row.get("speedup", {}).items() if x < 1)
+def _roofline(result: Result) -> Any:
+    """FLOP/s by FLOPs per byte, of the kernels and of the whole iteration, under both peaks."""
+    rows = [row for row in result["rows"] if "gb_per_s" in row and "flops" in row]
+    limits = records.peaks(result["machine"])
+    if not rows or not {"copy", "matmul bf16"} <= limits.keys():
+        return None
+    drawn, (axes,) = plots.figure(result)
+    _points(
+        axes, rows, lambda row: (row["flops"] / row["bytes"], row["flops"] / row["seconds"]["fastdm"]["median"] / 1e12)
+    )
+    for stage in records.same_machine(result["machine"], "waterfall"):
+        if "tflop_per_s" in stage:
+            place = (stage["flops"] / stage["least_bytes"], stage["tflop_per_s"])
+            color = plots.OURS if stage["name"].startswith("fastdm") else plots.THEIRS
+            axes.scatter(*place, marker="*", s=60, color=color)
+            axes.annotate(stage["name"], place, xytext=(5, -3), textcoords="offset points", fontsize=6)
+    copy, matmul = limits["copy"] / 1e12, limits["matmul bf16"] / 1e12
+    ridge = matmul / copy
+    axes.plot([0.1, ridge, 20 * ridge], [0.1 * copy, matmul, matmul], color=plots.LINE, lw=1)
+    plots.label(axes, "FLOPs per byte that must move", "TFLOP/s")
+    return drawn
+
+
+def _points(axes: Any, rows: Sequence[Row], place: Callable[[Row], tuple[float, float]]) -> None:
+    """A cloud for every op."""
+    for op in dict.fromkeys(row["op"] for row in rows):
+        axes.scatter(*zip(*(place(row) for row in rows if row["op"] == op), strict=True), s=18, label=op)
 
 
 SUITE = Suite(
@@ -363,15 +385,15 @@ SUITE = Suite(
     "Kernels",
     "Every op compared with eager PyTorch and torch.compile of it, in µs: median (p20–p80), cold cache, forward unless "
     "said. Bytes are the least that must move.",
-    ("csrc", "kernels", "bench/kernels.py"),
+    ("csrc", "kernels"),
     """
     op | name; form | implementation; µs | fastdm | µs
     GB/s | gb_per_s | ,.3g; % of copy | percent_of_copy | .0f
     × eager | speedup.eager | .2f; × compile | speedup.compile | .2f
     error; median error | median_error; memory, MB | peak_bytes.fastdm | .0f/1e6; note
     """,
-    slower=_slower,
-    plots={"bandwidth": plots.bandwidth, "roofline": plots.roofline},
+    slower={"speedup.eager": "of eager", "speedup.compile": "of compile"},
+    plots={"bandwidth": _bandwidth, "roofline": _roofline},
 )
 
 
@@ -379,7 +401,7 @@ DRAM = Suite(
     "dram",
     "Bytes that the memory moves",
     "Counted by Nsight Compute in one call, from a cold cache, next to the least that must move.",
-    ("kernels", "bench/kernels.py"),
+    ("kernels",),
     """
     op | name; kernels; least, MB | bytes | ,.1f/1e6; read, MB | read | ,.1f/1e6; written, MB | written | ,.1f/1e6
     × the least | times_least | .2f; note
@@ -389,16 +411,16 @@ DRAM = Suite(
 
 def rows(options: Namespace, chosen: Iterable[Case]) -> Rows:
     copy_peak = records.peaks(machine.describe(options.device)).get("copy")
+    compiled = not (options.no_compile or options.smoke)
     for case in within(chosen, options.seconds):
-        how = partial(measure, case, options.device, copy_peak, options.smoke, not options.no_compile)
-        yield {"name": case.name, "op": case.op}, how
+        row = {"name": case.name, "op": case.op}
+        yield row, partial(measure, case, options.device, copy_peak, options.smoke, compiled)
 
 
 def main() -> None:
     # run: what `dram` runs under Nsight Compute.
-    parser = arguments.parser(__doc__, what=("speed", "dram", "run"), device=True, seconds=600.0)
+    parser = arguments.parser(__doc__, "--device", "--no-compile", what=("speed", "dram", "run"), seconds=600.0)
     parser.add_argument("--only", nargs="+", help="ops, such as dsa")
-    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out, whose compilation is slow")
     options = parser.parse_args()
     device = options.device
     chosen = [case for case in cases(device, options.smoke) if case.op in (options.only or [case.op])]
@@ -406,13 +428,12 @@ def main() -> None:
     if options.what == "run":
         dram.run_marked((partial(case.run, *case.make(0)) for case in counted), device)
         return
-    compiled = not options.no_compile
     if options.what == "dram":
         least = {case.name: case.bytes for case in counted}
         command = ["-m", "bench.kernels", "run", *sys.argv[2:]]
-        records.record(DRAM, options, lambda _: dram.rows(command, least, device, options.seconds), compile=compiled)
+        records.record(DRAM, options, lambda _: dram.rows(command, least, device, options.seconds))
     else:
-        records.record(SUITE, options, partial(rows, chosen=chosen), compile=compiled)
+        records.record(SUITE, options, partial(rows, chosen=chosen))
 
 
 if __name__ == "__main__":

@@ -24,10 +24,7 @@ from bench.harness.records import STEP, Row, Rows, Suite
 from bench.harness.workloads import CPU, Workload
 
 CLASSES = (10, 100)
-ONLY_ON_CPU = (
-    "fastdm.kernels.blocks.native.takes_conv_norm_relu_pool",
-    "fastdm.networks.model.Block.stays_in_cache",
-)
+ONLY_ON_CPU = ("kernels.blocks.native.takes_conv_norm_relu_pool", "networks.model.Block.stays_in_cache")
 
 
 def count(loop: str, classes: int, aug_mode: str) -> OpCounter:
@@ -36,7 +33,7 @@ def count(loop: str, classes: int, aug_mode: str) -> OpCounter:
     dataset = work.dataset(CPU)
     with ExitStack() as stack:
         for name in ONLY_ON_CPU if loop == "device" else ():
-            stack.enter_context(mock.patch(name, return_value=False))
+            stack.enter_context(mock.patch(f"fastdm.{name}", return_value=False))
         step: Callable[[int], object] = PublicStep(dataset, work.settings(), CPU)
         if loop != "public":
             step, plan = build(work, dataset, CPU, torch.float32, "fp32", chunk_memory=1 << 34)
@@ -72,10 +69,8 @@ SUITE = Suite(
 def rows(options: Namespace) -> Rows:
     for aug_mode in "S" if options.smoke else "SM":
         for loop in ("cpu", "device", "public"):
-            yield (
-                {"name": f"{loop}, mode {aug_mode}", "loop": loop, "aug_mode": aug_mode},
-                partial(measure, loop, aug_mode),
-            )
+            row = {"name": f"{loop}, mode {aug_mode}", "loop": loop, "aug_mode": aug_mode}
+            yield row, partial(measure, loop, aug_mode)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from PIL import Image
 from torch import Tensor
 
 import fastdm
-from bench.harness import arguments, cells, machine, plots, records
+from bench.harness import arguments, machine, plots, records
 from bench.harness.records import Result, Row, Suite
 from bench.harness.timer import apart, host_times, threads, timed
 from bench.harness.workloads import CPU, Workload
@@ -178,12 +178,10 @@ def loader(folder: Path, what: str, path: Path, target: float) -> Row:
     out = torch.zeros(len(classes), DRAWN, 3, 64, 64, dtype=torch.uint8)
     ours, theirs = [], []
     for turn in range(3):
-        images, start = 0, 0.0
-        for batch, _ in batches:
-            if start:
-                images += len(batch)
-            else:  # the first batch brings the workers up
-                start = time.perf_counter()
+        rest = iter(batches)
+        next(rest)  # brings the workers up
+        start = time.perf_counter()
+        images = sum(len(batch) for batch, _ in rest)
         theirs.append((time.perf_counter() - start) / max(1, images))
         index = pool.draw(0, turn, DRAWN, classes)
         gathering = [timed(partial(pool.gather, index, out=out), 1, CPU) for _ in range(9)]
@@ -205,17 +203,20 @@ def packing(files: list[Path], repeats: int) -> Iterator[Row]:
 
     for path in files:  # no speed of what is wrong
         np.testing.assert_array_equal(ours(path), pillow(path))
-    forms = {"ours": (ours, 1), "pillow": (pillow, 1), "two": (ours, 2)}
-    runs: dict[str, Callable[[], object]] = {name: partial(all_of, *form) for name, form in forms.items()}
     halves = [files[::2], files[1::2]]
     with ProcessPoolExecutor(2, get_context("spawn")) as processes:
         list(processes.map(_decode, halves))  # brings both up
-        runs["one process"] = lambda: processes.submit(_decode, files).result()
-        runs["two processes"] = lambda: list(processes.map(_decode, halves))
-        t = interleaved(max(2, repeats // 2), **runs)
+        t = interleaved(
+            max(2, repeats // 2),
+            ours=lambda: all_of(ours, 1),
+            pillow=lambda: all_of(pillow, 1),
+            two=lambda: all_of(ours, 2),
+            one_process=lambda: processes.submit(_decode, files).result(),
+            two_processes=lambda: list(processes.map(_decode, halves)),
+        )
     what, n, decoder = "JPEGs of about 500x375 to 64x64", len(files), decode.decoder_name()
     yield faster(f"packing over Pillow, one thread, {what}", t["ours"], t["pillow"], n, 1.2, DECODING, decoder=decoder)
-    ceiling = records.spread(t["one process"])["median"] / records.spread(t["two processes"])["median"]
+    ceiling = records.spread(t["one_process"])["median"] / records.spread(t["two_processes"])["median"]
     note = f"two processes of Pillow, which share nothing but the processor, decode {ceiling:.2f} times as fast as one"
     yield faster(f"packing, two threads over one, {what}", t["two"], t["ours"], n, 1.9, note=note)
 
@@ -330,16 +331,14 @@ def measure(data_path: Path, repeats: int, file_bytes: int) -> Iterator[Row]:
 def _ratios(result: Result) -> Any:
     """Ratios with their targets; rows without a baseline are limits, and stay in the table."""
     rows = [row for row in result["rows"] if row["ratio"]["n"] > 1]
-    if not rows:
-        return None
-    values = [row["ratio"]["median"] for row in rows]
-    series = plots.Series("", values, plots.OURS)
-    drawn, axes = plots.bars(result, [row["name"] for row in rows], [series], "times as fast", row_inches=0.24)
-    targets = [(row["target"], place) for place, row in enumerate(rows) if row["target"] is not None]
-    axes.scatter([x for x, _ in targets], [y for _, y in targets], marker="|", s=90, color=plots.OTHER, label="target")
-    axes.set_xscale("log")
-    axes.axvline(1, color=plots.LINE, lw=0.8)
-    axes.legend(loc="lower right")
+    series = plots.Series("", "ratio.median", plots.OURS)
+    drawn = plots.bars(result, rows, [series], "times as fast", log=True, row_inches=0.24)
+    if drawn is not None:
+        (axes,) = drawn.axes
+        targets = [(row["target"], place) for place, row in enumerate(rows) if row["target"] is not None]
+        axes.scatter(*zip(*targets, strict=True), marker="|", s=90, color=plots.OTHER, label="target")
+        axes.axvline(1, color=plots.LINE, lw=0.8)
+        axes.legend(loc="lower right")
     return drawn
 
 
@@ -350,16 +349,15 @@ SUITE = Suite(
     "seconds or GB are limits.",
     ("csrc", "data"),
     """
-    what | name; ratio; target | target | .3g; met
+    what | name; ratio | ratio | spread; target | target | .3g; met
     images/s | images_per_second | ,.0f; baseline, images/s | baseline_images_per_second | ,.0f; note
     """,
-    {"ratio": lambda row: cells.spread_text(row["ratio"])},
     plots={"ratios": _ratios},
 )
 
 
 def main() -> None:
-    options = arguments.parser(__doc__, data=True).parse_args()
+    options = arguments.parser(__doc__, "--data_path").parse_args()
     if native() is None:
         raise SystemExit("fastdm was installed without its C++ core, which is what this measures")
     size = SIZES["smoke" if options.smoke else "full"]

@@ -13,7 +13,7 @@ from functools import partial
 import torch
 
 from bench.baselines.public_gradient_matching import ITERATIONS, PUBLISHED, GradientMatching
-from bench.harness import arguments, cells, records
+from bench.harness import arguments, records
 from bench.harness.loops import make
 from bench.harness.records import STEP, Row, Rows, Suite
 from bench.harness.timer import host_times, numbered
@@ -30,7 +30,7 @@ def measure(work: Workload, device: torch.device, ipc: int) -> Row:
     gradient = GradientMatching(dataset, work.settings(precision="fp32"), device)
     functions: dict[str, Callable[[], object]] = {"gradient": partial(gradient, 0), "epoch": gradient.train}
     for kind in ("fastdm", "public"):
-        functions[kind] = numbered(*make(kind, work, dataset, device, "fp32"), first=0)
+        functions[kind] = numbered(make(kind, work, dataset, device, "fp32"))
     seconds = records.spreads(host_times(functions, device, rounds=3, seconds=SECONDS, warm_up=1, sample=0.0))
     return {"outer": loops.outer, "inner": loops.inner, "seconds": seconds, **runs(seconds, ipc)}
 
@@ -51,12 +51,6 @@ def runs(seconds: dict[str, records.Spread], ipc: int) -> Row:
     }
 
 
-_QUOTED = cells.columns(
-    """
-    size | name; gradient matching, h | hours.gradient | .3g; public DM, h | hours.public | .3g
-    fastdm, h | hours.fastdm | .3g; public DM, × | run_ratio.public | .2g; fastdm, × | run_ratio.fastdm | .2g
-    """
-)
 SUITE = Suite(
     "matching",
     "Gradient matching",
@@ -72,7 +66,10 @@ SUITE = Suite(
     run, h | hours.gradient | .3g; public DM, h | hours.public | .3g; fastdm, h | hours.fastdm | .3g
     run × public DM | run_ratio.public | .2f; run × fastdm | run_ratio.fastdm | .1f
     """,
-    quote=lambda rows: cells.table(_QUOTED, rows),
+    quoted="""
+    size | name; gradient matching, h | hours.gradient | .3g; public DM, h | hours.public | .3g
+    fastdm, h | hours.fastdm | .3g; public DM, × | run_ratio.public | .2g; fastdm, × | run_ratio.fastdm | .2g
+    """,
 )
 
 
@@ -82,4 +79,4 @@ def rows(options: Namespace) -> Rows:
 
 
 if __name__ == "__main__":
-    records.record(SUITE, arguments.parser(__doc__, device=True).parse_args(), rows)
+    records.record(SUITE, arguments.parser(__doc__, "--device").parse_args(), rows)

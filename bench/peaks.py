@@ -8,7 +8,6 @@ measured with all threads and with one.
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
 
 import torch
 
@@ -18,6 +17,8 @@ from bench.harness.timer import device_times, threads
 
 COPY_MIB = {"cuda": (128, 512, 1024), "cpu": (128, 256, 512)}  # each past the caches
 MATRIX = {"cuda": (4096, 8192, 12288), "cpu": (1024, 2048, 3072)}
+
+Call = Callable[[], object]
 
 SUITE = Suite(
     "peaks",
@@ -29,39 +30,37 @@ SUITE = Suite(
 )
 
 
-def best(sizes: dict[str, tuple[float, Callable[[], object]]], device: torch.device) -> tuple[str, float, Any]:
-    """The size with the highest rate, that rate per second, and the spread of its seconds."""
-    found = {}
-    for size, (work, function) in sizes.items():
-        times = device_times({"": function}, [()], device)[""]
-        found[size] = work / min(times), spread(times)
-    size = max(found, key=lambda size: found[size][0])
-    return size, *found[size]
+def fastest(what: str, key: str, unit: float, sizes: dict[str, tuple[float, Call]], device: torch.device) -> Row:
+    """The size with the highest rate, that rate per second in a unit, and the spread of its seconds.
+
+    sizes: what a call works through, and the call.
+    """
+    times = {size: device_times({"": call}, [()], device)[""] for size, (_, call) in sizes.items()}
+    rates = {size: sizes[size][0] / min(found) for size, found in times.items()}
+    size = max(rates, key=rates.__getitem__)
+    return {"size": size, "seconds": {what: spread(times[size])}, key: rates[size] / unit}
 
 
 def copy(device: torch.device, smoke: bool) -> Row:
-    sizes: dict[str, tuple[float, Callable[[], object]]] = {}
+    sizes: dict[str, tuple[float, Call]] = {}
     for mib in (4,) if smoke else COPY_MIB[device.type]:
         source, out = (torch.randint(256, (mib << 20,), dtype=torch.uint8, device=device) for _ in range(2))
         sizes[f"{mib} MiB"] = 2 * (mib << 20), partial(out.copy_, source)
-    size, rate, seconds = best(sizes, device)
-    return {"size": size, "seconds": {"copy": seconds}, "gb_per_s": rate / 1e9}
+    return fastest("copy", "gb_per_s", 1e9, sizes, device)
 
 
 def matmul(device: torch.device, smoke: bool, precision: str) -> Row:
-    sizes: dict[str, tuple[float, Callable[[], object]]] = {}
+    sizes: dict[str, tuple[float, Call]] = {}
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     for n in (256,) if smoke else MATRIX[device.type]:
-        a, b, out = (torch.randn(n, n, device=device) for _ in range(3))
-        if precision == "bf16":
-            a, b, out = a.bfloat16(), b.bfloat16(), out.bfloat16()
+        a, b, out = (torch.randn(n, n, device=device).to(dtype) for _ in range(3))
         sizes[f"{n}²"] = 2 * n**3, partial(torch.matmul, a, b, out=out)
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
     try:
-        size, rate, seconds = best(sizes, device)
+        return fastest("matmul", "tflop_per_s", 1e12, sizes, device)
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before
-    return {"size": size, "seconds": {"matmul": seconds}, "tflop_per_s": rate / 1e12}
 
 
 def measure(device: torch.device, smoke: bool) -> Iterator[Row]:
@@ -77,5 +76,5 @@ def measure(device: torch.device, smoke: bool) -> Iterator[Row]:
 
 
 if __name__ == "__main__":
-    parser = arguments.parser(__doc__, device=True)
+    parser = arguments.parser(__doc__, "--device")
     records.record(SUITE, parser.parse_args(), lambda options: measure(options.device, options.smoke))

@@ -1,20 +1,20 @@
 """All records on one page: bench/RESULTS.md with tables and plots, and the figures that README.md quotes.
 
-python -m bench.report [--to bench] [--smoke]
+python -m bench.report [--to bench]
 
 README.md quotes a table between the markers `<!-- bench:SUITE -->` and `<!-- /bench:SUITE -->`, which is replaced.
 Records that are older than the code they measured are marked as stale in RESULTS.md.
 """
 
-import importlib
+import argparse
 import importlib.util
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from bench.harness import arguments, cells, machine, plots, records
+from bench.harness import cells, machine, plots, records
 from bench.harness.machine import REPOSITORY
-from bench.harness.records import Row, Suite
+from bench.harness.records import Result, Row, Suite
 
 README = REPOSITORY / "README.md"
 _MODULES = """
@@ -39,20 +39,32 @@ def block(suite: Suite, *, quoted: bool = False) -> str:
         cores = f"{about['cores']} core{'s' if about['cores'] > 1 else ''}"
         versions = f"torch {about['versions']['torch']}, commit {result['commit']}, {result['date'][:10]}"
         parts.append(f"{where}, {cores}, {versions}: `{result['command']}`")
-        if not quoted and (changed := records.changed(result)):
-            parts.append(f"**Stale**: since then {', '.join(changed)} changed.")
-        if not quoted and result["settings"].get("smoke"):
-            parts.append("**A smoke run**: tiny shapes, whose times mean nothing.")
-        if quoted and suite.quote:
-            parts.append(suite.quote(rows))
+        if quoted:
+            parts.append(_quoted_table(suite, rows))
             continue
-        parts.append(suite.render(rows) if suite.render else cells.table(suite.columns, rows, **suite.special))
-        slower = [f"- {row['name']}: {why}" for row in rows if suite.slower and (why := suite.slower(row))]
+        if changed := records.changed(suite, result):
+            parts.append(f"**Stale**: since then {', '.join(changed)} changed.")
+        if result["settings"].get("smoke"):
+            parts.append("**A smoke run**: tiny shapes, whose times mean nothing.")
+        parts.append(suite.render(rows) if suite.render else cells.table(suite.columns, rows, suite.special))
+        slower = [f"- {row['name']}: {why}" for row in rows if (why := _slower(suite, row))]
         failed = [f"- {row['name']}: {row['failure']}" for row in rows if "failure" in row]
         for title, lines in (("Slower than a baseline", slower), ("Failed", failed)):
             if lines:
                 parts.append(f"{title}:\n\n" + "\n".join(lines))
     return "\n\n".join(parts)
+
+
+def _quoted_table(suite: Suite, rows: Sequence[Row]) -> str:
+    if suite.quote:
+        return suite.quote(rows)
+    right = [row for row in rows if row.get("correct", True) and "failure" not in row]
+    return cells.table(suite.quoted or suite.columns, right, suite.special)
+
+
+def _slower(suite: Suite, row: Row) -> str:
+    ratios = {baseline: records.value(row, key) or 1.0 for key, baseline in suite.slower.items()}
+    return " and ".join(f"{1 / x:.2f}× the time {baseline}" for baseline, x in ratios.items() if x < 1)
 
 
 def page(pictures: Path) -> str:
@@ -61,8 +73,8 @@ def page(pictures: Path) -> str:
         "# Results\n\nMade by `python -m bench.report` from the files in `bench/results/`; every table names the "
         "command that takes it anew."
     ]
-    if any(suite.load() for suite in SUITES.values()):
-        chapters.append(f"## Machines\n\n{_machines()}")
+    if machines := _machines():
+        chapters.append(f"## Machines\n\n{machines}")
     for suite in SUITES.values():
         if body := block(suite):
             shown = [
@@ -74,20 +86,22 @@ def page(pictures: Path) -> str:
 
 
 def _machines() -> str:
-    known: dict[str, Row] = {}
+    known: dict[tuple[str, str], list[Result]] = {}
     for suite in SUITES.values():
         for result in suite.load():
-            about = result["machine"]
-            entry = known.setdefault(f"{about['cpu']}, {about['device']}", {"suites": [], "loads": [], **about})
-            entry["suites"].append(suite.name)
-            entry["loads"].append(about["load"])
+            known.setdefault((result["machine"]["cpu"], result["machine"]["device"]), []).append(result)
+    rows: list[Row] = []
+    for results in known.values():
+        about, loads = results[0]["machine"], [result["machine"]["load"] for result in results]
+        shown = {
+            "driver": f"{about['driver']}, {about['cuda']}" if "driver" in about else "",
+            "versions": ", ".join(f"{name} {version}" for name, version in about["versions"].items()),
+            "load": f"{min(loads)}–{max(loads)}",
+            "suites": ", ".join(result["suite"] for result in results),
+        }
+        rows.append(about | shown)
     return cells.table(
-        "device; processor | cpu; cores; memory, GiB | memory_gib; driver, CUDA | driver; versions; load; suites",
-        list(known.values()),
-        driver=lambda row: f"{row['driver']}, {row['cuda']}" if "driver" in row else "",
-        versions=lambda row: ", ".join(f"{name} {version}" for name, version in row["versions"].items()),
-        load=lambda row: f"{min(row['loads'])}–{max(row['loads'])}",
-        suites=lambda row: ", ".join(row["suites"]),
+        "device; processor | cpu; cores; memory, GiB | memory_gib; driver, CUDA | driver; versions; load; suites", rows
     )
 
 
@@ -119,18 +133,18 @@ def quoted(readme: str) -> str:
 
 
 def main() -> None:
-    parser = arguments.parser(__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--to", type=Path, default=REPOSITORY / "bench", help="folder for RESULTS.md and plots/")
-    options = parser.parse_args()
-    pictures = options.to / "plots"
-    if options.smoke or importlib.util.find_spec("matplotlib") is None:
-        print("no plots" if options.smoke else "no plots: matplotlib is not installed")
+    to = parser.parse_args().to
+    pictures = to / "plots"
+    if importlib.util.find_spec("matplotlib") is None:
+        print("no plots: matplotlib is not installed")
     else:
         for picture in draw(pictures):
             print(picture)
-    (options.to / "RESULTS.md").write_text(page(pictures))
-    print(options.to / "RESULTS.md")
-    if options.to == REPOSITORY / "bench" and not options.smoke:
+    (to / "RESULTS.md").write_text(page(pictures))
+    print(to / "RESULTS.md")
+    if to == REPOSITORY / "bench":
         README.write_text(quoted(README.read_text()))
 
 

@@ -33,30 +33,30 @@ MINUTES = {"cpu": 15.0, "gpu": 8.0}
 STAGES = {
     "cpu": """
 peaks         75  -m bench.peaks {device}
-launches      90  -m bench.launches {smoke}
-traffic       60  -m bench.traffic {smoke}
-calls        240  -m bench.calls {smoke} --seconds 3
-augment      120  -m bench.calls augment {smoke} --threads 1 2 --seconds 1
-waterfall    240  -m bench.waterfall {device} {plain} --batch_real 64 --seconds 30
+launches      90  -m bench.launches
+traffic       60  -m bench.traffic
+calls        240  -m bench.calls --seconds 3
+augment      120  -m bench.calls augment --threads 1 2 --seconds 1
+waterfall    240  -m bench.waterfall {device} --batch_real 64 --seconds 30
 kernels       90  -m bench.kernels {device} --no-compile --seconds 60
 evaluation    90  -m bench.evaluation {device}
-step_compile 120  -m bench.step compile {smoke} --network {networks}
-loading      240  -m bench.loading {smoke} {data}
+step_compile 120  -m bench.step compile --network ConvNetBN AlexNet
+loading      240  -m bench.loading {data}
 step_recipes  60  -m bench.step recipes {device} --seconds 30
-scale        150  -m bench.scale {smoke}
-step         600  -m bench.step {device} {few} {plain} --seconds 200
+scale        150  -m bench.scale
+step         600  -m bench.step {device} --seconds 200
 report        30  -m bench.report --to {to}
 """,
     "gpu": """
-headline     120  -m bench.waterfall headline {device} {plain} --seconds 20
+headline     120  -m bench.waterfall headline {device} --seconds 20
 peaks         40  -m bench.peaks {device}
-waterfall    100  -m bench.waterfall {device} {plain} --seconds 25
-kernels      110  -m bench.kernels {device} {plain} --seconds 90
+waterfall    100  -m bench.waterfall {device} --seconds 25
+kernels      110  -m bench.kernels {device} --seconds 90
 dram          60  -m bench.kernels dram {device} --seconds 50
-chunk         75  -m bench.waterfall chunk {device} {plain} --seconds 10
+chunk         75  -m bench.waterfall chunk {device} --seconds 10
 gpu_tests    110  -m pytest -v --maxfail=20 -p no:cacheprovider tests/gpu --ignore tests/gpu/test_sanitizer.py
 chunks        45  -m bench.waterfall chunks {device} --no-compile --seconds 5
-step          90  -m bench.step {device} {few} {plain} --seconds 60
+step          90  -m bench.step {device} --seconds 60
 step_recipes  30  -m bench.step recipes {device} --seconds 10
 evaluation    45  -m bench.evaluation {device}
 accuracy      60  -m bench.accuracy {device} {data} --only CIFAR10-1-short --rungs random dm --protocols dm
@@ -76,21 +76,19 @@ class Stage(NamedTuple):
 def stages(kind: str, device: str, data: Path | None, smoke: bool) -> Iterator[Stage]:
     out = records.folder()
     words = {
-        "smoke": "--smoke" if smoke else "",
-        "device": f"--device {device} {'--smoke' if smoke else ''}",
+        "device": f"--device {device}",
         "data": f"--data_path {shlex.quote(str(data))}" if data else "",
-        # A smoke run need not wait for the host's compiler, and sees one size of a kind.
-        "plain": "--no-compile" if smoke else "",
-        "networks": "LeNet" if smoke else "ConvNetBN AlexNet",
-        "few": "--only Fashion CIFAR-100" if smoke else "",
         # The page of all records: next to the committed ones, or among others.
         "to": shlex.quote(str(out.parent if out == records.FOLDER else out)),
     }
     for line in STAGES[kind].strip().splitlines():
         name, seconds, *command = shlex.split(line.format(**words))
-        if (name != "accuracy" or data is not None) and (name != "gpu_tests" or device != "cpu"):
-            # On however busy a machine, a smoke run says whether it runs.
-            yield Stage(name, command, float(seconds) * (5 if smoke else 1))
+        if (name == "accuracy" and data is None) or (name == "gpu_tests" and device == "cpu"):
+            continue
+        if smoke and name not in ("gpu_tests", "report"):
+            command.append("--smoke")
+        # On however busy a machine, a smoke run says whether it runs.
+        yield Stage(name, command, float(seconds) * (5 if smoke else 1))
 
 
 def run_all(stages: Sequence[Stage], seconds: float, recorder: Recorder, least: float = 10.0) -> int:
@@ -144,7 +142,7 @@ def _pack(folder: Path) -> None:
 
 def _last_words(row: Row) -> str:
     """The last line of the log, where it says something: what failed, or how many tests passed."""
-    return "" if row["end"] == "done" and row["name"] != "gpu_tests" else cells.text("said")(row)
+    return "" if row["end"] == "done" and row["name"] != "gpu_tests" else cells.cell(row, "said")
 
 
 SUITE = Suite(
@@ -163,10 +161,10 @@ def main() -> int:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--minutes", type=float)
     parser.add_argument("--only", nargs="+", metavar="STAGE")
-    parser.add_argument("--out", type=Path, default=records.folder())
+    parser.add_argument("--out", type=Path)
     parser.add_argument("--device", default="cuda", help="of gpu")
     options = parser.parse_args()
-    os.environ["FASTDM_RESULTS"] = str(options.out.resolve())
+    os.environ["FASTDM_RESULTS"] = str((options.out or records.folder(options.smoke)).resolve())
     if options.smoke:
         os.environ["OMP_NUM_THREADS"] = "1"  # Threads that wait for one another cost more than they do.
     device = options.device if options.kind == "gpu" else "cpu"

@@ -38,11 +38,7 @@ ITERATIONS = 3
 BASE = {"classes": 100, "ipc": 1, "size": 16, "batch_real": 8, "network": "ConvNetW32"}
 """A case unless it says otherwise: small, so that 10,000 classes take seconds."""
 
-SERIES = {
-    "classes": (10, 100, 1000, 10_000),
-    "ipc": (1, 10, 100, 1000),
-    "size": (32, 64, 128, 224),
-}
+SERIES = {"classes": (10, 100, 1000, 10_000), "ipc": (1, 10, 100, 1000), "size": (32, 64, 128, 224)}
 SMOKE = {"classes": (4, 8), "ipc": (1, 2), "size": (16, 32)}
 GPU_COUNTS = (1, 8, 64, 512)
 
@@ -51,20 +47,14 @@ def condense(work: Workload, ranks: int, port: int, rank: int) -> Row:
     """Condense in this process, one of so many that meet at a port; what it took."""
     torch.set_num_threads(1)
     if ranks > 1:
-        numbers = {
-            "RANK": rank,
-            "LOCAL_RANK": rank,
-            "WORLD_SIZE": ranks,
-            "LOCAL_WORLD_SIZE": ranks,
-            "MASTER_PORT": port,
-        }
-        os.environ |= {name: str(value) for name, value in numbers.items()} | {"MASTER_ADDR": "localhost"}
+        os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+        os.environ |= {name: str(rank) for name in ("RANK", "LOCAL_RANK")}
+        os.environ |= {name: str(ranks) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE")}
     base, data = process_bytes(), work.dataset(CPU)
     marks: list[float] = []
+    mark = lambda *_: marks.append(time.process_time())  # noqa: E731
     with joined():
-        fastdm.condense(
-            data, settings=_settings(work), device=CPU, callback=lambda *_: marks.append(time.process_time())
-        )
+        fastdm.condense(data, settings=_settings(work), device=CPU, callback=mark)
     seconds = [after - before for before, after in pairwise(marks)]
     return {"base": base, "peak": peak_resident(), "seconds": seconds}
 
@@ -85,14 +75,9 @@ def measure(case: dict[str, Any], ranks: int) -> Row:
     base, peak = (max(each[key] for each in found) for key in ("base", "peak"))
     how: dict[str, Any] = {"memory": free_memory(), "process_bytes": base, "ranks": ranks, "saves": False}
     planned = forecast(data, _settings(work).resolve(data, CPU), CPU, None, **how).bytes("host")
-    return {
-        "seconds": {"iteration": spread(max((each["seconds"] for each in found), key=sum))},
-        "base_bytes": base,
-        "peak_bytes": peak,
-        "planned_bytes": planned,
-        "error": abs(planned / peak - 1),
-        "tolerance": 0.15,
-    }
+    seconds = {"iteration": spread(max((each["seconds"] for each in found), key=sum))}
+    row: Row = {"seconds": seconds, "base_bytes": base, "peak_bytes": peak, "planned_bytes": planned}
+    return row | {"error": abs(planned / peak - 1), "tolerance": 0.15}
 
 
 def model(gpus: int) -> Row:
@@ -102,12 +87,8 @@ def model(gpus: int) -> Row:
     settings = Settings(**preset.settings, precision="bf16").resolve(data, device)
     rate = modelled(GPUS["H100"], settings)
     found = forecast(data, settings, device, rate, memory=GPUS["H100"].memory, ranks=gpus)
-    return {
-        "modelled_seconds": found.seconds,
-        "serial_share": found.serial,
-        "planned_bytes": found.bytes("device"),
-        "note": rate.source,
-    }
+    row: Row = {"modelled_seconds": found.seconds, "serial_share": found.serial}
+    return row | {"planned_bytes": found.bytes("device"), "note": rate.source}
 
 
 def _draw(result: Result) -> Any:
@@ -129,7 +110,7 @@ SUITE = Suite(
     "Scale",
     "Random images, one thread; processor seconds of an iteration, the most memory of the process (PyTorch itself "
     "takes the base), and what `fastdm plan` says. The rows of GPUs are a model, not measured.",
-    (*STEP, "networks"),
+    STEP,
     """
     case | name; processor s per iteration | iteration | s; modelled s per iteration | modelled_seconds | .3g
     serial share | serial_share | .2g; base MiB | base_bytes | ,.0f/1048576; peak MiB | peak_bytes | ,.0f/1048576

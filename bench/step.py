@@ -3,7 +3,7 @@
     python -m bench.step [--precision fp32] [--only "CIFAR-10 ipc 1" …] [--seconds 1800] [--no-compile] [--device cuda]
     python -m bench.step recipes [--precision fp32] [--seconds 1800] [--device cuda]
     python -m bench.step compile [--network ConvNetBN …]
-    with --smoke: tiny shapes
+    with --smoke: one tiny size, or network
 
 The public loop runs as its users run it: float32, one class after the other, a new network and a permutation of each
 class per iteration. The compiled one is what one would write instead: all classes in one batch, through torch.compile.
@@ -18,7 +18,6 @@ compile: a step whose network torch.compile has fused, compared with one as PyTo
 that finds nothing in torch.compile's cache: most of the seconds of a first run all networks take alike.
 """
 
-import ctypes
 import dataclasses
 import gc
 import math
@@ -26,26 +25,27 @@ import os
 import tempfile
 from argparse import Namespace
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
 import torch
 
 from bench.harness import arguments, cells, machine, plots, records
-from bench.harness.loops import LOSS_TOLERANCE, ROUNDING, build, check, make
+from bench.harness.loops import LOSS_TOLERANCE, ROUNDING, build, check, make, under
 from bench.harness.records import STEP, Result, Row, Rows, Suite
 from bench.harness.timer import apart, host_times, numbered, race, within
 from bench.harness.workloads import CIFAR10, CPU, CPU_SIZES, GPU_SIZES, Workload
 from fastdm.condensation.recipes import recipe_settings
 from fastdm.networks.architectures import network_names
-from fastdm.system.device import precision_context
+from fastdm.system.device import fastest_precision, precision_context
 
 Loop = Callable[[], object]
 
 NETWORKS = ("ConvNetBN", "ConvNetMP", "AlexNet")  # BatchNorm; max pooling; max pooling and no norm
 RECIPE_TARGET = 1.1  # times the plain step that one of a recipe may take
 
+RAISED = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
+"""With these, glibc keeps blocks of any size."""
 RATIOS = {
     "public": ("public", "fastdm"),
     "raised": ("public raised", "fastdm raised"),
@@ -81,8 +81,8 @@ def ours(work: Workload, device: torch.device, precision: str) -> tuple[Loop, Ro
         }
         if device.type == "cuda":  # As a CUDA graph, which `condense` records too.
             reason = step.capture()
-            about |= {"graph": False, "capture_failure": reason} if reason else {"graph": True}
-    return numbered(step, flags, 1), about
+            about |= {"graph": False, "note": reason} if reason else {"graph": True}
+    return numbered(under(flags, step), 1), about
 
 
 def loop(name: str, work: Workload, device: torch.device, precision: str) -> tuple[Loop, Row]:
@@ -91,51 +91,39 @@ def loop(name: str, work: Workload, device: torch.device, precision: str) -> tup
         return ours(work, device, precision)
     dataset = work.dataset(device)
     if name == "public":
-        return numbered(*make("public", work, dataset, device, precision), 0), {}
-    (call, flags), (ours_call, _) = (make(kind, work, dataset, device, precision) for kind in ("compiled", "fastdm"))
-    with flags():
-        error = abs(float(call(0)) / float(ours_call(0)) - 1)
+        return numbered(make("public", work, dataset, device, precision)), {}
+    call, ours_call = (make(kind, work, dataset, device, precision) for kind in ("compiled", "fastdm"))
+    error = abs(float(call(0)) / float(ours_call(0)) - 1)
     if not error <= 2 * LOSS_TOLERANCE[precision]:  # Each may be off by once that.
         raise RuntimeError(f"its loss is off by {error:.1e}")
-    return numbered(call, flags, 1), {}
+    return numbered(call, 1), {}
 
 
 # --- time and memory -------------------------------------------------------------------------------------------------
 
 
-def times(
-    work: Workload, device: torch.device, precision: str, names: Sequence[str], seconds: float, raised: bool = False
-) -> Row:
-    """Seconds per iteration of the loops: interleaved on a CPU, one after the other on a GPU, whose memory each needs.
-
-    raised: glibc keeps blocks of any size.
-    """
-    if raised:
-        libc, m_mmap_threshold, m_trim_threshold = ctypes.CDLL(None), -3, -1
-        libc.mallopt(m_mmap_threshold, 1 << 30)
-        libc.mallopt(m_trim_threshold, -1)
+def times(work: Workload, device: torch.device, precision: str, names: Sequence[str], seconds: float) -> Row:
+    """Seconds per iteration of the loops: interleaved on a CPU, one by one on a GPU, whose memory each needs."""
     row: Row = {}
     found: dict[str, list[float]] = {}
     on_gpu = device.type == "cuda"
-    made: Loop | None = None
     for group in [[name] for name in names] if on_gpu else [names]:
-        loops = {}
+        loops: dict[str, Loop] = {}
         for name in group:
             try:
-                made, about = loop(name, work, device, precision)
+                loops[name], about = loop(name, work, device, precision)
                 if on_gpu:
-                    made()  # Where the memory does not suffice, it is for this.
-                loops[name], row = made, row | about
+                    loops[name]()  # Where the memory does not suffice, it is for this.
+                row |= about
             except Exception as error:  # A baseline's own trouble must not cost the row.
                 if name == "fastdm":
                     raise
+                loops.pop(name, None)
                 row["note"] = f"{name} failed: {records.failure(error).splitlines()[0]}"
         found |= host_times(loops, device, rounds=7, seconds=seconds, warm_up=1)
         if on_gpu:
             loops.clear()
-            made = None
             gc.collect()  # A recorded step refers to itself.
-            row.setdefault("reserved_bytes", torch.cuda.memory_reserved(device))
             torch.cuda.empty_cache()
     return row | {"seconds": records.spreads(found)}
 
@@ -157,9 +145,8 @@ def measure(work: Workload, device: torch.device, precision: str, limit: float, 
         return row
     if on_cpu:
         row |= apart(times, work, device, precision, names, limit)
-        row["load"] = machine.load()
         row["peak_mib"] = {name: apart(cpu_peak, work, precision, name) for name in names if name != "compiled"}
-        raised = apart(times, work, device, precision, names, limit, True)["seconds"]
+        raised = apart(times, work, device, precision, names, limit, **RAISED)["seconds"]
         row["seconds"] |= {f"{name} raised": spread for name, spread in raised.items()}
     else:
         row |= times(work, device, precision, names, limit)
@@ -216,11 +203,9 @@ def measure_compiled(work: Workload, seconds: float) -> Row:
         row: Row = {"compile_seconds": fused.compile()}
     for step in (eager, fused):
         step(0)
-    row["error"] = float((fused.velocity - eager.velocity).norm() / eager.velocity.norm())
-    row["tolerance"] = COMPILE_TOLERANCE
-    row["correct"] = row["error"] <= COMPILE_TOLERANCE
+    row |= records.judged(float((fused.velocity - eager.velocity).norm() / eager.velocity.norm()), COMPILE_TOLERANCE)
     if row["correct"]:
-        loops = {"eager": numbered(eager, nullcontext, 1), "compiled": numbered(fused, nullcontext, 1)}
+        loops = {"eager": numbered(eager, 1), "compiled": numbered(fused, 1)}
         row |= race(loops, CPU, ("eager", "compiled"), seconds=seconds, warm_up=1)
         row |= paid_after(row)
     return row
@@ -251,19 +236,11 @@ def _quote(rows: Sequence[Row]) -> str:
 
 
 def _times(result: Result) -> Any:
-    rows = [row for row in result["rows"] if "fastdm" in row.get("seconds", {})]
-    colors = {"public": plots.THEIRS, "public raised": plots.OTHER, "compiled": plots.LINE, "fastdm": plots.OURS}
-    series = []
-    for name, color in colors.items():
-        values = [1e3 * row["seconds"].get(name, {}).get("median", math.nan) for row in rows]
-        if not all(map(math.isnan, values)):
-            texts = map(cells.number("ratio.public", "{:.1f}×"), rows) if name == "fastdm" else ()
-            series.append(plots.Series(name, values, color, [*texts]))
-    if not series:
-        return None
-    drawn, axes = plots.bars(result, [row["name"] for row in rows], series, "ms per iteration")
-    axes.set_xscale("log")
-    return drawn
+    colors = {"public": plots.THEIRS, "public raised": plots.OTHER, "compiled": plots.LINE}
+    series = [plots.Series(name, f"seconds.{name}.median", color) for name, color in colors.items()]
+    times = partial(cells.cell, key="ratio.public", form="{:.1f}×")
+    series.append(plots.Series("fastdm", "seconds.fastdm.median", plots.OURS, times))
+    return plots.bars(result, result["rows"], series, "ms per iteration", unit=1e-3, log=True)
 
 
 SIZES = Suite(
@@ -314,7 +291,7 @@ COMPILE = Suite(
     ms | eager | ms; compiled, ms | compiled | ms; × as fast | ratio | .2f
     compiling, s | compile_seconds | .1f; has paid after | paid_after | {:,.0f} iterations; error
     """,
-    slower=lambda row: f"{1 / row['ratio']:.2f}× the time without it" if row.get("ratio", 1) < 1 else "",
+    slower={"ratio": "without it"},
 )
 SUITES = {"sizes": SIZES, "recipes": RECIPES, "compile": COMPILE}
 
@@ -323,7 +300,7 @@ def rows(options: Namespace) -> Rows:
     device, precision, seconds = options.device, options.precision, 0.0 if options.smoke else options.seconds
     base = CIFAR10.smoke() if options.smoke else CIFAR10
     if options.what == "compile":
-        for name in options.network:
+        for name in ["LeNet"] if options.smoke else options.network:
             work = dataclasses.replace(base, network=name, batch_real=64, size=32)
             row: Row = {"name": name, "batch_real": work.batch_real, "ipc": work.ipc}
             yield row, partial(apart, measure_compiled, work, min(12.0, seconds))
@@ -335,25 +312,24 @@ def rows(options: Namespace) -> Rows:
     else:
         every = GPU_SIZES if device.type == "cuda" else CPU_SIZES
         sizes = [size for size in every if size.name.startswith(tuple(options.only))]
-        for size in within(sizes, options.seconds):
-            work, against = size.smoke() if options.smoke else size, baselines(size, options.no_compile)
+        for size in within(sizes[:1] if options.smoke else sizes, options.seconds):
+            against = baselines(size, options.no_compile or options.smoke)
+            work = size.smoke() if options.smoke else size
             row = {name: value for name, value in dataclasses.asdict(work).items() if name != "options"}
             # Two timings, and as much again for the checks and processes.
             yield row, partial(measure, work, device, precision, seconds / (4 * len(sizes)), against)
 
 
 def main() -> None:
-    parser = arguments.parser(__doc__, what=tuple(SUITES), device=True, seconds=1800.0)
+    parser = arguments.parser(__doc__, "--device", "--no-compile", what=tuple(SUITES), seconds=1800.0)
     parser.add_argument("--only", nargs="+", default=[""], help="sizes, by the beginning of their names")
     parser.add_argument("--precision", choices=ROUNDING, help="default: what condense would take on this device")
-    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out of the sizes' baselines")
     parser.add_argument("--network", choices=network_names(), nargs="+", default=NETWORKS, help="of `compile`")
     options = parser.parse_args()
     if options.what == "compile":
         options.device, options.precision = CPU, "fp32"
     elif options.precision is None:
-        tiny = CIFAR10.smoke()
-        options.precision = str(tiny.settings().resolve(tiny.dataset(CPU), options.device).precision)
+        options.precision = fastest_precision(options.device)
     records.record(SUITES[options.what], options, rows, precision=options.precision)
 
 

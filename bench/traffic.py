@@ -10,19 +10,18 @@ some do: group_norm reads its input twice.
 
 import os
 import sys
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
+from functools import lru_cache, partial
 from itertools import chain, product
 from typing import Any
 from unittest import mock
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from bench.baselines.plain_step import layers
 from bench.baselines.public_augment import Param, diff_augment
 from bench.harness import arguments, records
 from bench.harness.counter import OpCounter
@@ -101,15 +100,10 @@ def memory_reads(function: Callable[[], object], sector: int, cache: int) -> int
 
     with watched(load=load), mock.patch.object(tiles, "ROOM", COMPILED_ROOM):
         function()
-    held: OrderedDict[int, None] = OrderedDict()
-    misses = 0
+    fetch = lru_cache(cache // sector)(lambda number: number)
     for number in chain.from_iterable(touched[program] for program in sorted(touched)):
-        misses += number not in held
-        held[number] = None
-        held.move_to_end(number)
-        if len(held) > cache // sector:
-            held.popitem(last=False)
-    return misses * sector
+        fetch(number)
+    return sector * fetch.cache_info().misses
 
 
 def eager(function: Callable[[], object]) -> int:
@@ -125,32 +119,33 @@ def row(name: str, unit: str, size: float, ours: Sequence[float], plain: float) 
     return {"name": name, "unit": unit, "read": read, "written": written, "ours": read + written, "eager": plain / size}
 
 
+def gradient(op: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[], object]:
+    leaf = x.clone().requires_grad_()
+    out = op(leaf)
+    return partial(torch.autograd.grad, out, leaf, torch.ones_like(out), retain_graph=True)
+
+
 def augmentation(families: str) -> dict[str, list[float]]:
     """Read, written, and moved by plain PyTorch, all in units of the batch in float32; every family is applied."""
     n, shape = 4, (3, 32, 32)
     generator = torch.Generator().manual_seed(0)
     pool = torch.randint(0, 256, (n, *shape), generator=generator, dtype=torch.uint8)
-    batch, grad = torch.randn(2, n, *shape, generator=generator)
+    # A batch as large as DM's for the public code, in which what does not grow with the batch is nothing.
+    batch, large = (torch.randn(size, *shape, generator=generator) for size in (n, 256))
     mean = std = torch.full((3,), 0.5)
     index = group = torch.arange(n)
     (rows,) = Strategy.parse(families, "M").draw(torch.tensor([0, 1]), torch.arange(n), shape[1:])
-    leaf = batch.clone().requires_grad_()
-    out = dsa(leaf, rows, group)
-    read = partial(dsa, pool, rows, group, index=index, mean=mean, std=std, dtype=torch.bfloat16, channels_last=True)
-
-    # A batch as large as DM's for the public code, in which what does not grow with the batch is nothing.
-    large, large_grad = torch.randn(2, 256, *shape, generator=generator)
-    large_leaf = large.clone().requires_grad_()
-    large_out = diff_augment(large_leaf, families, 0, Param("M"))
-    forward = eager(lambda: diff_augment(large, families, 0, Param("M")))
-    backward = eager(lambda: torch.autograd.grad(large_out, large_leaf, large_grad))
+    ours = partial(dsa, table=rows, group=group)
+    public = partial(diff_augment, strategy=families, seed=0, param=Param("M"))
+    read = partial(ours, pool, index=index, mean=mean, std=std, dtype=torch.bfloat16, channels_last=True)
+    forward = eager(partial(public, large))
     calls: dict[str, tuple[Callable[[], object], int]] = {
         "uint8 → bfloat16": (read, forward),
-        "float32": (lambda: dsa(batch, rows, group), forward),
-        "gradient, float32": (lambda: torch.autograd.grad(out, leaf, grad), backward),
+        "float32": (partial(ours, batch), forward),
+        "gradient, float32": (gradient(ours, batch), eager(gradient(public, large))),
     }
     return {
-        kind: [*(moved / (4 * batch.numel()) for moved in kernels(call)), plain / (4 * large.numel())]
+        kind: [*(moved / batch.nbytes for moved in kernels(call)), plain / large.nbytes]
         for kind, (call, plain) in calls.items()
     }
 
@@ -164,20 +159,6 @@ def augmentations() -> Iterator[Row]:
             yield row(f"dsa {kind}, mode {mode}", "P", 1, (read, written), plain)
 
 
-def layers(x: Tensor) -> Tensor:
-    return F.avg_pool2d(F.relu(F.group_norm(x, x.shape[1])), 2)
-
-
-def class_means(x: Tensor) -> list[Tensor]:
-    return [part.mean(0) for part in x.split(32)]
-
-
-def gradient(op: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[], object]:
-    leaf = x.clone().requires_grad_()
-    out = op(leaf)
-    return partial(torch.autograd.grad, out, leaf, torch.ones_like(out), retain_graph=True)
-
-
 def others() -> Iterator[Row]:
     """X is the op's input; a class has 32 images."""
     generator = torch.Generator().manual_seed(0)
@@ -185,34 +166,32 @@ def others() -> Iterator[Row]:
     def images(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator).bfloat16().contiguous(memory_format=torch.channels_last)
 
-    def loss(real: Tensor, synthetic: Tensor) -> Tensor:
+    def class_means(x: Tensor) -> list[Tensor]:
+        return [part.mean(0) for part in x.split(32)]
+
+    def loss() -> Tensor:
         pairs = zip(class_means(real), class_means(synthetic), strict=True)
         return torch.stack([(one - other).square().sum() for one, other in pairs]).sum()
 
     x, last, large = images(4, 16, 32, 32), images(64, 16, 8, 8), images(6, 32, 64, 64)
     offsets = torch.tensor([0, 32, 64])
     real, synthetic = torch.randn(2, 64, 512, generator=generator)
-    forms: dict[str, tuple[Tensor, Callable[[], object], Callable[[], object]]] = {
-        "norm_relu_pool": (x, lambda: norm_relu_pool(x), lambda: layers(x)),
-        "norm_relu_pool, gradient": (x, gradient(norm_relu_pool, x), gradient(layers, x)),
-        "norm_relu_pool_mean": (last, lambda: norm_relu_pool_mean(last, offsets), lambda: class_means(layers(last))),
-        "class_mean_difference": (
-            torch.cat([real, synthetic]),
-            lambda: class_mean_difference(real, synthetic, offsets, offsets),
-            lambda: loss(real, synthetic),
-        ),
-    }
-    for name, (given, ours, theirs) in forms.items():
-        yield row(name, "X", given.nbytes, kernels(ours), eager(theirs))
+    back, plain_back = gradient(norm_relu_pool, x), gradient(layers, x)
+    mean, plain_mean = partial(norm_relu_pool_mean, last, offsets), lambda: class_means(layers(last))
+    difference = partial(class_mean_difference, real, synthetic, offsets, offsets)
+    yield row("norm_relu_pool", "X", x.nbytes, kernels(partial(norm_relu_pool, x)), eager(partial(layers, x)))
+    yield row("norm_relu_pool, gradient", "X", x.nbytes, kernels(back), eager(plain_back))
+    yield row("norm_relu_pool_mean", "X", last.nbytes, kernels(mean), eager(plain_mean))
+    yield row("class_mean_difference", "X", real.nbytes + synthetic.nbytes, kernels(difference), eager(loss))
     yield from first_block(generator)
     # Images of 64² pixels, larger than a tile, with a cache of two images: on a GPU there are thousands of images in a
     # launch and tens in the cache. Plain PyTorch reads x once an operation.
-    calls = {"": lambda: norm_relu_pool(large), ", gradient": gradient(norm_relu_pool, large)}
-    for (name, call), sector in product(calls.items(), (32, 64)):
+    calls: dict[str, Callable[[], object]] = {"": partial(norm_relu_pool, large)}
+    calls[", gradient"] = gradient(norm_relu_pool, large)
+    for (kind, call), sector in product(calls.items(), (32, 64)):
         read = memory_reads(call, sector, cache=2 * large[0].nbytes)
-        yield row(
-            f"norm_relu_pool{name} 64², reads of memory in {sector} B", "X", large.nbytes, (read, 0), large.nbytes
-        )
+        name = f"norm_relu_pool{kind} 64², reads of memory in {sector} B"
+        yield row(name, "X", large.nbytes, (read, 0), large.nbytes)
 
 
 def first_block(generator: torch.Generator) -> Iterator[Row]:

@@ -49,8 +49,11 @@ def stages(device: torch.device, compiled: bool, headline: bool = False) -> list
         Stage("compiled bf16", "“batched bf16” through torch.compile", "bf16", "compiled"),
         Stage("compiled bf16 graph", "the same as one CUDA graph", "bf16", "compiled graph"),
     ]
-    left_out = {*([] if on_gpu else ["graph", "compiled graph"]), *([] if compiled else ["compiled", "compiled graph"])}
-    chosen = {stage.name: stage for stage in every if stage.kind not in left_out}
+    chosen = {
+        stage.name: stage
+        for stage in every
+        if (on_gpu or not stage.kind.endswith("graph")) and (compiled or not stage.kind.startswith("compiled"))
+    }
     if headline:
         names = ["fastdm bf16 graph" if on_gpu else "fastdm", "public", "compiled bf16", "compiled bf16 graph"]
         return [chosen[name] for name in names if name in chosen]
@@ -68,17 +71,15 @@ def waterfall(
     def build(stage: Stage) -> Row:
         """Build a stage and compare its losses; if they are right, put what is to be timed into `running`."""
         begin = time.perf_counter()
-        call, flags = make(stage.kind, work, dataset, device, stage.precision)
-        with flags():
-            losses = [float(call(iteration)) for iteration in range(ITERATIONS_CHECKED)]
+        call = make(stage.kind, work, dataset, device, stage.precision)
+        losses = [float(call(iteration)) for iteration in range(ITERATIONS_CHECKED)]
         row: Row = {"start_seconds": round(time.perf_counter() - begin, 2)}
         # The public loop draws for itself: the tests compare it, with equal draws.
         row["losses"] = plain if stage.kind == "public" else losses
-        row["error"] = max(abs(a - b) / b for a, b in zip(row["losses"], plain, strict=True))
-        row["tolerance"] = LOSS_TOLERANCE[stage.precision]
-        row["correct"] = row["error"] <= row["tolerance"]
+        error = max(abs(a - b) / b for a, b in zip(row["losses"], plain, strict=True))
+        row |= records.judged(error, LOSS_TOLERANCE[stage.precision])
         if row["correct"]:
-            running[stage.name] = numbered(call, flags, ITERATIONS_CHECKED)
+            running[stage.name] = numbered(call, ITERATIONS_CHECKED)
         return row
 
     def time_all(names: list[str], budget: float) -> None:
@@ -104,21 +105,17 @@ def waterfall(
         time_all(list(running), seconds)
 
 
-# --- table and plot --------------------------------------------------------------------------------------------------
-
-
 def _times(result: Result) -> Any:
-    rows = [row for row in result["rows"] if "seconds" in row]
-    if not rows:
-        return None
-    values = [row["seconds"]["iteration"]["median"] * 1e3 for row in rows]
-    texts = [
-        f"{value:.3g} ms" + (f", {row['times_public']:.1f}×" if row.get("times_public", 1) != 1 else "")
-        for row, value in zip(rows, values, strict=True)
-    ]
-    colors = [plots.OURS if row["name"].startswith("fastdm") else plots.THEIRS for row in rows]
+    def text(row: Row) -> str:
+        times = cells.cell(row, "times_public", ", {:.1f}×") if row["name"] != "public" else ""
+        return f"{1e3 * row['seconds']['iteration']['median']:.3g} ms{times}"
+
+    def color(row: Row) -> str:
+        return plots.OURS if row["name"].startswith("fastdm") else plots.THEIRS
+
     label = "ms per iteration (and how many times as fast as the public loop)"
-    return plots.bars(result, [row["name"] for row in rows], [plots.Series("", values, colors, texts)], label)[0]
+    series = plots.Series("", "seconds.iteration.median", color, text)
+    return plots.bars(result, result["rows"], [series], label, unit=1e-3)
 
 
 SUITE = Suite(
@@ -137,26 +134,25 @@ SUITE = Suite(
     """,
     plots={"times": _times},
 )
-_QUOTED = cells.columns(
-    "stage | name; ms | iteration | ms; × public | times_public | .1f; × compiled | times_compiled_bf16 | .2f;"
-    "× compiled, graph | times_compiled_bf16_graph | .2f"
-)
 HEADLINE = dataclasses.replace(
-    SUITE, name="headline", title="Headline", plots={}, quote=lambda rows: cells.table(_QUOTED, rows)
+    SUITE,
+    name="headline",
+    title="Headline",
+    plots={},
+    quoted="""
+    stage | name; ms | iteration | ms; × public | times_public | .1f; × compiled | times_compiled_bf16 | .2f
+    × compiled, graph | times_compiled_bf16_graph | .2f
+    """,
 )
-CHUNK_STEP = dataclasses.replace(
-    HEADLINE,
-    name="chunk",
-    quote=None,
-    title="A chunk of ImageNet-1K",
-    text=SUITE.text.replace("of CIFAR-10's size, 10 images per class", "of 15 of its classes at 64×64"),
-)
-CHUNKS_STEP = dataclasses.replace(
-    CHUNK_STEP,
-    name="chunks",
-    title="Three chunks of ImageNet-1K",
-    text=CHUNK_STEP.text.replace("of 15 of", "of 31 of"),
-)
+
+
+def _chunks(name: str, title: str, classes: int) -> Suite:
+    text = SUITE.text.replace("of CIFAR-10's size, 10 images per class", f"of {classes} of its classes at 64×64")
+    return dataclasses.replace(HEADLINE, name=name, title=title, text=text)
+
+
+CHUNK_STEP = _chunks("chunk", "A chunk of ImageNet-1K", CHUNK.classes)
+CHUNKS_STEP = _chunks("chunks", "Three chunks of ImageNet-1K", CHUNKS.classes)
 _CHOICES = {
     "waterfall": (SUITE, CIFAR10),
     "headline": (HEADLINE, CIFAR10),
@@ -166,15 +162,14 @@ _CHOICES = {
 
 
 def main() -> None:
-    parser = arguments.parser(__doc__, what=tuple(_CHOICES), device=True, seconds=30.0)
+    parser = arguments.parser(__doc__, "--device", "--no-compile", what=tuple(_CHOICES), seconds=30.0)
     parser.add_argument("--batch_real", type=int, default=256, help="real images per class")
-    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     options = parser.parse_args()
     device, smoke = options.device, options.smoke
     suite, work = _CHOICES[options.what]
     work = dataclasses.replace(work, batch_real=options.batch_real)
     recorder = Recorder(suite, {"smoke": smoke, "batch_real": options.batch_real}, device)
-    chosen = stages(device, not options.no_compile, headline=suite is not SUITE)
+    chosen = stages(device, not (options.no_compile or smoke), headline=suite is not SUITE)
     long = suite is not SUITE and device.type == "cuda" and not smoke
     sample = HEADLINE_SAMPLE if long else 0.02
     waterfall(recorder, work.smoke() if smoke else work, device, chosen, options.seconds, sample)

@@ -81,8 +81,12 @@ class PlainStep:
         return loss.detach() / len(self._classes)
 
 
+def layers(x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+    """InstanceNorm, ReLU and AvgPool as the public network has them."""
+    return F.avg_pool2d(F.relu(F.group_norm(x, x.shape[1], scale, shift)), 2)
+
+
 def _embed(weights: list[Tensor], x: Tensor) -> Tensor:
     for weight in weights:
-        x = F.conv2d(x, weight, padding=3 if weight.shape[1] == 1 else 1)  # The paper pads images of one channel more.
-        x = F.avg_pool2d(F.relu(F.group_norm(x, x.shape[1])), 2)
+        x = layers(F.conv2d(x, weight, padding=3 if weight.shape[1] == 1 else 1))  # The paper pads grey images more.
     return x.flatten(1)

@@ -1,7 +1,6 @@
 """Training and testing one network as the public code does it, with our `DiffAugment`."""
 
 from argparse import Namespace
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,25 +9,22 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import fastdm
+from fastdm import data
 from fastdm.augmentation import DSA_STRATEGY
 
 
 class PublicImages(Dataset[tuple[Tensor, int]]):
-    """Random uint8 images, converted and normalised when one is read, as torchvision's data sets are."""
+    """Random uint8 images, converted and normalised when one is read, as torchvision's data sets are.
 
-    def __init__(
-        self,
-        per_class: int,
-        classes: int,
-        shape: Sequence[int],
-        mean: Sequence[float],
-        std: Sequence[float],
-        seed: int = 0,
-    ) -> None:
-        size = (classes * per_class, *shape[1:], shape[0])
+    like: has the classes, shape, mean and deviation.
+    """
+
+    def __init__(self, per_class: int, like: data.Dataset, seed: int = 0) -> None:
+        channels, height, width = like.image_shape
+        size = (like.num_classes * per_class, height, width, channels)
         self.images = np.random.default_rng(seed).integers(0, 256, size, dtype=np.uint8)
-        self.labels = np.arange(len(self.images)) % classes
-        self._mean, self._std = (torch.tensor(values)[:, None, None] for values in (mean, std))
+        self.labels = np.arange(len(self.images)) % like.num_classes
+        self._mean, self._std = (torch.tensor(values)[:, None, None] for values in (like.mean, like.std))
 
     def __len__(self) -> int:
         return len(self.images)

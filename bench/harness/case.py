@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.harness.records import Row
+from bench.harness.records import Row, judged
 
 Arguments = tuple[Any, ...]
 
@@ -50,9 +50,9 @@ def check(case: Case, values: Arguments) -> Row:
     if case.rounding is None:
         pairs = [*zip(ours, _tensors(case.eager(*values)), strict=True)]
         error = sum(int((a != b).sum()) for a, b in pairs) / sum(a.numel() for a in ours)
-        return {"error": error, "tolerance": 0.0, "correct": error == 0}
+        return judged(error, 0.0)
     wide = [v.detach().double().requires_grad_(v.requires_grad) if v.is_floating_point() else v for v in values]
-    found: Row = {"error": 0.0, "tolerance": 0.0, "correct": True}
+    found = judged(0.0, 0.0)
     for number, (result, exact) in enumerate(zip(ours, _tensors(case.eager(*wide)), strict=True)):
         difference = result.double() - exact
         error = float(difference.norm() / exact.norm())

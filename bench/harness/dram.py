@@ -4,7 +4,6 @@ import csv
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 
 import torch
 
@@ -48,24 +47,13 @@ def count(arguments: Sequence[str], seconds: float) -> tuple[list[Row], str]:
     """Run python with these arguments, a program that calls `run_marked`, under Nsight Compute.
 
     Returns a row for every call, with the bytes that its kernels read and wrote and their number, and what went wrong
-    or "". What was counted within `seconds` is kept.
+    or "". What was counted within `seconds` is kept: ncu then writes what it has.
     """
-    metrics = ["--metrics", ",".join(METRICS)]
-    command = ["ncu", *_OPTIONS.split(), *metrics, sys.executable, *arguments]
-    try:
-        process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    except OSError as error:
-        return [], f"Nsight Compute (ncu) cannot be run: {error.strerror}"
-    try:
-        output, _ = process.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        process.terminate()  # ncu then writes what it has
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(10)
-        process.kill()
-        output, _ = process.communicate()
-    rows = counted(output)
-    return rows, "" if rows else f"Nsight Compute counted nothing: {' '.join(output.split()[-40:])}"
+    limit = ["timeout", "--kill-after=10", str(seconds)]
+    command = [*limit, "ncu", *_OPTIONS.split(), "--metrics", ",".join(METRICS), sys.executable, *arguments]
+    done = subprocess.run(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    rows = counted(done.stdout)
+    return rows, "" if rows else f"Nsight Compute (ncu) counted nothing: {' '.join(done.stdout.split()[-40:])}"
 
 
 def counted(output: str) -> list[Row]:

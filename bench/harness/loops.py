@@ -3,10 +3,10 @@
 import dataclasses
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager
 from functools import partial
 from itertools import count
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,8 +16,7 @@ import fastdm
 from bench.baselines.plain_step import PlainStep
 from bench.baselines.public_evaluation import PublicImages, public_arguments, public_evaluate
 from bench.baselines.public_step import ConvNet, PublicStep
-from bench.harness.records import Row
-from bench.harness.timer import Flags
+from bench.harness.records import Row, judged
 from bench.harness.workloads import CPU, Workload
 from fastdm.condensation.build import build_step
 from fastdm.condensation.plan import MemoryPlan
@@ -82,25 +81,33 @@ def _random_pool(dataset: Dataset, network: str, networks: int = 2, states: int 
     return NetworkPool(rows.view(networks, states, -1), network, shape, classes, dataset.name)
 
 
-def make(kind: Kind, work: Workload, dataset: Dataset, device: torch.device, precision: str) -> tuple[Iteration, Flags]:
-    """An iteration and the context that it runs in.
-
-    The public loop runs as PyTorch sets itself up: TF32 in convolutions only, no choice by trial.
-    """
+def make(kind: Kind, work: Workload, dataset: Dataset, device: torch.device, precision: str) -> Iteration:
+    """An iteration. The public loop runs as PyTorch sets itself up: TF32 in convolutions only, no choice by trial."""
     settings = work.settings(precision=precision)
     if kind == "public":
-        return PublicStep(dataset, settings, device), nullcontext
+        return PublicStep(dataset, settings, device)
     flags = partial(precision_context, settings.precision, device)
+    step: PlainStep | Step
     with flags() as dtype:
-        if kind in ("batched", "compiled", "compiled graph"):
-            plain = PlainStep(dataset, settings, device, dtype, compiled=kind != "batched")
+        if kind in ("fastdm", "graph"):
+            step = build(work, dataset, device, dtype, precision)[0]
+            if kind == "graph" and (reason := step.capture()):
+                raise RuntimeError(reason)
+        else:
+            step = PlainStep(dataset, settings, device, dtype, compiled=kind != "batched")
             if kind == "compiled graph":
-                plain.capture()
-            return plain, flags
-        step = build(work, dataset, device, dtype, precision)[0]
-        if kind == "graph" and (reason := step.capture()):
-            raise RuntimeError(reason)
-        return step, flags
+                step.capture()
+    return under(flags, step)
+
+
+def under(flags: Callable[[], AbstractContextManager[Any]], call: Iteration) -> Iteration:
+    """The iteration with these flags set."""
+
+    def run(iteration: int) -> Tensor | float:
+        with flags():
+            return call(iteration)
+
+    return run
 
 
 def plain_losses(work: Workload, dataset: Dataset, iterations: int) -> list[float]:
@@ -120,7 +127,7 @@ def trainings(
     dataset = dataclasses.replace(dataset, test=dataset.train)
     images = torch.randn(work.classes * work.ipc, *dataset.image_shape, generator=torch.Generator().manual_seed(0))
     condensed = fastdm.SyntheticSet(images, dataset.class_names, dataset.mean, dataset.std, dataset.name, {})
-    tests = DataLoader(PublicImages(class_tests, work.classes, dataset.image_shape, dataset.mean, dataset.std), 256)
+    tests = DataLoader(PublicImages(class_tests, dataset), 256)
     args, settings, seeds = public_arguments(epochs), work.settings().resolve(dataset, device), count()
 
     def ours() -> None:
@@ -151,10 +158,6 @@ def check(work: Workload, device: torch.device, precision: str) -> Row:
 def compared(ours: Tensor, exact: Tensor, precision: str) -> Row:
     """Both errors of a change of the images, float64, with what they may be; whether they are within."""
     difference = (ours - exact).flatten(1)
-    row: Row = {
-        "error": float(difference.norm() / exact.norm()),
-        "tolerance": _tolerance(ROUNDING[precision]),
-        "median_error": float((difference.norm(dim=1) / exact.flatten(1).norm(dim=1)).median()),
-        "median_tolerance": MEDIAN_TOLERANCE[precision],
-    }
-    return row | {"correct": row["error"] <= row["tolerance"] and row["median_error"] <= row["median_tolerance"]}
+    whole = float(difference.norm() / exact.norm())
+    median = float((difference.norm(dim=1) / exact.flatten(1).norm(dim=1)).median())
+    return judged(whole, _tolerance(ROUNDING[precision]), median, MEDIAN_TOLERANCE[precision])

@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,13 @@ def restart_peak(device: torch.device) -> int:
 def peak(device: torch.device) -> int:
     """Bytes in use at most, since the process began or `restart_peak`."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else process_bytes("VmHWM")
+
+
+def taken(call: Callable[[], object], device: torch.device) -> int:
+    """Bytes that a call takes at most, besides those that were in use before."""
+    before = restart_peak(device)
+    call()
+    return peak(device) - before
 
 
 def process_bytes(name: str) -> int:

@@ -5,20 +5,18 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench.harness import records
-from bench.harness.records import Result, Row
+from bench.harness.records import Cell, Result, Row, value
 
 OURS, THEIRS, OTHER, LINE = "#0f766e", "#9ca3af", "#d97706", "#374151"
 
 
 class Series(NamedTuple):
-    """A bar for each row. label: says what the bars are; texts, errors: behind and around the ends of the bars."""
+    """A bar for each row: the number that it holds under a key. text: what stands behind its end."""
 
     label: str
-    values: Sequence[float]
-    color: str | Sequence[str]
-    texts: Sequence[str] = ()
-    errors: Sequence[float] | None = None
+    key: str
+    color: str | Callable[[Row], str]
+    text: Cell | None = None
 
 
 def figure(result: Result, columns: int = 1, size: tuple[float, float] = (6.5, 3.6)) -> tuple[Any, list[Any]]:
@@ -31,76 +29,45 @@ def figure(result: Result, columns: int = 1, size: tuple[float, float] = (6.5, 3
 
 
 def bars(
-    result: Result, names: Sequence[str], series: Sequence[Series], label: str, *, row_inches: float = 0.5
-) -> tuple[Any, Any]:
-    """A figure of horizontal bars, grouped by row, and its axes."""
-    drawn, (axes,) = figure(result, size=(6.5, 0.9 + row_inches * len(names)))
+    result: Result,
+    rows: Sequence[Row],
+    series: Sequence[Series],
+    label: str,
+    *,
+    unit: float = 1.0,
+    log: bool = False,
+    row_inches: float = 0.5,
+) -> Any:
+    """A figure of horizontal bars, grouped by row, or None: without the rows and series that hold no number."""
+    rows = [row for row in rows if any(value(row, one.key) is not None for one in series)]
+    series = [one for one in series if any(value(row, one.key) is not None for row in rows)]
+    if not rows:
+        return None
+    drawn, (axes,) = figure(result, size=(6.5, 0.9 + row_inches * len(rows)))
     width = 0.8 / len(series)
-    for number, (title, values, color, texts, errors) in enumerate(series):
-        places = [place + width * (number - (len(series) - 1) / 2) for place in range(len(names))]
-        around = {"xerr": errors, "error_kw": {"lw": 0.8}} if errors else {}
-        axes.barh(places, values, 0.93 * width, color=color, label=title, **around)
-        for place, length, words in zip(places, values, texts, strict=False):
-            axes.annotate(f" {words}", (length, place), va="center", fontsize=7)
-    axes.set_yticks(range(len(names)), names)
+    for number, (title, key, color, text) in enumerate(series):
+        shift = width * (number - (len(series) - 1) / 2)
+        places = {place + shift: row for place, row in enumerate(rows) if value(row, key) is not None}
+        lengths = [value(row, key) / unit for row in places.values()]
+        colors = color if isinstance(color, str) else [color(row) for row in places.values()]
+        made = axes.barh([*places], lengths, 0.93 * width, color=colors, label=title)
+        if text:
+            axes.bar_label(made, [text(row) for row in places.values()], padding=3, fontsize=7)
+    axes.set_yticks(range(len(rows)), [row["name"] for row in rows])
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
     axes.set_xlabel(label)
-    axes.margins(x=0.3 if any(one.texts for one in series) else 0.05)
+    axes.margins(x=0.3 if any(one.text for one in series) else 0.05)
     if len(series) > 1:
         axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
-    return drawn, axes
+    if log:
+        axes.set_xscale("log")
+    return drawn
 
 
 def label(axes: Any, x: str, y: str, scale: str = "log") -> None:
     axes.set(xscale=scale, yscale=scale, xlabel=x, ylabel=y)
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
-
-
-def bandwidth(result: Result) -> Any:
-    """Achieved bandwidth by size, under the line of the copy."""
-    rows = [row for row in result["rows"] if "gb_per_s" in row]
-    if not rows:
-        return None
-    drawn, (axes,) = figure(result)
-    _points(axes, rows, lambda row: row["bytes"], lambda row: row["gb_per_s"])
-    if copy := records.peaks(result["machine"]).get("copy"):
-        axes.axhline(copy / 1e9, color=LINE, lw=1, label="copy")
-    label(axes, "bytes that must move", "GB/s")
-    return drawn
-
-
-def roofline(result: Result) -> Any:
-    """FLOP/s by FLOPs per byte, of the kernels and of the whole iteration, under both peaks."""
-    rows = [row for row in result["rows"] if "gb_per_s" in row and "flops" in row]
-    limits = records.peaks(result["machine"])
-    if not rows or not {"copy", "matmul bf16"} <= limits.keys():
-        return None
-    drawn, (axes,) = figure(result)
-    _points(
-        axes,
-        rows,
-        lambda row: row["flops"] / row["bytes"],
-        lambda row: row["flops"] / row["seconds"]["fastdm"]["median"] / 1e12,
-    )
-    for stage in records.same_machine(result["machine"], "waterfall"):
-        if "tflop_per_s" in stage:
-            place = (stage["flops"] / stage["least_bytes"], stage["tflop_per_s"])
-            color = OURS if stage["name"].startswith("fastdm") else THEIRS
-            axes.scatter(*place, marker="*", s=60, color=color)
-            axes.annotate(stage["name"], place, xytext=(5, -3), textcoords="offset points", fontsize=6)
-    copy, matmul = limits["copy"] / 1e12, limits["matmul bf16"] / 1e12
-    ridge = matmul / copy
-    axes.plot([0.1, ridge, 20 * ridge], [0.1 * copy, matmul, matmul], color=LINE, lw=1)
-    label(axes, "FLOPs per byte that must move", "TFLOP/s")
-    return drawn
-
-
-def _points(axes: Any, rows: Sequence[Row], x: Callable[[Row], float], y: Callable[[Row], float]) -> None:
-    """A cloud for every op."""
-    for op in dict.fromkeys(row["op"] for row in rows):
-        chosen = [row for row in rows if row["op"] == op]
-        axes.scatter([x(row) for row in chosen], [y(row) for row in chosen], s=18, label=op)
 
 
 def save(drawn: Any, path: Path) -> None:

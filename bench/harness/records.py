@@ -23,12 +23,12 @@ from bench.harness.machine import REPOSITORY
 
 Row = dict[str, Any]
 Result = dict[str, Any]
-Column = tuple[str, Callable[[Row], str]]
+Cell = Callable[[Row], str]
 Spread = dict[str, float]
 Rows = Iterable[Row | tuple[Row, Callable[[], Row]]]
 """Whole rows, and rows whose rest is still to be measured."""
 
-FOLDER = REPOSITORY / "bench" / "results"
+FOLDER, SMOKE_FOLDER = REPOSITORY / "bench" / "results", REPOSITORY / "build" / "smoke"
 STEP = ("csrc", "kernels", "augmentation", "data", "networks", "objectives", "condensation", "system")
 """The rooms that an iteration runs through."""
 
@@ -38,25 +38,29 @@ class Suite:
     """A kind of record, its table and its plots.
 
     name: of its files, and of the block that README.md quotes. title, text: of its section in RESULTS.md.
-    rooms: the code that it measures and judges by, folders (or a file) of the repository or of `fastdm/`.
-    columns, special: its table, as `cells.table` takes them.
+    rooms: the code that it measures, folders of the repository or of `fastdm/`, or a module of the latter.
+    columns, special: its table, as `cells.table` takes them. quoted: the columns that README.md shows, of rows that are
+        right, if those are others.
     render, quote: make the table in RESULTS.md, and that in README.md, from the rows, in place of the columns.
-    slower: says for which baseline a row is the slower one, in words, or nothing.
+    slower: keys of ratios, below 1 where a row is slower than a baseline, and that baseline: "without it".
     plots: name of a plot and its drawing, which returns None where there is nothing to draw.
     everywhere: whether its results are the same on every machine.
+    keys: by these a row replaces one of an earlier run, whose other rows stay; without any, a run replaces them all.
     """
 
     name: str
     title: str
     text: str
     rooms: tuple[str, ...]
-    columns: str | Sequence[Column] = ()
-    special: Mapping[str, Callable[[Row], str]] = field(default_factory=dict)
+    columns: str = ""
+    special: Mapping[str, Cell] = field(default_factory=dict)
+    quoted: str = ""
     render: Callable[[Sequence[Row]], str] | None = None
     quote: Callable[[Sequence[Row]], str] | None = None
-    slower: Callable[[Row], str] | None = None
+    slower: Mapping[str, str] = field(default_factory=dict)
     plots: Mapping[str, Callable[[Result], Any]] = field(default_factory=dict)
     everywhere: bool = False
+    keys: tuple[str, ...] = ()
 
     def load(self) -> list[Result]:
         """Its records, one of each machine."""
@@ -64,14 +68,19 @@ class Suite:
 
 
 class Recorder:
-    """The rows of one run, printed and saved as they come, in place of those of an earlier run on this machine."""
+    """The rows of one run, printed and saved as they come, in place of those of an earlier run on this machine.
+
+    rows: those so far, after the ones that are kept (see `Suite.keys`).
+    """
 
     def __init__(self, suite: Suite, settings: Mapping[str, Any], device: torch.device | str = "cpu") -> None:
-        self.rows: list[Row] = []
+        self.rows = same_machine(machine.describe(device), suite.name) if suite.keys else []
         self._suite, self._settings, self._device = suite, settings, str(device)
 
     def add(self, row: Row, measure: Callable[[], Row] | None = None) -> Row:
         """Keep a row, with what `measure` returns or, so that the other rows are still measured, how it failed."""
+        if keys := self._suite.keys:
+            self.rows = [earlier for earlier in self.rows if any(earlier.get(key) != row.get(key) for key in keys)]
         self.rows.append(row)
         if measure is not None:
             try:
@@ -90,15 +99,14 @@ class Recorder:
             "suite": suite.name,
             "command": machine.command(),
             "commit": machine.commit(),
-            # On a GPU, the C++ code is not part of what runs.
-            "code": {room: room_hash(room) for room in suite.rooms if room != "csrc" or self._device == "cpu"},
+            "code": {room: room_hash(room) for room in _rooms(suite, described["device"])},
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "machine": described,
             "settings": dict(self._settings),
         }
         rows = ",\n".join("  " + json.dumps(row, ensure_ascii=False) for row in self.rows)
         where = [] if suite.everywhere else [machine.slug(described[key]) for key in ("cpu", "device")]
-        path = folder() / f"{'--'.join([suite.name, *where])}.json"
+        path = folder(bool(self._settings.get("smoke"))) / f"{'--'.join([suite.name, *where])}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".partial")
         temporary.write_text(json.dumps(about, indent=1).removesuffix("\n}") + f',\n "rows": [\n{rows}\n ]\n}}\n')
@@ -112,9 +120,10 @@ def record(suite: Suite, options: Namespace, rows: Callable[[Namespace], Rows], 
         recorder.add(*found) if isinstance(found, tuple) else recorder.add(found)
 
 
-def folder() -> Path:
-    """Where records are written and read: the environment variable FASTDM_RESULTS, else `bench/results`."""
-    return Path(os.environ.get("FASTDM_RESULTS", FOLDER)).resolve()
+def folder(smoke: bool = False) -> Path:
+    """Where records are: the environment variable FASTDM_RESULTS says it, else `bench/results`, or `build/smoke` for
+    those of a smoke run."""
+    return Path(os.environ.get("FASTDM_RESULTS", SMOKE_FOLDER if smoke else FOLDER)).resolve()
 
 
 def load(name: str) -> list[Result]:
@@ -133,9 +142,14 @@ def peaks(about: Mapping[str, Any]) -> dict[str, float]:
     return {row["name"]: row.get("gb_per_s", 0) * 1e9 or row["tflop_per_s"] * 1e12 for row in rows}
 
 
-def changed(result: Result) -> list[str]:
+def changed(suite: Suite, result: Result) -> list[str]:
     """The measured rooms whose code is no longer what it was when the record was made."""
-    return [room for room, before in result["code"].items() if room_hash(room) != before]
+    return [room for room in _rooms(suite, result["machine"]["device"]) if room_hash(room) != result["code"].get(room)]
+
+
+def _rooms(suite: Suite, device: str) -> list[str]:
+    # On a GPU, the C++ code is not part of what runs.
+    return [room for room in suite.rooms if room != "csrc" or device == "cpu"]
 
 
 @cache
@@ -147,6 +161,15 @@ def room_hash(room: str) -> str:
     sources = [file for file in files if file.suffix in (".py", ".cpp", ".h") and file.is_file()]
     digests = sorted(hashlib.sha256(file.read_bytes()).digest() for file in sources)
     return hashlib.sha256(b"".join(digests)).hexdigest()[:12] if digests else "absent"
+
+
+def judged(error: float, tolerance: float, median: float | None = None, median_tolerance: float = 0.0) -> Row:
+    """An error, and where there is one a median error, with what they may be; whether they are within (NaN is not)."""
+    row: Row = {"error": error, "tolerance": tolerance, "correct": error <= tolerance}
+    if median is not None:
+        row |= {"median_error": median, "median_tolerance": median_tolerance}
+        row["correct"] &= median <= median_tolerance
+    return row
 
 
 def value(row: Row, key: str) -> Any:

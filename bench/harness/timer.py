@@ -1,21 +1,22 @@
 """Two timers that interleave what they compare: of the device for kernels, of the host for whole calls."""
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from itertools import count
 from multiprocessing import get_context
 from typing import Any, TypeVar
+from unittest import mock
 
 import torch
 
 from bench.harness.records import Row, spreads
 
 T = TypeVar("T")
-Flags = Callable[[], AbstractContextManager[Any]]
 
 ROUNDS = 20  # samples that a spread is made of, if time allows
 _ROTATION = 64  # inputs at most
@@ -148,18 +149,10 @@ def _rotating(
     return partial(elapsed, graph.replay, _HEAD_START)
 
 
-# --- helpers of what is timed ----------------------------------------------------------------------------------------
-
-
-def numbered(call: Callable[[int], object], flags: Flags, first: int) -> Callable[[], None]:
-    """Calls an iteration under its flags, with the numbers that follow."""
+def numbered(call: Callable[[int], T], first: int = 0) -> Callable[[], T]:
+    """Calls an iteration with the numbers that follow."""
     numbers = count(first)
-
-    def run() -> None:
-        with flags():
-            call(next(numbers))
-
-    return run
+    return lambda: call(next(numbers))
 
 
 def within(items: Iterable[T], seconds: float) -> Iterator[T]:
@@ -172,9 +165,9 @@ def within(items: Iterable[T], seconds: float) -> Iterator[T]:
         yield item
 
 
-def apart(function: Callable[..., Any], *args: Any) -> Any:
-    """The result of a function in a fresh process."""
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+def apart(function: Callable[..., Any], *args: Any, **environment: str) -> Any:
+    """The result of a function in a fresh process with these environment variables."""
+    with mock.patch.dict(os.environ, environment), ProcessPoolExecutor(1, get_context("spawn")) as pool:
         return pool.submit(function, *args).result()
 
 

@@ -1,6 +1,8 @@
-"""What must be in a record."""
+"""What must be in a record, and records of given rows."""
 
 from typing import Any
+
+from bench.harness.records import Recorder, Result, Row, Suite
 
 
 def _object(required: str, **properties: Any) -> dict[str, Any]:
@@ -41,3 +43,12 @@ SCHEMA = _object(
     settings=_ANY,
     rows={"type": "array", "minItems": 1, "items": _ROW},
 ) | {"additionalProperties": False}
+
+
+def saved(suite: Suite, *rows: Row) -> Result:
+    """The record of these rows, in the folder that the environment names."""
+    recorder = Recorder(suite, {})
+    for row in rows:
+        recorder.add(row)
+    (result,) = suite.load()
+    return result

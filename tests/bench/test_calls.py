@@ -7,6 +7,7 @@ import pytest
 
 from bench import calls, report
 from bench.harness import records
+from tests.bench.schema import saved
 
 
 @pytest.mark.parametrize("make", calls.calls(smoke=True).values(), ids=calls.calls(smoke=True))
@@ -33,11 +34,11 @@ def test_a_wrong_call_is_not_timed() -> None:
     assert "seconds" not in row
 
 
-def test_the_readme_quotes_the_median_of_every_call_and_how_many_times_as_fast_it_is() -> None:
+def test_the_readme_quotes_the_median_of_every_right_call_and_how_many_times_as_fast_it_is(folder: Path) -> None:
     seconds = records.spreads({"fastdm": [1.0, 2.0, 3.0], "public": [5.0, 6.0, 7.0]})
-    rows = [{"name": "slow", "seconds": seconds, "ratio": 3.0}, {"name": "wrong", "error": 1.0, "correct": False}]
-    assert calls.SUITE.quote is not None
-    assert calls.SUITE.quote(rows).splitlines()[2:] == ["| slow | 2,000 | 6,000 | 3.0 |"]
+    right = {"name": "slow", "seconds": seconds, "ratio": 3.0}
+    saved(calls.SUITE, right, {"name": "wrong", "error": 1.0, "correct": False})
+    assert report.block(calls.SUITE, quoted=True).splitlines()[4:] == ["| slow | 2,000 | 6,000 | 3.0 |"]
 
 
 def test_the_readme_has_a_line_for_every_kind_of_batch_and_a_column_for_every_direction(folder: Path) -> None:
@@ -46,9 +47,7 @@ def test_the_readme_has_a_line_for_every_kind_of_batch_and_a_column_for_every_di
         for threads in (1, 2)
         for name, about in calls.augmentations([1, 1024]).items()
     ]
-    recorder = records.Recorder(calls.AUGMENT, {})
-    for row in rows:
-        recorder.add(row)
+    saved(calls.AUGMENT, *rows)
     lines = report.block(calls.AUGMENT, quoted=True).splitlines()
     assert len(rows) == 2 * 2 * 2 * 2 * 2
     assert len(lines) == 2 + 2 + 8

@@ -14,13 +14,15 @@ ROW: Row = {
     "tolerance": 1e-2,
     "unit": "P",
     "met": False,
+    "dm": 70.0,
+    "dm_std": 0.5,
+    "rounds": {"n": 3, "median": 2.0, "p20": 1.0, "p80": 3.0},
 }
 
 
 @pytest.mark.parametrize(
     ("described", "expected"),
     [
-        ("name", ("name", "a\\|b")),
         ("size | name", ("size", "a\\|b")),
         ("times | ratio.public | .1f", ("times", "2.2")),
         ("after | ratio.public | {:.2f} iterations", ("after", "2.25 iterations")),
@@ -28,22 +30,26 @@ ROW: Row = {
         ("ms | fastdm raised | ms", ("ms", "2")),
         ("in its unit | bytes | unit", ("in its unit", "3e+09 P")),
         ("error", ("error", "1.0e-03 ≤ 1.0e-02")),
-        ("median error | median_error", ("median error", "")),
-        ("ratio.raised | ratio.raised | .1f", ("ratio.raised", "")),
+        ("accuracy | dm | ±", ("accuracy", "70.0 ± 0.5")),
+        ("times | rounds | spread", ("times", "2 (1\u20133)")),
         ("met", ("met", "no")),
     ],
 )
 def test_a_column_is_a_header_a_key_and_a_format(described: str, expected: tuple[str, str]) -> None:
-    ((header, cell),) = cells.columns(described, met=cells.met)
-    assert (header, cell(ROW)) == expected
+    header, _, row = cells.table(described + "; name", [ROW]).splitlines()
+    assert header == f"| {expected[0]} | name |"
+    assert row == f"| {expected[1]} | a\\|b |"
 
 
-def test_columns_are_told_apart_by_semicolons_and_lines() -> None:
-    described = cells.columns(
-        """
+def test_columns_end_at_semicolons_and_lines_and_empty_ones_are_left_out() -> None:
+    described = """
         size | name; error
-        GB | bytes | .0f/1e9
-        """
-    )
-    assert [header for header, _ in described] == ["size", "error", "GB"]
-    assert cells.table(described, [ROW]).splitlines()[2] == "| a\\|b | 1.0e-03 ≤ 1.0e-02 | 3 |"
+        median error | median_error; GB | bytes | .0f/1e9
+    """
+    header, _, row = cells.table(described, [ROW]).splitlines()
+    assert header == "| size | error | GB |"
+    assert row == "| a\\|b | 1.0e-03 ≤ 1.0e-02 | 3 |"
+
+
+def test_a_special_cell_stands_for_its_key() -> None:
+    assert cells.table("size | name", [ROW], {"name": lambda row: "special"}).splitlines()[2] == "| special |"

@@ -15,9 +15,8 @@ def test_the_best_size_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter([[3.0, 2.0], [1.0, 0.5], [9.0, 8.0]])
     monkeypatch.setattr(peaks, "device_times", lambda functions, inputs, device: {"": next(times)})
     sizes = {name: (work, lambda: None) for name, work in (("small", 2.0), ("middle", 4.0), ("large", 8.0))}
-    size, rate, seconds = peaks.best(sizes, CPU)  # type: ignore[arg-type]
-    assert (size, rate) == ("middle", 8.0)
-    assert seconds == records.spread([1.0, 0.5])
+    row = peaks.fastest("copy", "gb_per_s", 2.0, sizes, CPU)  # type: ignore[arg-type]
+    assert row == {"size": "middle", "seconds": {"copy": records.spread([1.0, 0.5])}, "gb_per_s": 4.0}
 
 
 def test_a_copy_and_products_with_all_threads_and_with_one(folder: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from bench import compile, kernels, peaks, report
 from bench.harness import machine, records
 from bench.harness.records import Recorder, Row
-from tests.bench.schema import SCHEMA
+from tests.bench.schema import SCHEMA, saved
 
 COMMITTED = [json.loads(path.read_text()) for path in sorted(records.FOLDER.rglob("*.json"))]
 ROW = {"name": "copy", "gb_per_s": 12.0, "seconds": {"copy": records.spread([1.0, 2.0, 3.0])}}
@@ -18,12 +18,6 @@ ROW = {"name": "copy", "gb_per_s": 12.0, "seconds": {"copy": records.spread([1.0
 
 def check(result: dict[str, Any]) -> None:
     jsonschema.validate(result, SCHEMA, format_checker=jsonschema.FormatChecker())
-
-
-def saved(suite: records.Suite, row: Row) -> dict[str, Any]:
-    Recorder(suite, {}).add(row)
-    (result,) = suite.load()
-    return result
 
 
 def test_committed_records_obey_the_schema() -> None:
@@ -36,7 +30,7 @@ def test_committed_records_obey_the_schema() -> None:
 
 def test_no_committed_record_of_the_present_code_has_a_red_row() -> None:
     for result in COMMITTED:
-        if not records.changed(result):
+        if not records.changed(report.SUITES[result["suite"]], result):
             wrong = [row for row in result["rows"] if row.get("correct") is False or "failure" in row]
             assert not wrong, wrong
 
@@ -47,6 +41,14 @@ def test_what_is_saved_is_valid_and_loaded_again(folder: Path) -> None:
     (path,) = folder.glob("peaks--*.json")
     assert json.loads(path.read_text()) == result
     assert result["rows"] == [ROW]
+
+
+def test_a_smoke_run_leaves_the_records_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FASTDM_RESULTS", raising=False)
+    monkeypatch.setattr(records, "SMOKE_FOLDER", tmp_path)
+    Recorder(peaks.SUITE, {"smoke": True}).add(ROW)
+    assert [path.name.split("--")[0] for path in tmp_path.iterdir()] == ["peaks"]
+    assert records.folder() == records.FOLDER
 
 
 def test_a_measurement_that_fails_leaves_the_other_rows(folder: Path) -> None:
@@ -89,7 +91,7 @@ def test_a_record_is_stale_once_its_code_has_changed_and_not_when_it_moves(
 
     def changed() -> list[str]:
         records.room_hash.cache_clear()
-        return records.changed(result)
+        return records.changed(compile.SUITE, result)
 
     records.room_hash.cache_clear()
     result = saved(compile.SUITE, {"name": "a"})

@@ -8,15 +8,9 @@ import pytest
 
 from bench import compile, kernels, peaks, report, step
 from bench.harness import records
-from bench.harness.records import Recorder, Row
+from tests.bench.schema import saved
 
 ROW = {"name": "copy", "gb_per_s": 12.0, "seconds": {"copy": records.spread([1.0, 2.0, 3.0])}}
-
-
-def save(suite: records.Suite, *rows: Row) -> None:
-    recorder = Recorder(suite, {})
-    for row in rows:
-        recorder.add(row)
 
 
 def test_the_readme_quotes_the_records() -> None:
@@ -29,7 +23,7 @@ def test_quoting_replaces_what_stands_between_the_markers(folder: Path) -> None:
     unknown = "after <!-- bench:waterfall -->\nkept\n<!-- /bench:waterfall -->"
     text = f"before\n<!-- bench:peaks -->\nold\n<!-- /bench:peaks -->\n{unknown}"
     assert report.quoted(text) == text  # There are no records of either.
-    save(peaks.SUITE, ROW)
+    saved(peaks.SUITE, ROW)
     new = report.quoted(text)
     assert "| copy | 12 |" in new
     assert "old" not in new
@@ -47,7 +41,7 @@ def test_the_quoted_speeds_have_four_columns_and_the_other_baseline(folder: Path
         "seconds": records.spreads(times),
         "ratio": {"public": 8.0, "raised": 4.0, "compiled": 2.5},
     }
-    save(step.SIZES, timed, {"name": "scaling", "seconds": records.spreads({"fastdm": [1.0]}), "ratio": {}})
+    saved(step.SIZES, timed, {"name": "scaling", "seconds": records.spreads({"fastdm": [1.0]}), "ratio": {}})
     block = report.block(step.SIZES, quoted=True)
     assert "| size | fastdm, ms | public, ms | \u00d7 |" in block
     assert "| CIFAR-10 | 300 | 2,400 | 8.0 |" in block
@@ -66,7 +60,7 @@ def test_the_page_holds_what_the_compile_check_prints(folder: Path) -> None:
     )
     two = dataclasses.replace(one, target="sm_90", registers=44, spills=2)
     reports = [one, two, dataclasses.replace(one, target="sm_100", registers=45)]
-    save(compile.SUITE, *compile.rows([dataclasses.asdict(report) for report in reports]))
+    saved(compile.SUITE, *compile.rows([dataclasses.asdict(report) for report in reports]))
     page = report.page(folder / "plots")
     assert compile_check.table(reports) in page
     assert "| dsa_fwd | u8 3x32² | 4 | 48 / 44 / 45 | 0 (sm_90 2) | 16 | 1·128 + 3·8 | 3·16 | 448 |" in page
@@ -84,7 +78,7 @@ def test_the_page_marks_what_is_stale_failed_or_slower(folder: Path) -> None:
         "correct": True,
     }
     wrong = {"name": "wrong", "error": 0.5, "tolerance": 0.0, "correct": False}
-    save(kernels.SUITE, slow, wrong, {"name": "broken", "failure": "RuntimeError: no"})
+    saved(kernels.SUITE, slow, wrong, {"name": "broken", "failure": "RuntimeError: no"})
     (path,) = folder.glob("kernels--*.json")
     result = json.loads(path.read_text())
     result["code"]["kernels"] = "0" * 12

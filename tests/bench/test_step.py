@@ -12,7 +12,7 @@ from bench.harness import loops, records
 from bench.harness.records import Recorder, Row
 from bench.harness.workloads import CIFAR10, CPU, CPU_SIZES, Workload
 from fastdm.condensation.step import Step
-from tests.bench.schema import SCHEMA
+from tests.bench.schema import SCHEMA, saved
 
 SMALL = Workload("small", 10, 16, 1, 16, 16)
 
@@ -62,12 +62,12 @@ def test_a_wrong_step_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_baseline_of_both_kinds_of_malloc_has_a_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
-    def apart(function: object, *args: object) -> object:
+    def apart(function: object, *args: object, **environment: str) -> object:
         if function is step.check:
             return {"correct": True}
         if function is step.cpu_peak:
             return 100
-        raised = args[-1] is True
+        raised = environment == step.RAISED
         times = {"fastdm": [1.0], "public": [3.0 if raised else 6.0], "compiled": [2.0 if raised else 5.0]}
         return {"seconds": records.spreads(times)}
 
@@ -144,11 +144,7 @@ def test_compiling_pays_once_it_has_saved_its_time(folder: Path) -> None:
     assert gains["paid_after"] == 41
     assert "paid_after" not in loses
     assert report.block(step.COMPILE) == ""
-    recorder = Recorder(step.COMPILE, {})
-    recorder.add({"name": "A", **gains})
-    recorder.add({"name": "B", **loses})
-    (result,) = step.COMPILE.load()
-    jsonschema.validate(result, SCHEMA)
+    jsonschema.validate(saved(step.COMPILE, {"name": "A", **gains}, {"name": "B", **loses}), SCHEMA)
     page = report.block(step.COMPILE)
     assert "| A | 500 | 250 | 2.00 | 10.1 | 41 iterations |" in page
     assert "- B: 2.00\u00d7 the time without it" in page
