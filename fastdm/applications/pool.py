@@ -1,8 +1,10 @@
 """`train_pool`: networks trained on a data set, with snapshots of their way, to match images in later."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,11 @@ from fastdm.condensation.loop import fingerprint
 from fastdm.data.pool import Dataset
 from fastdm.data.sources import Source, open_dataset
 from fastdm.errors import FastDMError, whole_number
-from fastdm.evaluation.ensemble import side_by_side
 from fastdm.evaluation.protocol import Protocol
 from fastdm.evaluation.testing import accuracy
+from fastdm.evaluation.together import Together
 from fastdm.evaluation.training import LabelledImages, Momentum, Start, draw_weights, train_network
+from fastdm.evaluation.trial import Job, train_all
 from fastdm.networks.architectures import build_network, default_network
 from fastdm.networks.model import Network
 from fastdm.networks.trained import NetworkPool, flatten_parameters, load_parameters
@@ -136,25 +139,54 @@ def _settings(protocol: Protocol, states: int, seed: int) -> dict[str, Any]:
 
 def _train(
     dataset: Dataset, protocol: Protocol, kept: list[int], files: "_Files", device: torch.device, progress: bool
-) -> list[tuple[Tensor, float | None]]:
-    """The snapshots of every network, [states, parameters], after the updates `kept`, and its test accuracy."""
-    channels, height, width = dataset.image_shape
+) -> list["_Trained"]:
+    """The snapshots of every network after the updates `kept`, and its test accuracy."""
     examples = LabelledImages.of(dataset.train, dataset.mean, dataset.std, device)
-    tests = dataset.test and LabelledImages.of(dataset.test, dataset.mean, dataset.std, device)
-    jobs = range(protocol.num_eval)
+    tests = LabelledImages.of(dataset.test, dataset.mean, dataset.std, device) if dataset.test else None
+    jobs = [(next(iter(protocol.by_name())), number) for number in range(protocol.num_eval)]
     bar = Progress("pool", len(jobs) * kept[-1]) if progress else None
+    with bar or nullcontext(), precision_context(protocol.precision, device) as dtype:
+        trainings = _Trainings(dataset.image_shape, dataset.num_classes, protocol, examples, tests, kept, files, dtype)
+        return train_all(trainings, jobs, bar, lambda done, at_once: "")
 
-    def run(number: int, after_step: Callable[[], None]) -> tuple[Tensor, float | None]:
-        network = build_network(
-            next(iter(protocol.by_name())),
+
+_Trained = tuple[Tensor, float | None]
+"""The snapshots of a network, float32 [states, parameters], and its accuracy on the test images if there are any."""
+
+
+@dataclass(frozen=True)
+class _Trainings:
+    """The trainings of a pool, one by one or together."""
+
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    protocol: Protocol
+    examples: LabelledImages
+    tests: LabelledImages | None
+    kept: list[int]
+    files: "_Files"
+    dtype: torch.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.examples.images.device
+
+    def build(self, job: Job) -> Network:
+        """The network of a job, whose weights are not drawn yet."""
+        channels, height, width = self.image_shape
+        return build_network(
+            job[0],
             channels=channels,
-            num_classes=dataset.num_classes,
+            num_classes=self.num_classes,
             image_size=(height, width),
             affine=False,
             drawn=False,
-            device=device,
+            device=self.device,
         )
-        training = _Training(network, kept, files, number)
+
+    def __call__(self, job: Job, after_step: Callable[[], None]) -> _Trained:
+        network = self.build(job)
+        training = _Training(network, self.kept, self.files, job[1])
 
         def after(done: int, momentum: Momentum) -> None:
             training.after(done, momentum)
@@ -162,22 +194,42 @@ def _train(
 
         start = training.resumed()
         if start is None:
-            draw_weights(network, examples, protocol, number)
+            draw_weights(network, self.examples, self.protocol, job[1])
             training.after(0, list)
         for _ in range(start.done if start else 0):
             after_step()
-        train_network(network, examples, protocol, number, dtype, after, start)
-        return training.rows, accuracy(network, tests, dtype) if tests else None
+        train_network(network, self.examples, self.protocol, job[1], self.dtype, after, start)
+        return self._result(training)
 
-    with bar or nullcontext(), precision_context(protocol.precision, device) as dtype:
-        return side_by_side(run, jobs, device, bar)
+    def together(self, jobs: Sequence[Job], after_step: Callable[[], None]) -> list[_Trained]:
+        """Train networks by one graph; RuntimeError where there can be none, and for trainings to be resumed."""
+        trainings = [_Training(self.build(job), self.kept, self.files, job[1]) for job in jobs]
+        if any(training.resumed() for training in trainings):
+            raise RuntimeError("what was interrupted is resumed")
+        numbered = [(number, training.network) for (_, number), training in zip(jobs, trainings, strict=True)]
+        group = Together(numbered, self.examples, self.protocol, self.dtype)
+
+        def after(done: int) -> None:
+            for training, momentum in zip(trainings, group.momentum, strict=True):
+                training.after(done, partial(list, momentum))
+            if done:
+                for _ in jobs:
+                    after_step()
+
+        after(0)
+        group.run(after)
+        return [self._result(training) for training in trainings]
+
+    def _result(self, training: "_Training") -> _Trained:
+        found = accuracy(training.network, self.tests, self.dtype) if self.tests else None
+        return training.rows, found
 
 
 class _Training:
     """The snapshots of one network as they come; the training is saved with each."""
 
     def __init__(self, network: Network, kept: list[int], files: "_Files", number: int) -> None:
-        self._network = network
+        self.network = network
         self._states = {done: state for state, done in enumerate(kept)}
         self._files = files
         self._number = number
@@ -191,16 +243,16 @@ class _Training:
             return None
         done, rows, momentum = saved
         self.rows[: len(rows)] = rows
-        load_parameters(self._network, rows[-1])
-        sizes = [parameter.numel() for parameter in self._network.parameters()]
-        shapes = [parameter.shape for parameter in self._network.parameters()]
+        load_parameters(self.network, rows[-1])
+        sizes = [parameter.numel() for parameter in self.network.parameters()]
+        shapes = [parameter.shape for parameter in self.network.parameters()]
         return Start(done, [part.view(shape) for part, shape in zip(momentum.split(sizes), shapes, strict=True)])
 
     def after(self, done: int, momentum: Momentum) -> None:
         """The network has had `done` updates."""
         if (state := self._states.get(done)) is None:
             return
-        self.rows[state] = flatten_parameters(self._network)
+        self.rows[state] = flatten_parameters(self.network)
         if done:
             flat = torch.cat([part.contiguous().flatten().cpu() for part in momentum()])
             self._files.save(self._number, done, self.rows[: state + 1], flat)

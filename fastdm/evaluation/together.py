@@ -1,11 +1,13 @@
 """Networks of one architecture trained together on a GPU: an update of each is a branch of one CUDA graph.
 
 Small batches leave most of a GPU idle, and their launches keep the host busy. The branches of a graph run at the same
-time, and cost one launch.
+time, and cost one launch. Whatever changes from batch to batch is read from the device, so that an epoch needs three
+graphs at most: for its first batch, which draws the order of the images, for those that follow, and for a smaller last.
 """
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,10 +30,8 @@ from fastdm.networks.model import Network
 from fastdm.system.cuda_graph import captured
 from fastdm.system.device import free_memory
 
-MOST_BATCHES = 4
-"""Batches of an epoch, each of which needs a graph of its own: larger sets keep a GPU busy by themselves."""
-
 MOST_NETWORKS = 32
+_MOST_GRAPHS = 3
 _PASSES = 3  # the memory of a training, in activations of a batch
 
 
@@ -47,12 +47,13 @@ class _Branch:
         self._key = training_key(examples, protocol, number)
         self._rows = torch.arange(min(protocol.batch, len(examples)), device=device)
         self._order = torch.zeros(len(examples), dtype=torch.int64, device=device)
+        self._place = torch.zeros(1, dtype=torch.int64, device=device)  # in the order, of the next batch
         self._rate = torch.tensor(protocol.lr_net, dtype=torch.float32, device=device)
         self._optimizer = sgd(network, protocol.lr_net)
         for group in self._optimizer.param_groups:  # its constructor would wait for a tensor's value
             group["lr"] = self._rate
-        self._momentum = [torch.zeros_like(parameter) for parameter in network.parameters()]
-        for parameter, momentum in zip(network.parameters(), self._momentum, strict=True):
+        self.momentum = [torch.zeros_like(parameter) for parameter in network.parameters()]
+        for parameter, momentum in zip(network.parameters(), self.momentum, strict=True):
             self._optimizer.state[parameter]["momentum_buffer"] = momentum
         draw_weights(network, examples, protocol, number)
 
@@ -60,35 +61,40 @@ class _Branch:
     def state(self) -> list[Tensor]:
         """All that an update changes."""
         weights = [*self._network.parameters(), *self._network.buffers()]
-        return [self._key, self._order, *self._momentum, *(tensor.detach() for tensor in weights)]
+        return [self._key, self._order, self._place, *self.momentum, *(tensor.detach() for tensor in weights)]
 
     def begin(self, epoch: int) -> None:
         """Set what the host decides about an epoch."""
         if epoch and learning_rate(self._protocol, epoch) != learning_rate(self._protocol, epoch - 1):
             self._rate.fill_(learning_rate(self._protocol, epoch))
         if forgets_momentum(self._protocol, epoch):
-            torch._foreach_zero_(self._momentum)
+            torch._foreach_zero_(self.momentum)
 
-    def update(self, batch: int) -> None:
-        """Update the network by a batch of the epoch; the first draws the epoch's order."""
-        if batch == 0:
+    def update(self, batch: "_Batch") -> None:
+        """Update the network by the next batch of the epoch."""
+        if batch.draws_order:
             u = uniform(self._key, self._rows[:1], len(self._examples), ORDER_STREAM)[0]
             self._order.copy_(u.argsort(stable=True))
-        size = self._protocol.batch
-        index = self._order[batch * size : (batch + 1) * size]
+            self._place.zero_()
+        rows = self._rows[: batch.size]
+        index = self._order[self._place + rows]
         self._optimizer.zero_grad()
-        add_gradients(
-            self._network,
-            self._examples,
-            self._protocol,
-            index,
-            self._key,
-            self._rows[: len(index)],
-            self._at_once,
-            self._dtype,
-        )
+        add_gradients(self._network, self._examples, self._protocol, index, self._key, rows, self._at_once, self._dtype)
         self._optimizer.step()
         self._key[1:].add_(1)
+        self._place.add_(batch.size)
+
+
+class _Batch(NamedTuple):
+    """What a graph is recorded for."""
+
+    draws_order: bool
+    size: int
+
+
+def _batches(images: int, protocol: Protocol) -> list[_Batch]:
+    """Those of an epoch."""
+    return [_Batch(first == 0, min(protocol.batch, images - first)) for first in range(0, images, protocol.batch)]
 
 
 class Together:
@@ -108,12 +114,20 @@ class Together:
         device = examples.images.device
         self._branches = [_Branch(network, examples, protocol, number, dtype) for number, network in networks]
         self._steps = protocol.steps(len(examples))
-        batches = range(batches_of(examples, protocol))
-        self._updates: list[Callable[[], object]] = [partial(self._update_all, batch) for batch in batches]
+        batches = _batches(len(examples), protocol)
+        updates: dict[_Batch, Callable[[], object]]
         if device.type == "cuda":
             self._streams = [torch.cuda.Stream(device) for _ in self._branches]
             state = [tensor for branch in self._branches for tensor in branch.state]
-            self._updates = [captured(partial(self._fork, batch), state) for batch in batches]
+            updates = {batch: captured(partial(self._fork, batch), state) for batch in dict.fromkeys(batches)}
+        else:
+            updates = {batch: partial(self._update_all, batch) for batch in batches}
+        self._updates = [updates[batch] for batch in batches]
+
+    @property
+    def momentum(self) -> list[list[Tensor]]:
+        """That of every network's parameters, as it is now."""
+        return [branch.momentum for branch in self._branches]
 
     def run(self, after_step: Callable[[int], None] = lambda done: None) -> None:
         """Train all networks; after_step: called with the number of updates that each has had."""
@@ -125,11 +139,11 @@ class Together:
             self._updates[batch]()
             after_step(step + 1)
 
-    def _update_all(self, batch: int) -> None:
+    def _update_all(self, batch: _Batch) -> None:
         for branch in self._branches:
             branch.update(batch)
 
-    def _fork(self, batch: int) -> Tensor:
+    def _fork(self, batch: _Batch) -> Tensor:
         """An update of every network, each on a stream of its own, which all join the current one again."""
         joined = torch.cuda.current_stream()
         for branch, stream in zip(self._branches, self._streams, strict=True):
@@ -141,19 +155,14 @@ class Together:
         return self._branches[0].state[0]
 
 
-def batches_of(examples: LabelledImages, protocol: Protocol) -> int:
-    """Batches of an epoch."""
-    return -(-len(examples) // protocol.batch)
-
-
 def networks_together(network: Network, examples: LabelledImages, protocol: Protocol) -> int:
     """How many such networks are trained together on the device of the examples: at least 1, which means none are."""
     device = examples.images.device
-    if device.type != "cuda" or batches_of(examples, protocol) > MOST_BATCHES:
+    if device.type != "cuda":
         return 1
     channels, height, width = examples.images.shape[1:]
     batch = min(protocol.batch, len(examples))
     passes = _PASSES * batch * activations(network, (channels, height, width), torch.float32).total
     weights = 4 * sum(parameter.nbytes for parameter in network.parameters())
-    each = passes * batches_of(examples, protocol) + weights
+    each = passes * min(_MOST_GRAPHS, -(-len(examples) // protocol.batch)) + weights
     return max(1, min(MOST_NETWORKS, free_memory(device) // 2 // each))

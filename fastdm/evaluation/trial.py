@@ -1,8 +1,10 @@
 """Trainings and tests of an evaluation: one by one, or many at once as suits the device."""
 
 import logging
+import typing
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -101,9 +103,26 @@ class Trial:
         return answers
 
 
+Result = TypeVar("Result")
+
+
+class Trainings(typing.Protocol[Result]):
+    """What `train_all` trains, such as a `Trial`: a job by a call, or several of one architecture by one graph."""
+
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def protocol(self) -> Protocol: ...
+    @property
+    def examples(self) -> LabelledImages: ...
+    def build(self, job: Job) -> nn.Module: ...
+    def __call__(self, job: Job, after_step: Callable[[], None]) -> Result: ...
+    def together(self, jobs: Sequence[Job], after_step: Callable[[], None]) -> list[Result]: ...
+
+
 def train_all(
-    trial: Trial, jobs: Sequence[Job], bar: Progress | None, where: Callable[[int, int], str]
-) -> list[list[Answers]]:
+    trial: Trainings[Result], jobs: Sequence[Job], bar: Progress | None, where: Callable[[int, int], str]
+) -> list[Result]:
     """The trial of every job, in their order: on a CPU side by side, on a GPU together where that is faster.
 
     where: as in `side_by_side`.
@@ -130,7 +149,7 @@ def train_all(
     return found
 
 
-def _groups(trial: Trial, jobs: Sequence[Job]) -> Iterator[Sequence[Job]]:
+def _groups(trial: Trainings[Any], jobs: Sequence[Job]) -> Iterator[Sequence[Job]]:
     """The jobs, in their order, as they are trained together: of one architecture each."""
     for name in dict.fromkeys(name for name, _ in jobs):
         of_name = [job for job in jobs if job[0] == name]

@@ -121,3 +121,32 @@ def test_a_pool_survives_its_file_and_damage_is_noticed(dataset: Dataset, tmp_pa
 def test_bad_settings_are_refused(changes: dict[str, Any], message: str, dataset: Dataset) -> None:
     with pytest.raises(FastDMError, match=message):
         train(dataset, **changes)
+
+
+def test_networks_trained_together_are_those_that_are_trained_alone(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU; a part that is there already is left to trainings one by one, which resume it."""
+    alone = train(dataset)
+    path = tmp_path / "pool.safetensors"
+    counted: list[int] = []
+
+    def together(trainings: Any, jobs: Any, *_: Any) -> Any:
+        return trainings.together(jobs, lambda: counted.append(1))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pool_room, "train_all", together)
+        pool = train(dataset, save_path=path)
+        assert len(counted) == 2 * 3 * 4  # networks, epochs and batches
+        # Each update is off by the rounding of its learning rate, a float32 there.
+        assert (pool.weights - alone.weights).abs().max() <= 1e-5 * alone.weights.abs().max()
+        assert pool.accuracies == pytest.approx(alone.accuracies, abs=1 / len(dataset.train))
+
+        path.unlink()
+        patched.setattr(pool_room.NetworkPool, "save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            train(dataset, save_path=path)
+        with pytest.raises(RuntimeError, match="what was interrupted is resumed"):
+            train(dataset, save_path=path, resume=True)
+    resumed = train(dataset, save_path=path, resume=True)
+    assert torch.equal(resumed.weights, pool.weights)

@@ -12,6 +12,7 @@ from unittest.mock import patch
 
 import torch
 
+from fastdm.applications.pool import train_pool
 from fastdm.applications.profiling import profile
 from fastdm.condensation.build import build_step
 from fastdm.condensation.loop import condense
@@ -47,6 +48,7 @@ def check(device: torch.device) -> Iterator[dict[str, Any]]:
         training_waits_at_its_start_only,
         networks_are_trained_together,
         evaluation_uses_the_graph,
+        a_pool_is_trained_by_a_graph,
         a_first_convolution_is_computed_twice_where_that_is_faster,
     ):
         wrong: list[str] = []
@@ -138,12 +140,13 @@ def training_waits_at_its_start_only(device: torch.device) -> None:
 
 
 def networks_are_trained_together(device: torch.device) -> None:
-    """An epoch of 8 networks is the replay of a graph, and little else; the set of 100 images takes 1 or 4 of them."""
+    """An update of 8 networks is the replay of a graph, and little else; an epoch of the 100 images has 1 to 13."""
     data = dataset(*SMALL)
     images = random_selection(data, ipc=10)
     examples = LabelledImages.of(images, images.mean, images.std, device)
-    for name, batch in (("ConvNet", 256), ("ConvNet", 32)):
-        protocol = Protocol((name,), "color_crop_cutout_flip_scale_rotate", 8, 20, 0.01, batch, 0, "tf32")
+    for kind, batch in (("dm", 256), ("dm", 32), ("idc", 8)):
+        name, strategy = "ConvNet", "color_crop_cutout_flip_scale_rotate"
+        protocol = Protocol((name,), strategy, 8, 20, 0.01, batch, 0, "tf32", kind)  # type: ignore[arg-type]
         with precision_context("tf32", device) as dtype:
             networks = [
                 (n, build_network(name, channels=3, num_classes=10, image_size=(32, 32), device=device))
@@ -169,6 +172,14 @@ def evaluation_uses_the_graph(device: torch.device) -> None:
         found = evaluate(images, data, networks=["ConvNet"], num_eval=4, epochs=9, checks=2, device=device)
     assert [line.kind for line in lines].count("GRAPH") == 10
     assert len(found.accuracies["ConvNet"]) == 4
+
+
+def a_pool_is_trained_by_a_graph(device: torch.device) -> None:
+    data = dataset(*SMALL)
+    with recorded() as lines:
+        pool = train_pool(data, networks=3, epochs=2, batch_train=32, states=4, network="ConvNet", device=device)
+    assert [line.kind for line in lines].count("GRAPH") == 2 * 13
+    assert pool.weights.shape[:2] == (3, 4)
 
 
 def a_first_convolution_is_computed_twice_where_that_is_faster(device: torch.device) -> None:
