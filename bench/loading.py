@@ -59,9 +59,7 @@ def row(
     if target is not None:
         found["met"] = spread["median"] <= target if at_most else spread["median"] >= target
         if not found["met"]:
-            load, cores = machine.load(), len(os.sched_getaffinity(0))
-            busy = f"on a busy machine: its load is {load} on {cores} cores" if load > cores / 2 else ""
-            found["note"] = "; ".join(filter(None, (more.get("note"), why, busy)))
+            found["note"] = "; ".join(filter(None, (more.get("note"), why)))
     return found
 
 
