@@ -347,9 +347,7 @@ def main() -> None:
     names = [case.name for case in CASES + LONG]
     parser.add_argument("--only", nargs="+", choices=names, metavar="CASE", help=", ".join(names))
     parser.add_argument("--rungs", nargs="+", default=list(RUNGS), choices=list(RUNGS), metavar="RUNG")
-    parser.add_argument(
-        "--precisions", nargs="+", help="compare them by DM's first case, twelve seeds if none are given"
-    )
+    parser.add_argument("--precisions", nargs="+", help="compare them by DM's first case; twelve seeds by default")
     parser.add_argument("--seeds", nargs="+", type=int)
     parser.add_argument("--protocols", nargs="+", default=["idc", "dm"], choices=["idc", "dm"])
     parser.add_argument("--epochs", type=int, help="of the evaluation, in place of the case's")

@@ -28,7 +28,8 @@ from torch.utils.data import DataLoader
 
 import fastdm
 from bench.baselines.public_augment import diff_augment
-from bench.baselines.public_evaluation import PublicImages, public_arguments, public_evaluate
+from bench.baselines.public_evaluation import public_arguments, public_evaluate
+from bench.baselines.public_images import PublicImages, PublicPool
 from bench.baselines.public_step import ConvNet, summed_loss
 from bench.harness import arguments, cells, records
 from bench.harness.loops import check, make, trainings
@@ -155,11 +156,9 @@ def real_images(per_class: int) -> Pair:
 
     def public() -> Tensor:
         images = torch.cat([torch.unsqueeze(data[i][0], dim=0) for i in range(len(data))])
-        indices: list[list[int]] = [[] for _ in range(CLASSES)]
-        for i in range(len(data)):
-            indices[data[i][1]].append(i)
+        real = PublicPool(images, (data[i][1] for i in range(len(data))), CLASSES)
         np.random.seed(0)  # noqa: NPY002
-        return images[np.random.permutation(indices[3])[:256]]  # noqa: NPY002
+        return real.get_images(3, 256)
 
     # Each form rounds a handful of terms and constants, of up to 1 / std = 5: some 16 halves of an eps.
     return Pair(ours, public, float((ours() - public()).abs().max()), 16 * EPS)

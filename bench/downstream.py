@@ -36,12 +36,6 @@ SMOKE = {
 PLOT = REPOSITORY / "docs" / "continual.png"
 
 
-def run(command: str, folder: Path, data_path: Path) -> None:
-    """Run a command of fastdm's, or continue it."""
-    where = ["--data_path", str(data_path), "--save_path", str(folder), "--resume"]
-    subprocess.run([sys.executable, "-m", *command.split(), *where], check=True)
-
-
 def continual_rows(results: Sequence[Row]) -> list[Row]:
     """A row for each method and step: the mean accuracy of each order's networks, in percent."""
     found: dict[tuple[str, int], Row] = {}
@@ -97,8 +91,10 @@ SUITE = Suite(
 
 
 def measure(task: str, folder: Path, data_path: Path, smoke: bool) -> list[Row]:
-    """The rows of a task, whose files are left in the folder."""
-    run((SMOKE if smoke else COMMANDS)[task], folder, data_path)
+    """The rows of a task, whose command runs or continues in the folder and leaves its files there."""
+    command = (SMOKE if smoke else COMMANDS)[task].split()
+    where = ["--data_path", str(data_path), "--save_path", str(folder), "--resume"]
+    subprocess.run([sys.executable, "-m", *command, *where], check=True)
     results = json.loads((folder / f"{task}.json").read_text())["results"]
     if task == "continual":
         return continual_rows(results)

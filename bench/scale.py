@@ -43,7 +43,7 @@ SMOKE = {"classes": (4, 8), "ipc": (1, 2), "size": (16, 32)}
 GPU_COUNTS = (1, 8, 64, 512)
 
 
-def condense(work: Workload, ranks: int, port: int, rank: int) -> Row:
+def condense(work: Workload, settings: Settings, ranks: int, port: int, rank: int) -> Row:
     """Condense in this process, one of so many that meet at a port; what it took."""
     torch.set_num_threads(1)
     if ranks > 1:
@@ -54,27 +54,24 @@ def condense(work: Workload, ranks: int, port: int, rank: int) -> Row:
     marks: list[float] = []
     mark = lambda *_: marks.append(time.process_time())  # noqa: E731
     with joined():
-        fastdm.condense(data, settings=_settings(work), device=CPU, callback=mark)
+        fastdm.condense(data, settings=settings, device=CPU, callback=mark)
     seconds = [after - before for before, after in pairwise(marks)]
     return {"base": base, "peak": peak_resident(), "seconds": seconds}
-
-
-def _settings(work: Workload) -> Settings:
-    return work.settings(iterations=ITERATIONS, precision="fp32")
 
 
 def measure(case: dict[str, Any], ranks: int) -> Row:
     """A case in processes of its own: that which takes longest, and that which takes most."""
     work = Workload("random", class_size=case["batch_real"], **case)
+    settings = work.settings(iterations=ITERATIONS, precision="fp32")
     with socket.create_server(("localhost", 0)) as server:
         port = server.getsockname()[1]
     with ProcessPoolExecutor(ranks, get_context("spawn")) as pool:
-        found = list(pool.map(partial(condense, work, ranks, port), range(ranks)))
+        found = list(pool.map(partial(condense, work, settings, ranks, port), range(ranks)))
     shape = (work.channels, work.size, work.size)
     data = unread_dataset(work.classes, work.classes * work.class_size, shape, in_memory=True)
     base, peak = (max(each[key] for each in found) for key in ("base", "peak"))
     how: dict[str, Any] = {"memory": free_memory(), "process_bytes": base, "ranks": ranks, "saves": False}
-    planned = forecast(data, _settings(work).resolve(data, CPU), CPU, None, **how).bytes("host")
+    planned = forecast(data, settings.resolve(data, CPU), CPU, None, **how).bytes("host")
     seconds = {"iteration": spread(max((each["seconds"] for each in found), key=sum))}
     row: Row = {"seconds": seconds, "base_bytes": base, "peak_bytes": peak, "planned_bytes": planned}
     return row | {"error": abs(planned / peak - 1), "tolerance": 0.15}

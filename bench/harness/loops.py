@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader
 
 import fastdm
 from bench.baselines.plain_step import PlainStep
-from bench.baselines.public_evaluation import PublicImages, public_arguments, public_evaluate
+from bench.baselines.public_evaluation import public_arguments, public_evaluate
+from bench.baselines.public_images import PublicImages
 from bench.baselines.public_step import ConvNet, PublicStep
 from bench.harness.records import Row, judged
 from bench.harness.workloads import CPU, Workload

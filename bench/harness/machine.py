@@ -25,7 +25,7 @@ def describe(device: torch.device | str = "cpu") -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "load": load(),
+        "load": round(os.getloadavg()[0], 2),  # runnable processes, over the last minute
         "system": f"{platform.system()} {platform.machine()}",
         "versions": {"python": platform.python_version()}
         | {name: _version(name) for name in ("torch", "triton", "numpy", "fastdm")},
@@ -34,11 +34,6 @@ def describe(device: torch.device | str = "cpu") -> dict[str, Any]:
         about["cuda"] = torch.version.cuda
         about["driver"] = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").split("\n")[0]
     return about
-
-
-def load() -> float:
-    """The mean number of runnable processes over the last minute."""
-    return round(os.getloadavg()[0], 2)
 
 
 def commit() -> str:

@@ -74,8 +74,9 @@ class Recorder:
     """
 
     def __init__(self, suite: Suite, settings: Mapping[str, Any], device: torch.device | str = "cpu") -> None:
-        self.rows = same_machine(machine.describe(device), suite.name) if suite.keys else []
         self._suite, self._settings, self._device = suite, settings, str(device)
+        self._folder = folder(bool(settings.get("smoke")))
+        self.rows = same_machine(machine.describe(device), suite.name, self._folder) if suite.keys else []
 
     def add(self, row: Row, measure: Callable[[], Row] | None = None) -> Row:
         """Keep a row, with what `measure` returns or, so that the other rows are still measured, how it failed."""
@@ -106,7 +107,7 @@ class Recorder:
         }
         rows = ",\n".join("  " + json.dumps(row, ensure_ascii=False) for row in self.rows)
         where = [] if suite.everywhere else [machine.slug(described[key]) for key in ("cpu", "device")]
-        path = folder(bool(self._settings.get("smoke"))) / f"{'--'.join([suite.name, *where])}.json"
+        path = self._folder / f"{'--'.join([suite.name, *where])}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".partial")
         temporary.write_text(json.dumps(about, indent=1).removesuffix("\n}") + f',\n "rows": [\n{rows}\n ]\n}}\n')
@@ -126,13 +127,14 @@ def folder(smoke: bool = False) -> Path:
     return Path(os.environ.get("FASTDM_RESULTS", SMOKE_FOLDER if smoke else FOLDER)).resolve()
 
 
-def load(name: str) -> list[Result]:
-    return [json.loads(path.read_text()) for path in sorted(folder().glob(f"{name}.json"))]
+def load(name: str, where: Path | None = None) -> list[Result]:
+    return [json.loads(path.read_text()) for path in sorted((where or folder()).glob(f"{name}.json"))]
 
 
-def same_machine(about: Mapping[str, Any], suite: str) -> list[Row]:
+def same_machine(about: Mapping[str, Any], suite: str, where: Path | None = None) -> list[Row]:
     """A suite's rows from the machine and device that are described."""
-    found = [each for each in load(f"{suite}--*") if all(each["machine"][k] == about[k] for k in ("cpu", "device"))]
+    results = load(f"{suite}--*", where)
+    found = [each for each in results if all(each["machine"][key] == about[key] for key in ("cpu", "device"))]
     return [row for result in found for row in result["rows"]]
 
 
