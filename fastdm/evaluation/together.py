@@ -77,7 +77,7 @@ class _Branch:
             self._order.copy_(u.argsort(stable=True))
             self._place.zero_()
         rows = self._rows[: batch.size]
-        index = self._order[self._place + rows]
+        index = self._order[(self._place + rows) % len(self._order)]
         self._optimizer.zero_grad()
         add_gradients(self._network, self._examples, self._protocol, index, self._key, rows, self._at_once, self._dtype)
         self._optimizer.step()

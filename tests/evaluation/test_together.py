@@ -130,3 +130,12 @@ def test_what_cannot_be_recorded_is_trained_one_by_one_and_said(caplog: pytest.L
     assert message == "networks are trained one by one, not by a graph: not permitted when stream is capturing"
     with pytest.raises(RuntimeError, match="not permitted"):  # of a training that has begun
         trial.train_all(Stub(1), JOBS, None, lambda done, at_once: "")  # type: ignore[arg-type]
+
+
+def test_a_warm_up_may_repeat_any_batch(digits: Dataset) -> None:
+    """A graph is recorded after some runs, each of which goes on in the order of the images: beyond its end too."""
+    examples = LabelledImages.of(random_selection(digits, 4), digits.mean, digits.std, CPU)
+    together = Together([(0, built("MLP"))], examples, DM, torch.float32)
+    for update in together._updates:
+        for _ in range(4):
+            update()
