@@ -254,7 +254,7 @@ def _seeds(result: Result) -> Any:
 
 
 _ACCURACY = "idc | idc | ±; dm | dm | ±; public code, dm | public | .1f"
-_SECONDS = "pool, s | pool_seconds | .0f; condensation, s | condensation_seconds | .0f"
+_SECONDS = "pool, s | pool_seconds | ,.1f; condensation, s | condensation_seconds | ,.1f"
 _QUOTED = f"set | name; images | rung; sets | seeds; {_ACCURACY}; {_SECONDS}"
 _SHOWN = ("random", "dm", "partition", "pool", "trained")
 _TEXT = (
@@ -271,7 +271,7 @@ BUDGETS = Suite(
     set | name; images | rung; seed; real images per class | batch_real; epochs; held out | validation
     lr | lr_img | g; weight of CE | ce_weight; {_ACCURACY}
     loss, first 25 | loss_first_25 | .2f; last 25 | loss_last_25 | .2f; pool, % | pool_accuracies; {_SECONDS}
-    evaluation, s | idc_seconds | .0f
+    evaluation, s | idc_seconds | ,.1f
     """,
     {
         "validation": lambda row: "yes" if row["validation"] else "",
@@ -298,7 +298,7 @@ PRECISIONS = Suite(
     (*STEP, "evaluation"),
     """
     set | name; precision; seed; dm | dm | ±; difference | difference | +.2f; mean loss, last quarter | last_quarter
-    condensation, s | condensation_seconds | .0f
+    condensation, s | condensation_seconds | ,.1f
     """,
     {"last_quarter": lambda row: f"{statistics.fmean(row['losses'][-max(1, len(row['losses']) // 4) :]):.2f}"},
     plots={"seeds": _seeds},
