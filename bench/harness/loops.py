@@ -120,10 +120,10 @@ def plain_losses(work: Workload, dataset: Dataset, iterations: int) -> list[floa
 
 
 def trainings(
-    work: Workload, device: torch.device, networks: int, epochs: int, class_tests: int
+    work: Workload, device: torch.device, networks: int, epochs: int, class_tests: int, precision: Any = None
 ) -> tuple[Callable[[], object], Callable[[], object]]:
     """Training networks on a condensed set and testing them, through `fastdm.evaluate` and, one by one, as the public
-    code does. Both draw numbers of their own."""
+    code does. Both draw numbers of their own. precision: of the former."""
     dataset = dataclasses.replace(work, class_size=class_tests).dataset(CPU)
     dataset = dataclasses.replace(dataset, test=dataset.train)
     images = torch.randn(work.classes * work.ipc, *dataset.image_shape, generator=torch.Generator().manual_seed(0))
@@ -132,7 +132,8 @@ def trainings(
     args, settings, seeds = public_arguments(epochs), work.settings().resolve(dataset, device), count()
 
     def ours() -> None:
-        fastdm.evaluate(condensed, dataset, num_eval=networks, epochs=epochs, seed=next(seeds), device=device)
+        how: dict[str, Any] = {"num_eval": networks, "epochs": epochs, "seed": next(seeds)}
+        fastdm.evaluate(condensed, dataset, device=device, precision=precision, **how)
 
     def public() -> None:
         for _ in range(networks):

@@ -156,13 +156,14 @@ class Together:
 
 
 def networks_together(network: Network, examples: LabelledImages, protocol: Protocol) -> int:
-    """How many such networks are trained together on the device of the examples: at least 1, which means none are."""
+    """How many such networks are trained by one graph on the device of the examples: 0 on a CPU, and where the memory
+    does not hold the graphs of one."""
     device = examples.images.device
     if device.type != "cuda":
-        return 1
+        return 0
     channels, height, width = examples.images.shape[1:]
     batch = min(protocol.batch, len(examples))
     passes = _PASSES * batch * activations(network, (channels, height, width), torch.float32).total
     weights = 4 * sum(parameter.nbytes for parameter in network.parameters())
     each = passes * min(_MOST_GRAPHS, -(-len(examples) // protocol.batch)) + weights
-    return max(1, min(MOST_NETWORKS, free_memory(device) // 2 // each))
+    return min(MOST_NETWORKS, free_memory(device) // 2 // each)

@@ -4,6 +4,7 @@ import logging
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import torch
@@ -123,7 +124,7 @@ class Trainings(typing.Protocol[Result]):
 def train_all(
     trial: Trainings[Result], jobs: Sequence[Job], bar: Progress | None, where: Callable[[int, int], str]
 ) -> list[Result]:
-    """The trial of every job, in their order: on a CPU side by side, on a GPU together where that is faster.
+    """The trial of every job, in their order: on a CPU side by side, on a GPU by graphs of as many as its memory holds.
 
     where: as in `side_by_side`.
     """
@@ -131,30 +132,36 @@ def train_all(
         return side_by_side(trial, jobs, trial.device, bar, where)
     done, found = 0, []
 
+    @lru_cache  # once for each cause
+    def warn(cause: str) -> None:
+        logging.getLogger("fastdm").warning("networks are trained one by one, not by a graph: %s", cause)
+
     def after_step() -> None:
         nonlocal done
         done += 1
         if bar is not None:
             bar.update(done, where(done, len(group)))
 
-    for group in _groups(trial, jobs):
+    for group, recorded in _groups(trial, jobs):
         before = done
-        try:
-            found += [trial(group[0], after_step)] if len(group) == 1 else trial.together(group, after_step)
-        except RuntimeError as error:
-            if len(group) == 1 or done > before:
-                raise
-            logging.getLogger("fastdm").warning("networks are trained one by one, not by a graph: %s", reason(error))
-            found += [trial(job, after_step) for job in group]
+        if recorded:
+            try:
+                found += trial.together(group, after_step)
+                continue
+            except RuntimeError as error:
+                if done > before:
+                    raise
+                warn(reason(error))
+        found += [trial(job, after_step) for job in group]
     return found
 
 
-def _groups(trial: Trainings[Any], jobs: Sequence[Job]) -> Iterator[Sequence[Job]]:
-    """The jobs, in their order, as they are trained together: of one architecture each."""
+def _groups(trial: Trainings[Any], jobs: Sequence[Job]) -> Iterator[tuple[Sequence[Job], bool]]:
+    """The jobs, in their order, as they are trained together: of one architecture each; and whether by a graph."""
     for name in dict.fromkeys(name for name, _ in jobs):
         of_name = [job for job in jobs if job[0] == name]
         network = trial.build(of_name[0])
-        at_once = 1
-        if isinstance(network, Network):
-            at_once = networks_together(network, trial.examples, trial.protocol)
-        yield from (of_name[first : first + at_once] for first in range(0, len(of_name), at_once))
+        together = networks_together(network, trial.examples, trial.protocol) if isinstance(network, Network) else 0
+        at_once = max(1, together)
+        for first in range(0, len(of_name), at_once):
+            yield of_name[first : first + at_once], together > 0
