@@ -16,12 +16,12 @@ def fuse(network: nn.Module) -> list[nn.Sequential]:
     network, be `conv_norm_relu_pool` from now on, where that is one pass which keeps an image in the cache.
 
     The modules stay as they are, and whatever is not exactly these layers computes as before: other classes, layers
-    with hooks or parametrisations, copies that a wrapper makes. The values are the same to rounding. The bias of such a
-    convolution, which the norm subtracts again, is not added, and its gradient is 0.
+    with hooks or parametrisations, copies that a wrapper makes, compiled modules. The values are the same to rounding.
+    The bias of such a convolution, which the norm subtracts again, is not added, and its gradient is 0.
 
     Returns the Sequentials, whose forward pass is another now.
     """
-    fused = [] if _is_copied(network) else _sequences(network)
+    fused = [] if _is_wrapped(network) else _sequences(network)
     for sequence, steps in fused:
         sequence.forward = _Forward(steps)  # type: ignore[method-assign]  # of the instance, whose hooks are called still
     return [sequence for sequence, _ in fused]
@@ -43,9 +43,13 @@ def has_fused_blocks(network: nn.Module) -> bool:
     return any(isinstance(vars(module).get("forward"), _Forward) for module in network.modules())
 
 
-def _is_copied(network: nn.Module) -> bool:
+def _is_wrapped(network: nn.Module) -> bool:
+    """Whether something in it runs copies of modules, or a program that was made of them."""
     wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel, torch.jit.ScriptModule)
-    return any(isinstance(module, wrappers) for module in network.modules())
+    return any(
+        isinstance(module, wrappers) or hasattr(module, "_orig_mod") or module._compiled_call_impl is not None
+        for module in network.modules()
+    )
 
 
 def _sequences(network: nn.Module) -> list[tuple[nn.Sequential, list[Any]]]:

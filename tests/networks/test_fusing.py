@@ -124,15 +124,18 @@ def test_other_layers_are_left_alone(layers: Callable[[], nn.Sequential]) -> Non
         assert torch.equal(net(x), expected)
 
 
-def test_under_autocast_and_in_a_wrapper_that_copies_nothing_is_fused() -> None:
+def test_under_autocast_and_in_a_wrapper_nothing_is_fused() -> None:
     net, x = Net(NORMS["GroupNorm"]), torch.randn(2, 1, 8, 8)
     with torch.autocast("cpu", torch.bfloat16):
         expected = net(x)
         with fused_blocks(net):
             assert torch.equal(net(x), expected)
-    wrapped = nn.DataParallel(net)
-    with fused_blocks(wrapped):
-        assert not has_fused_blocks(wrapped)
+    for wrapped in (nn.DataParallel(net), torch.compile(net)):
+        with fused_blocks(wrapped):
+            assert not has_fused_blocks(wrapped)
+    net.compile()
+    with fused_blocks(net):
+        assert not has_fused_blocks(net)
 
 
 def test_afterwards_the_network_is_as_it_was() -> None:
