@@ -28,6 +28,7 @@ from typing import Any, TypeVar
 import torch
 
 import fastdm
+from bench.baselines.public_step import PublicStep
 from bench.harness import arguments, cells, machine, plots
 from bench.harness.records import STEP, Result, Row, Rows, Suite, record
 from fastdm.data.pool import Dataset, Pool
@@ -53,7 +54,7 @@ RUNGS: dict[str, dict[str, Any]] = {
     "trained, no cutmix": TRAINED,
 }
 """Settings of each, besides the budget; a partition of 2 is the recipe's too. No cutmix: when training the pool."""
-GIVEN = ("lr_img", "ce_weight")
+GIVEN = ["lr_img", "ce_weight"]
 """Settings that options may give in place of a rung's."""
 
 
@@ -121,6 +122,14 @@ def timed(call: Callable[[], T], device: torch.device) -> tuple[T, float]:
     return call(), round(clock() - begin, 1)
 
 
+def public_seconds(case: Case, dataset: Dataset, device: torch.device, iterations: int = 5) -> float:
+    """What the iterations of DM's public code take for this budget, from some of them after a first."""
+    step = PublicStep(dataset, fastdm.Settings(ipc=case.ipc, batch_real=case.batch_real), device)
+    step(0)
+    _, seconds = timed(lambda: [step(number) for number in range(1, 1 + iterations)], device)
+    return round(seconds / iterations * case.iterations, 1)
+
+
 def measure(case: Case, dataset: Dataset, rung: str, how: dict[str, Any], options: Namespace, seed: int) -> Row:
     """Condense as the rung does (how: its settings), and evaluate under each protocol, also along the iterations."""
     row: Row = {}
@@ -143,6 +152,8 @@ def measure(case: Case, dataset: Dataset, rung: str, how: dict[str, Any], option
         } | how
         condense = partial(fastdm.condense, dataset, case.ipc, callback=after, **how)
         condensed, row["condensation_seconds"] = timed(condense, options.device)
+        if rung == "dm" and checks:
+            row["public_seconds"] = public_seconds(case, dataset, options.device)
         row |= {name: condensed.settings[name] for name in ("precision", "lr_img", "ce_weight")}
         if losses:
             row["loss_first_25"] = round(statistics.fmean(losses[:25]), 3)
@@ -221,16 +232,39 @@ def _bars(result: Result) -> Any:
 
 
 def _curves(result: Result) -> Any:
-    """Accuracy against iterations."""
+    """Accuracy against iterations and against seconds; dashed, what these iterations take in DM's public code."""
     drawn = [(row, protocol) for row in result["rows"] for protocol in ("idc", "dm") if f"{protocol}_curve" in row]
     if not drawn:
         return None
-    figure, (axes,) = plots.figure(result)
+    figure, (iterations, seconds) = plots.figure(result, 2, (9, 3.6))
     for row, protocol in drawn:
-        curve = row[f"{protocol}_curve"]
-        done = [*map(int, curve), int(row["name"].split()[-2])]
-        axes.plot(done, [*curve.values(), row[protocol]], "o-", ms=4, label=f"{row['name']}, {row['rung']}, {protocol}")
-    plots.label(axes, "iteration", "test accuracy, %", "linear")
+        curve, last = row[f"{protocol}_curve"], int(row["name"].split()[-2])
+        done, accuracies = [*map(int, curve), last], [*curve.values(), row[protocol]]
+        (line,) = iterations.plot(done, accuracies, "o-", ms=4)
+        label = f"{row['name']}, {row['rung']}, {protocol}"
+        for key, style, whose in (("condensation_seconds", "o-", ""), ("public_seconds", "o--", ": public code")):
+            if key in row:
+                taken = [number * row[key] / last for number in done]
+                seconds.plot(taken, accuracies, style, ms=4, color=line.get_color(), label=label + whose)
+    plots.label(seconds, "seconds", "test accuracy, %", "linear")
+    iterations.set(xlabel="iteration", ylabel="test accuracy, %")
+    seconds.set(xscale="log")
+    return figure
+
+
+def _sweeps(result: Result) -> Any:
+    """Accuracy on held-out images against a learning rate and a weight of the cross-entropy, seed by seed."""
+    held = [row for row in result["rows"] if row["validation"] and "idc" in row]
+    if not held:
+        return None
+    figure, (rates, weights) = plots.figure(result, 2, (9, 3))
+    for axes, key, other, x in ((rates, *GIVEN, "lr_img"), (weights, *reversed(GIVEN), "weight of the cross-entropy")):
+        rows = sorted((row for row in held if row[f"given_{other}"] is None), key=lambda row: row[key])
+        for name, seed in sorted({(row["name"], row["seed"]) for row in rows}):
+            points = [(row[key], row["idc"]) for row in rows if (row["name"], row["seed"]) == (name, seed)]
+            axes.plot(*zip(*points, strict=True), "o-", ms=4, label=f"{name}, seed {seed}")
+        axes.set(xlabel=x, ylabel="held-out accuracy, %", xscale="log")
+    weights.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
 
@@ -264,13 +298,14 @@ _TEXT = (
 BUDGETS = Suite(
     "accuracy",
     "Accuracy",
-    f"{_TEXT}, under the protocols of IDC and of DM; and what DM's public code reached with the same budget. Seconds "
-    "of the processor, over all threads.",
+    f"{_TEXT}, under the protocols of IDC and of DM; and what DM's public code reached with the same budget, and would "
+    "take for it here. Seconds of the processor, over all threads.",
     (*STEP, "synthetic", "evaluation", "applications"),
     f"""
     set | name; images | rung; seed; real images per class | batch_real; epochs; held out | validation
     lr | lr_img | g; weight of CE | ce_weight; {_ACCURACY}
     loss, first 25 | loss_first_25 | .2f; last 25 | loss_last_25 | .2f; pool, % | pool_accuracies; {_SECONDS}
+    public code, s | public_seconds | ,.1f
     evaluation, s | idc_seconds | ,.1f
     """,
     {
@@ -278,7 +313,7 @@ BUDGETS = Suite(
         "ce_weight": lambda row: f"{row['ce_weight']:g}" if row.get("ce_weight") else "",
     },
     quote=lambda rows: cells.table(_QUOTED, _means([row for row in rows if row["rung"] in _SHOWN])),
-    plots={"bars": _bars, "curves": _curves},
+    plots={"bars": _bars, "curves": _curves, "sweeps": _sweeps},
     keys=(
         "name",
         "rung",

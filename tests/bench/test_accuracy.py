@@ -22,6 +22,7 @@ def test_a_row_holds_the_losses_and_the_accuracy_along_the_iterations() -> None:
     assert row["precision"] == "fp32"
     assert row["dm_curve"].keys() == {"1", "2"}
     assert 0 <= row["dm"] <= 100
+    assert row["public_seconds"] > 0
 
 
 def test_a_run_keeps_the_rows_that_it_does_not_measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
