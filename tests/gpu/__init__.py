@@ -2,6 +2,6 @@
 
     make gpu-test
 
-The steps come first, then the streams and the kernels, the tests of the ops, and the sanitizer.
+The steps come first, then the trainings, the streams and the kernels, the tests of the ops, and the sanitizer.
 It is collected only where `torch.cuda.is_available()`; elsewhere nothing of it runs and nothing is skipped.
 """

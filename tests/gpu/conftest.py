@@ -3,7 +3,7 @@ import torch
 
 collect_ignore_glob = [] if torch.cuda.is_available() else ["*"]
 
-ORDER = ["test_step", "test_stream", "test_kernels", "test_sanitizer"]
+ORDER = ["test_step", "test_evaluation", "test_stream", "test_kernels", "test_sanitizer"]
 """By how much is lost if a test fails, should the time not suffice for all."""
 
 
