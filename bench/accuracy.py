@@ -48,10 +48,14 @@ RUNGS: dict[str, dict[str, Any]] = {
     "initial canvases": MODE_M | {"partition": 2, "iterations": 0},
     "partition alone": {"partition": 2, "clamp": False},
     "partition": MODE_M | {"partition": 2},
+    "partition, mmd": MODE_M | {"partition": 2, "objective": "mmd"},
+    "partition, cov": MODE_M | {"partition": 2, "objective": "cov"},
     "pool": TRAINED | {"ce_weight": 0.0},
     "trained": TRAINED,
     "trained, weight 10": TRAINED | {"ce_weight": 10.0},
     "trained, no cutmix": TRAINED,
+    "trained, mmd": TRAINED | {"objective": "mmd"},
+    "trained, cov": TRAINED | {"objective": "cov"},
 }
 """Settings of each, besides the budget; a partition of 2 is the recipe's too. No cutmix: when training the pool."""
 GIVEN = ["lr_img", "ce_weight"]
