@@ -17,6 +17,7 @@ where weights and learning rates are chosen.
 
 import dataclasses
 import itertools
+import re
 import statistics
 import time
 from argparse import Namespace
@@ -212,7 +213,12 @@ def _means(rows: Sequence[Row]) -> list[Row]:
     """
     means: list[Row] = []
     shown = [row for row in rows if not row["validation"] and all(row.get(f"given_{name}") is None for name in GIVEN)]
-    shown.sort(key=lambda row: (row["name"], [*RUNGS].index(row["rung"])))
+    shown.sort(
+        key=lambda row: (
+            [int(word) if word.isdigit() else word for word in re.split(r"(\d+)", row["name"])],
+            [*RUNGS].index(row["rung"]),
+        )
+    )
     for (name, rung), group in itertools.groupby(shown, lambda row: (row["name"], row["rung"])):
         seeds = [*group]
         mean: Row = {"name": name, "rung": rung, "seeds": len(seeds)}
@@ -223,6 +229,25 @@ def _means(rows: Sequence[Row]) -> list[Row]:
                 mean[f"{key}_std"] = statistics.stdev(found) if len(found) > 1 else single
         means.append(mean)
     return means
+
+
+def _quoted(rows: Sequence[Row]) -> str:
+    """A line for each budget: "idc / dm" of the rungs of `_QUOTED`, and the seconds for them."""
+    lines = []
+    for name, group in itertools.groupby(_means(rows), lambda row: row["name"]):
+        found = {row["rung"]: row for row in group}
+        public = found.get("dm", {}).get("public")
+        lines.append({"name": name, "public": public} | {rung: _quoted_cell(row) for rung, row in found.items()})
+    columns = [f"{header} | {rung}" for header, rung in _QUOTED.items()]
+    return cells.table("; ".join(["set | name", *columns, "public code, dm | public | .1f"]), lines)
+
+
+def _quoted_cell(row: Row) -> str:
+    accuracies = " / ".join(cells.cell(row, protocol, "±") or "–" for protocol in ("idc", "dm"))
+    taken = [row[key] for key in ("pool_seconds", "condensation_seconds") if key in row]
+    seconds = " + ".join(f"{value:,.0f}" if value >= 10 else f"{value:.1f}" for value in taken)
+    about = [f"{row['seeds']} sets"] * (row["seeds"] > 1) + [f"{seconds} s"] * bool(taken)
+    return "<br>".join([accuracies, ", ".join(about)] if about else [accuracies])
 
 
 def _bars(result: Result) -> Any:
@@ -293,8 +318,7 @@ def _seeds(result: Result) -> Any:
 
 _ACCURACY = "idc | idc | ±; dm | dm | ±; public code, dm | public | .1f"
 _SECONDS = "pool, s | pool_seconds | ,.1f; condensation, s | condensation_seconds | ,.1f"
-_QUOTED = f"set | name; images | rung; sets | seeds; {_ACCURACY}; {_SECONDS}"
-_SHOWN = ("random", "dm", "partition", "pool", "trained")
+_QUOTED = {"random": "random", "DM": "dm", "DM, partition": "partition", "recipe": "trained"}
 _TEXT = (
     f"Test accuracy in % of one condensed set per row, mean and standard deviation over {NETWORKS} networks at the "
     "last epoch"
@@ -316,7 +340,7 @@ BUDGETS = Suite(
         "validation": lambda row: "yes" if row["validation"] else "",
         "ce_weight": lambda row: f"{row['ce_weight']:g}" if row.get("ce_weight") else "",
     },
-    quote=lambda rows: cells.table(_QUOTED, _means([row for row in rows if row["rung"] in _SHOWN])),
+    quote=_quoted,
     plots={"bars": _bars, "curves": _curves, "sweeps": _sweeps},
     keys=(
         "name",

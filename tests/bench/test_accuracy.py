@@ -38,3 +38,18 @@ def test_a_run_keeps_the_rows_that_it_does_not_measure(tmp_path: Path, monkeypat
 
     assert run("--rungs", "random", "trained", "--protocols", "idc") == [("random", 0), ("trained", 0)]
     assert run("--rungs", "random", "--seeds", "0", "1") == [("trained", 0), ("random", 0), ("random", 1)]
+
+
+def test_the_readme_has_a_line_for_each_budget() -> None:
+    plain = {"name": "A ipc 1, 500 iterations", "validation": False}
+    sets = {"idc": 20.0, "pool_seconds": 1234.5, "condensation_seconds": 4.25}
+    rows = [plain | {"rung": "trained", "seed": seed} | sets | {"idc": idc} for seed, idc in enumerate((19.0, 21.0))]
+    rows += [plain | {"rung": "dm", "seed": 0, "idc": 9.5, "idc_std": 0.5, "dm": 10.0, "dm_std": 0.25, "public": 9.0}]
+    rows += [plain | {"rung": "dm", "seed": 1, "idc": 99.0, "given_lr_img": 2.0}, rows[0] | {"validation": True}]
+    rows += [plain | {"name": "A ipc 1, 60 iterations", "rung": "random", "seed": 0, "idc": 5.0, "idc_std": 0.1}]
+    assert accuracy._quoted(rows).splitlines() == [
+        "| set | random | DM | recipe | public code, dm |",
+        "| --- | --- | --- | --- | --- |",
+        "| A ipc 1, 60 iterations | 5.0 ± 0.1 / – |  |  |  |",
+        "| A ipc 1, 500 iterations |  | 9.5 ± 0.5 / 10.0 ± 0.2 | 20.0 ± 1.4 / –<br>2 sets, 1,234 + 4.2 s | 9.0 |",
+    ]
