@@ -11,12 +11,13 @@
 # make gpu-test       the tests that need a CUDA device
 # make gpu-report     every benchmark that needs one, at most 8 minutes; OUT=folder, DATA=folder of data sets; leaves
 #                     results.tar.gz in OUT; FASTDM_COMMIT=… names the commit where there is no git
-#                     (both in PYTHON's own environment: torch, triton and pytest are there, nothing is downloaded)
+# make gpu-accuracy   what CIFAR-10 is condensed to on one, at most 10 minutes; DATA=folder that holds it, OUT=folder
+#                     (all in PYTHON's own environment: torch, triton and pytest are there, nothing is downloaded)
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 
-.PHONY: demo test browser-test test-lanes test-oldest fake-gpu gpu-test lint types compile-check sanitize bench gpu-report clean
+.PHONY: demo test browser-test test-lanes test-oldest fake-gpu gpu-test lint types compile-check sanitize bench gpu-report gpu-accuracy clean
 
 demo: $(VENV)/installed
 	$(PY) -m examples.digits
@@ -81,9 +82,11 @@ sanitize: $(VENV)/installed
 bench: $(VENV)/installed
 	$(PY) -m bench.run cpu $(if $(DATA),--data $(DATA))
 
-gpu-report:
+gpu-report: KIND = gpu
+gpu-accuracy: KIND = accuracy
+gpu-report gpu-accuracy:
 	$(install-here) || FASTDM_PURE=1 $(install-here)
-	$(PYTHON) -m bench.run gpu $(if $(OUT),--out $(OUT)) $(if $(DATA),--data $(DATA))
+	$(PYTHON) -m bench.run $(KIND) $(if $(OUT),--out $(OUT)) $(if $(DATA),--data $(DATA))
 
 # Checked before pip starts: it would download gigabytes first and fail to build the C++ core afterwards.
 needs = { echo "fastdm needs $(1) (Debian, Ubuntu: apt-get install $(2))"; exit 1; }

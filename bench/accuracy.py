@@ -1,8 +1,8 @@
 """Test accuracy at budgets for trying out: random images, DM, and each addition to it; and precisions, seed by seed.
 
     python -m bench.accuracy --data_path data [--only FashionMNIST-1 CIFAR10-10-long …] [--rungs dm partition …]
-                             [--seeds 0 1 2] [--protocols idc dm] [--lr_img 0.1] [--ce_weight 10] [--checks 4]
-                             [--validation]
+                             [--seeds 0 1 2] [--protocols idc dm] [--lr_img 0.1 0.4] [--ce_weight 1 10]
+                             [--checks 4] [--validation]
     python -m bench.accuracy --data_path data --precisions fp32 bf16 [--seeds 0 1 2 …]
 
 A row is one condensed set: initial images, networks, draws and augmentation follow from its seed. Its accuracy is that
@@ -60,7 +60,7 @@ RUNGS: dict[str, dict[str, Any]] = {
 }
 """Settings of each, besides the budget; a partition of 2 is the recipe's too. No cutmix: when training the pool."""
 GIVEN = ["lr_img", "ce_weight"]
-"""Settings that options may give in place of a rung's."""
+"""Settings that options may give in place of a rung's, one at a time."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -369,19 +369,19 @@ PRECISIONS = Suite(
 
 
 def budgets(options: Namespace) -> Rows:
-    given = {name: getattr(options, name) for name in GIVEN}
+    given = [{name: value} for name in GIVEN for value in getattr(options, name)] or [{}]
     for case in options.cases:
         dataset = fastdm.open_dataset(case.dataset, data_path=options.data_path)
         dataset = held_out(dataset) if options.validation else dataset
-        for seed, rung in itertools.product(options.seeds or [0], options.rungs):
-            how = RUNGS[rung] | {name: value for name, value in given.items() if value is not None}
+        for seed, rung, change in itertools.product(options.seeds or [0], options.rungs, given):
+            how = RUNGS[rung] | change
             about: Row = {}
             if "recipe" in how:
                 how["pool"], about = trained(case, dataset, "no cutmix" not in rung, options)
             row: Row = {"name": case.title, "rung": rung, "seed": seed, "validation": options.validation}
             row |= {"batch_real": case.batch_real, "epochs": options.epochs or case.epochs}
             row |= {"pool_epochs": case.pool_epochs if about else None}
-            row |= {f"given_{name}": value for name, value in given.items()}
+            row |= {f"given_{name}": change.get(name) for name in GIVEN}
             row |= {"commit": machine.commit(), "public": case.public if rung == "dm" else None} | about
             yield row, partial(measure, case, dataset, rung, how, options, seed)
 
@@ -414,8 +414,8 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int)
     parser.add_argument("--protocols", nargs="+", default=["idc", "dm"], choices=["idc", "dm"])
     parser.add_argument("--epochs", type=int, help="of the evaluation, in place of the case's")
-    parser.add_argument("--lr_img", type=float, help="in place of the default")
-    parser.add_argument("--ce_weight", type=float, help="in place of the rung's")
+    for name in GIVEN:
+        parser.add_argument(f"--{name}", type=float, nargs="+", default=[], help="a row for each, in the rung's place")
     parser.add_argument("--checks", type=int, default=1, help="evaluations along the iterations, the last included")
     parser.add_argument("--validation", action="store_true", help="hold out training images, and test on them")
     parser.add_argument("--pools", type=Path, default=Path("result/pools"), help="folder that keeps trained networks")

@@ -1,7 +1,9 @@
-"""Every benchmark in one command: on a CPU in a quarter of an hour, on a GPU in eight minutes.
+"""Every benchmark in one command: on a CPU in a quarter of an hour, on a GPU in eight minutes, and in ten what is
+reached there.
 
     python -m bench.run cpu [--data DIR] [--minutes 15] [--only STAGE …] [--smoke]
     python -m bench.run gpu [--data DIR] [--minutes 8] [--only STAGE …] [--smoke] [--out bench/results] [--device cuda]
+    python -m bench.run accuracy --data DIR [--minutes 10] [the same options]
 
 Each stage is a process of its own with a time budget; the most wanted come first, should the time not suffice for all.
 A crash, a hang or a run that is cut short leaves what the others found, and what the stage itself had saved. Into --out
@@ -27,7 +29,7 @@ from bench.harness import arguments, cells, machine, records
 from bench.harness.machine import REPOSITORY
 from bench.harness.records import Recorder, Row, Suite
 
-MINUTES = {"cpu": 15.0, "gpu": 8.0}
+MINUTES = {"cpu": 15.0, "gpu": 8.0, "accuracy": 10.0}
 # Name, seconds at most, command. On a CPU, torch.compile's C++ takes a quarter of a minute for every kernel, and half a
 # minute for a network: one that gains and one that does not. The step takes what time is left for as many sizes as fit.
 STAGES = {
@@ -59,7 +61,15 @@ chunks        45  -m bench.waterfall chunks {device} --no-compile --seconds 5
 step          90  -m bench.step {device} --seconds 60
 step_recipes  30  -m bench.step recipes {device} --seconds 10
 evaluation    45  -m bench.evaluation {device}
-accuracy      60  -m bench.accuracy {device} {data} --only CIFAR10-1-short --rungs random dm --protocols dm
+accuracy      60  {accuracy} --only CIFAR10-1-short --rungs random dm --protocols dm
+report        30  -m bench.report --to {to}
+""",
+    "accuracy": """
+full         150  {accuracy} --only CIFAR10-10-full CIFAR10-1-full --rungs trained dm partition random
+full_50      200  {accuracy} --only CIFAR10-50-full --rungs trained partition dm random
+sweeps        90  {accuracy} --only CIFAR10-10 --rungs trained --validation --lr_img .1 .2 .4 --ce_weight 1 2.5 10 {idc}
+ladder       150  {accuracy} --only CIFAR10-10 {idc}
+curve         60  {accuracy} --only CIFAR10-10-5000 --rungs dm trained --checks 5
 report        30  -m bench.report --to {to}
 """,
 }
@@ -78,9 +88,11 @@ def stages(kind: str, device: str, data: Path | None, smoke: bool) -> Iterator[S
     words = {
         "device": f"--device {device}",
         "data": f"--data_path {shlex.quote(str(data))}" if data else "",
+        "idc": "--protocols idc --seeds 0 1 2",
         # The page of all records: next to the committed ones, or among others.
         "to": shlex.quote(str(out.parent if out == records.FOLDER else out)),
     }
+    words["accuracy"] = "-m bench.accuracy {device} {data}".format(**words)
     for line in STAGES[kind].strip().splitlines():
         name, seconds, *command = shlex.split(line.format(**words))
         if (name == "accuracy" and data is None) or (name == "gpu_tests" and device == "cpu"):
@@ -162,12 +174,14 @@ def main() -> int:
     parser.add_argument("--minutes", type=float)
     parser.add_argument("--only", nargs="+", metavar="STAGE")
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--device", default="cuda", help="of gpu")
+    parser.add_argument("--device", default="cuda", help="of gpu and accuracy")
     options = parser.parse_args()
     os.environ["FASTDM_RESULTS"] = str((options.out or records.folder(options.smoke)).resolve())
     if options.smoke:
         os.environ["OMP_NUM_THREADS"] = "1"  # Threads that wait for one another cost more than they do.
-    device = options.device if options.kind == "gpu" else "cpu"
+    if options.kind == "accuracy" and options.data is None:
+        parser.error("accuracy needs --data, the folder that holds CIFAR-10")
+    device = "cpu" if options.kind == "cpu" else options.device
     every = stages(options.kind, device, options.data and options.data.resolve(), options.smoke)
     chosen = [stage for stage in every if stage.name in (options.only or [stage.name])]
     minutes = options.minutes or MINUTES[options.kind]

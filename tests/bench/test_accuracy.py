@@ -38,6 +38,8 @@ def test_a_run_keeps_the_rows_that_it_does_not_measure(tmp_path: Path, monkeypat
 
     assert run("--rungs", "random", "trained", "--protocols", "idc") == [("random", 0), ("trained", 0)]
     assert run("--rungs", "random", "--seeds", "0", "1") == [("trained", 0), ("random", 0), ("random", 1)]
+    swept = run("--rungs", "dm", "--lr_img", "0.5", "2", "--ce_weight", "1", "--protocols", "idc")
+    assert swept[-3:] == [("dm", 0)] * 3
 
 
 def test_the_readme_has_a_line_for_each_budget() -> None:
@@ -50,6 +52,6 @@ def test_the_readme_has_a_line_for_each_budget() -> None:
     assert accuracy._quoted(rows).splitlines() == [
         "| set | random | DM | recipe | public code, dm |",
         "| --- | --- | --- | --- | --- |",
-        "| A ipc 1, 60 iterations | 5.0 ± 0.1 / – |  |  |  |",
-        "| A ipc 1, 500 iterations |  | 9.5 ± 0.5 / 10.0 ± 0.2 | 20.0 ± 1.4 / –<br>2 sets, 1,234 + 4.2 s | 9.0 |",
+        "| A ipc 1, 60 iterations | 5.0 ± 0.1 / \N{EN DASH} |  |  |  |",
+        "| A ipc 1, 500 iterations |  | 9.5 ± 0.5 / 10.0 ± 0.2 | 20.0 ± 1.4 / \N{EN DASH}<br>2 sets, 1,234 + 4.2 s | 9.0 |",
     ]

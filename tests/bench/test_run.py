@@ -5,11 +5,13 @@ import subprocess
 import sys
 import tarfile
 import time
+from argparse import Namespace
 from pathlib import Path
 
 import jsonschema
+import pytest
 
-from bench import run
+from bench import accuracy, run
 from bench.harness.machine import REPOSITORY
 from bench.harness.records import Recorder, Row
 from bench.run import Stage
@@ -55,6 +57,23 @@ def test_the_gpu_run_begins_with_what_is_wanted_most_and_has_its_tests_where_the
     assert [name for name in names if name not in on_cpu] == ["gpu_tests"]
     assert names[:6] == ["headline", "peaks", "waterfall", "kernels", "dram", "chunk"]
     assert names[-6:] == ["chunks", "step", "step_recipes", "evaluation", "accuracy", "report"]
+
+
+def test_the_accuracy_run_asks_for_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Namespace] = {}
+    for stage in run.stages("accuracy", "cpu", Path("data"), smoke=False):
+        if stage.name != "report":
+            monkeypatch.setattr(sys, "argv", [*stage.arguments[1:]])
+            monkeypatch.setattr(
+                accuracy, "record", lambda suite, options, *_, name=stage.name, **__: asked.update({name: options})
+            )
+            accuracy.main()
+    cases = {name: [case.name for case in options.cases] for name, options in asked.items()}
+    assert cases["full"] + cases["full_50"] == ["CIFAR10-1-full", "CIFAR10-10-full", "CIFAR10-50-full"]
+    assert cases["sweeps"] == cases["ladder"] == ["CIFAR10-10"]
+    assert asked["sweeps"].lr_img + asked["sweeps"].ce_weight == [0.1, 0.2, 0.4, 1.0, 2.5, 10.0]
+    assert asked["sweeps"].validation
+    assert {options.data_path for options in asked.values()} == {Path("data")}
 
 
 def test_a_stage_that_hangs_or_fails_leaves_the_others_and_its_words(folder: Path) -> None:
