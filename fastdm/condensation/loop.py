@@ -331,8 +331,8 @@ def matching_pool(settings: Settings, pool: NetworkPool | None, dataset: Dataset
         return settings
     if pool is None:
         raise FastDMError(
-            "networks is 'trained', but there is no pool: train one with fastdm.train_pool and pass it as pool=…, or with "
-            "`fastdm pool FILE` and pass --pool FILE"
+            "networks is 'trained', but there is no pool: train one with fastdm.train_pool and pass it as pool=…, or "
+            "with `fastdm pool FILE` and pass --pool FILE"
         )
     if settings.network not in (None, pool.network):
         raise FastDMError(f"network is {settings.network!r}, but the pool holds {pool.network}; leave the network out")
