@@ -45,8 +45,8 @@ def evaluate_synset(
     used, and its images are kept on the device for the networks after, if they fit and are not shuffled: make another
     loader for other images. On a CPU they go through the network in parts that suit its cache, and blocks of the public
     ConvNet (3×3 convolution, GroupNorm or InstanceNorm of every channel, ReLU, 2×2 average pooling, one after the other
-    in a Sequential) are computed as one op each. args: device, lr_net,
-    epoch_eval_train, batch_train, and for the augmentation dsa, dsa_strategy, dsa_param.
+    in a Sequential) are computed as one op each. args: device, lr_net, epoch_eval_train, batch_train, and for the
+    augmentation dsa, dsa_strategy, dsa_param.
 
     Raises FastDMError for `args` without one of these, for images and labels that do not fit together, and for the
     augmentation of plain DC (args.dc_aug_param).

@@ -32,10 +32,10 @@ def dm_loss(
 
     The sum is that of a loop over the classes, to rounding. On a CPU, a module (`net` or `net.embed`) gets as many
     images at a time as suit its cache, of several classes or some of one class, and blocks of the public ConvNet are
-    one op each (see `fastdm.compat.evaluate_synset`). Everything else gets all real images,
-    then all synthetic ones: any embed on a GPU, a function of your own, and a module with BatchNorm, whose statistics
-    are those of all classes, as in `main_DM.py`. Where no parameter of the module needs a gradient, the gradient is
-    computed with the loss and no layer's results are kept for it.
+    one op each (see `fastdm.compat.evaluate_synset`), whose gradient cannot be differentiated again. Everything else
+    gets all real images, then all synthetic ones: any embed on a GPU, a function of your own, and a module with
+    BatchNorm, whose statistics are those of all classes, as in `main_DM.py`. Where no parameter of the module needs a
+    gradient, the gradient is computed with the loss and no layer's results are kept for it.
 
     Raises FastDMError for tensors that do not fit together.
 

@@ -1,30 +1,36 @@
 """Blocks of a network of the user's as single ops."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import reduce
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from fastdm.kernels import conv_norm_relu_pool, stores_only_pooled
+from fastdm.kernels.numerics import is_channels_last, memory_format
 
 
-def fuse(network: nn.Module) -> list[nn.Sequential]:
+def fuse(network: nn.Module) -> list[nn.Module]:
     """Let 3×3 convolution, InstanceNorm, ReLU and 2×2 average pooling, one after the other in a Sequential of the
     network, be `conv_norm_relu_pool` from now on, where that is one pass which keeps an image in the cache.
 
     The modules stay as they are, and whatever is not exactly these layers computes as before: other classes, layers
-    with hooks or parametrisations, copies that a wrapper makes, compiled modules. The values are the same to rounding.
-    The bias of such a convolution, which the norm subtracts again, is not added, and its gradient is 0.
+    with hooks, parametrisations or a forward pass of their own, copies that a wrapper makes, compiled modules. So does
+    a call that has to see the layers: under autocast, `torch.compile`, `torch.func`, forward-mode differentiation, or
+    hooks of saved tensors (activation checkpointing) or of all modules. The values are the same to rounding, in the
+    same memory format. The bias of such a convolution, which the norm subtracts again, is not added, and its gradient
+    is 0. Gradients are differentiable once only.
 
     Returns the Sequentials, whose forward pass is another now.
     """
-    fused = [] if _is_wrapped(network) else _sequences(network)
-    for sequence, steps in fused:
-        sequence.forward = _Forward(steps)  # type: ignore[method-assign]  # of the instance, whose hooks are called still
-    return [sequence for sequence, _ in fused]
+    fused = [] if _is_wrapped(network) else [module for module in network.modules() if _has_blocks(module)]
+    for sequence in fused:
+        sequence.__class__ = _FusedSequential
+    return fused
 
 
 @contextmanager
@@ -35,12 +41,12 @@ def fused_blocks(network: nn.Module | None) -> Iterator[None]:
         yield
     finally:
         for sequence in fused:
-            del sequence.forward
+            sequence.__class__ = nn.Sequential
 
 
 def has_fused_blocks(network: nn.Module) -> bool:
     """Whether it has some now."""
-    return any(isinstance(vars(module).get("forward"), _Forward) for module in network.modules())
+    return any(isinstance(module, _FusedSequential) for module in network.modules())
 
 
 def _is_wrapped(network: nn.Module) -> bool:
@@ -52,55 +58,80 @@ def _is_wrapped(network: nn.Module) -> bool:
     )
 
 
-def _sequences(network: nn.Module) -> list[tuple[nn.Sequential, list[Any]]]:
-    """The Sequentials that have blocks, and their steps; not those whose forward pass somebody has replaced."""
-    found = []
-    for module in network.modules():
-        if type(module) is nn.Sequential and "forward" not in vars(module):
-            steps = _steps(list(module))
-            if any(isinstance(step, _Block) for step in steps):
-                found.append((module, steps))
-    return found
+def _has_blocks(module: nn.Module) -> bool:
+    """Whether it is a Sequential, with the forward pass of its class, that has blocks."""
+    is_plain = type(module) is nn.Sequential and "forward" not in vars(module)
+    return is_plain and any(isinstance(step, _Blocks) for step in _steps(module))
 
 
-class _Forward:
-    """The forward pass of a Sequential."""
+class _FusedSequential(nn.Sequential):
+    """A Sequential whose blocks, looked for in every call, are single ops."""
 
-    def __init__(self, steps: list[Any]) -> None:
-        self._steps = steps
+    def forward(self, input: Tensor) -> Tensor:  # the name that Sequential has for it
+        return _through(self if _are_layers_seen(input) else _steps(self), input)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        out: Tensor = reduce(lambda value, step: step(value), self._steps, x)
-        return out
+    def _get_name(self) -> str:
+        return "Sequential"
 
 
-class _Block:
-    def __init__(self, conv: nn.Conv2d, norm: nn.GroupNorm | nn.InstanceNorm2d, *others: nn.Module) -> None:
-        self._layers = (conv, norm, *others)
-        self._conv, self._norm = conv, norm
+class _Blocks:
+    """Blocks that follow each other, the layers of each."""
+
+    def __init__(self) -> None:
+        self.layers: list[list[Any]] = []
 
     def __call__(self, x: Tensor) -> Tensor:
-        conv, norm = self._conv, self._norm
-        is_plain = type(x) is Tensor and x.ndim == 4 and x.dtype == conv.weight.dtype and x.device == conv.weight.device
-        if not is_plain or torch.is_autocast_enabled(x.device.type):
-            out: Tensor = reduce(lambda value, layer: layer(value), self._layers, x)
-            return out
-        weight = conv.weight if conv.bias is None else _WithBias.apply(conv.weight, conv.bias)
-        return conv_norm_relu_pool(x, weight, norm.weight, norm.bias, padding=int(conv.padding[0]), eps=norm.eps)
+        weights = [conv.weight for conv, *_ in self.layers]
+        if not all(_is_alike(x, weight) for weight in weights):
+            return _through(chain(*self.layers), x)
+        # A convolution's result is channels-last where its images or its weight are; the other layers keep that.
+        channels_last = any(map(is_channels_last, (x, *weights)))
+        for conv, norm, *_ in self.layers:
+            weight = conv.weight if conv.bias is None else _WithBias.apply(conv.weight, conv.bias)
+            x = conv_norm_relu_pool(x, weight, norm.weight, norm.bias, padding=int(conv.padding[0]), eps=norm.eps)
+        return x.contiguous(memory_format=memory_format(channels_last))
 
 
-def _steps(layers: list[nn.Module]) -> list[nn.Module | _Block]:
-    """The layers, those of a block as one."""
-    steps: list[nn.Module | _Block] = []
+def _through(steps: Iterable[Any], x: Tensor) -> Tensor:
+    return reduce(lambda value, step: step(value), steps, x)
+
+
+def _is_alike(x: Tensor, weight: Tensor) -> bool:
+    """Whether x is images that such a weight convolves, both plain tensors."""
+    is_plain = all(type(each) in (Tensor, nn.Parameter) for each in (x, weight))
+    return is_plain and x.ndim == 4 and x.dtype == weight.dtype and x.device == weight.device
+
+
+def _are_layers_seen(x: Tensor) -> bool:
+    """Whether the images, or something that is in force now, must see the layers, or what they call."""
+    return bool(
+        torch.compiler.is_compiling()
+        or not isinstance(x, Tensor)
+        or torch.is_autocast_enabled(x.device.type)
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+        or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+        or nn.modules.module._has_any_global_hook()
+    )
+
+
+def _steps(sequence: Iterable[nn.Module]) -> list[nn.Module | _Blocks]:
+    """Its layers, those of blocks that follow each other as one."""
+    steps: list[nn.Module | _Blocks] = []
+    layers = list(sequence)
     while layers:
-        size = 4 if _is_block(layers[:4]) else 1
-        steps.append(_Block(*layers[:4]) if size == 4 else layers[0])  # type: ignore[arg-type]
-        layers = layers[size:]
+        if not _is_block(layers[:4]):
+            steps.append(layers.pop(0))
+            continue
+        if not (steps and isinstance(steps[-1], _Blocks)):
+            steps.append(_Blocks())
+        steps[-1].layers.append(layers[:4])
+        layers = layers[4:]
     return steps
 
 
 def _is_block(layers: list[nn.Module]) -> bool:
-    if [type(layer) for layer in layers] not in _BLOCKS or any(_has_hooks(layer) for layer in layers):
+    if [type(layer) for layer in layers] not in _BLOCKS or any(_is_changed(layer) for layer in layers):
         return False
     conv, norm, _, pool = layers
     assert isinstance(conv, nn.Conv2d)
@@ -131,8 +162,10 @@ def _normalises_images(norm: nn.GroupNorm | nn.InstanceNorm2d, channels: int) ->
     return norm.num_features == channels and not norm.track_running_stats
 
 
-def _has_hooks(module: nn.Module) -> bool:
-    return any(name.endswith("hooks") and bool(value) for name, value in vars(module).items())
+def _is_changed(layer: nn.Module) -> bool:
+    """Whether its call is not that of its class: it has hooks, or a forward pass of its own."""
+    hooks = (layer._forward_pre_hooks, layer._forward_hooks, layer._backward_pre_hooks, layer._backward_hooks)
+    return any(hooks) or "forward" in vars(layer)
 
 
 class _WithBias(torch.autograd.Function):
@@ -140,10 +173,8 @@ class _WithBias(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, bias: Tensor) -> Tensor:
-        ctx.save_for_backward(bias)
         return weight.view_as(weight)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        (bias,) = ctx.saved_tensors
-        return grad, torch.zeros_like(bias)
+        return grad, grad.new_zeros(len(grad))

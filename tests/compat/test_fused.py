@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(extension.load() is None, reason="fastdm was ins
 
 
 class ConvNet(nn.Module):
-    """Two blocks of the public one."""
+    """Two blocks of the public one, and its `view`, which only contiguous features have."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -26,7 +26,8 @@ class ConvNet(nn.Module):
         self.classifier = nn.Linear(128, 2)
 
     def embed(self, x: Tensor) -> Tensor:
-        return self.features(x).flatten(1)  # type: ignore[no-any-return]
+        out = self.features(x)
+        return out.view(out.size(0), -1)  # type: ignore[no-any-return]
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(self.embed(x))  # type: ignore[no-any-return]

@@ -2,13 +2,18 @@
 
 import copy
 import math
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.utils.checkpoint import checkpoint
 
 from fastdm.kernels import conv_norm_relu_pool, extension
+from fastdm.networks import fusing
 from fastdm.networks.fusing import fused_blocks, has_fused_blocks
 from tests.kernels.blocks.test_conv_block import winograd_amplification
 from tests.kernels.blocks.test_native import FLOAT, assert_near
@@ -92,8 +97,15 @@ def with_hook() -> nn.Sequential:
     return layers
 
 
+def with_a_forward_pass_of_its_own() -> nn.Sequential:
+    layers = block()
+    layers[0].forward = lambda x: torch.ones(len(x), 32, 4, 4)  # type: ignore[method-assign]
+    return layers
+
+
 OTHERS = {
     "hook": with_hook,
+    "forward pass of its own": with_a_forward_pass_of_its_own,
     "parametrisation": lambda: block(conv=nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 32, 3, padding=1))),
     "stride": lambda: block(conv=nn.Conv2d(3, 32, 3, 2, 1)),
     "dilation": lambda: block(conv=nn.Conv2d(3, 32, 3, dilation=2)),
@@ -138,12 +150,104 @@ def test_under_autocast_and_in_a_wrapper_nothing_is_fused() -> None:
         assert not has_fused_blocks(net)
 
 
+@pytest.mark.parametrize("images", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("weights", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_the_memory_format_is_that_of_the_layers(images: torch.memory_format, weights: torch.memory_format) -> None:
+    net = nn.Sequential(*block(3), *block(32), nn.Dropout(0.0), *block(32)).to(memory_format=weights)  # type: ignore[call-overload]
+    x = torch.randn(2, 3, 18, 18).to(memory_format=images)
+    expected = net(x)
+    with fused_blocks(net):
+        assert net(input=x).stride() == expected.stride()
+
+
+class Checkpointed(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return checkpoint(self.features, x, use_reentrant=False)  # type: ignore[no-any-return]
+
+
+def test_a_checkpointed_network_computes_its_layers_again_after_the_context() -> None:
+    net, x = Checkpointed(NORMS["GroupNorm"]), torch.randn(2, 1, 8, 8)
+    expected = torch.autograd.grad(net(x).square().sum(), net.features[0].weight)
+    with fused_blocks(net):
+        out = net(x)
+    assert torch.equal(torch.autograd.grad(out.square().sum(), net.features[0].weight)[0], expected[0])
+
+
+def test_hooks_of_all_modules_see_the_layers() -> None:
+    net, seen = Net(NORMS["GroupNorm"]), []
+    with fused_blocks(net), nn.modules.module.register_module_forward_hook(lambda module, *_: seen.append(module)):
+        net(torch.randn(2, 1, 8, 8))
+    assert set(net.features) <= set(seen)
+
+
+def in_func(net: Net, x: Tensor) -> Tensor:
+    return torch.func.grad(lambda images: net(images).square().sum())(x)
+
+
+def in_forward_mode(net: Net, x: Tensor) -> Tensor:
+    with forward_ad.dual_level():
+        return forward_ad.unpack_dual(net(forward_ad.make_dual(x, torch.ones_like(x)))).tangent
+
+
+def compiled(net: Net, x: Tensor) -> Tensor:
+    return torch.compile(lambda images: net(images), backend="eager", fullgraph=True)(x)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("call", [in_func, in_forward_mode, compiled])
+def test_what_transforms_or_compiles_a_call_gets_the_layers(call: Callable[[Net, Tensor], Tensor]) -> None:
+    net, x = Net(NORMS["GroupNorm"]).requires_grad_(False), torch.randn(2, 1, 8, 8)
+    expected = call(net, x)
+    with fused_blocks(net):
+        assert torch.equal(call(net, x), expected)
+
+
+def test_layers_that_are_replaced_later_count() -> None:
+    net, x = Net(NORMS["GroupNorm"]).features, torch.randn(2, 1, 10, 10)
+    with fused_blocks(net):
+        net[0] = nn.Conv2d(1, 32, 3, stride=2)
+        net[5] = nn.Conv2d(32, 32, 3, stride=2, padding=2)
+        net.append(nn.Sigmoid())
+        out = net(x)
+    assert torch.equal(out, net(x))
+
+
+def test_a_bias_may_change_before_the_backward_pass() -> None:
+    net = Net(NORMS["GroupNorm"])
+    with fused_blocks(net):
+        out = net(torch.randn(2, 1, 8, 8))
+    with torch.no_grad():
+        net.features[0].bias.add_(1)
+    out.sum().backward()
+    assert torch.equal(net.features[0].bias.grad, torch.zeros(32))
+
+
+def test_threads_may_fuse_one_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = Net(NORMS["GroupNorm"])
+    found = threading.Barrier(2)
+    steps = fusing._has_blocks
+
+    def has_blocks(module: nn.Module) -> bool:
+        has = steps(module)
+        if has:
+            found.wait()
+        return has
+
+    def fuse_and_restore(_: int) -> None:
+        with fused_blocks(net):
+            found.wait()
+
+    monkeypatch.setattr(fusing, "_has_blocks", has_blocks)
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(fuse_and_restore, range(2)))
+    assert not has_fused_blocks(net)
+
+
 def test_afterwards_the_network_is_as_it_was() -> None:
     net = Net(NORMS["GroupNorm"])
     before = {name: value.clone() for name, value in net.state_dict().items()}
     with pytest.raises(ZeroDivisionError), fused_blocks(net):
         raise ZeroDivisionError
     assert not has_fused_blocks(net)
-    assert "forward" not in vars(net.features)
+    assert type(net.features) is nn.Sequential
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     copy.deepcopy(net)
