@@ -81,7 +81,8 @@ class Trial:
         """The network of a job; the weights of one that has a name are not drawn yet."""
         network = self.protocol.by_name()[job[0]]
         if not isinstance(network, str):
-            return build_own(network, (self.protocol.seed * _MOST_NETWORKS + job[1]) % 2**63, self.device)
+            seed = (self.protocol.seed * _MOST_NETWORKS + job[1]) % 2**63
+            return build_own(network, seed, self.device, self.dataset.image_shape)
         channels, height, width = self.dataset.image_shape
         return build_network(
             network,

@@ -60,8 +60,9 @@ def _is_wrapped(network: nn.Module) -> bool:
 
 def _has_blocks(module: nn.Module) -> bool:
     """Whether it is a Sequential, with the forward pass of its class, that has blocks."""
-    is_plain = type(module) is nn.Sequential and "forward" not in vars(module)
-    return is_plain and any(isinstance(step, _Blocks) for step in _steps(module))
+    if type(module) is not nn.Sequential or "forward" in vars(module):
+        return False
+    return any(isinstance(step, _Blocks) for step in _steps(module))
 
 
 class _FusedSequential(nn.Sequential):
@@ -107,7 +108,8 @@ def _are_layers_seen(x: Tensor) -> bool:
     return bool(
         torch.compiler.is_compiling()
         or not isinstance(x, Tensor)
-        or torch.is_autocast_enabled(x.device.type)
+        or x.device.type != "cpu"
+        or torch.is_autocast_enabled("cpu")
         or torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
         or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
@@ -115,9 +117,9 @@ def _are_layers_seen(x: Tensor) -> bool:
     )
 
 
-def _steps(sequence: Iterable[nn.Module]) -> list[nn.Module | _Blocks]:
-    """Its layers, those of blocks that follow each other as one."""
-    steps: list[nn.Module | _Blocks] = []
+def _steps(sequence: nn.Sequential) -> list[Any]:
+    """Its layers, and those of blocks that follow each other as one `_Blocks`."""
+    steps: list[Any] = []
     layers = list(sequence)
     while layers:
         if not _is_block(layers[:4]):

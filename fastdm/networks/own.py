@@ -1,7 +1,6 @@
 """Networks of the user's own: any module that classifies, or that embeds, built by a function."""
 
 from collections.abc import Callable
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -27,25 +26,54 @@ def network_name(network: str | Builder) -> str:
     return str(getattr(network, "__name__", type(network).__name__))
 
 
-def build_own(builder: Builder, seed: int, device: torch.device | str = "cpu") -> nn.Module:
-    """The module that a builder gives, on the device, in channels_last, its blocks fused.
+def build_own(
+    builder: Builder, seed: int, device: torch.device | str = "cpu", image_shape: tuple[int, int, int] | None = None
+) -> nn.Module:
+    """The module that a builder gives, on the device, its blocks fused; to classify images of `image_shape`, if any.
 
     Its weights are what it draws itself: PyTorch's global generators are seeded with `seed` meanwhile, and then are as
-    before. Raises FastDMError for what is not a module.
+    before. It is channels_last, as the images are, unless it refuses those. Raises FastDMError for what is not a
+    module.
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         module = builder()
-    if not isinstance(module, nn.Module):
-        raise FastDMError(f"{network_name(builder)} gives a {type(module).__name__}; it must build a torch.nn.Module")
-    module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    fuse(module)
+        if not isinstance(module, nn.Module):
+            kind = type(module).__name__
+            raise FastDMError(f"{network_name(builder)} gives a {kind}; it must build a torch.nn.Module")
+        module.to(device)
+        fuse(module)
+        _choose_format(module, image_shape, device)
     return module
+
+
+def _choose_format(module: nn.Module, image_shape: tuple[int, int, int] | None, device: torch.device | str) -> None:
+    """Make a module channels_last, as the images are that it is given, or make those contiguous for it where they must
+    be: where it takes a `view` of them, or of what its layers make of them."""
+    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if image_shape is None:
+        return
+    modes = {each: each.training for each in module.modules()}
+    try:
+        with torch.no_grad():
+            module.eval()(_two_images(image_shape, device))
+    except Exception as error:  # whatever a module of others raises
+        if is_exhausted(error):
+            raise
+        module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        module.register_forward_pre_hook(_contiguous)
+    finally:
+        for each, training in modes.items():
+            each.training = training
+
+
+def _contiguous(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(each.contiguous() for each in args)
 
 
 def check_own(builder: Builder, image_shape: tuple[int, int, int], num_classes: int) -> None:
     """Raise FastDMError for a network that cannot classify such images, having sent it two."""
-    network = build_own(builder, 0).eval()
+    network = build_own(builder, 0, image_shape=image_shape).eval()
     given = _of_two_images(network_name(builder), network, image_shape)
     if not (isinstance(given, Tensor) and given.shape == (2, num_classes)):
         shown = f"{list(given.shape)}" if isinstance(given, Tensor) else f"a {type(given).__name__}"
@@ -63,19 +91,21 @@ def build_own_frozen(
     numbers themselves.
     """
     name, module = network_name(builder), build_own(builder, 0)
-    embed = getattr(module, "embed", None)
-    if not callable(embed):
+    if not callable(getattr(module, "embed", None)):
         raise FastDMError(f"{name} has no method embed, which gives the features that are matched; add one")
     for layer in module.modules():
         if isinstance(layer, nn.modules.dropout._DropoutNd) and layer.p:
             raise FastDMError(
                 f"{name} has a {type(layer).__name__}, whose draws do not follow from the seed: leave it out"
             )
+    embed = _Embedding(module)
+    with torch.random.fork_rng():
+        _choose_format(embed, image_shape, "cpu")
     features = _of_two_images(name, embed, image_shape)
     if not (isinstance(features, Tensor) and features.ndim > 1 and len(features) == 2):
         raise FastDMError(f"the embed of {name} must give a tensor of features for each image")
-    network = Network(nn.Sequential(_Embedding(module)), features[0].numel(), num_classes, frozen=True)
-    return cast(Network, network.to(device, dtype, memory_format=torch.channels_last))  # type: ignore[call-overload]
+    network = Network(nn.Sequential(embed), features[0].numel(), num_classes, frozen=True)
+    return network.to(device, dtype)
 
 
 def can_be_drawn(module: nn.Module) -> bool:
@@ -95,10 +125,15 @@ class _Embedding(nn.Module):
         return features
 
 
+def _two_images(image_shape: tuple[int, int, int], device: torch.device | str) -> Tensor:
+    """Two images, in the memory format that all have."""
+    return torch.zeros(2, *image_shape, device=device).contiguous(memory_format=torch.channels_last)
+
+
 @torch.no_grad()
 def _of_two_images(name: str, function: Callable[[Tensor], object], image_shape: tuple[int, int, int]) -> object:
     try:
-        return function(torch.zeros(2, *image_shape))
+        return function(_two_images(image_shape, "cpu"))
     except Exception as error:  # whatever a module of others raises
         if is_exhausted(error):
             raise

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import resnet18
 
+from fastdm.condensation.loop import condense
 from fastdm.data import Dataset, open_dataset
 from fastdm.errors import FastDMError
 from fastdm.evaluation.measure import evaluate
 from fastdm.evaluation.outcome import Evaluation
-from fastdm.networks.own import network_name
+from fastdm.networks.own import build_own, network_name
 from fastdm.synthetic.initial import random_selection
 
 
@@ -83,3 +84,50 @@ class Refusing(nn.Module):
 def test_what_cannot_be_trained(networks: list[object], message: str, digits: Dataset) -> None:
     with pytest.raises(FastDMError, match=message):
         evaluate(random_selection(digits, 1), digits, networks=networks, device="cpu")  # type: ignore[arg-type]
+
+
+class Public(nn.Module):
+    """A block, and the classifier on it as the public code has it: a `view` takes contiguous tensors only."""
+
+    def __init__(self, begins_with_view: bool) -> None:
+        super().__init__()
+        layers = (nn.Conv2d(3, 32, 3, padding=1), nn.GroupNorm(32, 32), nn.ReLU(inplace=True), nn.AvgPool2d(2))
+        self.features = nn.Sequential() if begins_with_view else nn.Sequential(*layers)
+        self.classifier = nn.Linear(3 * 256 if begins_with_view else 32 * 64, 2)
+
+    def embed(self, images: Tensor) -> Tensor:
+        features = self.features(images)
+        return features.view(features.size(0), -1)  # type: ignore[no-any-return]
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.classifier(self.embed(images))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("begins_with_view", [False, True])
+def test_a_network_that_needs_contiguous_images_gets_them(begins_with_view: bool, colours: Dataset) -> None:
+    found = on(colours, partial(Public, begins_with_view), num_eval=1, epochs=20, strategy="none")
+    assert found.accuracies["Public"] == [1.0]
+    images = condense(
+        colours, network=partial(Public, begins_with_view), ipc=1, iterations=2, batch_real=4, device="cpu"
+    ).images
+    assert images.isfinite().all()
+
+
+class Viewing(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return images.view(len(images), -1)
+
+
+@pytest.mark.parametrize(("last", "format"), [(nn.Flatten, torch.channels_last), (Viewing, torch.contiguous_format)])
+def test_the_choice_of_a_format_changes_nothing_else(last: type[nn.Module], format: torch.memory_format) -> None:
+    def build() -> nn.Module:
+        return nn.Sequential(nn.BatchNorm2d(3).eval(), nn.Dropout(), nn.Conv2d(3, 4, 3), last())
+
+    state = torch.get_rng_state()
+    found = build_own(build, 0, image_shape=(3, 8, 8))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert found[2].weight.is_contiguous(memory_format=format)  # type: ignore[index, union-attr]
+    torch.manual_seed(0)
+    built = build()
+    assert all(torch.equal(value, built.state_dict()[name]) for name, value in found.state_dict().items())
+    assert [layer.training for layer in found.children()] == [layer.training for layer in built.children()]
