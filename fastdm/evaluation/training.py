@@ -121,7 +121,8 @@ def train_network(
     else:
         first = start.done
         for parameter, momentum in zip(network.parameters(), start.momentum, strict=True):
-            optimizer.state[parameter]["momentum_buffer"] = momentum.to(parameter.device).clone()
+            # In the memory format of the parameter: the fused optimizer pairs what lies at the same place in memory.
+            optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(momentum)
 
     order = rows
     for step in range(first, steps):

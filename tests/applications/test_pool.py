@@ -60,8 +60,12 @@ def test_the_last_state_has_the_accuracy_that_is_stated(dataset: Dataset) -> Non
 def test_an_interrupted_training_resumes_bit_for_bit(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stopped between two snapshots, in the middle of an epoch, at all snapshots in turn."""
-    whole = train(dataset)
+    """Stopped between two snapshots, in the middle of an epoch, at all snapshots in turn.
+
+    The second convolution's weights are channels-last, as their momentum must be.
+    """
+    options = {"network": "ConvNetD2"}
+    whole = train(dataset, **options)
     path = tmp_path / "pool.safetensors"
     after = pool_room._Training.after
     for stop in (5, 9):
@@ -73,22 +77,22 @@ def test_an_interrupted_training_resumes_bit_for_bit(
 
         monkeypatch.setattr(pool_room._Training, "after", stopping)
         with pytest.raises(KeyboardInterrupt):
-            train(dataset, save_path=path, resume=True)
+            train(dataset, **options, save_path=path, resume=True)
         assert not path.exists()
     monkeypatch.setattr(pool_room._Training, "after", after)
     with pytest.raises(FastDMError, match="was interrupted: resume it"):
-        train(dataset, save_path=path)
+        train(dataset, **options, save_path=path)
     with pytest.raises(FastDMError, match=r"lr_net was 0\.01 and is 0\.02"):
-        train(dataset, save_path=path, resume=True, lr_net=0.02)
-    resumed = train(dataset, save_path=path, resume=True)
+        train(dataset, **options, save_path=path, resume=True, lr_net=0.02)
+    resumed = train(dataset, **options, save_path=path, resume=True)
     assert torch.equal(resumed.weights, whole.weights)
     assert resumed.accuracies == whole.accuracies
     assert [each.name for each in tmp_path.iterdir()] == [path.name]
     # A complete pool is what is resumed, without training.
     monkeypatch.setattr(pool_room, "_train", None)
-    assert torch.equal(train(dataset, save_path=path, resume=True).weights, whole.weights)
+    assert torch.equal(train(dataset, **options, save_path=path, resume=True).weights, whole.weights)
     with pytest.raises(FastDMError, match="already exists"):
-        train(dataset, save_path=path)
+        train(dataset, **options, save_path=path)
 
 
 def test_a_pool_survives_its_file_and_damage_is_noticed(dataset: Dataset, tmp_path: Path) -> None:
