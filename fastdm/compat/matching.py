@@ -145,6 +145,10 @@ def _module(embed: Embed) -> nn.Module | None:
 def _check(image_syn: Tensor, real: Tensor | Sequence[Tensor], strategy: Strategy) -> None:
     if not isinstance(real, Tensor | Sequence):
         raise FastDMError(f"real is a {type(real).__name__}; it must be a tensor, or a list of one for each class")
+    for name, images in (("image_syn", image_syn), *((f"real[{c}]", images) for c, images in enumerate(real))):
+        if not isinstance(images, Tensor) or not images.is_floating_point():
+            kind = images.dtype if isinstance(images, Tensor) else f"a {type(images).__name__}"
+            raise FastDMError(f"{name} is {kind}; it must be normalised images, a tensor of floats")
     classes = len(real)
     shape = image_syn.shape[1:]
     if image_syn.ndim != 4 or classes == 0 or len(image_syn) == 0 or len(image_syn) % classes:
@@ -159,7 +163,3 @@ def _check(image_syn: Tensor, real: Tensor | Sequence[Tensor], strategy: Strateg
                 f"real[{c}] is {list(images.shape)} on {images.device}; it must be [n, {', '.join(map(str, shape))}] "
                 f"on {image_syn.device}, like image_syn"
             )
-    for name, images in (("image_syn", image_syn), ("real", real[0])):
-        if not isinstance(images, Tensor) or not images.is_floating_point():
-            kind = images.dtype if isinstance(images, Tensor) else f"a {type(images).__name__}"
-            raise FastDMError(f"{name} is {kind}; it must be normalised images, a tensor of floats")

@@ -13,14 +13,14 @@ one op gives a quarter, its pooled result."""
 
 
 def images_at_once(network: nn.Module | None, images: Tensor) -> int | None:
-    """How many images [N, C, H, W] go through a network together; None for all, as they are.
+    """How many images [N, C, H, W], or others [N, …], go through a network together; None for all, as they are.
 
     On a CPU as many as keep what a layer gives in its cache, unless the images of a batch share BatchNorm's statistics.
     None for a network that is not known.
     """
     if network is None or images.device.type != "cpu" or _joins_images(network):
         return None
-    pixels = images.shape[2] * images.shape[3] // (4 if has_fused_blocks(network) else 1)
+    pixels = images.shape[2:].numel() // (4 if has_fused_blocks(network) else 1)
     return max(1, CACHE_BYTES // (_IMAGE_BYTES * max(1, pixels)))
 
 

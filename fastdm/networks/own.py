@@ -39,8 +39,9 @@ def build_own(
         torch.manual_seed(seed)
         module = builder()
         if not isinstance(module, nn.Module):
-            kind = type(module).__name__
-            raise FastDMError(f"{network_name(builder)} gives a {kind}; it must build a torch.nn.Module")
+            raise FastDMError(
+                f"{network_name(builder)} gives a {type(module).__name__}; it must build a torch.nn.Module"
+            )
         module.to(device)
         fuse(module)
         _choose_format(module, image_shape, device)
@@ -50,7 +51,7 @@ def build_own(
 def _choose_format(module: nn.Module, image_shape: tuple[int, int, int] | None, device: torch.device | str) -> None:
     """Make a module channels_last, as the images are that it is given, or make those contiguous for it where they must
     be: where it takes a `view` of them, or of what its layers make of them."""
-    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    module.to(memory_format=torch.channels_last)
     if image_shape is None:
         return
     modes = {each: each.training for each in module.modules()}
@@ -60,7 +61,7 @@ def _choose_format(module: nn.Module, image_shape: tuple[int, int, int] | None, 
     except Exception as error:  # whatever a module of others raises
         if is_exhausted(error):
             raise
-        module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        module.to(memory_format=torch.contiguous_format)
         module.register_forward_pre_hook(_contiguous)
     finally:
         for each, training in modes.items():

@@ -105,6 +105,18 @@ def test_the_weights_are_the_public_ones(data: tuple[Tensor, Tensor, Counted]) -
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0)  # the same operations in the same order
 
 
+def test_images_without_rows_and_columns_are_vectors(data: tuple[Tensor, Tensor, Counted]) -> None:
+    images, labels, tests = (each.flatten(1) if each.ndim > 1 else each for each in (*data[:2], data[2].tensors[0]))
+    loader, args = DataLoader(TensorDataset(tests, data[2].tensors[1]), batch_size=16), arguments(dsa=False)
+    torch.manual_seed(0)
+    theirs, ours = nn.Linear(192, 3), nn.Linear(192, 3)
+    ours.load_state_dict(theirs.state_dict())
+    torch.manual_seed(1)
+    expected = public(theirs, images, labels, loader, args)
+    torch.manual_seed(1)
+    assert evaluate_synset(0, ours, images, labels, loader, args)[1:] == pytest.approx(expected)
+
+
 def test_any_iterable_of_batches_is_a_testloader(data: tuple[Tensor, Tensor, Counted]) -> None:
     images, labels, tests = data
     batches = [(tests.tensors[0], tests.tensors[1].to(torch.int32))]
