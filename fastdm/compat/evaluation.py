@@ -163,18 +163,19 @@ def _test_batches(testloader: Iterable[Any], device: torch.device) -> Iterable[t
     if loader is not None and kept is not None and kept[0][0].device == device:
         # What a pass over the loader draws, so that the networks after train as they would have.
         torch.empty((), dtype=torch.int64, device="cpu").random_(generator=loader.generator)
-        yield from kept
+        for images, labels in kept:
+            yield images.clone(), labels  # which a network may change in place
         return
     batches: _TestSet = []
     size, fits = 0, loader is not None
     for datum in testloader:
-        batch = datum[0].float().to(device), datum[1].long().to(device)
-        yield batch
-        size += batch[0].nbytes
+        images, labels = datum[0].float().to(device), datum[1].long().to(device)
+        size += images.nbytes
         fits = fits and size * CACHE_SHARE <= free_memory(device)
         if fits:
-            batches.append(batch)
+            batches.append((images.clone(), labels))
         else:
             batches.clear()
+        yield images, labels
     if loader is not None and fits and batches:
         _kept[loader] = batches

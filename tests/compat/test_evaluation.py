@@ -184,6 +184,23 @@ def test_test_images_go_through_the_network_in_parts_unless_they_share_statistic
     assert other.seen == [*trained, 20, 20, 10]
 
 
+class Centred(nn.Linear):
+    """Changes its images in place."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.sub_(1).flatten(1))
+
+
+def test_the_test_set_is_the_same_for_every_network(data: tuple[Tensor, Tensor, Counted]) -> None:
+    images, labels, tests = data
+    loader, seen = DataLoader(tests, batch_size=16), []
+    for _ in range(3):
+        net = Centred(192, 3)
+        net.register_forward_pre_hook(lambda net, args: None if net.training else seen.append(args[0].clone()))
+        evaluate_synset(0, net, images, labels, loader, arguments(dsa=False))
+    assert torch.equal(torch.cat(seen), tests.tensors[0].repeat(3, 1, 1, 1))
+
+
 def test_a_shuffled_test_set_is_drawn_anew_for_every_network(data: tuple[Tensor, Tensor, Counted]) -> None:
     images, labels, tests = data
     loader = DataLoader(tests, batch_size=16, shuffle=True)
