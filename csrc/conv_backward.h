@@ -29,6 +29,18 @@ struct BlockGradientsOf {
 };
 using BlockGradients = BlockGradientsOf<float>;
 
+// The gradient of image n to the result of the convolution, and its shares of those to scale and shift, which lie in
+// shares, [N, 2, out].
+template <class T>
+void norm_backward(const BlockResultsOf<T>& from, int64_t n, const ConvShape& s, const Affine& affine, T* grad_y,
+                   float* shares, Cpu cpu) {
+    const MapSize size = s.out_size();
+    float* share = shares + 2 * n * s.out;
+    FASTDM_CALL(cpu, norm_relu_pool_nhwc_backward, from.grad + n * size.pooled().pixels() * s.out,
+                from.conv + n * size.pixels() * s.out, size, s.out, from.mean + n * s.out, from.rstd + n * s.out,
+                affine, grad_y, share, share + s.out);
+}
+
 inline Workspace& shares_workspace() {
     thread_local Workspace workspace;
     return workspace;
@@ -79,15 +91,6 @@ private:
     int64_t elements() const { return s_.out_size().pixels() * s_.out; }
     int64_t in_elements() const { return s_.in_size.pixels() * s_.in; }
 
-    // The gradient of image n to the result of the convolution.
-    void norm_backward(int64_t n, float* grad_y) const {
-        const MapSize size = s_.out_size();
-        float* shares = norm_shares_ + 2 * n * s_.out;
-        FASTDM_CALL(cpu_, norm_relu_pool_nhwc_backward, from_.grad + n * size.pooled().pixels() * s_.out,
-                    from_.conv + n * elements(), size, s_.out, from_.mean + n * s_.out, from_.rstd + n * s_.out,
-                    affine_, grad_y, shares, shares + s_.out);
-    }
-
     void run_direct() {
         const int64_t width = s_.out_size().width + 2, padded_elements = (s_.out_size().height + 2) * width * s_.in;
         float* packed = nullptr;
@@ -99,7 +102,7 @@ private:
             float* padded = images_workspace().reserve(padded_elements + elements());
             float* grad_y = padded + padded_elements;
             for (int64_t n = begin; n < end; ++n) {
-                norm_backward(n, grad_y);
+                norm_backward(from_, n, s_, affine_, grad_y, norm_shares_, cpu_);
                 if (to_.weight) {
                     float* share = weight_shares_ + n / share_ * weights();
                     if (n % share_ == 0) std::fill(share, share + weights(), 0.0f);
@@ -129,7 +132,9 @@ private:
             float* grad_y = sums + sums_elements;
             for (int64_t first = begin; first < end; first += images_) {
                 const int64_t batch = std::min(images_, end - first);
-                for (int64_t i = 0; i < batch; ++i) norm_backward(first + i, grad_y + i * elements());
+                for (int64_t i = 0; i < batch; ++i) {
+                    norm_backward(from_, first + i, s_, affine_, grad_y + i * elements(), norm_shares_, cpu_);
+                }
                 if (to_.x) {
                     FASTDM_CALL(cpu_, winograd_conv, grad_y, batch, back, transformed, workspace,
                                 to_.x + first * in_elements());

@@ -115,15 +115,6 @@ private:
     int64_t elements() const { return s_.out_size().pixels() * s_.out; }
     int64_t in_elements() const { return s_.in_size.pixels() * s_.in; }
 
-    // The gradient of image n to the result of the convolution.
-    void norm_backward(int64_t n, bfloat16* grad_y) const {
-        const MapSize size = s_.out_size();
-        float* share = norm_shares_ + 2 * n * s_.out;
-        FASTDM_CALL(cpu_, norm_relu_pool_nhwc_backward, from_.grad + n * size.pooled().pixels() * s_.out,
-                    from_.conv + n * elements(), size, s_.out, from_.mean + n * s_.out, from_.rstd + n * s_.out,
-                    affine_, grad_y, share, share + s_.out);
-    }
-
     // packed: the weights for the gradient to the images.
     void run_images(int64_t begin, int64_t end, const bfloat16* packed) const {
         const int64_t of_weights = to_.weight ? gradient_.packed_elements() + gradient_.laid_elements() : 0;
@@ -138,7 +129,7 @@ private:
             for (int64_t first = begin; first < end; first += images_) {
                 const int64_t batch = std::min(images_, end - first);
                 for (int64_t i = 0; i < batch; ++i) {
-                    norm_backward(first + i, grad_y);
+                    norm_backward(from_, first + i, s_, affine_, grad_y, norm_shares_, cpu_);
                     if (to_.x) back_.lay(grad_y, laid_y + i * back_.laid_elements(), nullptr);
                     if (!to_.weight) continue;
                     gradient_.lay(from_.x + (first + i) * in_elements(), i, laid_x, scratch, cpu_);
