@@ -1,6 +1,8 @@
 """Networks of the user's own: any module that classifies, or that embeds, built by a function."""
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -35,8 +37,7 @@ def build_own(
     before. It is channels_last, as the images are, unless it refuses those. Raises FastDMError for what is not a
     module.
     """
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with _generators(seed):
         module = builder()
         if not isinstance(module, nn.Module):
             raise FastDMError(
@@ -46,6 +47,17 @@ def build_own(
         fuse(module)
         _choose_format(module, image_shape, device)
     return module
+
+
+@contextmanager
+def _generators(seed: int) -> Iterator[None]:
+    """PyTorch's global generators seeded, for one thread at a time, and afterwards as they were."""
+    with _SEEDING, torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
+
+
+_SEEDING = threading.RLock()
 
 
 def _choose_format(module: nn.Module, image_shape: tuple[int, int, int] | None, device: torch.device | str) -> None:
@@ -100,7 +112,7 @@ def build_own_frozen(
                 f"{name} has a {type(layer).__name__}, whose draws do not follow from the seed: leave it out"
             )
     embed = _Embedding(module)
-    with torch.random.fork_rng():
+    with _generators(0):
         _choose_format(embed, image_shape, "cpu")
     features = _of_two_images(name, embed, image_shape)
     if not (isinstance(features, Tensor) and features.ndim > 1 and len(features) == 2):

@@ -1,5 +1,7 @@
 """Networks that users bring: any module that gives logits."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
@@ -111,6 +113,21 @@ def test_a_network_that_needs_contiguous_images_gets_them(begins_with_view: bool
         colours, network=partial(Public, begins_with_view), ipc=1, iterations=2, batch_real=4, device="cpu"
     ).images
     assert images.isfinite().all()
+
+
+def test_networks_that_are_built_at_the_same_time_draw_what_each_draws_alone() -> None:
+    def build() -> nn.Module:
+        first = nn.Linear(4, 4)
+        time.sleep(0.01)  # the others would begin here
+        return nn.Sequential(first, nn.Linear(4, 4))
+
+    state = torch.get_rng_state()
+    with ThreadPoolExecutor(4) as threads:
+        together = list(threads.map(partial(build_own, build), range(4)))
+    assert torch.equal(torch.get_rng_state(), state)
+    for seed, found in enumerate(together):
+        for value, alone in zip(found.parameters(), build_own(build, seed).parameters(), strict=True):
+            assert torch.equal(value, alone)
 
 
 class Viewing(nn.Module):
