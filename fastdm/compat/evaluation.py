@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.data import DataLoader, SequentialSampler
+from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
 from fastdm.compat.diff_augment import DiffAugment
 from fastdm.compat.parts import images_at_once, keep_freed_memory
@@ -156,9 +156,7 @@ def _accuracy(net: nn.Module, testloader: Iterable[Any], device: torch.device) -
 def _test_batches(testloader: Iterable[Any], device: torch.device) -> Iterable[tuple[Tensor, Tensor]]:
     """The test images in the loader's batches, read from it only the first time."""
     # Of a shuffled set, every pass draws an order: only reading it anew draws what the public function draws.
-    loader = testloader if isinstance(testloader, DataLoader) else None
-    if loader is not None and not isinstance(loader.sampler, SequentialSampler):
-        loader = None
+    loader = testloader if isinstance(testloader, DataLoader) and _is_in_order(testloader) else None
     kept = None if loader is None else _kept.get(loader)
     if loader is not None and kept is not None and kept[0][0].device == device:
         # What a pass over the loader draws, so that the networks after train as they would have.
@@ -179,3 +177,11 @@ def _test_batches(testloader: Iterable[Any], device: torch.device) -> Iterable[t
         yield images, labels
     if loader is not None and fits and batches:
         _kept[loader] = batches
+
+
+def _is_in_order(loader: "DataLoader[Any]") -> bool:
+    """Whether it reads the images in their order, which no sampler of the caller's draws."""
+    batches = loader.batch_sampler
+    if batches is None:
+        return type(loader.sampler) is SequentialSampler
+    return type(batches) is BatchSampler and type(batches.sampler) is SequentialSampler

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
 from fastdm.compat import DiffAugment, ParamDiffAug, evaluate_synset
 from fastdm.errors import FastDMError
@@ -201,9 +201,13 @@ def test_the_test_set_is_the_same_for_every_network(data: tuple[Tensor, Tensor, 
     assert torch.equal(torch.cat(seen), tests.tensors[0].repeat(3, 1, 1, 1))
 
 
-def test_a_shuffled_test_set_is_drawn_anew_for_every_network(data: tuple[Tensor, Tensor, Counted]) -> None:
+@pytest.mark.parametrize("by_batches", [False, True])
+def test_a_shuffled_test_set_is_drawn_anew_for_every_network(
+    by_batches: bool, data: tuple[Tensor, Tensor, Counted]
+) -> None:
     images, labels, tests = data
-    loader = DataLoader(tests, batch_size=16, shuffle=True)
+    batches = BatchSampler(RandomSampler(tests), 16, drop_last=False)
+    loader = DataLoader(tests, batch_sampler=batches) if by_batches else DataLoader(tests, 16, shuffle=True)
     after = []
     for call in (
         lambda net: public(net, images, labels, loader, arguments()),
