@@ -18,12 +18,12 @@ def fuse(network: nn.Module) -> list[nn.Module]:
     """Let 3×3 convolution, InstanceNorm, ReLU and 2×2 average pooling, one after the other in a Sequential of the
     network, be `conv_norm_relu_pool` from now on, where that is one pass which keeps an image in the cache.
 
-    The modules stay as they are, and whatever is not exactly these layers computes as before: other classes, layers
-    with hooks, parametrisations or a forward pass of their own, copies that a wrapper makes, compiled modules. So does
-    a call that has to see the layers: under autocast, `torch.compile`, `torch.func`, forward-mode differentiation, or
-    hooks of saved tensors (activation checkpointing) or of all modules. The values are the same to rounding, in the
-    same memory format. The bias of such a convolution, which the norm subtracts again, is not added, and its gradient
-    is 0. Gradients are differentiable once only.
+    Such a Sequential is of a subclass from then on. Its layers stay as they are, and whatever is not exactly these
+    computes as before: other classes, layers with hooks, parametrisations or a forward pass of their own, copies that a
+    wrapper makes, compiled modules. So does a call that has to see the layers: under autocast, `torch.compile`,
+    `torch.func`, forward-mode differentiation, or hooks of saved tensors (activation checkpointing) or of all modules.
+    The values are the same to rounding, in the same memory format. The bias of such a convolution, which the norm
+    subtracts again, is not added, and its gradient is 0. A gradient cannot be differentiated again.
 
     Returns the Sequentials, whose forward pass is another now.
     """
