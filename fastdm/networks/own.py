@@ -87,7 +87,8 @@ def _contiguous(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ..
 def check_own(builder: Builder, image_shape: tuple[int, int, int], num_classes: int) -> None:
     """Raise FastDMError for a network that cannot classify such images, having sent it two."""
     network = build_own(builder, 0, image_shape=image_shape).eval()
-    given = _of_two_images(network_name(builder), network, image_shape)
+    with torch.no_grad():
+        given = _of_two_images(network_name(builder), network, image_shape)
     if not (isinstance(given, Tensor) and given.shape == (2, num_classes)):
         shown = f"{list(given.shape)}" if isinstance(given, Tensor) else f"a {type(given).__name__}"
         raise FastDMError(
@@ -114,7 +115,8 @@ def build_own_frozen(
     embed = _Embedding(module)
     with _generators(0):
         _choose_format(embed, image_shape, "cpu")
-    features = _of_two_images(name, embed, image_shape)
+    with torch.enable_grad():
+        features = _of_two_images(name, embed, image_shape)
     if not (isinstance(features, Tensor) and features.ndim > 1 and len(features) == 2):
         raise FastDMError(f"the embed of {name} must give a tensor of features for each image")
     network = Network(nn.Sequential(embed), features[0].numel(), num_classes, frozen=True)
@@ -143,10 +145,10 @@ def _two_images(image_shape: tuple[int, int, int], device: torch.device | str) -
     return torch.zeros(2, *image_shape, device=device).contiguous(memory_format=torch.channels_last)
 
 
-@torch.no_grad()
 def _of_two_images(name: str, function: Callable[[Tensor], object], image_shape: tuple[int, int, int]) -> object:
+    """What it gives; of images that need a gradient, if gradients are enabled."""
     try:
-        return function(_two_images(image_shape, "cpu"))
+        return function(_two_images(image_shape, "cpu").requires_grad_(torch.is_grad_enabled()))
     except Exception as error:  # whatever a module of others raises
         if is_exhausted(error):
             raise

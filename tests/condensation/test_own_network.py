@@ -89,12 +89,20 @@ def test_the_weights_are_those_that_the_module_draws_itself() -> None:
     assert not any(parameter.requires_grad for parameter in network.parameters())
 
 
+class InPlace(Plain):
+    """Changes the images that are condensed."""
+
+    def embed(self, images: Tensor) -> Tensor:
+        return super().embed(images.mul_(2))
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [
         (lambda: nn.Linear(64, 10), "<lambda> has no method embed"),
         (lambda: Plain(nn.Dropout(0.5)), "has a Dropout, whose draws do not follow from the seed"),
         (lambda: Plain(nn.Conv2d(3, 8, 1)), "<lambda> cannot take 1x8x8 images: Given groups=1"),
+        (lambda: InPlace(), "<lambda> cannot take 1x8x8 images: a leaf Variable that requires grad"),
     ],
 )
 def test_what_images_cannot_be_matched_in(build: object, message: str) -> None:
