@@ -11,7 +11,7 @@ import typer
 from fastdm.cli import flags as flag
 from fastdm.cli.output import among_ranks, print_evaluation, print_outcome, print_total
 from fastdm.cli.parsing import config_text
-from fastdm.cli.settings import given_settings, named_dataset
+from fastdm.cli.settings import SETTINGS, given_settings, named_dataset
 from fastdm.errors import FastDMError
 
 if TYPE_CHECKING:
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 NOT_SETTINGS = ("config", "overwrite", "preset", "resume", "source", "verbose")
 """Flags that say how a command goes, not what it makes."""
+
+DECIDED_AGAIN = ("clamp", "deterministic")
+"""Settings whose default a repeated run decides in the same way, from other settings or its device."""
 
 
 def condense(
@@ -177,12 +180,9 @@ def _run_options(flags: SimpleNamespace, settings: "Settings") -> "RunOptions":
 def _config(flags: SimpleNamespace, settings: "Settings") -> str:
     """The file that repeats the run: the flags, with the values that settings took."""
     kept = {name: value for name, value in vars(flags).items() if name not in NOT_SETTINGS}
-    chosen = {
-        "model": settings.network,
-        "lr_img": settings.lr_img,
-        "dsa_strategy": settings.strategy,
-        "precision": settings.precision,
-    }
+    # Also those that a recipe chose: a file of flags names all of them, and what is named replaces a recipe's.
+    taken = {name: value for name, value in dataclasses.asdict(settings).items() if name not in DECIDED_AGAIN}
+    chosen = {flag: taken[name] for flag in kept if (name := SETTINGS.get(flag, flag)) in taken}
     return config_text(kept | chosen)
 
 

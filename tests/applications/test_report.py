@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from typer.main import get_command
 
 import fastdm
 from fastdm.applications.report.baselines import measure_baselines
@@ -262,13 +263,19 @@ def test_the_command_repeats_the_run(run: Path, data: Dataset, tmp_path: Path) -
     assert len(list((tmp_path / "result").glob("report_DM_random_ConvNetD1_2ipc.html"))) == 1
 
 
+def condense_flags() -> list[Any]:
+    return list(get_command(app).commands["condense"].params)  # type: ignore[attr-defined]
+
+
 def test_the_command_names_what_is_not_the_default(run: Path) -> None:
     record = read_run(run)
     settings = {**record.settings, "networks": "trained", "clamp": False, "partition": 2}
-    protocol = {**record.protocol, "name": "idc", "cutmix": False, "networks": ["ConvNetW32", "ConvNetW64"]}
+    protocol = {**record.protocol, "name": "idc", "cutmix": True, "networks": ["ConvNetW32", "ConvNetW64"]}
     words = repeating_command(dataclasses.replace(record, settings=settings, protocol=protocol))
-    for part in ("--pool path/to/pool", "--no_clamp", "--partition 2", "--protocol idc", "--no_cutmix"):
+    for part in ("--pool path/to/pool", "--no_clamp", "--partition 2", "--protocol idc"):
         assert part in words
+    known = {name.lower() for each in condense_flags() for name in (*each.opts, *each.secondary_opts)}
+    assert {word.lower() for word in words.split() if word.startswith("--")} <= known
     pool = ["ConvNetW32", "ConvNetW64", "ConvNetW128", "ConvNetW256"]
     words = repeating_command(dataclasses.replace(record, protocol={**protocol, "networks": pool}))
     assert words.endswith("--eval_mode W")

@@ -46,6 +46,31 @@ def test_the_settings_of_a_run_repeat_it(tmp_path: Path) -> None:
     assert one.settings == other.settings
 
 
+def test_the_settings_of_a_run_by_a_recipe_repeat_it(tmp_path: Path) -> None:
+    pool = tmp_path / "pool.safetensors"
+    fastdm.train_pool("digits", networks=1, epochs=1, states=2, network="ConvNetD1", save_path=pool, device="cpu")
+    words = (
+        "--dataset",
+        "digits",
+        "--recipe",
+        "trained",
+        "--pool",
+        pool,
+        "--ipc",
+        1,
+        "--iterations",
+        2,
+        "--device",
+        "cpu",
+    )
+    run("condense", *words, "--num_exp", 1, "--num_eval", 0, "--save_path", tmp_path / "a")
+    folder = "DM_digits_ConvNetD1_1ipc_exp0"
+    run("condense", "--config", tmp_path / "a" / folder / "config.yaml", "--save_path", tmp_path / "b")
+    one, other = (fastdm.SyntheticSet.load(tmp_path / each / folder / "synthetic.safetensors") for each in ("a", "b"))
+    assert one.settings == other.settings
+    assert one.images.equal(other.images)
+
+
 def test_the_settings_of_a_run_from_python_are_flags_too(tmp_path: Path) -> None:
     made = fastdm.condense("digits", 1, iterations=2, batch_real=4, seed=5, device="cpu", save_path=tmp_path / "run")
     words = ("--config", tmp_path / "run" / "settings.json", "--dataset", "digits", "--device", "cpu")

@@ -18,11 +18,7 @@ _PROTOCOL = {
     "lr_net": "lr_net",
     "batch_train": "batch_train",
     "checks": "checks",
-    "cutmix": "cutmix",
 }
-
-_SWITCHES = ("clamp", "cutmix")
-"""What a flag turns off as well."""
 
 _EVAL_MODES = ("S", "M", "B", "W", "D", "A", "P", "N")
 
@@ -47,8 +43,8 @@ def repeating_command(record: RunRecord) -> str:
 
 
 def _flag(name: str, value: object) -> list[str]:
-    if value is False and name in _SWITCHES:
-        return [f"--no_{name}"]
+    if value is False and name == "clamp":  # which may be on by default
+        return ["--no_clamp"]
     if value is None or value is False:
         return []
     return [f"--{name}"] if value is True else [f"--{name}", str(value)]
