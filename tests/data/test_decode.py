@@ -48,6 +48,17 @@ def test_jpeg(
     np.testing.assert_array_equal(decode.decode_file(path, 64, "box", fit), pillow(path, 64, fit))
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [None, (20, 36), (36, 20)])
+def test_a_jpeg_that_is_not_brought_to_a_square(tmp_path: Path, size: tuple[int, int] | None, channels: int) -> None:
+    path = tmp_path / "a.jpg"
+    Image.fromarray(photograph(90, 120, channels).squeeze()).save(path, quality=90)
+    with Image.open(path) as image:
+        height, width = size or (90, 120)
+        expected = np.asarray(image.convert("RGB").resize((width, height), Image.Resampling.BOX)).transpose(2, 0, 1)
+    np.testing.assert_array_equal(decode.decode_file(path, size), expected)
+
+
 def test_every_mode_that_image_sets_contain(tmp_path: Path) -> None:
     image = Image.fromarray(photograph(90, 120))
     exif = Image.Exif()
