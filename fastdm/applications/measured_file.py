@@ -22,12 +22,20 @@ WHOLE_SET_EPOCHS = 200
 
 
 def load_sets(
-    file: Path, dataset: Dataset, experiment: int | None, normalised: bool | None = None
+    file: Path,
+    dataset: Dataset,
+    experiment: int | None,
+    normalised: bool | None = None,
+    partition: int | None = None,
 ) -> dict[int, SyntheticSet]:
-    """The sets of a file by their numbers: all, or that of one experiment. normalised: as in `SyntheticSet.load`."""
+    """The sets of a file by their numbers: all, or that of one experiment.
+
+    normalised, partition: as in `SyntheticSet.load`.
+    """
     if experiment is None:
-        return dict(enumerate(SyntheticSet.load_all(file, dataset=dataset, normalised=normalised)))
-    return {experiment: SyntheticSet.load(file, experiment=experiment, dataset=dataset, normalised=normalised)}
+        return dict(enumerate(SyntheticSet.load_all(file, dataset=dataset, normalised=normalised, partition=partition)))
+    one = SyntheticSet.load(file, experiment=experiment, dataset=dataset, normalised=normalised, partition=partition)
+    return {experiment: one}
 
 
 def measured_sets(

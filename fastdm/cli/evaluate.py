@@ -19,6 +19,7 @@ from fastdm.cli.flags import (
     ImageSize,
     LrNet,
     Normalised,
+    PartitionOfFile,
     ProtocolName,
     Seed,
 )
@@ -119,6 +120,7 @@ def evaluate(
     data_path: DataPath = Path("data"),
     image_size: ImageSize = None,
     normalised: Normalised = None,
+    partition: PartitionOfFile = None,
     experiment: _Experiment = None,
     baselines: _Baselines = False,
     epoch_whole_set: _EpochWholeSet = None,
@@ -141,7 +143,7 @@ def evaluate(
     if out is not None:
         measured_file.check_writable(out)
     data = _dataset_of(file, dataset, data_path, image_size)
-    sets = measured_file.load_sets(file, data, experiment, normalised)
+    sets = measured_file.load_sets(file, data, experiment, normalised, partition)
     network, strategy = recorded_settings(next(iter(sets.values())), data)
     protocol = Protocol(
         networks=evaluation_pool(eval_mode, model or network),

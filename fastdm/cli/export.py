@@ -5,7 +5,18 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from fastdm.cli.flags import SOURCE, BatchTrain, DataPath, Device, Epochs, ImageSize, LrNet, Normalised, Seed
+from fastdm.cli.flags import (
+    SOURCE,
+    BatchTrain,
+    DataPath,
+    Device,
+    Epochs,
+    ImageSize,
+    LrNet,
+    Normalised,
+    PartitionOfFile,
+    Seed,
+)
 from fastdm.cli.output import print_evaluation, print_json
 from fastdm.errors import FastDMError
 from fastdm.system.streams import on_terminal
@@ -46,6 +57,7 @@ def export(
         typer.Option("--dataset", help=f"Whose test images and class names to use: {SOURCE}"),
     ] = None,
     normalised: Normalised = None,
+    partition: PartitionOfFile = None,
     data_path: DataPath = Path("data"),
     image_size: ImageSize = None,
     num_eval: Annotated[int, typer.Option("--num_eval", min=1, help="Networks trained on each of the two.")] = 5,
@@ -71,7 +83,7 @@ def export(
     data = None
     if dataset is not None or measure:
         data = open_dataset(dataset or dataset_name(file), data_path=data_path, image_size=image_size)
-    synthetic = _load(file, experiment, data, normalised)
+    synthetic = _load(file, experiment, data, normalised, partition)
     protocol = None
     if data is not None and measure:
         network, strategy = recorded_settings(synthetic, data)
@@ -90,10 +102,16 @@ def export(
         print_evaluation(title, evaluation, dataset=data.name)
 
 
-def _load(file: Path, experiment: int | None, data: "OpenDataset | None", normalised: bool | None) -> "SyntheticSet":
+def _load(
+    file: Path,
+    experiment: int | None,
+    data: "OpenDataset | None",
+    normalised: bool | None,
+    partition: int | None,
+) -> "SyntheticSet":
     from fastdm.synthetic.synthetic_set import SyntheticSet, number_of_sets
 
-    sets = SyntheticSet.load_all(file, dataset=data, normalised=normalised)
+    sets = SyntheticSet.load_all(file, dataset=data, normalised=normalised, partition=partition)
     if experiment is None and len(sets) > 1:
         raise FastDMError(f"{file} holds {len(sets)} sets; say with --experiment which, counted from 0")
     if not 0 <= (experiment or 0) < len(sets):

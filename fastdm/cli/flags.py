@@ -232,6 +232,16 @@ Normalised = Annotated[
     ),
 ]
 
+PartitionOfFile = Annotated[
+    int | None,
+    typer.Option(
+        "--partition",
+        "--factor",
+        help="f, where every image of other people's .pt holds f by f training images, as IDC's do with -f 2.  "
+        "[default: 1]",
+    ),
+]
+
 Profile = Annotated[
     str | None,
     typer.Option("--profile", help="Iterations to profile, such as 100-102: a trace, and the ten costliest ops."),

@@ -1,5 +1,6 @@
 """Other people's images and labels → class-sorted images, as a `SyntheticSet` holds them."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -58,6 +59,8 @@ def normalised_pixels(
 ) -> Tensor:
     """The pixels, normalised by mean and std unless they are so already."""
     low, high = (float(value) for value in pixels.aminmax())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise FastDMError(f"{what} holds pixels that are not finite numbers")
     if is_normalised:
         if low >= 0 and high <= 1:
             tally.say(

@@ -153,6 +153,9 @@ class SyntheticSet:
         chosen = format or {".safetensors": "safetensors", ".pt": "public"}.get(path.suffix)
         if chosen is None:
             raise FastDMError(f"{path} must end in .safetensors, or in .pt for the public code's format")
+        own = ".safetensors" if chosen == "safetensors" else ".pt"
+        if path.suffix in {".safetensors", ".pt", ".npz"} - {own}:
+            raise FastDMError(f"{path} ends in {path.suffix}, but format {chosen!r} is that of a {own} file")
         if chosen == "public":
             save_public([self], path, canvases=canvases)
         elif chosen == "safetensors":
@@ -172,17 +175,28 @@ class SyntheticSet:
 
     @classmethod
     def load(
-        cls, path: str | Path, *, experiment: int = 0, dataset: Dataset | None = None, normalised: bool | None = None
+        cls,
+        path: str | Path,
+        *,
+        experiment: int = 0,
+        dataset: Dataset | None = None,
+        normalised: bool | None = None,
+        partition: int | None = None,
     ) -> "SyntheticSet":
         """Read one set of a file: number `experiment`, counted from 0, of those that `load_all` reads."""
-        sets = cls.load_all(path, dataset=dataset, normalised=normalised)
+        sets = cls.load_all(path, dataset=dataset, normalised=normalised, partition=partition)
         if not 0 <= experiment < len(sets):
             raise FastDMError(f"{path} holds {number_of_sets(sets)}, counted from 0; there is no set {experiment}")
         return sets[experiment]
 
     @classmethod
     def load_all(
-        cls, path: str | Path, *, dataset: Dataset | None = None, normalised: bool | None = None
+        cls,
+        path: str | Path,
+        *,
+        dataset: Dataset | None = None,
+        normalised: bool | None = None,
+        partition: int | None = None,
     ) -> "list[SyntheticSet]":
         """Read the set that `save` wrote, in any format, or those of a public code's file, one per experiment.
 
@@ -192,6 +206,8 @@ class SyntheticSet:
 
         normalised: whether the pixels of such a file are; by default as its layout has them: normalised in DM's and
         MTT's (`images_best.pt`, with `labels_best.pt` next to it), in [0, 1] in IDC's (`data.pt`).
+        partition: f, if the images of such a file are canvases of f × f training images, as IDC and its relatives write
+        them with `-f 2`, their default: the file does not say. By default they are images as they are.
 
         What is converted, such as soft labels, is named in a warning of the logger "fastdm". Raises FastDMError, naming
         the file, for whatever cannot be used, and for sets that are not like the `dataset`.
@@ -202,7 +218,9 @@ class SyntheticSet:
             if dataset is not None:
                 check_compatible(str(path), sets[0].num_classes, sets[0].images.shape[1:], dataset)
         else:
-            sets = _load_public(path, dataset, normalised)
+            sets = _load_public(path, dataset, normalised, partition)
+        if partition not in (None, sets[0].partition):
+            raise FastDMError(f"partition is {partition}, but {path} says that its own is {sets[0].partition}")
         if not all(loaded.images.isfinite().all() for loaded in sets):
             raise FastDMError(f"{path} holds pixels that are not finite numbers")
         return sets
@@ -215,6 +233,7 @@ class SyntheticSet:
         *,
         dataset: Dataset | str,
         normalised: bool | None = None,
+        partition: int = 1,
         settings: Mapping[str, Any] | None = None,
     ) -> "SyntheticSet":
         """A set of images that others have made: [N, C, H, W], in any order, equally many of each class.
@@ -224,6 +243,7 @@ class SyntheticSet:
         dataset: what was condensed, or the name of a data set whose normalisation is known, such as "CIFAR10".
         normalised: whether pixels are (x − mean) / std with the data set's mean and std (the default for floating-point
         images), or lie in [0, 1]; uint8 images are 0..255.
+        partition: f, if the images are canvases of f × f training images.
 
         >>> import fastdm
         >>> digits = fastdm.open_dataset("digits")
@@ -243,6 +263,7 @@ class SyntheticSet:
             result = _from_tensors(
                 "the set", pixels, classes, dataset, normalised is None or normalised, dict(settings or {}), tally
             )
+            result = replace(result, partition=partition)
         finally:
             tally.report("the set of tensors")
         if not result.images.isfinite().all():
@@ -329,7 +350,9 @@ def _load_safetensors(path: Path) -> SyntheticSet:
         raise FastDMError(f"{path} is not a condensed set, or is damaged: {error}") from error
 
 
-def _load_public(path: Path, dataset: Dataset | None, normalised: bool | None) -> list[SyntheticSet]:
+def _load_public(
+    path: Path, dataset: Dataset | None, normalised: bool | None, partition: int | None
+) -> list[SyntheticSet]:
     file = read_public(path)
     if file.about:
         return _described(path, file, dataset)
@@ -339,11 +362,17 @@ def _load_public(path: Path, dataset: Dataset | None, normalised: bool | None) -
     tally = Tally()
     if file.unused:
         tally.add("entries that are not used", file.unused[0], len(file.unused))
+    if partition is None and file.layout == "idc":
+        tally.say(
+            "the images are taken as they are; if they are canvases of f by f, as IDC's are by default (-f 2), load it "
+            "with partition=f (--factor f)"
+        )
     try:
-        return [
+        sets = [
             _from_tensors(str(path), images, labels, name if dataset is None else dataset, pixels_are, settings, tally)
             for images, labels in file.sets
         ]
+        return [replace(each, partition=1 if partition is None else partition) for each in sets]
     finally:
         tally.report(path)
 

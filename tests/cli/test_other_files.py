@@ -68,3 +68,15 @@ def test_an_unknown_format_is_refused(digits: fastdm.SyntheticSet, tmp_path: Pat
         run("export", tmp_path / "unit.pt", tmp_path / "a", "--dataset", "digits", "--format", "npy")
     with pytest.raises(FastDMError, match=r"holds 1 set, counted from 0; there is no set 3"):
         run("export", tmp_path / "unit.pt", tmp_path / "a.pt", "--dataset", "digits", "--experiment", "3")
+
+
+def test_canvases_are_evaluated_and_exported_decoded(tmp_path: Path) -> None:
+    canvases = fastdm.random_selection("digits", 1, partition=2)
+    canvases.save(tmp_path / "own.safetensors")
+    torch.save([canvases.images, canvases.labels], tmp_path / "data.pt")
+    words = (tmp_path / "data.pt", "--dataset", "digits", "--normalised", "--factor", 2)
+    assert accuracy(*words) == accuracy(tmp_path / "own.safetensors")
+    run("export", words[0], tmp_path / "out.npz", *words[1:])
+    assert torch.equal(fastdm.open_dataset(tmp_path / "out.npz").train.images, canvases.expand().pixels())
+    with pytest.raises(FastDMError, match=r"partition is 4, but .* says that its own is 2"):
+        accuracy(tmp_path / "own.safetensors", "--factor", 4)

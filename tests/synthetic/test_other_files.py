@@ -158,6 +158,46 @@ def test_idc(dataset: Dataset, tmp_path: Path, old: bool) -> None:
         SyntheticSet.load(tmp_path / "data.pt", dataset=dataset)
 
 
+def test_canvases_of_idc_are_decoded_where_the_partition_is_said(
+    dataset: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.save([UNIT, LABELS], tmp_path / "data.pt")
+    loaded = SyntheticSet.load(tmp_path / "data.pt", dataset=dataset, partition=2)
+    assert (loaded.partition, loaded.expand().ipc) == (2, 4 * IPC)
+    assert torch.equal(loaded.images, normalised(UNIT, dataset))
+    assert SyntheticSet.load(tmp_path / "data.pt", dataset=dataset, partition=1).partition == 1
+    assert not caplog.records
+    assert SyntheticSet.load(tmp_path / "data.pt", dataset=dataset).partition == 1
+    assert "if they are canvases of f by f" in note(caplog)
+    with pytest.raises(FastDMError, match="partition is 4, but images of 6x6 pixels"):
+        SyntheticSet.load(tmp_path / "data.pt", dataset=dataset, partition=4)
+    tensors = SyntheticSet.from_tensors(UNIT, LABELS, dataset=dataset, normalised=False, partition=2)
+    assert (tensors.partition, torch.equal(tensors.images, loaded.images)) == (2, True)
+
+
+@pytest.mark.parametrize("name", ["own.safetensors", "own.pt"])
+def test_a_partition_that_contradicts_the_file_is_refused(synthetic: SyntheticSet, tmp_path: Path, name: str) -> None:
+    synthetic.save(tmp_path / name)
+    assert SyntheticSet.load(tmp_path / name, partition=1).partition == 1
+    with pytest.raises(FastDMError, match=r"partition is 2, but .* says that its own is 1"):
+        SyntheticSet.load(tmp_path / name, partition=2)
+
+
+def test_pixels_that_are_not_numbers_are_named_as_such(dataset: Dataset, tmp_path: Path) -> None:
+    torch.save([UNIT.where(UNIT > 0.01, torch.nan), LABELS], tmp_path / "data.pt")
+    with pytest.raises(FastDMError, match="holds pixels that are not finite numbers"):
+        SyntheticSet.load(tmp_path / "data.pt", dataset=dataset)
+
+
+@pytest.mark.parametrize(("name", "format"), [("a.npz", "idc"), ("a.safetensors", "public"), ("a.pt", "safetensors")])
+def test_a_suffix_that_contradicts_the_format_is_refused(
+    synthetic: SyntheticSet, tmp_path: Path, name: str, format: Any
+) -> None:
+    with pytest.raises(FastDMError, match=f"ends in .*, but format '{format}' is that of a"):
+        synthetic.save(tmp_path / name, format=format)
+    assert not [*tmp_path.iterdir()]
+
+
 @pytest.mark.parametrize("old", [False, True], ids=["zip", "before torch 1.6"])
 def test_one_experiment_that_is_not_in_a_list(dataset: Dataset, tmp_path: Path, old: bool) -> None:
     torch.save({"data": [IMAGES, LABELS]}, tmp_path / "a.pt", _use_new_zipfile_serialization=not old)
