@@ -35,14 +35,20 @@ def build_own(
 
     Its weights are what it draws itself: PyTorch's global generators are seeded with `seed` meanwhile, and then are as
     before. It is channels_last, as the images are, unless it refuses those. Raises FastDMError for what is not a
-    module.
+    module, and for a builder that cannot be called, or is a module itself.
     """
+    name = network_name(builder)
+    if isinstance(builder, nn.Module):
+        raise FastDMError(f"the network is a {name} itself; give a function without arguments that builds one anew")
     with _generators(seed):
-        module = builder()
+        try:
+            module = builder()
+        except Exception as error:  # whatever a function of others raises
+            if is_exhausted(error):
+                raise
+            raise FastDMError(f"calling {name}() to build a network failed: {_first_line(error)}") from error
         if not isinstance(module, nn.Module):
-            raise FastDMError(
-                f"{network_name(builder)} gives a {type(module).__name__}; it must build a torch.nn.Module"
-            )
+            raise FastDMError(f"{name} gives a {type(module).__name__}; it must build a torch.nn.Module")
         module.to(device)
         fuse(module)
         _choose_format(module, image_shape, device)
@@ -85,7 +91,7 @@ def _contiguous(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ..
 
 
 def check_own(builder: Builder, image_shape: tuple[int, int, int], num_classes: int) -> None:
-    """Raise FastDMError for a network that cannot classify such images, having sent it two."""
+    """Raise FastDMError for a network that cannot classify such images, having sent it two, or cannot be trained."""
     network = build_own(builder, 0, image_shape=image_shape).eval()
     with torch.no_grad():
         given = _of_two_images(network_name(builder), network, image_shape)
@@ -94,6 +100,8 @@ def check_own(builder: Builder, image_shape: tuple[int, int, int], num_classes: 
         raise FastDMError(
             f"{network_name(builder)} gives {shown} for 2 images; it must give logits, a tensor {[2, num_classes]}"
         )
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        raise FastDMError(f"{network_name(builder)} has no parameters that can be trained")
 
 
 def build_own_frozen(
@@ -112,13 +120,15 @@ def build_own_frozen(
             raise FastDMError(
                 f"{name} has a {type(layer).__name__}, whose draws do not follow from the seed: leave it out"
             )
-    embed = _Embedding(module)
+    embed = _Embedding(module.requires_grad_(False))
     with _generators(0):
         _choose_format(embed, image_shape, "cpu")
     with torch.enable_grad():
         features = _of_two_images(name, embed, image_shape)
     if not (isinstance(features, Tensor) and features.ndim > 1 and len(features) == 2):
         raise FastDMError(f"the embed of {name} must give a tensor of features for each image")
+    if not features.requires_grad:
+        raise FastDMError(f"the embed of {name} must give features that have a gradient to the images")
     network = Network(nn.Sequential(embed), features[0].numel(), num_classes, frozen=True)
     return network.to(device, dtype)
 
@@ -152,5 +162,9 @@ def _of_two_images(name: str, function: Callable[[Tensor], object], image_shape:
     except Exception as error:  # whatever a module of others raises
         if is_exhausted(error):
             raise
-        lines = str(error).splitlines() or [type(error).__name__]
-        raise FastDMError(f"{name} cannot take {'x'.join(map(str, image_shape))} images: {lines[0]}") from error
+        images = f"{'x'.join(map(str, image_shape))} images"
+        raise FastDMError(f"{name} cannot take {images}: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -25,6 +25,11 @@ class Plain(nn.Module):
         return torch.as_tensor(self.body(images))
 
 
+class Detached(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.detach()
+
+
 def test_the_same_layers_give_the_same_images() -> None:
     own = fastdm.condense("digits", network=Plain, **QUICK)  # type: ignore[arg-type]
     named = fastdm.condense("digits", network="ConvNet-d1-w8-relu-none-avg", **QUICK)  # type: ignore[arg-type]
@@ -103,6 +108,9 @@ class InPlace(Plain):
         (lambda: Plain(nn.Dropout(0.5)), "has a Dropout, whose draws do not follow from the seed"),
         (lambda: Plain(nn.Conv2d(3, 8, 1)), "<lambda> cannot take 1x8x8 images: Given groups=1"),
         (lambda: InPlace(), "<lambda> cannot take 1x8x8 images: a leaf Variable that requires grad"),
+        (Plain(), "the network is a Plain itself; give a function without arguments that builds one anew"),
+        (lambda: 1 / 0, r"calling <lambda>\(\) to build a network failed: division by zero"),
+        (lambda: Plain(Detached()), "the embed of <lambda> must give features that have a gradient"),
     ],
 )
 def test_what_images_cannot_be_matched_in(build: object, message: str) -> None:

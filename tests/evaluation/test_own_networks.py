@@ -81,6 +81,12 @@ class Refusing(nn.Module):
         ([7], "networks has a int in it; each must be a name, or a function"),
         ([linear, partial(linear)], "two networks are called linear; build each in a function that has a name"),
         (linear, "it must be a list of at least one name"),
+        ([linear()], "the network is a Sequential itself; give a function without arguments that builds one anew"),
+        ([nn.Linear], r"calling Linear\(\) to build a network failed: .*missing 2 required"),
+        (
+            [lambda: nn.Sequential(nn.Flatten(), nn.AdaptiveAvgPool1d(10))],
+            "<lambda> has no parameters that can be trained",
+        ),
     ],
 )
 def test_what_cannot_be_trained(networks: list[object], message: str, digits: Dataset) -> None:
