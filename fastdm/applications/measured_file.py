@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 from fastdm.data.pool import Dataset, Pool
-from fastdm.errors import FastDMError, one_of
-from fastdm.evaluation.measure import measure, measure_soft
+from fastdm.errors import FastDMError
+from fastdm.evaluation.measure import check_labels, measure, measure_soft
 from fastdm.evaluation.outcome import Evaluation
 from fastdm.evaluation.protocol import Protocol
 from fastdm.networks.trained import NetworkPool
@@ -58,7 +58,7 @@ def measured_sets(
     together. baselines: then random real images, as many, and the whole set, for `whole_set_epochs` epochs, by default
     the protocol's and at most `WHOLE_SET_EPOCHS`.
     """
-    one_of("labels", labels, ("hard", "soft"))
+    check_labels(labels, pool)
     found = []
     for number, synthetic in sets.items():
         title = f"{file}, set {number}" if several else str(file)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from fastdm.augmentation import default_strategy
 from fastdm.condensation.loop import fingerprint
 from fastdm.data.pool import Dataset
 from fastdm.data.sources import Source, open_dataset
-from fastdm.errors import FastDMError, whole_number
+from fastdm.errors import FastDMError, one_of, whole_number
 from fastdm.evaluation.protocol import Protocol
 from fastdm.evaluation.testing import accuracy
 from fastdm.evaluation.together import Together
@@ -28,7 +28,7 @@ from fastdm.networks.model import Network
 from fastdm.networks.trained import NetworkPool, flatten_parameters, load_parameters
 from fastdm.system.checks import parse_json
 from fastdm.system.device import Precision, default_device, fastest_precision, precision_context, undisturbed
-from fastdm.system.files import crc32, make_folder, user_path, writing
+from fastdm.system.files import crc32, locked, make_folder, user_path, writing
 from fastdm.system.memory import within_memory
 from fastdm.system.progress import Progress
 
@@ -75,10 +75,11 @@ def train_pool(
     forward passes, by default the fastest of equal accuracy.
     save_path: the file of the pool, .safetensors. Until it is complete, a file next to it keeps each network with its
     snapshots, and resume continues from there: the result is that of an uninterrupted training. overwrite: start over.
+    No other process can train for this file meanwhile.
     progress: show a bar on a terminal, JSON lines elsewhere.
 
     Everything follows from `seed` and the number of the network; on a CPU the same call gives the same pool, bit for
-    bit. Raises FastDMError, before the first update, for whatever cannot be used.
+    bit. Raises FastDMError, before the first update, for whatever cannot be used, and for a training that diverges.
 
     >>> import fastdm
     >>> pool = fastdm.train_pool("digits", networks=2, epochs=1, states=3, network="ConvNetD1", device="cpu")
@@ -88,6 +89,7 @@ def train_pool(
     dataset = open_dataset(data, data_path=data_path, image_size=image_size)
     device = default_device(device)
     networks, seed = whole_number("networks", networks, 1), whole_number("seed", seed, 0)
+    one_of("cutmix", cutmix, (True, False))
     protocol = Protocol(
         [default_network(dataset.image_shape) if network is None else network],
         default_strategy(dataset.name),
@@ -107,20 +109,21 @@ def train_pool(
         raise FastDMError(f"states is {states}, but trainings of {steps} updates have {steps + 1}; use at most as many")
     settings = _settings(protocol, states, seed)
     files = _Files(None if save_path is None else user_path(save_path), {**settings, **fingerprint(dataset)})
-    if (complete := files.begin(resume, overwrite)) is not None:
-        return complete
     kept = [steps * state // (states - 1) for state in range(states)]
-    trainings = _train(dataset, protocol, kept, files, device, progress)
-    pool = NetworkPool(
-        torch.stack([rows for rows, _ in trainings]),
-        next(iter(protocol.by_name())),
-        dataset.image_shape,
-        dataset.num_classes,
-        dataset.name,
-        tuple(found for _, found in trainings if found is not None),
-        files.settings,
-    )
-    files.finish(pool)
+    with files.locked():
+        if (complete := files.begin(resume, overwrite)) is not None:
+            return complete
+        trainings = _train(dataset, protocol, kept, files, device, progress)
+        pool = NetworkPool(
+            torch.stack([rows for rows, _ in trainings]),
+            next(iter(protocol.by_name())),
+            dataset.image_shape,
+            dataset.num_classes,
+            dataset.name,
+            tuple(found for _, found in trainings if found is not None),
+            files.settings,
+        )
+        files.finish(pool)
     return pool
 
 
@@ -253,6 +256,11 @@ class _Training:
         if (state := self._states.get(done)) is None:
             return
         self.rows[state] = flatten_parameters(self.network)
+        if not self.rows[state].isfinite().all():
+            raise FastDMError(
+                f"network {self._number} has weights that are not finite after {done} updates: a smaller lr_net keeps "
+                "them finite"
+            )
         if done:
             flat = torch.cat([part.contiguous().flatten().cpu() for part in momentum()])
             self._files.save(self._number, done, self.rows[: state + 1], flat)
@@ -272,8 +280,16 @@ class _Files:
         self.path = path
         self.settings = json.loads(json.dumps(settings))
 
+    def locked(self) -> AbstractContextManager[None]:
+        """Keep other processes from the files within the block."""
+        if self.path is None:
+            return nullcontext()
+        return locked(self.path.with_name(f".{self.path.name}.lock"), str(self.path))
+
     def begin(self, resume: bool, overwrite: bool) -> NetworkPool | None:
         """The pool, if it is complete and to be resumed; FastDMError where files would be lost."""
+        if resume and overwrite:
+            raise FastDMError("resume continues a training, and overwrite starts over: ask for one of them")
         if self.path is None:
             return None
         if overwrite:

@@ -8,6 +8,8 @@ import typer
 from rich.console import Console
 
 from fastdm.cli.flags import Cutmix, DataPath, Dataset, Device, ImageSize, Model, PrecisionOption, Seed
+from fastdm.cli.output import among_ranks
+from fastdm.errors import FastDMError
 
 
 def pool(
@@ -36,6 +38,9 @@ def pool(
     """Train networks on a data set and keep snapshots of them, for fastdm condense --networks trained."""
     from fastdm.applications.pool import train_pool
 
+    with among_ranks() as ranks:
+        if ranks.size > 1:
+            raise FastDMError(f"a pool is trained by one process, not by {ranks.size}: start fastdm pool by itself")
     trained = train_pool(
         dataset,
         networks=networks,

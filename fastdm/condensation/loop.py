@@ -21,7 +21,7 @@ from fastdm.data.pool import Dataset
 from fastdm.data.sources import open_dataset
 from fastdm.errors import FastDMError, unknown, whole_number
 from fastdm.networks.own import Builder, network_name
-from fastdm.networks.trained import NetworkPool
+from fastdm.networks.trained import NetworkPool, opened_pool
 from fastdm.runs.about import About
 from fastdm.runs.options import Observer, RunOptions
 from fastdm.runs.recording import peak_memory, recorded
@@ -118,7 +118,7 @@ def condense(
         options["network"] = network_name(own)
     dataset = open_dataset(data, data_path=data_path, image_size=image_size)
     settings = _settings(settings, recipe, dataset, options)
-    networks = NetworkPool.load(pool) if isinstance(pool, str | Path) else pool
+    networks = opened_pool(pool)
     settings = matching_pool(settings, networks, dataset)
     device = default_device(device)
     run_options = RunOptions(
@@ -166,7 +166,7 @@ def condense_resolved(
         synthetic = partial(_synthetic_set, dataset, settings, step.images, share, ranks)
         grid = partial(_write_grid, dataset, step.images, share, ranks)
         with closing(step), _run(dataset, settings, step, share, synthetic, grid, options, pool, ranks) as run:
-            notes = [*_introduce(run, dataset, settings, device, plan, ranks), *_prepare(run, step, device)]
+            notes = [*_introduce(run, dataset, settings, device, plan, ranks, pool), *_prepare(run, step, device)]
             about = _about(dataset, device, plan, notes)
             run.describe(about)
             if run.first_iteration == 0:
@@ -214,11 +214,17 @@ def _run(
 
 
 def _introduce(
-    run: Run, dataset: Dataset, settings: Settings, device: torch.device, plan: MemoryPlan, ranks: Ranks
+    run: Run,
+    dataset: Dataset,
+    settings: Settings,
+    device: torch.device,
+    plan: MemoryPlan,
+    ranks: Ranks,
+    pool: NetworkPool | None,
 ) -> Iterator[str]:
     """Say what is about to be done; yields what is worth a note in the run folder."""
     run.say(_summary(dataset, settings, device) + (f", {ranks.size} ranks" if ranks.size > 1 else ""))
-    for note in _small_classes(dataset, settings):
+    for note in (*_small_classes(dataset, settings), *_other_data(dataset, pool)):
         run.say(note)
         yield note
     if run.options.verbose:
@@ -296,6 +302,16 @@ def _small_classes(dataset: Dataset, settings: Settings) -> Iterator[str]:
     """A note if some classes have fewer than batch_real images."""
     if (smallest := int(dataset.train.class_sizes.min())) < settings.batch_real:
         yield f"classes with less than batch_real = {settings.batch_real} images use all; one has {smallest}"
+
+
+def _other_data(dataset: Dataset, pool: NetworkPool | None) -> Iterator[str]:
+    """A note if the networks of the pool were trained on another data set."""
+    if pool is None:
+        return
+    if pool.dataset != dataset.name:
+        yield f"the networks of the pool were trained on {pool.dataset}, not on {dataset.name}"
+    elif any(pool.settings.get(name, value) != value for name, value in fingerprint(dataset).items()):
+        yield f"the networks of the pool were trained on a data set {dataset.name} of other images"
 
 
 def fingerprint(dataset: Dataset) -> dict[str, Any]:

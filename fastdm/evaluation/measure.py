@@ -21,7 +21,7 @@ from fastdm.evaluation.training import LabelledImages
 from fastdm.evaluation.trial import Trial, train_all
 from fastdm.networks.architectures import default_network
 from fastdm.networks.own import Builder
-from fastdm.networks.trained import NetworkPool
+from fastdm.networks.trained import NetworkPool, opened_pool
 from fastdm.synthetic.initial import random_selection
 from fastdm.synthetic.synthetic_set import SyntheticSet, check_compatible
 from fastdm.system.device import Precision, default_device, precision_context, undisturbed
@@ -63,7 +63,7 @@ def evaluate(
     protocol: Literal["dm", "idc"] = "dm",
     checks: int = 1,
     labels: Literal["hard", "soft"] = "hard",
-    pool: NetworkPool | None = None,
+    pool: NetworkPool | str | Path | None = None,
     seed: int = 0,
     device: str | torch.device | None = None,
     precision: Precision | None = None,
@@ -91,8 +91,9 @@ def evaluate(
     flipped). num_eval: networks of each architecture. lr_net: their first learning rate.
     checks: how many times the accuracy is measured during a training; the last, at its end, is the result, the highest
     is kept next to it as `Evaluation.best`. labels: "soft" trains for the probabilities that the set has, or else that
-    the networks of `pool` give its images. Since a teacher's labels help any images, as many random real images are
-    then evaluated with labels from the same pool: `Evaluation.random`. batch_train: None takes the protocol's.
+    the networks of `pool` (or of its file) give its images. Since a teacher's labels help any images, as many random
+    real images are then evaluated with labels from the same pool: `Evaluation.random`. batch_train: None takes the
+    protocol's.
     device: default: the GPU if there is one. precision: "fp32", "tf32" (the default on a GPU) or "bf16";
     with the last, a CPU without AMX, which is faster in float32, computes the blocks of networks in that.
     progress: show a bar on a terminal, JSON lines elsewhere.
@@ -126,10 +127,18 @@ def evaluate(
         name=protocol,
         checks=checks,
     )
-    one_of("labels", labels, ("hard", "soft"))
+    networks_of_pool = opened_pool(pool)
+    check_labels(labels, networks_of_pool)
     if labels == "hard":
         return measure(train, dataset, how, device, progress=progress)
-    return measure_soft(train, dataset, how, device, pool, progress=progress)
+    return measure_soft(train, dataset, how, device, networks_of_pool, progress=progress)
+
+
+def check_labels(labels: str, pool: NetworkPool | None) -> None:
+    """Raise FastDMError for labels that are not known, and for a pool that nothing would be asked of."""
+    one_of("labels", labels, ("hard", "soft"))
+    if labels == "hard" and pool is not None:
+        raise FastDMError("a pool of networks is given, but labels is 'hard'; use labels='soft', or leave the pool out")
 
 
 def measure_soft(

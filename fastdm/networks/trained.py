@@ -122,12 +122,25 @@ class NetworkPool:
                 expected["checksum"] = str(crc32(weights, text=text))
             if any(metadata.get(name) != value for name, value in expected.items()):
                 raise FastDMError("its checksum does not match")
+            if not weights.isfinite().all():
+                raise FastDMError("it has weights that are not finite numbers")
             about = parse_json(text)
             about["image_shape"] = tuple(about["image_shape"])
             about["accuracies"] = tuple(about["accuracies"])
             return cls(weights=weights, **about)
         except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
             raise FastDMError(f"{path} is not a pool of trained networks, or is damaged: {error}") from error
+
+
+def opened_pool(pool: object) -> NetworkPool | None:
+    """The pool, read where its file is given; FastDMError for anything else."""
+    if pool is None or isinstance(pool, NetworkPool):
+        return pool
+    if not isinstance(pool, str | Path):
+        raise FastDMError(
+            f"pool is a {type(pool).__name__}; it must be a NetworkPool, as train_pool gives it, or its file"
+        )
+    return NetworkPool.load(pool)
 
 
 def unread_pool(

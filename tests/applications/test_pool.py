@@ -12,6 +12,7 @@ from fastdm.applications import pool as pool_room
 from fastdm.data.pool import Dataset
 from fastdm.errors import FastDMError
 from fastdm.networks.trained import NetworkPool, load_parameters
+from fastdm.system.files import locked
 from tests.oracles import random_dataset
 
 OPTIONS: dict[str, Any] = {
@@ -111,6 +112,34 @@ def test_a_pool_survives_its_file_and_damage_is_noticed(dataset: Dataset, tmp_pa
         NetworkPool.load(tmp_path / "absent.safetensors")
 
 
+def test_a_pool_is_not_lost_to_flags_that_contradict_each_other(dataset: Dataset, tmp_path: Path) -> None:
+    path = tmp_path / "pool.safetensors"
+    train(dataset, networks=1, epochs=1, states=2, save_path=path)
+    before = path.read_bytes()
+    with pytest.raises(FastDMError, match="resume continues a training, and overwrite starts over"):
+        train(dataset, networks=1, epochs=1, states=2, seed=1, save_path=path, resume=True, overwrite=True)
+    assert path.read_bytes() == before
+
+
+def test_one_process_at_a_time_trains_for_a_file(dataset: Dataset, tmp_path: Path) -> None:
+    path = tmp_path / "pool.safetensors"
+    with (
+        locked(tmp_path / ".pool.safetensors.lock", "it"),
+        pytest.raises(FastDMError, match=r"pool\.safetensors is in use by another process"),
+    ):
+        train(dataset, save_path=path)
+    train(dataset, networks=1, epochs=1, states=2, save_path=path)
+    assert [each.name for each in tmp_path.iterdir()] == ["pool.safetensors"]
+
+
+def test_a_file_of_weights_that_are_not_finite_is_refused(dataset: Dataset, tmp_path: Path) -> None:
+    pool = train(dataset, networks=1, epochs=1, states=2)
+    spoilt = dataclasses.replace(pool, weights=pool.weights.where(pool.weights != pool.weights.max(), torch.nan))
+    spoilt.save(tmp_path / "pool.safetensors")
+    with pytest.raises(FastDMError, match="it has weights that are not finite numbers"):
+        NetworkPool.load(tmp_path / "pool.safetensors")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -120,6 +149,8 @@ def test_a_pool_survives_its_file_and_damage_is_noticed(dataset: Dataset, tmp_pa
         ({"states": 14}, "states is 14, but trainings of 12 updates have 13; use at most as many"),
         ({"network": "ConvNt"}, "unknown network 'ConvNt'"),
         ({"save_path": "pool.pt"}, "must end in .safetensors"),
+        ({"cutmix": "no"}, "cutmix is 'no'; it must be one of True, False"),
+        ({"lr_net": 1e9}, r"network [01] has weights that are not finite after \d+ updates: a smaller lr_net"),
     ],
 )
 def test_bad_settings_are_refused(changes: dict[str, Any], message: str, dataset: Dataset) -> None:

@@ -123,6 +123,25 @@ def test_what_does_not_go_together_is_refused(dataset: Dataset, options: dict[st
         fastdm.condense(dataset, 1, **{**RUN, **options})
 
 
+def test_a_pool_of_another_data_set_is_named(dataset: Dataset, pool: NetworkPool, tmp_path: Path) -> None:
+    run = {**RUN, "networks": "trained", "iterations": 1}
+    other = dataclasses.replace(dataset, name="other")
+    changed = dataclasses.replace(dataset.train, images=255 - dataset.train.images)
+    for number, (data, expected) in enumerate(
+        [
+            (dataset, []),
+            (other, [f"the networks of the pool were trained on {dataset.name}, not on other"]),
+            (
+                dataclasses.replace(dataset, train=changed),
+                [f"the networks of the pool were trained on a data set {dataset.name} of other images"],
+            ),
+        ]
+    ):
+        fastdm.condense(data, 1, pool=pool, save_path=tmp_path / str(number), **run)
+        notes = json.loads((tmp_path / str(number) / "about.json").read_text())["notes"]
+        assert [note for note in notes if "pool" in note] == expected
+
+
 def test_a_pool_that_does_not_fit_is_refused(dataset: Dataset, pool: NetworkPool) -> None:
     for options, message in (
         ({}, "a pool of networks is given, but networks is 'random'"),
@@ -130,6 +149,8 @@ def test_a_pool_that_does_not_fit_is_refused(dataset: Dataset, pool: NetworkPool
     ):
         with pytest.raises(FastDMError, match=message):
             fastdm.condense(dataset, 1, pool=pool, **RUN, **options)
+    with pytest.raises(FastDMError, match="pool is a int; it must be a NetworkPool"):
+        fastdm.condense(dataset, 1, pool=3, networks="trained", **RUN)  # type: ignore[arg-type]
     other = random_dataset([9, 9], (1, 8, 8))
     with pytest.raises(FastDMError, match="the pool of networks has 3 classes"):
         fastdm.condense(other, 1, pool=pool, networks="trained", **RUN)

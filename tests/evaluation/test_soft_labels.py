@@ -55,6 +55,12 @@ def test_soft_labels_are_trained_for_and_random_images_measured_too(digits: Data
 
 def test_what_cannot_be_labelled_is_refused(digits: Dataset, pool: NetworkPool) -> None:
     chosen = fastdm.random_selection(digits, 1)
+    with pytest.raises(FastDMError, match="a pool of networks is given, but labels is 'hard'"):
+        fastdm.evaluate(chosen, digits, pool=pool, device="cpu")
+    with pytest.raises(FastDMError, match="pool is a int; it must be a NetworkPool"):
+        fastdm.evaluate(chosen, digits, labels="soft", pool=3, device="cpu")  # type: ignore[arg-type]
+    with pytest.raises(FastDMError, match="absent is not a pool of trained networks"):
+        fastdm.evaluate(chosen, digits, labels="soft", pool="absent", device="cpu")
     with pytest.raises(FastDMError, match="train one"):
         fastdm.evaluate(chosen, digits, labels="soft", device="cpu")
     with pytest.raises(FastDMError, match="is for condensed sets"):
