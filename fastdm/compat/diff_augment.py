@@ -67,6 +67,10 @@ def DiffAugment(x: Tensor, strategy: str | None = "", seed: int = -1, param: Par
     >>> fastdm.DiffAugment(images, "color_crop_cutout_flip_scale_rotate", seed=7).shape
     torch.Size([4, 3, 32, 32])
     """
+    if not isinstance(strategy, str | None):
+        raise FastDMError(
+            f"the strategy is a {type(strategy).__name__}; it must be a str, such as 'color_crop', or None"
+        )
     families = _families(strategy)  # before the state changes: an unknown family is an error that changes nothing
     if not families:
         return x
@@ -74,6 +78,8 @@ def DiffAugment(x: Tensor, strategy: str | None = "", seed: int = -1, param: Par
         raise FastDMError(f"the images are a {type(x).__name__}; they must be a tensor [N, C, H, W]")
     if x.dim() != 4:
         raise FastDMError(f"the images have the shape {tuple(x.shape)}; it must be [N, C, H, W]")
+    if seed is None or isinstance(seed, str):
+        raise FastDMError(f"seed is {seed!r}; it must be a number, -1 for parameters of each image's own")
     param = ParamDiffAug() if param is None else param
     if param.aug_mode not in ("S", "M"):
         raise FastDMError(f"aug_mode is {param.aug_mode!r}; it is 'S' (one family) or 'M' (all families)")

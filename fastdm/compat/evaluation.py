@@ -55,12 +55,12 @@ def evaluate_synset(
     lr = float(_of(args, "lr_net"))
     epochs = whole_number("args.epoch_eval_train", _of(args, "epoch_eval_train"), 0)
     batch_train = whole_number("args.batch_train", _of(args, "batch_train"), 1)
-    _check(images_train, labels_train)
+    _check(net, images_train, labels_train)
     strategy, param = _augmentation(args)
     net = net.to(device)
     keep_freed_memory(device)
     images, labels = images_train.detach().to(device), labels_train.to(device).long()
-    order = _Order(len(images), batch_train)
+    order, highest = _Order(len(images), batch_train), int(labels.max())
 
     began = time.monotonic()
     with fused_blocks(net):
@@ -75,6 +75,8 @@ def evaluate_synset(
                 if strategy:
                     batch = DiffAugment(batch, strategy, param=param)
                 logits = net(batch)
+                if epoch == 0 and logits.shape[1] <= highest:
+                    raise FastDMError(f"labels_train has the label {highest}, but net gives {logits.shape[1]} logits")
                 loss = functional.cross_entropy(logits, truth)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
@@ -93,7 +95,9 @@ def evaluate_synset(
     return net, acc_train, acc_test
 
 
-def _check(images: Tensor, labels: Tensor) -> None:
+def _check(net: nn.Module, images: Tensor, labels: Tensor) -> None:
+    if not isinstance(net, nn.Module):
+        raise FastDMError(f"net is a {type(net).__name__}; it must be a torch.nn.Module")
     for name, given in (("images_train", images), ("labels_train", labels)):
         if not isinstance(given, Tensor):
             raise FastDMError(f"{name} is a {type(given).__name__}; it must be a tensor")
@@ -102,6 +106,10 @@ def _check(images: Tensor, labels: Tensor) -> None:
             f"images_train is {list(images.shape)} and labels_train {list(labels.shape)}; they must be [N, C, H, W] "
             "and [N], with N above 0"
         )
+    if not images.is_floating_point():
+        raise FastDMError(f"images_train is {images.dtype}; it must be normalised images, a tensor of floats")
+    if labels.dtype == torch.bool or bool((labels != labels.long()).any()) or int(labels.min()) < 0:
+        raise FastDMError("labels_train must be whole numbers from 0 on, the classes of images_train")
 
 
 class _Order:

@@ -47,6 +47,8 @@ class DiffAug:
         self.saturation = 2.0
         self.contrast = 0.5
         self.batch = batch
+        if not isinstance(strategy, str):
+            raise FastDMError(f"the strategy is a {type(strategy).__name__}; it must be a str, such as 'color_crop'")
         families = () if strategy.lower() in ("", "none") else tuple(strategy.lower().split("_"))
         for family in families:
             if family not in FAMILIES:
@@ -58,6 +60,8 @@ class DiffAug:
     def __call__(self, x: Tensor, single_aug: bool = True, seed: int = -1) -> Tensor:
         if not self.aug:
             return x
+        if not isinstance(x, Tensor):
+            raise FastDMError(f"the images are a {type(x).__name__}; they must be a tensor [N, 1 or 3, H, W]")
         if x.dim() != 4 or x.shape[1] not in (1, 3) or not x.is_floating_point():
             raise FastDMError(f"the images are {x.dtype} {list(x.shape)}; they must be floats [N, 1 or 3, H, W]")
         strategy = Strategy(

@@ -47,7 +47,7 @@ def dm_loss(
     torch.Size([20, 1, 8, 8])
     """
     families = Strategy.parse(strategy)
-    _check(image_syn, real, families)
+    _check(embed, image_syn, real, families)
     classes, device = len(real), image_syn.device
     key = torch.tensor([whole_number("seed", seed, 0), 0], device=device)
     numbers = torch.arange(classes, device=device)
@@ -107,6 +107,8 @@ class _LossOfClasses:
             if not isinstance(output, Tensor) or output.ndim < 2 or len(output) != len(x):
                 given = list(output.shape) if isinstance(output, Tensor) else f"a {type(output).__name__}"
                 raise FastDMError(f"embed gives {given} of {len(x)} images; it must give [{len(x)}, D]")
+            if not output.is_floating_point():
+                raise FastDMError(f"embed gives {output.dtype}; its features must be floats")
             outputs.append(output.flatten(1))
         return torch.cat(outputs)
 
@@ -142,9 +144,11 @@ def _module(embed: Embed) -> nn.Module | None:
     return owner if isinstance(owner, nn.Module) else None
 
 
-def _check(image_syn: Tensor, real: Tensor | Sequence[Tensor], strategy: Strategy) -> None:
+def _check(embed: object, image_syn: Tensor, real: Tensor | Sequence[Tensor], strategy: Strategy) -> None:
     if not isinstance(real, Tensor | Sequence):
         raise FastDMError(f"real is a {type(real).__name__}; it must be a tensor, or a list of one for each class")
+    if not callable(embed):
+        raise FastDMError(f"embed is a {type(embed).__name__}; it must be a function, such as net.embed")
     for name, images in (("image_syn", image_syn), *((f"real[{c}]", images) for c, images in enumerate(real))):
         if not isinstance(images, Tensor) or not images.is_floating_point():
             kind = images.dtype if isinstance(images, Tensor) else f"a {type(images).__name__}"

@@ -277,3 +277,7 @@ def test_no_strategy_returns_the_images() -> None:
 def test_what_is_not_a_tensor_is_refused() -> None:
     with pytest.raises(fastdm.FastDMError, match="the images are a list; they must be a tensor"):
         fastdm.DiffAugment([torch.zeros(1, 3, 8, 8)], "color", 1)  # type: ignore[arg-type]
+    with pytest.raises(fastdm.FastDMError, match="the strategy is a list; it must be a str"):
+        fastdm.DiffAugment(torch.zeros(1, 3, 8, 8), ["color"], 1)  # type: ignore[arg-type]
+    with pytest.raises(fastdm.FastDMError, match="seed is None; it must be a number"):
+        fastdm.DiffAugment(torch.zeros(1, 3, 8, 8), "color", None)  # type: ignore[arg-type]

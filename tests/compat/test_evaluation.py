@@ -142,6 +142,16 @@ def test_a_test_set_that_does_not_fit_is_read_batch_by_batch(
     assert tests.read == 100
 
 
+def test_a_builder_images_of_bytes_and_labels_beyond_the_logits_are_refused() -> None:
+    images, labels = torch.zeros(2, 3, 8, 8), torch.arange(2)
+    with pytest.raises(FastDMError, match=r"labels_train has the label 99, but net gives \d+ logits"):
+        evaluate_synset(0, network(1), images, labels + 98, [], arguments())
+    with pytest.raises(FastDMError, match=r"net is a function; it must be a torch\.nn\.Module"):
+        evaluate_synset(0, network, images, labels, [], arguments())  # type: ignore[arg-type]
+    with pytest.raises(FastDMError, match=r"images_train is torch\.uint8; it must be normalised images"):
+        evaluate_synset(0, network(1), images.byte(), labels, [], arguments())
+
+
 def test_arguments_that_are_missing_or_ask_for_another_augmentation() -> None:
     args = arguments()
     del args.lr_net
@@ -227,6 +237,8 @@ def test_a_shuffled_test_set_is_drawn_anew_for_every_network(
         (torch.arange(10) % 3, {"batch_train": 0}, "args.batch_train is 0"),
         (torch.arange(10) % 3, {"epoch_eval_train": -1}, "args.epoch_eval_train is -1"),
         (torch.arange(10) % 3, {"device": "tpu"}, "tpu"),
+        (torch.arange(10) % 3 - 1, {}, "labels_train must be whole numbers from 0 on"),
+        (torch.arange(10) / 10, {}, "labels_train must be whole numbers from 0 on"),
     ],
 )
 def test_what_does_not_fit_together_is_refused_before_the_training(

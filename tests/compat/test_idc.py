@@ -112,6 +112,10 @@ def test_no_augmentation_and_unknown_families() -> None:
     assert DiffAug("none")(x) is x
     with pytest.raises(FastDMError, match="unknown augmentation 'translate'"):
         DiffAug("translate")
+    with pytest.raises(FastDMError, match="the strategy is a list; it must be a str"):
+        DiffAug(["color"])  # type: ignore[arg-type]
+    with pytest.raises(FastDMError, match="the images are a ndarray; they must be a tensor"):
+        DiffAug("color")(x.numpy())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
