@@ -78,6 +78,10 @@ class Strategy:
     @classmethod
     def parse(cls, text: str | None, mode: Literal["S", "M"] = "S") -> "Strategy":
         """The strategy written as `color_crop_cutout_flip_scale_rotate`; "none", "" and None mean no augmentation."""
+        if not isinstance(text, str | None):
+            raise FastDMError(
+                f"the strategy is a {type(text).__name__}; it must be a str of families joined by underscores, or None"
+            )
         if text is None or text.lower() in ("", "none"):
             return cls((), mode)
         return cls(tuple(text.split("_")), mode)

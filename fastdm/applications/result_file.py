@@ -1,13 +1,23 @@
 """Results of a long job in a file of JSON, written again after each, so that the job can continue where it was."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from fastdm.errors import FastDMError
 from fastdm.system.checks import parse_json
 from fastdm.system.files import writing
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """What differs, in words; of a group of settings only those that do."""
+    for name, value in now.items():
+        was = before.get(name)
+        if isinstance(value, dict) and isinstance(was, dict):
+            yield from _changes(was, value)
+        elif was != value:
+            yield f"{name} was {was!r} and is {value!r}"
 
 
 class ResultFile:
@@ -36,11 +46,7 @@ class ResultFile:
             before, self.records = dict(content["settings"]), [dict(record) for record in content["results"]]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise FastDMError(f"{path} is damaged ({error}); remove it, or overwrite it") from error
-        changed = [
-            f"{name} was {before.get(name)!r} and is {now!r}"
-            for name, now in self.settings.items()
-            if before.get(name) != now
-        ]
+        changed = [*_changes(before, self.settings)]
         if changed:
             raise FastDMError(
                 f"{path} was begun with other settings ({'; '.join(changed)}); use the same, or overwrite"

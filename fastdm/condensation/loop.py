@@ -364,9 +364,10 @@ def _check_classes(dataset: Dataset, settings: Settings) -> None:
         raise FastDMError(f"{smallest} has no images; leave it out or add some")
     parts = settings.partition**2
     if settings.init == "real" and size < settings.ipc * parts:
+        remedy = f"an ipc of at most {size // parts}" if size >= parts else "a smaller partition"
         raise FastDMError(
             f"ipc is {settings.ipc}{f' with {parts} images in each' if parts > 1 else ''}, but {smallest} has {size} "
-            f"images to start from; use an ipc of at most {size // parts}, or init 'noise'"
+            f"images to start from; use {remedy}, or init 'noise'"
         )
     if settings.small_classes == "error" and size < settings.batch_real:
         raise FastDMError(

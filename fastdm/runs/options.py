@@ -7,7 +7,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from fastdm.errors import FastDMError
+from fastdm.errors import FastDMError, real_number, whole_number
 from fastdm.runs.events import check_installed
 from fastdm.runs.recording import check_chosen
 from fastdm.synthetic.synthetic_set import SyntheticSet
@@ -53,10 +53,11 @@ class RunOptions:
     def check(self, iterations: int) -> None:
         """Raise FastDMError for options that a run of so many iterations cannot follow."""
         for name, every in (("save_every", self.save_every), ("picture_every", self.picture_every)):
-            if every < 1:
-                raise FastDMError(f"{name} is {every}; it must be at least 1")
-        if self.save_minutes is not None and not self.save_minutes > 0:
+            whole_number(name, every, 1)
+        if self.save_minutes is not None and not real_number("save_minutes", self.save_minutes) > 0:
             raise FastDMError(f"save_minutes is {self.save_minutes}; it must be above 0")
+        if self.callback is not None and not callable(self.callback):
+            raise FastDMError(f"callback is a {type(self.callback).__name__}; it must be a function, or None")
         if self.resume and self.overwrite:
             raise FastDMError("resume continues a run, and overwrite starts over: ask for one of them")
         if self.profile is not None:

@@ -28,6 +28,8 @@ def user_path(path: str | os.PathLike[str]) -> Path:
 
     Raises FastDMError for what no file can be called.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise FastDMError(f"a path is a {type(path).__name__}; it must be a str or a Path")
     path = os.path.expanduser(path)
     if "\0" in path:
         raise FastDMError(f"{printable(path)} has a zero byte in its name, which no file can have")

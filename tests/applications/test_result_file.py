@@ -38,3 +38,11 @@ def test_results_are_neither_lost_nor_mixed(tmp_path: Path) -> None:
     path.write_text('{"settings": {}}')
     with pytest.raises(FastDMError, match=r"results.json is damaged"):
         opened(path, resume=True)
+
+
+def test_of_a_group_of_settings_only_what_differs_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    first, other = ({"seed": 0, "settings": {"ipc": ipc, "lr_img": 1.0}} for ipc in (1, 2))
+    ResultFile(path, first, resume=False, overwrite=False).add(name="a")
+    with pytest.raises(FastDMError, match=r"other settings \(ipc was 1 and is 2\); use the same, or overwrite"):
+        ResultFile(path, other, resume=True, overwrite=False)

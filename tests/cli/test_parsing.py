@@ -79,6 +79,14 @@ def test_the_settings_of_a_run_from_python_are_flags_too(tmp_path: Path) -> None
     assert loaded.images.equal(made.images)
 
 
+def test_a_flag_of_another_command_is_named_without_a_list_that_is_not_there(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("ipc: 1")
+    with pytest.raises(FastDMError, match=r"unknown setting 'ipc'; choose one of dataset, .*: \d+ in all$"):
+        run("evaluate", "set.safetensors", "--config", tmp_path / "run.yaml")
+    with pytest.raises(FastDMError, match=r"in all \(fastdm list networks\)$"):
+        run("condense", "--dataset", "digits", "--model", "Foo", "--save_path", tmp_path / "a")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
