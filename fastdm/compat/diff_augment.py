@@ -78,7 +78,7 @@ def DiffAugment(x: Tensor, strategy: str | None = "", seed: int = -1, param: Par
         raise FastDMError(f"the images are a {type(x).__name__}; they must be a tensor [N, C, H, W]")
     if x.dim() != 4:
         raise FastDMError(f"the images have the shape {tuple(x.shape)}; it must be [N, C, H, W]")
-    if seed is None or isinstance(seed, str):
+    if not hasattr(seed, "__int__"):
         raise FastDMError(f"seed is {seed!r}; it must be a number, -1 for parameters of each image's own")
     param = ParamDiffAug() if param is None else param
     if param.aug_mode not in ("S", "M"):

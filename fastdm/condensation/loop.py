@@ -331,7 +331,9 @@ def _settings(settings: Settings | None, recipe: str | None, dataset: Dataset, o
         if settings is not None:
             raise FastDMError("a recipe is a set of settings: give settings or a recipe, and single settings by name")
         settings = recipe_settings(recipe, dataset, whole_number("ipc", options.get("ipc", Settings().ipc), 1))
-    settings = settings or Settings()
+    settings = Settings() if settings is None else settings
+    if not isinstance(settings, Settings):
+        raise FastDMError(f"settings is a {type(settings).__name__}; it must be fastdm.Settings(…)")
     known = [field.name for field in dataclasses.fields(Settings)]
     for name in options:
         if name not in known:

@@ -99,6 +99,7 @@ class Settings:
         one_of("small_classes", self.small_classes, ("error", "use_all"))
         one_of("objective", self.objective, ("mean", "mmd", "cov"))
         one_of("networks", self.networks, ("random", "trained"))
+        one_of("deterministic", self.deterministic, (False, True))
         one_of("clamp", self.clamp, (None, True, False))
         object.__setattr__(self, "ce_weight", real_number("ce_weight", self.ce_weight))
         if not 0 <= self.ce_weight < math.inf:

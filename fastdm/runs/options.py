@@ -7,7 +7,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from fastdm.errors import FastDMError, real_number, whole_number
+from fastdm.errors import FastDMError, one_of, real_number, whole_number
 from fastdm.runs.events import check_installed
 from fastdm.runs.recording import check_chosen
 from fastdm.synthetic.synthetic_set import SyntheticSet
@@ -56,6 +56,9 @@ class RunOptions:
             whole_number(name, every, 1)
         if self.save_minutes is not None and not real_number("save_minutes", self.save_minutes) > 0:
             raise FastDMError(f"save_minutes is {self.save_minutes}; it must be above 0")
+        if self.chunk_memory is not None:
+            real_number("chunk_memory", self.chunk_memory)
+        one_of("compile", self.compile, (False, True))
         if self.callback is not None and not callable(self.callback):
             raise FastDMError(f"callback is a {type(self.callback).__name__}; it must be a function, or None")
         if self.resume and self.overwrite:

@@ -21,6 +21,8 @@ def check_chosen(chosen: range, total: int, save_path: str | Path | None) -> Non
     """Raise FastDMError for iterations that a run of `total` cannot record."""
     if save_path is None:
         raise FastDMError("profile needs a save_path, under which it writes the trace")
+    if not isinstance(chosen, range):
+        raise FastDMError(f"profile is a {type(chosen).__name__}; it must be a range, such as range(100, 103)")
     if not (chosen and chosen.step == 1 and chosen.start >= 0 and chosen.stop <= total):
         within = f"must lie within the run's iterations, 0-{total - 1}" if total else "has no iterations to choose from"
         asked = f"{chosen.start}-{chosen.stop - 1}"

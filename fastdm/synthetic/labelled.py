@@ -67,6 +67,11 @@ def normalised_pixels(
                 f"all pixels lie in [0, 1], {low:.3g}..{high:.3g}, and are taken as normalised; if they are not, load "
                 "it with normalised=False (--not_normalised)"
             )
+        elif low >= 0:
+            tally.say(
+                f"no pixel is below 0, {low:.3g}..{high:.3g}, and they are taken as normalised; if not, divide "
+                "values of 0..255 by 255 and load it with normalised=False (--not_normalised)"
+            )
         return pixels
     if not (low >= -_TOLERANCE and high <= 1 + _TOLERANCE):
         raise FastDMError(

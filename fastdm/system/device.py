@@ -25,8 +25,10 @@ def default_device(device: str | torch.device | None) -> torch.device:
     device that is not available.
     """
     try:
-        chosen = torch.device(device or (f"cuda:{own_gpu()}" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError as error:
+        if device is None or device == "":
+            device = f"cuda:{own_gpu()}" if torch.cuda.is_available() else "cpu"
+        chosen = torch.device(device)
+    except (RuntimeError, TypeError) as error:
         raise FastDMError(f"device {device!r} is unknown; it must be cpu, cuda, or cuda:1 and so on") from error
     try:
         if chosen.type not in ("cpu", "cuda"):

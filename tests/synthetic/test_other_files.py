@@ -79,6 +79,10 @@ def test_pixels_in_0_to_1_are_normalised(dataset: Dataset) -> None:
 def test_pixels_that_may_not_be_normalised_are_named(dataset: Dataset, caplog: pytest.LogCaptureFixture) -> None:
     SyntheticSet.from_tensors(UNIT, LABELS, dataset=dataset)
     assert "are taken as normalised; if they are not, load it with normalised=False" in note(caplog)
+    SyntheticSet.from_tensors(255 * UNIT, LABELS, dataset=dataset)
+    assert "no pixel is below 0" in note(caplog)
+    SyntheticSet.from_tensors(IMAGES, LABELS, dataset=dataset)
+    assert not caplog.records
 
 
 def test_images_without_labels_are_sorted(dataset: Dataset, caplog: pytest.LogCaptureFixture) -> None:
