@@ -2,7 +2,7 @@
 
 python -m examples.own_architecture [SET]
 
-`fastdm.evaluate` does the same for the architectures that fastdm knows by name.
+`fastdm.evaluate(synthetic, dataset, networks=[function])` does the same in one call.
 """
 
 import sys

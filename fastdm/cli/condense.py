@@ -118,7 +118,7 @@ def _condense(context: typer.Context, flags: SimpleNamespace, ranks: "Ranks") ->
         find_preset(flags.preset).check(flags.preset, data)
     settings = given_settings(context, data, pool).resolve(data, device)
     assert settings.network is not None
-    protocol = protocol_of(flags, settings, data) if flags.num_eval else None
+    protocol = protocol_of(flags, settings, data)
     path = run_experiments(
         data,
         settings,
@@ -138,15 +138,20 @@ def _condense(context: typer.Context, flags: SimpleNamespace, ranks: "Ranks") ->
         print_outcome(path, report_of(path, folders, data), folders, evaluated=protocol is not None)
 
 
-def protocol_of(flags: SimpleNamespace, settings: "Settings", data: "Dataset") -> "Protocol":
-    """How the flags have the set evaluated."""
+def protocol_of(flags: SimpleNamespace, settings: "Settings", data: "Dataset") -> "Protocol | None":
+    """How the flags have the set evaluated; None for not at all, once the names that the run keeps are checked."""
     from fastdm.evaluation.measure import training_strategy
     from fastdm.evaluation.protocol import Protocol
     from fastdm.networks.architectures import evaluation_pool
 
+    networks = evaluation_pool(flags.eval_mode, str(settings.network))
+    strategy = training_strategy(dataclasses.asdict(settings), data)
+    if not flags.num_eval:
+        Protocol(networks, strategy, name=flags.protocol)
+        return None
     return Protocol(
-        evaluation_pool(flags.eval_mode, str(settings.network)),
-        training_strategy(dataclasses.asdict(settings), data),
+        networks,
+        strategy,
         flags.num_eval,
         flags.epoch_eval_train,
         flags.lr_net,

@@ -201,7 +201,7 @@ def _forecasts(
         device, memory, name = torch.device("cuda", 0), gpu.memory, gpu.name
         settings = replace(settings, precision=settings.precision or "bf16").resolve(data, device)
         rate = modelled(gpu, settings)
-    protocol = protocol_of(flags, settings, data) if flags.num_eval else None
+    protocol = protocol_of(flags, settings, data)
     return [
         forecast(
             data,

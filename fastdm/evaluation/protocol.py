@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from fastdm.augmentation import Strategy
 from fastdm.data.pool import Dataset
-from fastdm.errors import FastDMError, one_of, whole_number
+from fastdm.errors import FastDMError, one_of, real_number, whole_number
 from fastdm.networks.architectures import build_network
 from fastdm.networks.own import Builder, check_own, network_name
 from fastdm.system.device import Precision
@@ -53,7 +53,7 @@ class Protocol:
             object.__setattr__(self, "batch_train", 256 if self.name == "dm" else 64)
         for name in ("num_eval", "epochs", "batch_train", "checks"):
             object.__setattr__(self, name, whole_number(name, getattr(self, name), 1))
-        if not 0 < self.lr_net < math.inf:
+        if not 0 < real_number("lr_net", self.lr_net) < math.inf:
             raise FastDMError(f"lr_net is {self.lr_net}; it must be above 0, and finite")
         if isinstance(self.networks, str) or callable(self.networks) or not self.networks:
             raise FastDMError(f"networks is {self.networks!r}; it must be a list of at least one name")

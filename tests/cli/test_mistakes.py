@@ -17,6 +17,11 @@ MISTAKES: dict[str, list[tuple[str, str]]] = {
         (f"{DIGITS} --lr_img nan", "lr_img is nan; it must be above 0 and finite"),
         (f"{DIGITS} --epoch_eval_train 0", "epochs is 0; it must be a whole number of at least 1"),
         ("--dataset digits --device tpu", "device 'tpu' is unknown; it must be cpu, cuda, or cuda:1 and so on"),
+        (f"{DIGITS} --num_eval 0 --protocol foo", "protocol is 'foo'; it must be one of 'dm', 'idc'"),
+        (
+            f"{DIGITS} --num_eval 0 --eval_mode Z",
+            "unknown evaluation mode 'Z'; choose one of M, B, W, D, A, P, N, S, SS",
+        ),
         (f"{DIGITS} --eval_every 5 --num_eval 0", "eval_every needs networks to evaluate with: num_eval is 0"),
         (f"{DIGITS} --save_path junk.pt", "the folder junk.pt cannot be written (File exists); choose another"),
     ],
