@@ -19,7 +19,7 @@ from typer.main import get_command
 import fastdm
 from fastdm.applications.report.baselines import measure_baselines
 from fastdm.applications.report.command import repeating_command
-from fastdm.applications.report.figures import loss_lines
+from fastdm.applications.report.figures import compared, loss_lines
 from fastdm.applications.report.page import render, write_report
 from fastdm.applications.report.published import published_accuracy
 from fastdm.applications.report.reading import RunRecord, read_log, read_run
@@ -361,6 +361,45 @@ def test_published_figures() -> None:
     assert published_accuracy("CIFAR10", 10) == (48.9, 0.6)
     assert published_accuracy("CIFAR10", 1250) == (80.8, None)
     assert published_accuracy("FashionMNIST", 10) is None
+
+
+def test_published_figures_stand_next_to_their_protocol_only(run: Path) -> None:
+    record = read_run(run)
+    about = dataclasses.replace(record.about, dataset={**record.about.dataset, "name": "CIFAR10"})
+    settings = {**record.settings, "network": "ConvNet", "ipc": 10}
+    evaluation = Evaluation({"ConvNet": [0.7]})
+    shape = {**about.dataset, "image_shape": [3, 32, 32]}
+    dm = dataclasses.replace(
+        record, about=dataclasses.replace(about, dataset=shape), settings=settings, evaluation=evaluation, baselines={}
+    )
+    idc = dataclasses.replace(dm, protocol={**record.protocol, "name": "idc"})
+    ((_, found),) = compared(dm)
+    assert found["published DM"] == (48.9, 0.6)
+    ((_, found),) = compared(idc)
+    assert [*found] == ["condensed"]
+
+
+def test_the_page_names_the_protocol_the_canvases_and_what_the_loss_is(run: Path, data: Dataset) -> None:
+    record = read_run(run)
+    assert "the squared distance between class means of features; the first and last 25" in Page(render([record])).text
+    settings = {**record.settings, "partition": 2, "ce_weight": 2.5, "objective": "cov"}
+    other = dataclasses.replace(record, settings=settings, protocol={**record.protocol, "name": "idc"})
+    text = " ".join(Page(render([record, other], dataset=data)).text.split())
+    for part in (
+        "canvases of 2 × 2",  # noqa: RUF001
+        "under the protocol idc",
+        "Accuracies under different protocols are not comparable",
+        "class means of features; or the mean over classes of",
+        "and between class covariances of features, and 2.5 times the cross-entropy",
+    ):
+        assert part in text, part
+
+
+def test_digits_need_no_folder(tmp_path: Path) -> None:
+    fastdm.condense(
+        "digits", 1, iterations=1, batch_real=4, network="ConvNetD1", device="cpu", save_path=tmp_path / "run"
+    )
+    assert "Real examples are not shown" not in render([read_run(tmp_path / "run")], data_path=tmp_path / "nowhere")
 
 
 def test_without_its_data_set_the_page_says_why(run: Path, tmp_path: Path) -> None:

@@ -64,13 +64,16 @@ def _own(record: RunRecord, evaluation: Evaluation) -> list[float]:
 
 
 def compared(record: RunRecord) -> Iterator[tuple[str, dict[str, tuple[float, float | None]]]]:
-    """For each network, (mean, standard deviation) in percent of what is compared: see `MARKS`."""
+    """For each network, (mean, standard deviation) in percent of what is compared: see `MARKS`.
+
+    Published figures are those of the protocol dm, and stand next to no other's.
+    """
     for network, values in record.evaluation.accuracies.items():
         found: dict[str, tuple[float, float | None]] = {"condensed": _percent(values)}
         for name, evaluation in record.baselines.items():
             if network in evaluation.accuracies:
                 found[name] = _percent(evaluation.accuracies[network])
-        if network == default_network(record.image_shape):
+        if network == default_network(record.image_shape) and record.protocol_name == "dm":
             published = published_accuracy(record.dataset, record.ipc)
             if published is not None:
                 found["published DM"] = published

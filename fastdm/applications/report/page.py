@@ -104,6 +104,7 @@ def render(
         svg=svg,
         figures=figures,
         loss=figures.loss_chart(records),
+        losses=dict.fromkeys(record.loss_is for record in records),
         accuracy_curves=figures.accuracy_curves(records),
         accuracy=figures.accuracy_chart(records),
         drawn={name for record in records for _, found in figures.compared(record) for name in found},
@@ -117,7 +118,7 @@ def render(
 
 def _open(record: RunRecord, dataset: str | Dataset | None, data_path: Path, image_size: int | None) -> Dataset | str:
     """The data set of a run, or why it cannot be shown."""
-    if dataset is None and not data_path.is_dir():
+    if dataset is None and not data_path.is_dir() and record.dataset != "digits":  # which scikit-learn brings
         return f"there is no folder {data_path} to look for {record.dataset} in"
     try:
         opened = open_dataset(dataset or record.dataset, data_path=data_path, image_size=image_size)

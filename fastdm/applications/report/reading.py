@@ -62,6 +62,27 @@ class RunRecord:
         return channels, height, width
 
     @property
+    def protocol_name(self) -> str:
+        return str(self.protocol.get("name", "dm"))
+
+    @property
+    def partition(self) -> int:
+        return int(self.settings.get("partition", 1))
+
+    @property
+    def loss_is(self) -> str:
+        """What the loss of an iteration is, in words."""
+        matched = {
+            "cov": "the squared distances between class means and between class covariances of features",
+            "mmd": "the squared maximum mean discrepancy of features, with a Gaussian kernel",
+        }
+        text = matched.get(str(self.settings.get("objective")), "the squared distance between class means of features")
+        weight = self.settings.get("ce_weight")
+        return f"the mean over classes of {text}" + (
+            f", and {weight:g} times the cross-entropy of the synthetic images in trained networks" if weight else ""
+        )
+
+    @property
     def ipc(self) -> int:
         return int(self.settings["ipc"])
 
