@@ -156,6 +156,9 @@ class SyntheticSet:
         own = ".safetensors" if chosen == "safetensors" else ".pt"
         if path.suffix in {".safetensors", ".pt", ".npz"} - {own}:
             raise FastDMError(f"{path} ends in {path.suffix}, but format {chosen!r} is that of a {own} file")
+        tally = Tally()
+        if self.soft_labels is not None and chosen != "safetensors":
+            tally.say("soft labels are left out, which only a .safetensors file holds")
         if chosen == "public":
             save_public([self], path, canvases=canvases)
         elif chosen == "safetensors":
@@ -168,10 +171,9 @@ class SyntheticSet:
             images = self._denormalised()
             outside = int(((images < 0) | (images > 1)).sum())
             if outside:
-                tally = Tally()
                 tally.say(f"{outside} of {images.numel()} pixels lie outside [0, 1] and are clipped")
-                tally.report(path)
             write_idc(path, images.clamp(0, 1), self.labels)
+        tally.report(path)
 
     @classmethod
     def load(

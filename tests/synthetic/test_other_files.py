@@ -268,6 +268,16 @@ def test_pixels_that_idc_cannot_hold_are_counted(
     assert f"{count} of {pixels.numel()} pixels lie outside [0, 1] and are clipped" in note(caplog)
 
 
+def test_soft_labels_that_a_file_cannot_hold_are_named(
+    synthetic: SyntheticSet, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    labelled = dataclasses.replace(synthetic, soft_labels=torch.full((CLASSES * IPC, CLASSES), 1 / 3).half())
+    labelled.save(tmp_path / "own.safetensors")
+    assert not caplog.records
+    labelled.save(tmp_path / "own.pt")
+    assert "soft labels are left out" in note(caplog)
+
+
 def test_a_file_of_images_needs_a_name_for_that_of_the_labels(synthetic: SyntheticSet, tmp_path: Path) -> None:
     with pytest.raises(FastDMError, match="must have 'images' in its name"):
         synthetic.save(tmp_path / "best.pt", format="mtt")
