@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
-from rich.console import Console
 
 from fastdm.cli.flags import Cutmix, DataPath, Dataset, Device, ImageSize, Model, PrecisionOption, Seed
 from fastdm.cli.output import among_ranks
 from fastdm.errors import FastDMError
+from fastdm.system.streams import on_terminal
+from fastdm.system.text import printable
 
 
 def pool(
@@ -60,8 +61,9 @@ def pool(
         precision=cast(Any, precision),
         progress=True,
     )
-    if Console().is_terminal:
-        tested = ", ".join(f"{100 * accuracy:.1f} %" for accuracy in trained.accuracies)
-        typer.echo(f"saved {file}: {trained.networks} networks of {trained.states} states, test accuracy {tested}")
+    if on_terminal():
+        tested = ", ".join(f"{100 * accuracy:.1f} %" for accuracy in trained.accuracies) or "not measured"
+        networks_of_states = f"{trained.networks} networks of {trained.states} states"
+        typer.echo(f"saved {printable(file)}: {networks_of_states}, test accuracy {tested}")
     else:
         print(json.dumps({"saved": str(file), **trained.summary()}))

@@ -26,6 +26,7 @@ from fastdm.synthetic.initial import random_selection
 from fastdm.synthetic.synthetic_set import SyntheticSet, check_compatible
 from fastdm.system.device import Precision, default_device, precision_context, undisturbed
 from fastdm.system.memory import within_memory
+from fastdm.system.notes import Tally
 from fastdm.system.progress import Progress
 from fastdm.system.ranks import shared
 
@@ -157,6 +158,10 @@ def measure_soft(
         raise FastDMError(
             "labels is 'soft', which takes them from a pool of trained networks: train one (fastdm pool), and give it"
         )
+    if pool.dataset != dataset.name:
+        tally = Tally()
+        tally.say(f"the networks of the pool were trained on {pool.dataset}, not on {dataset.name}")
+        tally.report("soft labels")
     labelled = train if train.soft_labels is not None else relabel(train, pool, device)
     random = relabel(random_selection(dataset, train.ipc, protocol.seed), pool, device)
     of_set, of_random = (

@@ -1,5 +1,6 @@
 """Labels by a teacher: their values, their file, and what is trained for."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,17 @@ def test_soft_labels_are_trained_for_and_random_images_measured_too(digits: Data
     other = fastdm.random_selection(digits, 3, seed=0)
     alone = fastdm.evaluate(other, digits, labels="soft", pool=pool, **options)  # type: ignore[arg-type]
     assert soft.random.accuracies == alone.accuracies
+
+
+def test_a_pool_of_another_data_set_is_named(
+    digits: Dataset, pool: NetworkPool, caplog: pytest.LogCaptureFixture
+) -> None:
+    chosen, options = fastdm.random_selection(digits, 1), {"num_eval": 1, "epochs": 1, "device": "cpu"}
+    fastdm.evaluate(chosen, digits, labels="soft", pool=pool, networks=["ConvNetD1"], **options)  # type: ignore[arg-type]
+    assert not caplog.records
+    other = dataclasses.replace(digits, name="other")
+    fastdm.evaluate(chosen, other, labels="soft", pool=pool, networks=["ConvNetD1"], **options)  # type: ignore[arg-type]
+    assert "the networks of the pool were trained on digits, not on other" in caplog.text
 
 
 def test_what_cannot_be_labelled_is_refused(digits: Dataset, pool: NetworkPool) -> None:
