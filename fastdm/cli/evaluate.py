@@ -135,7 +135,7 @@ def evaluate(
     share the networks.
     """
     from fastdm.applications import measured_file
-    from fastdm.evaluation.measure import recorded_settings
+    from fastdm.evaluation.measure import check_recorded, recorded_settings
     from fastdm.evaluation.protocol import Protocol
     from fastdm.networks.architectures import evaluation_pool
     from fastdm.system.device import default_device
@@ -145,6 +145,8 @@ def evaluate(
     data = _dataset_of(file, dataset, data_path, image_size)
     sets = measured_file.load_sets(file, data, experiment, normalised, partition)
     network, strategy = recorded_settings(next(iter(sets.values())), data)
+    if model is None:
+        check_recorded(network)
     protocol = Protocol(
         networks=evaluation_pool(eval_mode, model or network),
         strategy=dsa_strategy or strategy,

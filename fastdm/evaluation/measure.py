@@ -19,7 +19,7 @@ from fastdm.evaluation.soft_labels import relabel
 from fastdm.evaluation.testing import Answers
 from fastdm.evaluation.training import LabelledImages
 from fastdm.evaluation.trial import Trial, train_all
-from fastdm.networks.architectures import default_network
+from fastdm.networks.architectures import default_network, is_network
 from fastdm.networks.own import Builder
 from fastdm.networks.trained import NetworkPool, opened_pool
 from fastdm.synthetic.initial import random_selection
@@ -47,6 +47,15 @@ def training_strategy(settings: Mapping[str, Any], dataset: Dataset) -> str:
     """The strategy to train with on a set that was condensed with `settings`, by default the data set's."""
     strategy = None if settings.get("aug_mode") == "M" else settings.get("strategy")
     return default_strategy(dataset.name) if strategy is None else strategy
+
+
+def check_recorded(network: str) -> None:
+    """Raise FastDMError for the name of a network of the user's own, which only a function builds."""
+    if not is_network(network):
+        raise FastDMError(
+            f"the set was condensed in {network}, which is not a network that fastdm knows: name another (--model), or "
+            "from Python give the function that builds it (networks=[…])"
+        )
 
 
 @within_memory(_SMALLER)
@@ -116,6 +125,8 @@ def evaluate(
     device = default_device(device)
     _check_train(train)
     network, recorded_strategy = recorded_settings(train, dataset)
+    if networks is None:
+        check_recorded(network)
     how = Protocol(
         (network,) if networks is None else networks,
         recorded_strategy if strategy is None else strategy,

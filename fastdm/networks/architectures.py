@@ -229,6 +229,15 @@ def network_names() -> list[str]:
     return list(_ARCHITECTURES)
 
 
+def is_network(name: str) -> bool:
+    """Whether `build_network` knows the name."""
+    try:
+        _architecture(name)
+    except FastDMError:
+        return False
+    return True
+
+
 def convnet_name(depth: int, width: int, activation: str, norm: str, pool: str) -> str:
     """The name under which `build_network` builds such a ConvNet: see `build_convnet`.
 

@@ -1,5 +1,6 @@
 """Networks that users bring: any module that gives logits."""
 
+import dataclasses
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -70,6 +71,13 @@ def test_names_are_those_of_the_functions() -> None:
 class Refusing(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         raise ValueError("needs 3 channels\nand more")
+
+
+def test_a_set_of_an_own_network_asks_for_its_function(digits: Dataset) -> None:
+    made = dataclasses.replace(random_selection(digits, 1), settings={"network": "linear"})
+    with pytest.raises(FastDMError, match="condensed in linear, which is not a network that fastdm knows"):
+        evaluate(made, digits, device="cpu")
+    assert [*evaluate(made, digits, networks=[linear], num_eval=1, epochs=1, device="cpu").mean] == ["linear"]
 
 
 @pytest.mark.parametrize(
