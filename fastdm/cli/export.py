@@ -74,9 +74,10 @@ def export(
     from fastdm.applications.export import export as export_set
     from fastdm.applications.export import rounded
     from fastdm.data.sources import open_dataset
-    from fastdm.evaluation.measure import check_recorded, recorded_settings
     from fastdm.evaluation.measure import measure as evaluate
+    from fastdm.evaluation.measure import recorded_settings
     from fastdm.evaluation.protocol import Protocol
+    from fastdm.networks.architectures import is_network
     from fastdm.synthetic.synthetic_set import check_compatible, dataset_name
     from fastdm.system.device import default_device
 
@@ -87,7 +88,11 @@ def export(
     protocol = None
     if data is not None and measure:
         network, strategy = recorded_settings(synthetic, data)
-        check_recorded(network)
+        if not is_network(network):
+            raise FastDMError(
+                f"--measure trains the network that the set was condensed in, but fastdm does not know {network}; "
+                "leave --measure out"
+            )
         protocol = Protocol([network], strategy, num_eval, epoch_eval_train, lr_net, batch_train, seed)
         protocol.check(data)
         check_compatible(str(file), synthetic.num_classes, synthetic.images.shape[1:], data)

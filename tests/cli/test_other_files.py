@@ -1,5 +1,6 @@
 """Other people's condensed sets in and out, from the command line."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -80,3 +81,13 @@ def test_canvases_are_evaluated_and_exported_decoded(tmp_path: Path) -> None:
     assert torch.equal(fastdm.open_dataset(tmp_path / "out.npz").train.images, canvases.expand().pixels())
     with pytest.raises(FastDMError, match=r"partition is 4, but .* says that its own is 2"):
         accuracy(tmp_path / "own.safetensors", "--factor", 4)
+
+
+def test_a_set_of_an_own_network_is_measured_in_one_that_is_named(tmp_path: Path) -> None:
+    own = dataclasses.replace(fastdm.random_selection("digits", 1), settings={"network": "Mine"})
+    own.save(tmp_path / "own.safetensors")
+    with pytest.raises(FastDMError, match=r"condensed in Mine, which is not a network .* name another \(--model\)"):
+        run("evaluate", tmp_path / "own.safetensors", "--device", "cpu")
+    with pytest.raises(FastDMError, match="fastdm does not know Mine; leave --measure out"):
+        run("export", tmp_path / "own.safetensors", tmp_path / "out", "--measure", "--device", "cpu")
+    assert accuracy(tmp_path / "own.safetensors") > 0
