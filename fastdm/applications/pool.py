@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from fastdm.system.device import Precision, default_device, fastest_precision, p
 from fastdm.system.files import crc32, locked, make_folder, user_path, writing
 from fastdm.system.memory import within_memory
 from fastdm.system.progress import Progress
+from fastdm.system.ranks import shared
 
 SEED_BIT = 1 << 61
 """Keeps the networks apart from those that an evaluation with the same seed trains."""
@@ -78,6 +80,8 @@ def train_pool(
     No other process can train for this file meanwhile.
     progress: show a bar on a terminal, JSON lines elsewhere.
 
+    Ranks share the networks, and all get the whole pool: see docs/ranks.md.
+
     Everything follows from `seed` and the number of the network; on a CPU the same call gives the same pool, bit for
     bit. Raises FastDMError, before the first update, for whatever cannot be used, and for a training that diverges.
 
@@ -110,20 +114,26 @@ def train_pool(
     settings = _settings(protocol, states, seed)
     files = _Files(None if save_path is None else user_path(save_path), {**settings, **fingerprint(dataset)})
     kept = [steps * state // (states - 1) for state in range(states)]
-    with files.locked():
-        if (complete := files.begin(resume, overwrite)) is not None:
-            return complete
-        trainings = _train(dataset, protocol, kept, files, device, progress)
+    with shared() as ranks, files.locked() if ranks.first else nullcontext():
+        complete = files.begin(resume, overwrite) if ranks.first else None
+        if ranks.exchange(complete is not None)[0]:
+            return complete or files.complete()
+        numbers = [share.tolist() for share in torch.arange(networks).tensor_split(ranks.size)]
+        weights, accuracies = _train(
+            dataset, protocol, numbers[ranks.rank], kept, files, device, progress=progress and ranks.first
+        )
         pool = NetworkPool(
-            torch.stack([rows for rows, _ in trainings]),
+            ranks.assemble(weights, [len(share) for share in numbers]),
             next(iter(protocol.by_name())),
             dataset.image_shape,
             dataset.num_classes,
             dataset.name,
-            tuple(found for _, found in trainings if found is not None),
+            tuple(chain.from_iterable(ranks.exchange(accuracies))),
             files.settings,
         )
-        files.finish(pool)
+        if ranks.first:
+            files.finish(pool)
+        ranks.exchange(None)  # now it is there
     return pool
 
 
@@ -141,16 +151,28 @@ def _settings(protocol: Protocol, states: int, seed: int) -> dict[str, Any]:
 
 
 def _train(
-    dataset: Dataset, protocol: Protocol, kept: list[int], files: "_Files", device: torch.device, progress: bool
-) -> list["_Trained"]:
-    """The snapshots of every network after the updates `kept`, and its test accuracy."""
+    dataset: Dataset,
+    protocol: Protocol,
+    numbers: Sequence[int],
+    kept: list[int],
+    files: "_Files",
+    device: torch.device,
+    *,
+    progress: bool,
+) -> tuple[Tensor, list[float]]:
+    """The snapshots of networks after the updates `kept`, [networks, states, parameters], and their test accuracies if
+    there are test images."""
     examples = LabelledImages.of(dataset.train, dataset.mean, dataset.std, device)
     tests = LabelledImages.of(dataset.test, dataset.mean, dataset.std, device) if dataset.test else None
-    jobs = [(next(iter(protocol.by_name())), number) for number in range(protocol.num_eval)]
+    jobs = [(next(iter(protocol.by_name())), number) for number in numbers]
     bar = Progress("pool", len(jobs) * kept[-1]) if progress else None
     with bar or nullcontext(), precision_context(protocol.precision, device) as dtype:
         trainings = _Trainings(dataset.image_shape, dataset.num_classes, protocol, examples, tests, kept, files, dtype)
-        return train_all(trainings, jobs, bar, lambda done, at_once: "")
+        found = train_all(trainings, jobs, bar, lambda done, at_once: "")
+    weights = torch.empty(len(jobs), len(kept), trainings.parameters, dtype=torch.float32)
+    for own, (rows, _) in zip(weights, found, strict=True):
+        own.copy_(rows)
+    return weights, [accuracy for _, accuracy in found if accuracy is not None]
 
 
 _Trained = tuple[Tensor, float | None]
@@ -173,6 +195,12 @@ class _Trainings:
     @property
     def device(self) -> torch.device:
         return self.examples.images.device
+
+    @property
+    def parameters(self) -> int:
+        """Of each network."""
+        network = self.build((next(iter(self.protocol.by_name())), 0))
+        return sum(parameter.numel() for parameter in network.parameters())
 
     def build(self, job: Job) -> Network:
         """The network of a job, whose weights are not drawn yet."""
@@ -297,12 +325,17 @@ class _Files:
         elif self.path.exists():
             if not resume:
                 raise FastDMError(f"{self.path} already exists: resume it, overwrite it, or choose another file")
-            pool = NetworkPool.load(self.path)
-            self._check(self.path, dict(pool.settings))
-            return pool
+            return self.complete()
         elif not resume and any(self._part(number).exists() for number in range(self.settings["networks"])):
             raise FastDMError(f"a training for {self.path} was interrupted: resume it, overwrite it, or choose another")
         return None
+
+    def complete(self) -> NetworkPool:
+        """The pool, which is there."""
+        assert self.path is not None
+        pool = NetworkPool.load(self.path)
+        self._check(self.path, dict(pool.settings))
+        return pool
 
     def finish(self, pool: NetworkPool) -> None:
         """Write the pool in place of its parts."""

@@ -2,15 +2,17 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from fastdm.cli.flags import Cutmix, DataPath, Dataset, Device, ImageSize, Model, PrecisionOption, Seed
 from fastdm.cli.output import among_ranks
-from fastdm.errors import FastDMError
 from fastdm.system.streams import on_terminal
 from fastdm.system.text import printable
+
+if TYPE_CHECKING:
+    from fastdm.networks.trained import NetworkPool
 
 
 def pool(
@@ -36,31 +38,36 @@ def pool(
     resume: Annotated[bool, typer.Option("--resume", help="Continue a training that was interrupted.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start over where FILE already exists.")] = False,
 ) -> None:
-    """Train networks on a data set and keep snapshots of them, for fastdm condense --networks trained."""
+    """Train networks on a data set and keep snapshots of them, for fastdm condense --networks trained.
+
+    Several processes that torchrun or srun started share the networks.
+    """
     from fastdm.applications.pool import train_pool
 
-    with among_ranks() as ranks:
-        if ranks.size > 1:
-            raise FastDMError(f"a pool is trained by one process, not by {ranks.size}: start fastdm pool by itself")
-    trained = train_pool(
-        dataset,
-        networks=networks,
-        epochs=epochs,
-        states=states,
-        network=model,
-        lr_net=lr_net,
-        batch_train=batch_train,
-        cutmix=cutmix,
-        seed=seed,
-        save_path=file,
-        resume=resume,
-        overwrite=overwrite,
-        data_path=data_path,
-        image_size=image_size,
-        device=device,
-        precision=cast(Any, precision),
-        progress=True,
-    )
+    with among_ranks():
+        trained = train_pool(
+            dataset,
+            networks=networks,
+            epochs=epochs,
+            states=states,
+            network=model,
+            lr_net=lr_net,
+            batch_train=batch_train,
+            cutmix=cutmix,
+            seed=seed,
+            save_path=file,
+            resume=resume,
+            overwrite=overwrite,
+            data_path=data_path,
+            image_size=image_size,
+            device=device,
+            precision=cast(Any, precision),
+            progress=True,
+        )
+        _print_pool(file, trained)
+
+
+def _print_pool(file: Path, trained: "NetworkPool") -> None:
     if on_terminal():
         tested = ", ".join(f"{100 * accuracy:.1f} %" for accuracy in trained.accuracies) or "not measured"
         networks_of_states = f"{trained.networks} networks of {trained.states} states"
