@@ -250,14 +250,19 @@ def _quoted_cell(row: Row) -> str:
     return "<br>".join([accuracies, ", ".join(about)] if about else [accuracies])
 
 
-def _bars(result: Result) -> Any:
+def _dots(result: Result) -> Any:
     """Accuracy under "idc" of each rung, for each budget."""
     means = [row for row in _means(result["rows"]) if "idc" in row]
-    rungs = [{"name": rung, **{row["name"]: row["idc"] for row in means if row["rung"] == rung}} for rung in RUNGS]
-    colors = itertools.cycle([plots.OURS, plots.OTHER, plots.LINE, plots.THEIRS])
-    budgets = dict.fromkeys(row["name"] for row in means)
-    series = [plots.Series(name, name, color) for name, color in zip(budgets, colors, strict=False)]
-    return plots.bars(result, rungs, series, "test accuracy, %", row_inches=0.2 * (len(budgets) + 1))
+    if not means:
+        return None
+    figure, (axes,) = plots.figure(result, size=(8, 0.9 + 0.25 * len(RUNGS)))
+    for name, group in itertools.groupby(means, lambda row: row["name"]):
+        rows = [*group]
+        axes.plot([row["idc"] for row in rows], [row["rung"] for row in rows], "o", ms=5, label=name)
+    axes.invert_yaxis()
+    axes.set_xlabel("test accuracy, %")
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
 
 
 def _curves(result: Result) -> Any:
@@ -277,7 +282,6 @@ def _curves(result: Result) -> Any:
                 seconds.plot(taken, accuracies, style, ms=4, color=line.get_color(), label=label + whose)
     plots.label(seconds, "seconds", "test accuracy, %", "linear")
     iterations.set(xlabel="iteration", ylabel="test accuracy, %")
-    seconds.set(xscale="log")
     return figure
 
 
@@ -288,11 +292,15 @@ def _sweeps(result: Result) -> Any:
         return None
     figure, (rates, weights) = plots.figure(result, 2, (9, 3))
     for axes, key, other, x in ((rates, *GIVEN, "lr_img"), (weights, *reversed(GIVEN), "weight of the cross-entropy")):
-        rows = sorted((row for row in held if row[f"given_{other}"] is None), key=lambda row: row[key])
+        usual = {row["name"]: statistics.mode(r[other] for r in held if r["name"] == row["name"]) for row in held}
+        rows = sorted((row for row in held if row[other] == usual[row["name"]]), key=lambda row: row[key])
         for name, seed in sorted({(row["name"], row["seed"]) for row in rows}):
             points = [(row[key], row["idc"]) for row in rows if (row["name"], row["seed"]) == (name, seed)]
             axes.plot(*zip(*points, strict=True), "o-", ms=4, label=f"{name}, seed {seed}")
+        values = sorted({row[key] for row in rows})
         axes.set(xlabel=x, ylabel="held-out accuracy, %", xscale="log")
+        axes.set_xticks(values, [f"{value:g}" for value in values])
+        axes.minorticks_off()
     weights.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
@@ -341,7 +349,7 @@ BUDGETS = Suite(
         "ce_weight": lambda row: f"{row['ce_weight']:g}" if row.get("ce_weight") else "",
     },
     quote=_quoted,
-    plots={"bars": _bars, "curves": _curves, "sweeps": _sweeps},
+    plots={"dots": _dots, "curves": _curves, "sweeps": _sweeps},
     keys=(
         "name",
         "rung",

@@ -95,4 +95,4 @@ def test_every_committed_record_is_drawn(folder: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("FASTDM_RESULTS", str(records.FOLDER))
     drawn = {path.name.split("--")[0] for path in report.draw(folder)}
     assert {"step-times", "scale-memory", "waterfall-times", "kernels-roofline"} <= drawn
-    assert {"accuracy-bars", "precision-seeds", "loading-ratios", "kernels-bandwidth"} <= drawn
+    assert {"accuracy-dots", "precision-seeds", "loading-ratios", "kernels-bandwidth"} <= drawn
