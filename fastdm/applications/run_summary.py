@@ -16,6 +16,8 @@ CHECKPOINTS = (
     "checkpoint-previous.safetensors",
 )
 SET = "synthetic.safetensors"
+LOG = "log.jsonl"
+EVALUATION = "evaluation.json"
 _MOST_HEADER = 100_000_000  # safetensors' own limit
 _LAST_LINES = 1 << 16
 
@@ -23,29 +25,35 @@ _LAST_LINES = 1 << 16
 def summarise_run(folder: str | Path) -> dict[str, Any]:
     """How far a run is, what it makes, where its loss stands, and what was measured of its set.
 
-    Checksums are not compared: `fastdm inspect` does that for single files. Raises FastDMError, naming the folder, for
+    Files that cannot be read are named as damaged; checksums are not compared: `fastdm inspect` does that for single
+    files. Raises FastDMError, naming the folder, for
     one that holds no run.
     """
     folder = Path(folder)
     settings = _json(folder / "settings.json")
     if not isinstance(settings, dict):
         raise FastDMError(f"{folder} is not a run folder: it has no settings.json that could be read")
-    checkpoints = [iteration for name in CHECKPOINTS if (iteration := _iteration(folder / name)) is not None]
+    kept = {name: _iteration(folder / name) for name in CHECKPOINTS}
+    checkpoints = [iteration for iteration in kept.values() if iteration is not None]
+    about, last, evaluation = _about(folder / SET), _last_loss(folder / LOG), _json(folder / EVALUATION)
+    accuracies = evaluation.get("accuracies") if isinstance(evaluation, dict) else None
     total = settings.get("iterations")
     facts: dict[str, Any] = {
         "kind": "run",
-        "state": "complete" if (folder / SET).exists() and checkpoints[:1] == [total] else "not complete",
+        "state": "complete" if about is not None and checkpoints[:1] == [total] else "not complete",
         "iterations": total,
         "checkpoint": checkpoints[0] if checkpoints else None,
     }
-    if (last := _last_loss(folder / "log.jsonl")) is not None:
+    if last is not None:
         facts |= {"logged": last["iteration"] + 1, "loss": last["loss"]}
-    if (about := _about(folder / SET)) is not None:
+    if about is not None:
         names = about.get("class_names")
         facts |= {"dataset": about.get("dataset"), "classes": len(names) if isinstance(names, list) else None}
-    evaluation = _json(folder / "evaluation.json")
-    if isinstance(evaluation, dict) and isinstance(evaluation.get("accuracies"), dict):
-        facts["accuracies"] = evaluation["accuracies"]
+    if isinstance(accuracies, dict):
+        facts["accuracies"] = accuracies
+    found = {**kept, SET: about, EVALUATION: accuracies}
+    if damaged := [name for name, read in found.items() if read is None and (folder / name).exists()]:
+        facts["damaged"] = damaged
     facts["settings"] = settings
     facts["files"] = sorted(path.name for path in folder.iterdir())
     return facts

@@ -46,12 +46,14 @@ def test_a_run_folder(run: Path) -> None:
 @pytest.mark.parametrize(
     "content", [b"", b"\xff", b"[" * 100_000, b"\x10" + bytes(7) + b'{"__metadata__":3}', b"[3]\n"]
 )
-def test_a_damaged_file_of_a_run_is_left_out(name: str, content: bytes, run: Path) -> None:
+def test_a_damaged_file_of_a_run_is_named(name: str, content: bytes, run: Path) -> None:
     (run / name).write_bytes(content)
     facts = summarise_run(run)
     assert facts["iterations"] == 3
     left_out = {"log.jsonl": "loss", "synthetic.safetensors": "dataset", "evaluation.json": "accuracies"}
     assert facts["checkpoint"] is None if name.startswith("checkpoint") else left_out[name] not in facts
+    assert facts.get("damaged", []) == [name] * (name != "log.jsonl")  # which an interrupted run may leave empty
+    assert facts["state"] == ("complete" if name in ("log.jsonl", "evaluation.json") else "not complete")
 
 
 def test_a_run_that_is_not_complete(run: Path) -> None:
