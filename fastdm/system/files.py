@@ -107,7 +107,7 @@ def locked(path: Path, what: str) -> Iterator[None]:
     The lock ends with the process, however that ends. A file system without locks is taken as it is.
     """
     try:
-        file = _lock(path)
+        file = open_locked(path)
     except BlockingIOError as error:
         raise FastDMError(
             f"{what} is in use by another process; wait until it has ended, or choose another folder"
@@ -121,8 +121,11 @@ def locked(path: Path, what: str) -> Iterator[None]:
         os.close(file)
 
 
-def _lock(path: Path) -> int:
-    """An open and locked file of that path."""
+def open_locked(path: Path) -> int:
+    """The file of that path, made if absent, open and locked until it is closed; BlockingIOError if another holds it.
+
+    A file system without locks is taken as it is.
+    """
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:

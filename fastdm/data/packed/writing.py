@@ -1,7 +1,6 @@
 """Write a packed file: the partial file that images are decoded into, and its journal."""
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import math
@@ -36,6 +35,7 @@ from fastdm.data.packed.format import (
 )
 from fastdm.data.pool import Pool
 from fastdm.errors import FastDMError
+from fastdm.system.files import open_locked
 from fastdm.system.memory import is_exhausted
 from fastdm.system.notes import Tally
 from fastdm.system.progress import Progress
@@ -94,10 +94,11 @@ class Partial:
         self.images_at = self._room_for_header()
         self.done: set[int] = set()
         self.skipped: dict[int, str] = {}  # error by image
-        # 0o666 less the umask: as any new file
-        self.file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
-            self._lock()
+            self.file = open_locked(self.path)
+        except BlockingIOError:
+            raise FastDMError(f"{self.path} is being written by another process") from None
+        try:
             self._begin(resume)
         except BaseException:
             os.close(self.file)
@@ -169,14 +170,9 @@ class Partial:
 
     # --- beginning
 
-    def _lock(self) -> None:
-        try:
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise FastDMError(f"{self.path} is being written by another process") from None
-
     def _begin(self, resume: bool) -> None:
-        plan = {"plan": self.images.fingerprint}
+        # The header, whose length names of the set and of the classes have a part in, says where images begin.
+        plan = {"plan": self.images.fingerprint, "images_at": self.images_at}
         whole = self.images_at + self.images.bytes
         lines = self._journal_lines() if resume else []
         if lines and lines[0] != plan:
