@@ -137,7 +137,7 @@ EDITS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "no images": (lambda h: h.pop("images"), "no training images"),
     "no index": (lambda h: h.update(other=h.pop("source_index")), "source_index is missing"),
     "no names": (lambda h: h["__metadata__"].pop("classes"), "classes is missing"),
-    "two of a name": (lambda h: h["__metadata__"].update(classes='["a", "b", "a"]'), "two of its classes"),
+    "two of a name": (lambda h: h["__metadata__"].update(classes='["a", "b", "a"]'), "what it says of its images"),
     "too few names": (lambda h: h["__metadata__"].update(classes='["a", "b"]'), "class offsets"),
     "no mean": (lambda h: h["__metadata__"].update(mean="none"), "mean is missing"),
     "a mean of words": (lambda h: h["__metadata__"].update(mean='["a", "b", "c"]'), "mean is missing.* or not"),

@@ -67,6 +67,7 @@ class PackedFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._place = path.absolute()  # the process may go to another folder
         check_regular(path)
         with path.open("rb") as file:
             status = os.fstat(file.fileno())
@@ -89,7 +90,7 @@ class PackedFile:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _opened_again, (self.path.absolute(), self.metadata)
+        return _opened_again, (self._place, self.metadata)
 
     # --- what is in it
 
@@ -151,7 +152,7 @@ class PackedFile:
     def check_unchanged(self) -> None:
         """Raise FastDMError if the file was changed since it was opened: a mapping of it may then end the process."""
         try:
-            now = _stat_key(self.path.stat())
+            now = _stat_key(self._place.stat())
         except OSError:
             return  # unlinked: the mapping keeps the old contents alive
         if now[:2] == self._stat_key[:2] and now != self._stat_key:
@@ -225,8 +226,6 @@ class PackedFile:
         skipped = self.entries["skipped"]
         if skipped.dtype != torch.uint8 or len(skipped.shape) != 1 or skipped.bytes > _SKIPPED_LIMIT:
             self._refuse("is damaged: its list of skipped files cannot be read")
-        if len(set(self.class_names)) != len(self.class_names):
-            self._refuse("is damaged: two of its classes have the same name")
         shape = self.entries["images"].shape[1:]
         if len(shape) != 3 or shape[0] not in (1, 3) or len(self._mean) != shape[0] or len(self._std) != shape[0]:
             self._refuse(f"is damaged: images of shape {list(shape)} do not go with mean and std of its metadata")

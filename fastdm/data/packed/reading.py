@@ -125,16 +125,19 @@ class _Mapped(_Backing):
 
 
 class _Direct(_Backing):
-    """Reads past the page cache. decided: whether a part of it is read so too, however small it is."""
+    """Reads past the page cache. decided: whether a part of it is read so too, however small it is.
 
-    def __init__(self, file: PackedFile, name: str, rows: slice, decided: bool) -> None:
+    records: the file that the whole is read from. A part reads the same one: by now its name may be another file's.
+    """
+
+    def __init__(self, file: PackedFile, name: str, rows: slice, decided: bool, records: Any = None) -> None:
         super().__init__(file, name, rows)
         self._decided = decided
         entry = file.entries[name]
         self._image_bytes = math.prod(entry.shape[1:])
         self._begin = entry.begin + rows.start * self._image_bytes
-        self._records = native().RecordFile(str(file.path))  # type: ignore[union-attr]
-        if not self._records.direct:
+        self._records = records or native().RecordFile(str(file.path))  # type: ignore[union-attr]
+        if records is None and not self._records.direct:
             logger.info("%s: this file system has no direct reads; reading through the page cache", file.path)
 
     def ready(self) -> bool:
@@ -154,7 +157,7 @@ class _Direct(_Backing):
         within = _within(self._rows, rows)
         if not self._decided and fits_memory((within.stop - within.start) * self._image_bytes, _share()):
             return _Mapped(self._file, self._name, within)
-        return _Direct(self._file, self._name, within, self._decided)
+        return _Direct(self._file, self._name, within, self._decided, self._records)
 
 
 def _within(outer: slice, inner: slice) -> slice:
