@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from fastdm.data.arrays import Split, as_images, empty_images, make_dataset
-from fastdm.data.decode import Pixels, eight_bits, resize
+from fastdm.data.decode import Filter, Fit, Pixels, eight_bits, resize
 from fastdm.data.folders import folder_name
 from fastdm.data.pool import Dataset
 from fastdm.errors import FastDMError, whole_number
@@ -21,6 +21,8 @@ from fastdm.system.notes import Tally
 _IMAGE_KEYS = ("image", "img")
 _LABEL_KEYS = ("label", "labels", "fine_label")
 """What Hugging Face's data sets call them."""
+
+Resizing = tuple[tuple[int, int], Filter, Fit]
 
 
 def is_map_style(source: object) -> bool:
@@ -41,12 +43,19 @@ def parts_of(source: object) -> tuple[Any, ...]:
     return ()
 
 
-def open_map_style(parts: tuple[Any, ...], name: str | None, size: tuple[int, int] | None) -> Dataset:
+def open_map_style(
+    parts: tuple[Any, ...],
+    name: str | None,
+    size: tuple[int, int] | None,
+    filter: Filter = "box",
+    fit: Fit = "squash",
+) -> Dataset:
     """A training part, and one to test on if there is a second, of items (PIL image, tensor or array, label), or
     dictionaries with the keys image and label, as Hugging Face's `datasets` gives them.
 
     Every item is read once, in order, with its transform. Grey PIL images stay grey, others become RGB (see
-    `eight_bits`). The names of the classes are those in `classes`, which datasets of torchvision have.
+    `eight_bits`). The names of the classes are those in `classes`, which datasets of torchvision have. size, filter,
+    fit: what images are brought to, see `fastdm.data.decode.decode_file`.
     """
     name = name or _name(parts[0])
     names = [_classes(part) for part in parts]
@@ -56,9 +65,10 @@ def open_map_style(parts: tuple[Any, ...], name: str | None, size: tuple[int, in
             f"{_listed(names[1])}; they must be the same, since labels are numbers among them"
         )
     tally = Tally()
+    resizing = None if size is None else (size, filter, fit)
     try:
         splits = [
-            _read(part, f"data set {name}, {which} part", size, tally)
+            _read(part, f"data set {name}, {which} part", resizing, tally)
             for part, which in zip(parts, ("training", "test"), strict=False)
         ]
     finally:
@@ -66,7 +76,7 @@ def open_map_style(parts: tuple[Any, ...], name: str | None, size: tuple[int, in
     return make_dataset(name, splits[0], splits[1] if len(splits) == 2 else None, names[0])
 
 
-def _read(part: Any, where: str, size: tuple[int, int] | None, tally: Tally) -> Split:
+def _read(part: Any, where: str, resizing: Resizing | None, tally: Tally) -> Split:
     if isinstance(part, IterableDataset) or not isinstance(part, Sized):
         raise FastDMError(f"{where}: {type(part).__name__} cannot be read by number; it must be a map-style dataset")
     try:
@@ -81,8 +91,8 @@ def _read(part: Any, where: str, size: tuple[int, int] | None, tally: Tally) -> 
         item = f"{where}, item {number}"
         picture, label = _item(part, number, item)
         pixels = _pixels(picture, item, tally)
-        if size is not None and pixels.shape[1:] != size:
-            pixels = resize(pixels, size)
+        if resizing is not None and pixels.shape[1:] != resizing[0]:
+            pixels = resize(pixels, *resizing)
         if shape is None:
             shape = pixels.shape
             images = empty_images(count, shape, "a smaller image_size, or a packed file (fastdm pack), needs less")

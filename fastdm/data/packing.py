@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 from fastdm.data import decode
 from fastdm.data.folders import find_images, folder_name
-from fastdm.data.map_style import parts_of
+from fastdm.data.map_style import open_map_style, parts_of
 from fastdm.data.packed.format import PackedFile
 from fastdm.data.packed.writing import OnError, PackSource, Partial, fingerprint, pool_state
 from fastdm.data.pool import Dataset
@@ -113,9 +113,14 @@ def find_source(
     settings: dict[str, str] = {"filter": filter, "fit": fit}
     if isinstance(source, str | os.PathLike) and Path(source).is_dir():
         return _folder_source(Path(source), size or 64, filter, fit, name, settings)
-    # Items of PyTorch's datasets may differ in size; all other images have one, and are resized from it.
-    image_size = size if parts_of(source) else None
-    opened = open_dataset(source, data_path=data_path, image_size=image_size)
+    if size is not None and (parts := parts_of(source)):
+        # Items of PyTorch's datasets may differ in size; all other images have one, and are resized from it.
+        opened = open_map_style(parts, None, (size, size), filter, fit)
+        return _dataset_source(opened, None, filter, fit, name, settings | {"size": str(size)})
+    opened = open_dataset(source, data_path=data_path)
+    settings |= {"size": "x".join(map(str, opened.image_shape[1:])) if size is None else str(size)}
+    if size is None or (size, size) == opened.image_shape[1:]:
+        size, settings = None, settings | {"filter": "none", "fit": "none"}
     return _dataset_source(opened, size, filter, fit, name, settings)
 
 
@@ -156,18 +161,17 @@ def _dataset_source(
     name: str | None,
     settings: dict[str, str],
 ) -> PackSource:
+    """size: what the images are resized to, None if they are taken as they are."""
     pools = {"train": dataset.train} | ({} if dataset.test is None else {"test": dataset.test})
     counts = {part: pool.class_sizes.tolist() for part, pool in pools.items()}
     train_count = len(dataset.train)
     channels, height, width = dataset.image_shape
-    keeps = size is None or (size, size) == (height, width)
-    settings |= {"size": f"{height}x{width}" if size is None else str(size), "decoder": "none"}
-    settings |= {"filter": "none", "fit": "none"} if keeps else {}
+    settings = settings | {"decoder": "none"}
 
     def read(i: int) -> decode.Pixels:
         pool, row = (dataset.train, i) if i < train_count else (pools["test"], i - train_count)
         pixels: decode.Pixels = pool.images[row].numpy()
-        return pixels if keeps or size is None else decode.resize(pixels, size, filter, fit)
+        return pixels if size is None else decode.resize(pixels, size, filter, fit)
 
     return PackSource(
         name=name or dataset.name,

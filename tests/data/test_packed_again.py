@@ -1,0 +1,134 @@
+"""Packed files when something else happens meanwhile: another name, another process, another file in their place."""
+
+import fcntl
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import Dataset as MapStyle
+
+from fastdm.data import open_dataset, packing
+from fastdm.data.packed import writing
+from fastdm.data.packed.reading import open_packed
+from fastdm.data.packing import pack
+from fastdm.errors import FastDMError
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (6, 1, 8, 8), dtype=np.uint8)
+LABELS = np.array([0, 0, 1, 1, 2, 2])
+
+
+class Listed(MapStyle[Any]):
+    """Items of a list."""
+
+    def __init__(self, items: list[Any]) -> None:
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, number: int) -> Any:
+        return self.items[number]
+
+
+def interrupted(real: Callable[..., Any]) -> Callable[..., Any]:
+    """A `_fill_task` that does the first two blocks of two images."""
+
+    def fill(self: Any, begin: int, end: int, on_error: Any) -> Any:
+        if begin >= 4:
+            raise MemoryError("stopped")
+        return real(self, begin, end, on_error)
+
+    return fill
+
+
+def test_a_packing_is_not_resumed_behind_a_header_of_another_length(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The name of the set has a part in it; the images would be taken from where they are not."""
+    monkeypatch.setattr(writing, "_BLOCK", 2)
+    out = tmp_path / "a.fdm"
+    with monkeypatch.context() as patch:
+        patch.setattr(writing.Partial, "_fill_task", interrupted(writing.Partial._fill_task))
+        with pytest.raises(FastDMError, match="the memory that this process may use is not enough"):
+            pack((IMAGES, LABELS), out, workers=1, name="n" * 5000)
+    with pytest.raises(FastDMError, match="started with different files or settings"):
+        pack((IMAGES, LABELS), out, resume=True)
+    pack((IMAGES, LABELS), out, resume=True, name="n" * 5000)
+    np.testing.assert_array_equal(open_packed(out).train.images, IMAGES)
+
+
+def test_a_file_that_another_process_completes_while_it_is_opened_stays_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was opened as the partial file has its final name by the time it is locked."""
+    out, real = tmp_path / "a.fdm", fcntl.flock
+    Path(f"{out}.partial").touch()
+
+    def late(file: int, how: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", real)
+        pack((IMAGES, LABELS), out)  # the other process
+        real(file, how)
+
+    def killed(*_: Any) -> None:
+        np.testing.assert_array_equal(open_packed(out).train.images, IMAGES)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    real_fill = writing.Partial.fill
+    fills = iter([real_fill, killed])
+    monkeypatch.setattr(writing.Partial, "fill", lambda *arguments: next(fills)(*arguments))
+    with pytest.raises(KeyboardInterrupt):
+        pack((255 - IMAGES, LABELS), out)
+    np.testing.assert_array_equal(open_packed(out).train.images, IMAGES)
+
+
+def test_a_part_is_read_from_the_file_that_was_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    pack((IMAGES, LABELS), "a.fdm")
+    pool = open_packed("a.fdm", "direct").train
+    pack((255 - IMAGES, LABELS), "a.fdm")
+    monkeypatch.chdir("/")
+    np.testing.assert_array_equal(pool.classes(1, 3).read(torch.arange(4)), IMAGES[2:])
+
+
+def test_a_file_is_found_again_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    pack((IMAGES, LABELS), "a.fdm")
+    pool = open_packed("a.fdm", "mmap").train
+    reduced = pool.backing._file.__reduce__()  # type: ignore[union-attr]
+    monkeypatch.chdir("/")
+    assert pool.backing._file.__reduce__() == reduced  # type: ignore[union-attr]
+    with (tmp_path / "a.fdm").open("ab") as file:
+        file.write(b"more")
+    with pytest.raises(FastDMError, match="was changed after it was opened"):
+        pool.read(torch.arange(4))
+
+
+def test_two_classes_may_have_one_name(tmp_path: Path) -> None:
+    """As ImageNet's two cranes."""
+    torch.save(
+        {"classes": ["crane", "crane", "emu"], "images_train": torch.tensor(IMAGES), "labels_train": LABELS.tolist()},
+        tmp_path / "a.pt",
+    )
+    packed = pack(tmp_path / "a.pt", tmp_path / "a.fdm")
+    packed.verify()
+    assert open_dataset(packed.path).class_names == ("crane", "crane", "emu")
+
+
+@pytest.mark.parametrize("fit", ["squash", "center_crop"])
+def test_items_of_a_dataset_are_brought_to_size_like_files(tmp_path: Path, fit: Any) -> None:
+    rng = np.random.default_rng(1)
+    items = [(Image.fromarray(rng.integers(0, 256, (20, 30 + i, 3), dtype=np.uint8)), i // 2) for i in range(4)]
+    for number, (picture, label) in enumerate(items):
+        (tmp_path / "set" / str(label)).mkdir(parents=True, exist_ok=True)
+        picture.save(tmp_path / "set" / str(label) / f"{number}.png")
+    options: dict[str, Any] = {"size": 8, "filter": "bicubic", "fit": fit}
+    of_files = packing.pack(tmp_path / "set", tmp_path / "a.fdm", **options)
+    of_items = packing.pack(Listed(items), tmp_path / "b.fdm", **options)
+    assert torch.equal(of_items.tensor("images"), of_files.tensor("images"))
+    for setting in ("size", "filter", "fit"):
+        assert of_items.metadata[setting] == of_files.metadata[setting]
