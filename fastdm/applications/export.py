@@ -66,7 +66,7 @@ def export(synthetic: SyntheticSet | str | Path, out: str | Path, *, format: For
         synthetic = SyntheticSet.load(synthetic)
     out = user_path(out)
     if format is not None or out.suffix.lower() == ".safetensors":
-        synthetic.save(out, format=format)
+        synthetic.save(out, format=format or "safetensors")
         return _exported(out, synthetic, keeps_soft_labels=format in (None, "safetensors"))
     synthetic = synthetic.expand()
     writers = {"": _write_folder, ".npz": _write_npz, ".pt": _write_pt}
@@ -117,6 +117,8 @@ def _write_folder(synthetic: SyntheticSet, out: Path) -> None:
     try:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise FastDMError(f"{out} is there already and is not an empty folder; choose another")
+        if out.exists() and out.samefile("."):  # the folder is replaced by one that is complete
+            raise FastDMError(f"{out} is the current folder; name a new one in it")
     except OSError as error:
         raise FastDMError(f"{out} cannot be written: {reason(error)}") from error
     unfinished = out.with_name(f".{out.name}.unfinished")
@@ -131,7 +133,9 @@ def _write_folder(synthetic: SyntheticSet, out: Path) -> None:
                 image = pixels[label * synthetic.ipc + number].movedim(0, -1).squeeze(-1)
                 Image.fromarray(image.contiguous().numpy()).save(unfinished / folder / f"{number:0{digits}}.png")
         about = {**synthetic.summary(), "folders": folders, "clipped": count_clipped(synthetic)}
-        (unfinished / ABOUT).write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(about, indent=2, ensure_ascii=False) + "\n"
+        # Names of folders that are not UTF-8, as JSON writes them.
+        (unfinished / ABOUT).write_text(text, encoding="utf-8", errors="backslashreplace")
         with contextlib.suppress(FileNotFoundError):
             out.rmdir()
         unfinished.rename(out)

@@ -9,7 +9,7 @@ from torch import Tensor
 from fastdm.augmentation import augment
 from fastdm.data.pool import Dataset, Pool
 from fastdm.data.sources import Source, open_dataset
-from fastdm.errors import FastDMError
+from fastdm.errors import FastDMError, whole_number
 from fastdm.synthetic.partition import check_partition, shrink
 from fastdm.synthetic.synthetic_set import SyntheticSet
 from fastdm.system.device import undisturbed
@@ -59,10 +59,12 @@ def random_selection(
     >>> fastdm.random_selection("digits", ipc=1).images.shape
     torch.Size([10, 1, 8, 8])
     """
+    ipc, seed = whole_number("ipc", ipc, 1), whole_number("seed", seed, 0)
+    partition = whole_number("partition", partition, 1)
     dataset = open_dataset(dataset, data_path=data_path)
     check_partition(partition, dataset.image_shape[1:])
     smallest = int(dataset.train.class_sizes.min()) // partition**2
-    if not 1 <= ipc <= smallest:
+    if ipc > smallest:
         most = "the size of the smallest class" + (f" / {partition}²" if partition > 1 else "")
         raise FastDMError(f"ipc is {ipc}; it must be at least 1 and at most {smallest}, {most}")
     return SyntheticSet(

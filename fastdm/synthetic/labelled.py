@@ -38,6 +38,8 @@ def class_sorted(
             )
         tally.say(f"there are no labels: the images are taken as sorted, {len(images) // classes} of each class")
         return pixels.contiguous(), [*range(classes)]
+    if classes is not None and labels.ndim == 2 and labels.shape[1] not in (1, classes):
+        raise FastDMError(f"{what} has soft labels for {labels.shape[1]} classes, but its data set has {classes}")
     hard = _hard(what, plain(what, labels), tally)
     if len(hard) != len(images):
         raise FastDMError(f"{what} holds {len(images)} images and {len(hard)} labels; there must be one for each")

@@ -64,6 +64,20 @@ def read_set(path: Path) -> tuple[Tensor, dict[str, Any], Tensor | None]:
     return images, check_about(parse_json(text)), tensors.get("soft_labels")
 
 
+def check_writable(about: Mapping[str, Any]) -> None:
+    """Raise FastDMError for what JSON does not hold, or `check_about` would not read again."""
+    try:
+        text = json.dumps(dict(about))
+    except (TypeError, ValueError) as error:
+        raise FastDMError(
+            f"the settings of a synthetic set must be texts, numbers, and lists or dictionaries of them: {error}"
+        ) from error
+    try:
+        check_about(parse_json(text))
+    except (FastDMError, ValueError) as error:
+        raise FastDMError(f"the synthetic set cannot be written: {error}") from error
+
+
 def check_about(about: Any) -> dict[str, Any]:
     """What a file says of its images; FastDMError for values of wrong types."""
     if not isinstance(about, dict):

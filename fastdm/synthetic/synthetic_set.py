@@ -20,7 +20,7 @@ from fastdm.synthetic.labelled import class_sorted, normalised_pixels
 from fastdm.synthetic.partition import check_partition, expand
 from fastdm.synthetic.picture import picture
 from fastdm.synthetic.public_file import PublicFile, parse_file_name, read_public, write_idc, write_mtt, write_public
-from fastdm.synthetic.set_file import ABOUT, check_about, is_safetensors, read_set, write_set
+from fastdm.synthetic.set_file import ABOUT, check_about, check_writable, is_safetensors, read_set, write_set
 from fastdm.system.checks import check_normalisation
 from fastdm.system.files import crc32, user_path, writing
 from fastdm.system.notes import Tally
@@ -131,6 +131,7 @@ class SyntheticSet:
         about = {
             name: dict(value) if name == "settings" else value for name in ABOUT for value in [getattr(self, name)]
         }
+        check_writable(about)
         return about | ({"partition": self.partition} if self.partition > 1 else {})
 
     def save(self, path: str | Path, *, format: Format | None = None, canvases: bool = False) -> None:

@@ -313,8 +313,8 @@ def test_bad_settings(blobs: Dataset, options: dict[str, object], message: str) 
 
 
 def test_an_ipc_beyond_the_smallest_class(blobs: Dataset) -> None:
-    for ipc in (0, 21):
-        with pytest.raises(FastDMError, match=f"ipc is {ipc}; it must be at least 1 and at most 20"):
+    for ipc, wanted in ((0, "a whole number of at least 1"), (21, "at least 1 and at most 20")):
+        with pytest.raises(FastDMError, match=f"ipc is {ipc}; it must be {wanted}"):
             random_selection(blobs, ipc)
 
 

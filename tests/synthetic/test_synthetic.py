@@ -133,7 +133,7 @@ def test_a_failed_save_keeps_the_file_before(synthetic: SyntheticSet, tmp_path: 
     synthetic.save(path)
     before = path.read_bytes()
     spoilt = dataclasses.replace(synthetic, settings={"unserialisable": object()})
-    with pytest.raises(TypeError):
+    with pytest.raises(FastDMError, match="object is not JSON serializable"):
         spoilt.save(path)
     assert path.read_bytes() == before
     (tmp_path / "file").touch()
