@@ -3,7 +3,9 @@
 import math
 import zipfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +29,8 @@ def make_dataset(name: str, train: Split, test: Split | None, class_names: Seque
     images, labels = train
     if len(images) == 0:
         raise FastDMError(f"data set {name}: there is no training image")
+    if len(labels) == 0:
+        raise FastDMError(f"data set {name}: {len(images)} train images, but 0 labels")
     classes = len(class_names) if class_names is not None else int(labels.max()) + 1
     if classes > len(images):  # refused before anything of that size is made
         raise FastDMError(
@@ -208,13 +212,44 @@ def open_pt(path: Path, name: str) -> Dataset:
     except Exception as error:  # torch.load raises many kinds for what is not a file of its own
         raise FastDMError(f"{path} is not a readable .pt file: {str(error).partition(chr(10))[0]}") from error
     if isinstance(data, tuple | list) and len(data) in (2, 4):
-        return from_arrays(data, name)
+        return _kept(from_arrays(data, name), data)
     if not isinstance(data, dict) or not data.keys() >= set(keys) or not isinstance(data["classes"], tuple | list):
         raise FastDMError(
             f"{path} is not a data set: a .pt file must hold a dict of {', '.join(keys)} and, for a test part, "
             "images_val and labels_val"
         )
-    parts = [part for part in ("train", "val") if f"images_{part}" in data and f"labels_{part}" in data]
+    parts = [part for part in ("train", "val") if f"images_{part}" in data or f"labels_{part}" in data]
+    tensors = [f"{what}_{part}" for part in parts for what in ("images", "labels")]
+    if missing := [key for key in tensors if key not in data]:
+        raise FastDMError(f"{path} has no {missing[0]}; a test part must have both images_val and labels_val")
+    tally = Tally()
+    for key in sorted(str(key) for key in data.keys() - {"classes", *tensors, *_PUBLIC}):
+        tally.add("entries that are not used", key)
+    tally.report(path)
     splits = [(as_images(name, data[f"images_{part}"]), as_labels(name, data[f"labels_{part}"])) for part in parts]
     test = splits[1] if len(splits) == 2 else None
-    return make_dataset(name, splits[0], test, [str(label) for label in data["classes"]])
+    dataset = make_dataset(name, splits[0], test, [str(label) for label in data["classes"]])
+    return _kept(dataset, [data[key] for key in tensors])
+
+
+_PUBLIC = ("data", "accs_all_exps")
+"""What `export` writes next to it: the same images, for the public code."""
+
+
+def _kept(dataset: Dataset, mapped: Sequence[Any]) -> Dataset:
+    """The data set with the images that it shares with mapped tensors copied to memory, where that holds them.
+
+    What is written to the file later would change those that are mapped, or end the process if the file gets shorter.
+    """
+    places = {
+        tensor.untyped_storage().data_ptr()
+        for tensor in mapped
+        if isinstance(tensor, Tensor) and tensor.layout == torch.strided
+    }
+
+    def kept(pool: Pool) -> Pool:
+        is_mapped = pool.images.untyped_storage().data_ptr() in places
+        fits = pool.images.numel() <= free_memory()
+        return replace(pool, images=pool.images.clone()) if is_mapped and fits else pool
+
+    return replace(dataset, train=kept(dataset.train), test=None if dataset.test is None else kept(dataset.test))

@@ -143,6 +143,8 @@ class Pool:
             raise FastDMError(f"images cannot be gathered as {dtype}; uint8, float32 and bfloat16 are possible")
         if dtype != torch.uint8 and not len(mean) == len(std) == self.images.shape[1]:
             raise FastDMError(f"mean and std must have one number for each of the {self.images.shape[1]} channels")
+        if index.dtype != torch.int64 or index.device.type != "cpu":
+            raise FastDMError(f"the index is {index.dtype} on {index.device}; it must be int64 on the CPU")
         flat = index.reshape(-1).contiguous()
         shape = (*index.shape, *_image_shape(self.images, layout))
         if out is None:
