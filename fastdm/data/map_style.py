@@ -1,6 +1,6 @@
 """PyTorch's map-style datasets, such as torchvision's, as a `Dataset`."""
 
-from collections.abc import Iterable, Mapping, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +59,8 @@ def open_map_style(
     """
     name = name or _name(parts[0])
     names = [_classes(part) for part in parts]
-    if len(parts) == 2 and None not in names and names[0] != names[1]:
-        raise FastDMError(
-            f"data set {name}: the training part has the classes {_listed(names[0])}, the test part "
-            f"{_listed(names[1])}; they must be the same, since labels are numbers among them"
-        )
+    if len(parts) == 2:
+        _check_same(name, "training", names[0], "test", names[1])
     tally = Tally()
     resizing = None if size is None else (size, filter, fit)
     try:
@@ -162,34 +159,52 @@ def _pixels(picture: object, item: str, tally: Tally) -> Pixels:
 
 def _name(part: Any) -> str:
     """The name of its folder where it has class folders, else of its class, such as CIFAR10."""
-    innermost = _innermost(part)
+    *_, innermost = _layers(part)
     if hasattr(innermost, "class_to_idx") and hasattr(innermost, "samples") and hasattr(innermost, "root"):
         return folder_name(Path(innermost.root))
     return type(innermost).__name__
 
 
 def _classes(part: Any) -> list[str] | None:
-    innermost = _innermost(part)
-    classes = getattr(innermost, "classes", None)
-    if classes is None and isinstance(features := getattr(innermost, "features", None), Mapping):
+    """The names that a dataset has itself, which labels of its own go by, or else those of what it is made from."""
+    for layer in _layers(part):
+        if names := _own_names(layer):
+            return names
+        several = getattr(layer, "datasets", None)
+        known = [_classes(each) for each in several] if isinstance(several, list | tuple) else []
+        for other in known[1:]:
+            _check_same(type(layer).__name__, "first", known[0], "next", other)
+    return None
+
+
+def _own_names(layer: Any) -> list[str]:
+    classes = getattr(layer, "classes", None)
+    if classes is None and isinstance(features := getattr(layer, "features", None), Mapping):
         classes = next((features[name].names for name in _LABEL_KEYS if hasattr(features.get(name), "names")), None)
     if isinstance(classes, str) or not isinstance(classes, Iterable) or not isinstance(classes, Sized):
-        return None
-    return [str(each) for each in classes] or None
+        return []
+    return [str(each) for each in classes]
 
 
-def _innermost(part: Any) -> Any:
-    """What a Subset or a ConcatDataset is made from (of several, the first)."""
+def _layers(part: Any) -> Iterator[Any]:
+    """The dataset and, one within the other, what a Subset or a ConcatDataset is made from (of several, the first)."""
     for _ in range(10):
-        if hasattr(part, "dataset"):
-            part = part.dataset
-        elif getattr(part, "datasets", None):
-            part = part.datasets[0]
-        else:
+        yield part
+        inner = getattr(part, "dataset", None)
+        if inner is None and isinstance(several := getattr(part, "datasets", None), list | tuple) and several:
+            inner = several[0]
+        if not is_map_style(inner):
             break
-    return part
+        part = inner
 
 
-def _listed(names: list[str] | None) -> str:
-    names = names or []
+def _check_same(name: str, one: str, names: list[str] | None, other: str, others: list[str] | None) -> None:
+    if names is not None and others is not None and names != others:
+        raise FastDMError(
+            f"data set {name}: the {one} part has the classes {_listed(names)}, the {other} part {_listed(others)}; "
+            "they must be the same, since labels are numbers among them"
+        )
+
+
+def _listed(names: list[str]) -> str:
     return f"{', '.join(names[:5])}{', …' if len(names) > 5 else ''} ({len(names)})"
