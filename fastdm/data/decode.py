@@ -36,6 +36,8 @@ _JPEG = b"\xff\xd8\xff"
 _EXIF, _ORIENTATION = b"Exif\0\0", 0x0112
 # What Pillow identifies but cannot decode itself; for EPS it starts a program that runs what the file says.
 _NOT_DECODED = frozenset(("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"))
+# Modes in which Pillow gives the colours of files with 16 bits for each.
+_COLOURS = ("RGB", "RGBA", "CMYK", "LA")
 # What the first bytes of a file prove.
 _RECOGNISED = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "AVIF", "JPEG2000", "PPM")
 
@@ -120,11 +122,14 @@ def decode_file(
 def eight_bits(image: Image.Image, tally: Tally, name: object) -> Image.Image:
     """The image with 8 bits per channel: in mode L if it was grey, else RGB.
 
-    16 bits (12 of some TIFFs) are scaled from their whole range, x · 255 / 65535 rounded, floating-point numbers from
-    [0, 1]; transparency is dropped. All of that is counted in `tally`. Raises OSError for other numbers: 32-bit
-    integers have no standard range, and floating-point numbers outside [0, 1] may mean anything.
+    16 bits of grey (12 of some TIFFs) are scaled from their whole range, x · 255 / 65535 rounded, floating-point
+    numbers from [0, 1]; of colours with 16 bits Pillow gives the upper 8; transparency is dropped. All of that is
+    counted in `tally`. Raises OSError for other numbers: 32-bit integers have no standard range, and floating-point
+    numbers outside [0, 1] may mean anything.
     """
     mode = image.mode
+    if mode in _COLOURS and any(";16" in str(tile) for tile in getattr(image, "tile", ())):
+        tally.add("images with 16 bits for each colour cut to 8", name)
     if mode.startswith("I;16") or (mode == "I" and image.format in ("PNG", "PPM")):
         bits = _bits_per_sample(image)
         levels = np.asarray(image).astype(np.int64)
@@ -141,16 +146,14 @@ def eight_bits(image: Image.Image, tally: Tally, name: object) -> Image.Image:
         return Image.fromarray((levels * 255).round().astype(np.uint8))
     if mode == "I":
         raise OSError("its mode I (32-bit integers) has no standard range; save it with 8 or 16 bits")
-    if mode in ("L", "1"):
-        if image.info.get("transparency") is not None:
-            tally.add("images whose transparency is dropped", name)
-        return image.convert("L")
+    if mode in ("L", "1") and image.info.get("transparency") is not None:
+        tally.add("images whose transparency is dropped", name)
     try:
-        if "A" in mode or "a" in mode or image.info.get("transparency") is not None:
+        if "A" in mode or "a" in mode or (mode not in ("L", "1") and image.info.get("transparency") is not None):
             lowest = image.convert("RGBA").getchannel("A").getextrema()[0]
             if isinstance(lowest, int | float) and lowest < 255:
                 tally.add("images whose transparency is dropped", name)
-        return image.convert("RGB")
+        return image.convert("L" if mode in ("L", "LA", "1") else "RGB")
     except ValueError as error:
         raise OSError(f"its mode {mode} cannot be converted to RGB; save it as RGB") from error
 
@@ -209,7 +212,7 @@ def _note_left_out(image: Image.Image, tally: Tally, name: object) -> None:
 
 
 def _note_orientation(data: bytes, tally: Tally, name: object) -> None:
-    begin = data.find(_EXIF, 0, 4096)
+    begin = data.find(_EXIF, 0, 1 << 18)  # behind a preview, a profile or a comment
     with contextlib.suppress(Exception):
         if begin >= 0:
             exif = Image.Exif()

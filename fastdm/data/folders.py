@@ -155,8 +155,8 @@ def _class_folders(root: Path, folders: list[Path], tally: Tally) -> FilesByClas
     if not folders:
         raise FastDMError(f"{root} holds no class folders; it must hold one folder of images for each class")
     files: FilesByClass = {}
-    for folder in folders:
-        name = unicodedata.normalize("NFC", folder.name)
+    # By the normal form, so that labels do not depend on how a file system spells the names.
+    for name, folder in sorted((unicodedata.normalize("NFC", folder.name), folder) for folder in folders):
         if name in files:
             raise FastDMError(f"{root} holds two classes of the name {name!r}; rename or merge one of the folders")
         files[name] = sorted(_images_below(folder, (), tally))
