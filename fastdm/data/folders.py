@@ -122,7 +122,7 @@ def _test_part(folder: Path, base: Path, root: Path, train: FilesByClass, tally:
         return test
     inside = _folders(folder, tally)
     # Tiny-ImageNet's test/images, others' test/unknown: one folder, of no class, among several classes.
-    if inside and not (len(inside) == 1 < len(train) and inside[0].name not in train):
+    if inside and not (len(inside) == 1 < len(train) and _normal(inside[0]) not in train):
         return _class_folders(folder, inside, tally)
     test = imagenet(folder, (folder, base, *base.resolve().parents[:3], root), tally)
     if test is None:
@@ -155,8 +155,8 @@ def _class_folders(root: Path, folders: list[Path], tally: Tally) -> FilesByClas
     if not folders:
         raise FastDMError(f"{root} holds no class folders; it must hold one folder of images for each class")
     files: FilesByClass = {}
-    # By the normal form, so that labels do not depend on how a file system spells the names.
-    for name, folder in sorted((unicodedata.normalize("NFC", folder.name), folder) for folder in folders):
+    # By these names: labels must not depend on the file system.
+    for name, folder in sorted((_normal(folder), folder) for folder in folders):
         if name in files:
             raise FastDMError(f"{root} holds two classes of the name {name!r}; rename or merge one of the folders")
         files[name] = sorted(_images_below(folder, (), tally))
@@ -204,6 +204,11 @@ def _holds_images(folder: Path) -> bool:
 
 def _suffix_known(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in suffixes()
+
+
+def _normal(folder: Path) -> str:
+    """The name of a class folder, however a file system spells it."""
+    return unicodedata.normalize("NFC", folder.name)
 
 
 def _plain(folder: Path) -> str:

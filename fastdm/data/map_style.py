@@ -1,6 +1,6 @@
 """PyTorch's map-style datasets, such as torchvision's, as a `Dataset`."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,11 @@ Resizing = tuple[tuple[int, int], Filter, Fit]
 
 def is_map_style(source: object) -> bool:
     """Whether `source` is a PyTorch dataset, or like one: items by number, and neither an array nor a sequence."""
-    if isinstance(source, Tensor | np.ndarray | list | tuple | str | bytes | dict) or hasattr(source, "__array__"):
+    if isinstance(source, torch.utils.data.Dataset):
+        return True
+    if isinstance(source, Tensor | np.ndarray | Sequence | dict) or hasattr(source, "__array__"):
         return False
-    return isinstance(source, torch.utils.data.Dataset) or (
-        hasattr(source, "__getitem__") and hasattr(source, "__len__")
-    )
+    return hasattr(source, "__getitem__") and hasattr(source, "__len__")
 
 
 def parts_of(source: object) -> tuple[Any, ...]:
@@ -180,7 +180,8 @@ def _classes(part: Any) -> list[str] | None:
 def _own_names(layer: Any) -> list[str]:
     classes = getattr(layer, "classes", None)
     if classes is None and isinstance(features := getattr(layer, "features", None), Mapping):
-        classes = next((features[name].names for name in _LABEL_KEYS if hasattr(features.get(name), "names")), None)
+        label = next((features[name] for name in _LABEL_KEYS if name in features), None)  # the one that `_item` takes
+        classes = getattr(label, "names", None)
     if isinstance(classes, str) or not isinstance(classes, Iterable) or not isinstance(classes, Sized):
         return []
     return [str(each) for each in classes]

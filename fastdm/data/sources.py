@@ -64,8 +64,9 @@ def open_dataset(
       own. Leave Normalize and random augmentation out of its transform: every item is read once;
     - a `Dataset`, which is returned as it is.
 
-    Arrays of images are [N, H, W], [N, H, W, C] or [N, C, H, W] with C 1 or 3, uint8 or floating-point in [0, 1]
-    (rounded to 1/255). Labels are integers 0..classes − 1, every class having at least one training image.
+    Arrays of images are [N, H, W], [N, H, W, C] or [N, C, H, W] with C 1 or 3 (channels come first where both fit),
+    uint8 or floating-point in [0, 1] (rounded to 1/255). Labels are integers 0..classes − 1, every class having at
+    least one training image.
 
     name: what the data set is called, by default as its file or folder. Mean and standard deviation are the standard
     ones for the names above and for ImageNet's relatives (a name with "imagenet" in it), else those of the train part.

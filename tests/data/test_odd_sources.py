@@ -3,7 +3,10 @@
 import io
 import struct
 import zlib
+from array import array
+from collections import deque
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -109,6 +112,24 @@ def test_datasets_of_other_classes_are_not_concatenated() -> None:
         open_dataset(ConcatDataset(parts))
 
 
+def test_names_are_those_of_the_labels_that_are_taken() -> None:
+    """A dataset of Hugging Face's with numbers in one column and named classes in another."""
+    features = {"label": object(), "fine_label": SimpleNamespace(names=["cat", "dog"])}
+    items = [{"image": PICTURES[i], "label": i // 2, "fine_label": 1 - i // 2} for i in range(4)]
+    assert open_dataset(Listed(items, features=features)).class_names == ("0", "1")
+    for item in items:
+        del item["label"]
+    del features["label"]
+    opened = open_dataset(Listed(items, features=features))
+    assert opened.class_names == ("cat", "dog")
+    assert torch.equal(opened.train.images, IMAGES[[2, 3, 0, 1]])
+
+
+@pytest.mark.parametrize("labels", [range(4), array("l", range(4)), deque(range(4))], ids=["range", "array", "deque"])
+def test_any_sequence_of_numbers_is_one_of_labels(labels: Any) -> None:
+    assert open_dataset((IMAGES, labels)).train.labels.tolist() == [0, 1, 2, 3]
+
+
 def test_grey_with_transparency_stays_grey(caplog: pytest.LogCaptureFixture) -> None:
     transparent = Image.merge("LA", (PICTURES[1], Image.new("L", (6, 6), 9)))
     opened = open_dataset(Listed([(PICTURES[0], 0), (transparent, 0)]))
@@ -153,6 +174,15 @@ def test_an_orientation_behind_a_long_comment_is_counted(tmp_path: Path, caplog:
     decode.decode_file(tmp_path / "a.jpg", 4, tally=tally)
     tally.report("a")
     assert "images whose EXIF orientation is not applied: 1" in caplog.text
+
+
+def test_a_lone_class_of_the_test_part_is_found_by_either_spelling(tmp_path: Path) -> None:
+    for folder in ("train/f", "train/\u00e9", "val/e\u0301"):
+        (tmp_path / folder).mkdir(parents=True)
+        PICTURES[0].save(tmp_path / folder / "0.png")
+    test = open_dataset(tmp_path).test
+    assert test is not None
+    assert test.class_sizes.tolist() == [0, 1]
 
 
 def test_the_order_of_classes_does_not_depend_on_the_spelling_of_a_file_system(tmp_path: Path) -> None:
