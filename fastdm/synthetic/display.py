@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from fastdm.data.normalisation import per_channel
-from fastdm.errors import FastDMError
+from fastdm.errors import FastDMError, whole_number
 from fastdm.system.files import writing
 
 GRID_GAP = 2
@@ -36,8 +36,7 @@ def display_pixels(images: Tensor, mean: Sequence[float], std: Sequence[float]) 
 
 def write_grid(path: str | Path, pixels: Tensor, num_classes: int, *, zoom: int = 1) -> None:
     """Write uint8 [classes * ipc, C, H, W], one class per row, each pixel `zoom` wide, in the format of the suffix."""
-    if zoom < 1:
-        raise FastDMError(f"zoom is {zoom}; it must be at least 1")
+    zoom = whole_number("zoom", zoom, 1)
     if Path(path).suffix.lower() not in _FORMATS:
         raise FastDMError(f"{path} must end in {', '.join(_FORMATS)}; a grid is written as PNG or JPEG")
     kind, options = _FORMATS[Path(path).suffix.lower()]

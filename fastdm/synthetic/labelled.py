@@ -40,9 +40,9 @@ def class_sorted(
         return pixels.contiguous(), [*range(classes)]
     if classes is not None and labels.ndim == 2 and labels.shape[1] not in (1, classes):
         raise FastDMError(f"{what} has soft labels for {labels.shape[1]} classes, but its data set has {classes}")
+    if labels.ndim and len(labels) != len(images):
+        raise FastDMError(f"{what} holds {len(images)} images and {len(labels)} labels; there must be one for each")
     hard = _hard(what, plain(what, labels), tally)
-    if len(hard) != len(images):
-        raise FastDMError(f"{what} holds {len(images)} images and {len(hard)} labels; there must be one for each")
     if hard.min() < 0:
         raise FastDMError(f"{what} holds the label {int(hard.min())}; labels count from 0")
     if classes is not None and hard.max() >= classes:

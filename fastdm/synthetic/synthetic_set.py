@@ -216,6 +216,8 @@ class SyntheticSet:
         the file, for whatever cannot be used, and for sets that are not like the `dataset`.
         """
         path = user_path(path)
+        if not isinstance(dataset, Dataset | None):
+            raise FastDMError(f"dataset is {str(dataset)[:80]!r}; it must be what fastdm.open_dataset gives")
         if is_safetensors(path) or path.suffix == ".safetensors":
             sets = [_load_safetensors(path)]
             if dataset is not None:
@@ -255,6 +257,10 @@ class SyntheticSet:
         >>> synthetic.ipc, synthetic.num_classes
         (1, 10)
         """
+        if not isinstance(dataset, Dataset | str):
+            raise FastDMError(
+                f"dataset is {str(dataset)[:80]!r}; it must be what fastdm.open_dataset gives, or the name of one"
+            )
         pixels = as_tensor("the set", "images", images)
         classes = None if labels is None else as_tensor("the set", "labels", labels)
         if pixels.dtype == torch.uint8:

@@ -85,3 +85,25 @@ def test_soft_labels_of_other_classes_are_refused(dataset: Dataset) -> None:
     for classes in (2, 100):
         with pytest.raises(FastDMError, match=f"soft labels for {classes} classes, but its data set has 3"):
             fastdm.SyntheticSet.from_tensors(images[:2], torch.eye(2, classes), dataset=dataset)
+
+
+def test_a_set_without_any_label_is_refused(dataset: Dataset) -> None:
+    with pytest.raises(FastDMError, match="the set holds 3 images and 0 labels; there must be one for each"):
+        fastdm.SyntheticSet.from_tensors(random_selection(dataset, 1).images, [], dataset=dataset)
+
+
+def test_a_data_set_is_to_be_opened(dataset: Dataset, tmp_path: Path) -> None:
+    synthetic = random_selection(dataset, 1)
+    synthetic.save(tmp_path / "a.pt")
+    calls: list[Any] = [
+        lambda: SyntheticSet.load(tmp_path / "a.pt", dataset="digits"),  # type: ignore[arg-type]
+        lambda: SyntheticSet.from_tensors(synthetic.images, range(3), dataset=Path("digits")),  # type: ignore[arg-type]
+    ]
+    for call in calls:
+        with pytest.raises(FastDMError, match=r"dataset is 'digits'; it must be what fastdm\.open_dataset gives"):
+            call()
+
+
+def test_a_zoom_is_whole(dataset: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(FastDMError, match=r"zoom is 1\.5; it must be a whole number of at least 1"):
+        random_selection(dataset, 1).save_grid(tmp_path / "a.png", zoom=1.5)  # type: ignore[arg-type]

@@ -300,5 +300,5 @@ def test_the_grid_is_zoomed(synthetic: SyntheticSet, tmp_path: Path) -> None:
     one, three = (np.asarray(Image.open(tmp_path / name)) for name in ("one.png", "three.png"))
     assert np.array_equal(one.repeat(3, 0).repeat(3, 1), three)
     for zoom in (0, -1):
-        with pytest.raises(FastDMError, match=f"zoom is {zoom}; it must be at least 1"):
+        with pytest.raises(FastDMError, match=f"zoom is {zoom}; it must be a whole number of at least 1"):
             synthetic.save_grid(tmp_path / "none.png", zoom=zoom)
