@@ -212,7 +212,7 @@ def open_pt(path: Path, name: str) -> Dataset:
     except Exception as error:  # torch.load raises many kinds for what is not a file of its own
         raise FastDMError(f"{path} is not a readable .pt file: {str(error).partition(chr(10))[0]}") from error
     if isinstance(data, tuple | list) and len(data) in (2, 4):
-        return _kept(from_arrays(data, name), data)
+        return _kept(from_arrays(data, name), data if zipped else ())
     if not isinstance(data, dict) or not data.keys() >= set(keys) or not isinstance(data["classes"], tuple | list):
         raise FastDMError(
             f"{path} is not a data set: a .pt file must hold a dict of {', '.join(keys)} and, for a test part, "
@@ -229,7 +229,7 @@ def open_pt(path: Path, name: str) -> Dataset:
     splits = [(as_images(name, data[f"images_{part}"]), as_labels(name, data[f"labels_{part}"])) for part in parts]
     test = splits[1] if len(splits) == 2 else None
     dataset = make_dataset(name, splits[0], test, [str(label) for label in data["classes"]])
-    return _kept(dataset, [data[key] for key in tensors])
+    return _kept(dataset, [data[key] for key in tensors] if zipped else ())
 
 
 _PUBLIC = ("data", "accs_all_exps")
