@@ -5,6 +5,7 @@ from dataclasses import replace
 import torch
 
 from fastdm.errors import FastDMError
+from fastdm.evaluation.testing import rows_together
 from fastdm.evaluation.training import LabelledImages
 from fastdm.networks.trained import NetworkPool, load_parameters
 from fastdm.synthetic.synthetic_set import SyntheticSet
@@ -27,8 +28,9 @@ def relabel(synthetic: SyntheticSet, pool: NetworkPool, device: torch.device | N
     network.eval()
     examples = LabelledImages.of(synthetic, synthetic.mean, synthetic.std, device)
     total = torch.zeros(len(examples), pool.num_classes, device=device)
+    batches = rows_together([network], examples, _AT_ONCE)
     for row in pool.weights[:, -1]:
         load_parameters(network, row.to(device))
-        for rows in torch.arange(len(examples), device=device).split(_AT_ONCE):
+        for rows in batches:
             total[rows] += network(examples.batch(rows)).float().softmax(1)
     return replace(synthetic, soft_labels=(total / pool.networks).to(torch.float16).cpu())

@@ -7,9 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from fastdm.evaluation.training import LabelledImages, images_at_once
+from fastdm.networks.model import Network
 
 TOP = 5
 _AT_ONCE = 1024  # images that go through a network together
+_MIXED = 256  # the same where it takes their statistics: a batch of the protocol "dm"
 
 
 @dataclass(frozen=True)
@@ -41,13 +43,24 @@ def classify(network: nn.Module, examples: LabelledImages, dtype: torch.dtype) -
 def classify_all(networks: Sequence[nn.Module], examples: LabelledImages, dtype: torch.dtype) -> list[Answers]:
     """`classify` by each of the networks, in one pass over the examples: every batch is prepared once for all."""
     counts = [_Counts(network.eval(), examples) for network in networks]
-    rows = torch.arange(len(examples), device=examples.images.device)
-    at_once = min(images_at_once(network, examples, _AT_ONCE) for network in networks)
-    for index in torch.split(rows, at_once):
+    for index in rows_together(networks, examples, _AT_ONCE):
         images, labels = examples.batch(index), examples.labels[index]
         for each in counts:
             each.add(images, labels, dtype)
     return [each.answers() for each in counts]
+
+
+def rows_together(networks: Sequence[nn.Module], examples: LabelledImages, most: int) -> Sequence[Tensor]:
+    """The rows of the examples, at most `most` at a time as suits the device, for networks in eval mode.
+
+    In their order, unless a network has BatchNorm without running statistics (`affine=False`): then mixed at random,
+    always in the same way, and in even parts, since statistics of a single class would take away what tells it apart.
+    """
+    rows = torch.arange(len(examples), device=examples.images.device)
+    if not any(isinstance(network, Network) and network.uses_batch_statistics for network in networks):
+        return rows.split(min(images_at_once(network, examples, most) for network in networks))
+    order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(0))
+    return order.to(rows.device).tensor_split(-(-len(examples) // min(most, _MIXED)))
 
 
 class _Counts:

@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastdm.kernels import (
     conv_norm_relu_pool,
@@ -47,8 +48,12 @@ class Network(nn.Module):
 
     @property
     def uses_batch_statistics(self) -> bool:
-        """Whether an image's features depend on the others of its batch: with BatchNorm, in training mode."""
-        return self.training and any(isinstance(module, nn.BatchNorm2d) for module in self.modules())
+        """Whether an image's features depend on the others of its batch: with BatchNorm, of any number of dimensions,
+        in training mode, and always where it keeps no running statistics."""
+        return any(
+            isinstance(module, _BatchNorm) and (self.training or module.running_mean is None)
+            for module in self.modules()
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.classifier(self.embed(x))

@@ -50,6 +50,23 @@ def test_batch_norm_looks_at_all_classes() -> None:
     assert not torch.equal(found.images, fastdm.random_selection("digits", ipc=1).images)
 
 
+class Flat(nn.Module):
+    """BatchNorm of flat features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.ReLU())
+
+    def embed(self, images: Tensor) -> Tensor:
+        return torch.as_tensor(self.body(images))
+
+
+def test_batch_norm_of_any_dimension_has_all_classes_in_one_chunk() -> None:
+    """By the memory of a chunk: if it is too little for all classes, it is refused, and no result depends on it."""
+    with pytest.raises(FastDMError, match=r"all classes together \(the network has BatchNorm\) needs"):
+        fastdm.condense("digits", network=Flat, chunk_memory=100_000, **QUICK)  # type: ignore[arg-type]
+
+
 class Scaled(nn.Module):
     """A layer with a parameter of its own kind, which the module draws itself."""
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import fastdm
-from fastdm.data.pool import Dataset
+from fastdm.data.pool import Dataset, Pool
 from fastdm.errors import FastDMError
 from fastdm.evaluation.soft_labels import relabel
 from fastdm.networks.trained import NetworkPool, load_parameters
@@ -38,6 +38,18 @@ def test_labels_are_the_mean_of_the_last_states(digits: Dataset, pool: NetworkPo
     assert loaded.soft_labels is not None
     assert torch.equal(loaded.soft_labels, labelled.soft_labels)
     assert loaded.summary()["soft_labels"] is True
+
+
+def test_a_teacher_with_batch_norm_sees_images_of_all_classes_at_once() -> None:
+    # Dark and bright images: in a batch of one class alone, none is darker than the others.
+    noise = torch.randint(0, 100, (512, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    bright = torch.tensor([0, 150], dtype=torch.uint8).repeat_interleave(256)
+    real = Pool(noise + bright[:, None, None, None], torch.tensor([0, 256, 512]))
+    dataset = Dataset("shades", real, real, ("dark", "bright"), (0.5,) * 3, (0.3,) * 3)
+    pool = fastdm.train_pool(dataset, networks=1, epochs=2, network="ConvNet-d1-w8-relu-batch-avg", device="cpu")
+    labelled = relabel(fastdm.random_selection(dataset, 256), pool)
+    assert labelled.soft_labels is not None
+    assert (labelled.soft_labels.argmax(1) == labelled.labels).double().mean() > 0.95
 
 
 def test_soft_labels_are_trained_for_and_random_images_measured_too(digits: Dataset, pool: NetworkPool) -> None:

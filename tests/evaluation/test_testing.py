@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fastdm.evaluation.outcome import Evaluation
 from fastdm.evaluation.testing import classify, classify_all
 from fastdm.evaluation.training import LabelledImages
+from fastdm.networks.architectures import build_network
 
 
 class Table(nn.Module):
@@ -92,3 +93,15 @@ def test_pooling_adds_the_images_up() -> None:
     assert pooled.confusion == {"A": [[4, 2, 0], [2, 8, 0], [0, 0, 0]]}
     assert pooled.top5 == {"A": [1.0] * 4}
     assert EVALUATION.confusion["A"][0] == [2, 1, 0]
+
+
+def test_batch_norm_without_running_statistics_takes_those_of_all_classes() -> None:
+    network = build_network("ConvNet-d1-w128-relu-batch-avg", channels=3, num_classes=2, image_size=32, affine=False)
+    with torch.no_grad():  # the brighter, the less of class 0
+        network.features[0].weight.fill_(1 / 27)
+        network.classifier.weight.copy_(torch.tensor([[-1.0], [1.0]]).expand(2, network.num_features))
+        network.classifier.bias.copy_(torch.tensor([0.4, -0.4]) * network.num_features)
+    labels = torch.arange(2).repeat_interleave(40)
+    images = torch.randn(80, 3, 32, 32, generator=torch.Generator().manual_seed(0)) / 2
+    examples = LabelledImages(images + 2 * labels[:, None, None, None] - 1, labels, None, None)
+    assert classify(network, examples, torch.float32).accuracy == 1
