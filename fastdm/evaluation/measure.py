@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 
 from fastdm.augmentation import default_strategy
+from fastdm.data.normalisation import per_channel
 from fastdm.data.pool import Dataset, Pool
 from fastdm.data.sources import Source, open_dataset
 from fastdm.errors import FastDMError, one_of
@@ -173,12 +174,23 @@ def measure_soft(
         tally = Tally()
         tally.say(f"the networks of the pool were trained on {pool.dataset}, not on {dataset.name}")
         tally.report("soft labels")
-    labelled = train if train.soft_labels is not None else relabel(train, pool, device)
+    labelled = train if train.soft_labels is not None else _relabelled(train, dataset, pool, device)
     random = relabel(random_selection(dataset, train.ipc, protocol.seed), pool, device)
     of_set, of_random = (
         measure(each, dataset, protocol, device, soft=True, progress=progress) for each in (labelled, random)
     )
     return replace(of_set, random=of_random)
+
+
+def _relabelled(train: SyntheticSet, dataset: Dataset, pool: NetworkPool, device: torch.device) -> SyntheticSet:
+    """The set with labels by the pool, whose networks know images as the data set normalises them."""
+    if (train.mean, train.std) == (dataset.mean, dataset.std):
+        return relabel(train, pool, device)
+    check_compatible(f"the set of {train.dataset}", train.num_classes, train.images.shape[1:], dataset)
+    mean, std, new_mean, new_std = map(per_channel, (train.mean, train.std, dataset.mean, dataset.std))
+    images = ((train.images.detach().cpu() * std + mean) - new_mean) / new_std
+    seen = replace(train, images=images, mean=dataset.mean, std=dataset.std)
+    return replace(train, soft_labels=relabel(seen, pool, device).soft_labels)
 
 
 @within_memory(_SMALLER)
@@ -239,5 +251,23 @@ def _check_train(train: object) -> None:
 def _check_fit(train: SyntheticSet | Pool, dataset: Dataset) -> None:
     what = f"the set of {train.dataset}" if isinstance(train, SyntheticSet) else "what is trained on"
     check_compatible(what, train.num_classes, train.images.shape[1:], dataset)
+    if isinstance(train, SyntheticSet):
+        _check_order(what, train.class_names, dataset)
     if train.images.is_floating_point() and not train.images.isfinite().all():
         raise FastDMError("some pixels of the training images are not finite numbers")
+
+
+def _check_order(what: str, class_names: Sequence[str], dataset: Dataset) -> None:
+    """Raise FastDMError for the data set's classes in another order: their numbers would mean others.
+
+    A set that was loaded without names has numbers in their place.
+    """
+    theirs = dataset.class_names
+    if [*class_names] == [*map(str, range(len(theirs)))] or sorted(class_names) != sorted(theirs):
+        return
+    for number, (own, other) in enumerate(zip(class_names, theirs, strict=True)):
+        if own != other:
+            raise FastDMError(
+                f"{what} has the classes of data set {dataset.name} in another order: class {number} is {own!r} in the "
+                f"set, but {other!r} in the data set; give the data set its classes in the order of the set"
+            )

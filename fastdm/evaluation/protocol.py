@@ -53,7 +53,10 @@ class Protocol:
             object.__setattr__(self, "batch_train", 256 if self.name == "dm" else 64)
         for name in ("num_eval", "epochs", "batch_train", "checks"):
             object.__setattr__(self, name, whole_number(name, getattr(self, name), 1))
-        if not 0 < real_number("lr_net", self.lr_net) < math.inf:
+        # NumPy's numbers become Python's, which JSON can hold.
+        object.__setattr__(self, "seed", whole_number("seed", self.seed, 0))
+        object.__setattr__(self, "lr_net", real_number("lr_net", self.lr_net))
+        if not 0 < self.lr_net < math.inf:
             raise FastDMError(f"lr_net is {self.lr_net}; it must be above 0, and finite")
         if isinstance(self.networks, str) or callable(self.networks) or not self.networks:
             raise FastDMError(f"networks is {self.networks!r}; it must be a list of at least one name")
@@ -64,7 +67,6 @@ class Protocol:
                     "arguments that builds a module"
                 )
         one_of("precision", self.precision, (None, *get_args(Precision)))
-        whole_number("seed", self.seed, 0)
         Strategy.parse(self.strategy)
 
     def by_name(self) -> dict[str, str | Builder]:

@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -56,6 +57,13 @@ def test_the_last_state_has_the_accuracy_that_is_stated(dataset: Dataset) -> Non
         assert right == pytest.approx(stated)
         load_parameters(network, row[0])
     assert min(pool.accuracies) > 0.4
+
+
+def test_numbers_of_numpy_are_numbers(dataset: Dataset, tmp_path: Path) -> None:
+    path = tmp_path / "pool.safetensors"
+    train(dataset, epochs=np.int64(1), lr_net=np.float32(0.5), seed=np.uint8(3), save_path=path)
+    settings = NetworkPool.load(path).settings
+    assert (settings["epochs"], settings["lr_net"], settings["seed"]) == (1, 0.5, 3)
 
 
 def test_an_interrupted_training_resumes_bit_for_bit(

@@ -288,6 +288,27 @@ def test_what_does_not_fit_together(blobs: Dataset) -> None:
         evaluate(dataclasses.replace(train, images=train.images * math.nan), blobs)
 
 
+def test_classes_in_another_order_are_noticed(blobs: Dataset) -> None:
+    named = dataclasses.replace(blobs, class_names=("left", "middle", "right"))
+    turned = dataclasses.replace(blobs, class_names=("right", "middle", "left"))
+    message = "blobs in another order: class 0 is 'left' in the set, but 'right' in the data set"
+    with pytest.raises(FastDMError, match=message):
+        evaluate(random_selection(named, 1), turned)
+    # Numbers stand for names that are not known.
+    numbers = dataclasses.replace(blobs, class_names=("2", "1", "0"))
+    result = evaluate(random_selection(blobs, 1), numbers, networks=[TINY], num_eval=1, epochs=1, device=CPU)
+    assert len(result.accuracies[TINY]) == 1
+
+
+def test_numbers_of_numpy_are_numbers(blobs: Dataset) -> None:
+    options = {"networks": [TINY], "num_eval": 1, "epochs": 1, "device": CPU}
+    found, expected = (
+        evaluate(random_selection(blobs, 1), blobs, lr_net=lr_net, seed=seed, **options)  # type: ignore[arg-type]
+        for lr_net, seed in ((np.float32(0.5), np.int32(3)), (0.5, 3))
+    )
+    assert found.accuracies == expected.accuracies
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

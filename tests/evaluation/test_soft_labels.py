@@ -9,6 +9,8 @@ import torch
 import fastdm
 from fastdm.data.pool import Dataset, Pool
 from fastdm.errors import FastDMError
+from fastdm.evaluation import measure as measure_room
+from fastdm.evaluation.outcome import Evaluation
 from fastdm.evaluation.soft_labels import relabel
 from fastdm.networks.trained import NetworkPool, load_parameters
 from fastdm.synthetic.synthetic_set import SyntheticSet
@@ -64,6 +66,25 @@ def test_soft_labels_are_trained_for_and_random_images_measured_too(digits: Data
     other = fastdm.random_selection(digits, 3, seed=0)
     alone = fastdm.evaluate(other, digits, labels="soft", pool=pool, **options)  # type: ignore[arg-type]
     assert soft.random.accuracies == alone.accuracies
+
+
+def test_a_teacher_is_shown_images_as_its_data_set_normalises_them(
+    digits: Dataset, pool: NetworkPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Float32 rounds a pixel four times on its way; soft labels are float16."""
+    chosen = fastdm.random_selection(digits, 2)
+    expected = relabel(chosen, pool).soft_labels
+    raw = chosen.images * digits.std[0] + digits.mean[0]
+    trained_for: list[SyntheticSet] = []
+    monkeypatch.setattr(measure_room, "measure", lambda each, *_, **__: trained_for.append(each) or Evaluation({}))
+    fastdm.evaluate(
+        dataclasses.replace(chosen, images=raw, mean=(0.0,), std=(1.0,)), digits, labels="soft", pool=pool, device="cpu"
+    )
+    found = trained_for[0]
+    assert (found.mean, found.std) == ((0.0,), (1.0,))
+    assert torch.equal(found.images, raw)
+    assert found.soft_labels is not None
+    torch.testing.assert_close(found.soft_labels, expected, rtol=2**-9, atol=1e-5)
 
 
 def test_a_pool_of_another_data_set_is_named(
