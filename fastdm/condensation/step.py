@@ -58,6 +58,8 @@ class Step:
         self._mean = torch.tensor(dataset.mean, dtype=torch.float32, device=device)
         self._std = torch.tensor(dataset.std, dtype=torch.float32, device=device)
         self._lr, self._black, self._white = _units(settings, self._mean, self._std)
+        if settings.init == "noise":  # real images lie between black and white
+            images.clamp_(self._black, self._white)
         self._augment = partial(augment, dtype=dtype, channels_last=True)
         self._size = (images.shape[2], images.shape[3])
         self._one = torch.ones((), dtype=torch.float32, device=device)  # the gradient of a loss to itself

@@ -296,6 +296,8 @@ def test_init(dataset: Dataset) -> None:
     noise = fastdm.condense(dataset, **{**SMALL, "ipc": 100, "iterations": 0}, init="noise")
     assert noise.images.mean().abs() < 5 / noise.images.numel() ** 0.5
     assert abs(noise.images.std().item() - 1) < 5 / (2 * noise.images.numel()) ** 0.5
+    clamped = fastdm.condense(dataset, **{**SMALL, "ipc": 100, "iterations": 0}, init="noise", clamp=True)
+    assert torch.equal(clamped.images, noise.images.clamp(-0.5 / 0.25, 0.5 / 0.25))
 
 
 def empty_class() -> Dataset:
