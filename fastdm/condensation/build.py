@@ -72,6 +72,7 @@ def plan_step(
         partition=settings.partition,
         passes=1 if networks.expert is networks.network or not settings.ce_weight else 2,
         batch_real=settings.batch_real,
+        objective=settings.objective,
         dtype=dtype,
         device=device,
         chunk_memory=chunk_memory,

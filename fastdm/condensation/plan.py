@@ -2,6 +2,7 @@
 
 from bisect import bisect_right
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 
@@ -11,6 +12,8 @@ from fastdm.errors import FastDMError
 from fastdm.kernels import stores_only_pooled
 from fastdm.networks.footprint import Activations, activations
 from fastdm.networks.model import Block, Network
+from fastdm.objectives import build_objective
+from fastdm.objectives.objective import Objective
 from fastdm.system.device import free_memory, processes_here
 from fastdm.system.text import size_text
 
@@ -70,7 +73,7 @@ class _Needs:
     decoded: synthetic images per class as the network takes them; passes: networks that each goes through.
     micro_batch: the most real images that go through the network at once, None without a limit. pixels: bytes of an
     image as it is stored, image_bytes: as the network takes it. ahead: batches that are in memory at a time when real
-    images are read ahead, else 0.
+    images are read ahead, else 0. objective: what is matched, of features [dimension].
     """
 
     per_image: Activations
@@ -81,6 +84,8 @@ class _Needs:
     decoded: int
     passes: int
     micro_batch: int | None
+    objective: Objective
+    dimension: int
 
     def real(self, classes: int) -> int:
         """Bytes of the pass of real images, without gradient: a layer's results replace those before them."""
@@ -92,14 +97,17 @@ class _Needs:
         return classes * self.batch_real * self.ahead * self.pixels
 
     def synthetic(self, classes: int) -> int:
-        """Bytes of the pass of synthetic images and its backward pass."""
-        return classes * self.decoded * 2 * self.passes * self.per_image.total
+        """Bytes of the pass of synthetic images, of the objective, and of their backward pass."""
+        return classes * self.decoded * 2 * self.passes * self.per_image.total + self.matching(classes)
+
+    def matching(self, classes: int) -> int:
+        return classes * self.objective.bytes(self.batch_real, self.decoded, self.dimension)
 
     def peak(self, classes: int) -> int:
         """Bytes that are expected at the same time: real images are done with when synthetic ones begin."""
         ahead = self.read_ahead(classes)
         synthetic = classes * self.decoded * self.passes * self.per_image.both_ways
-        return ahead + max(self.real(classes) - ahead, synthetic)
+        return ahead + max(self.real(classes) - ahead, synthetic + self.matching(classes))
 
     def total(self, classes: int) -> int:
         return self.real(classes) + self.synthetic(classes)
@@ -113,6 +121,7 @@ def make_plan(
     partition: int = 1,
     passes: int = 1,
     batch_real: int,
+    objective: Literal["mean", "mmd", "cov"] = "mean",
     dtype: torch.dtype,
     device: torch.device,
     chunk_memory: int | None = None,
@@ -143,7 +152,16 @@ def make_plan(
     for residence in possible_residences(pool, device, free):
         ahead = DEPTH if residence == "streamed" else 0
         needs = _Needs(
-            per_image, pixels, pixels * dtype.itemsize, ahead, batch_real, decoded, passes, limits.micro_batch
+            per_image,
+            pixels,
+            pixels * dtype.itemsize,
+            ahead,
+            batch_real,
+            decoded,
+            passes,
+            limits.micro_batch,
+            build_objective(objective),
+            network.num_features,
         )
         copied = pool.images.numel() if residence == "copied" else 0
         left = int(FREE_SHARE * (free - copied - graph - libraries)) - images_bytes

@@ -57,10 +57,13 @@ def rows_together(networks: Sequence[nn.Module], examples: LabelledImages, most:
     always in the same way, and in even parts, since statistics of a single class would take away what tells it apart.
     """
     rows = torch.arange(len(examples), device=examples.images.device)
-    if not any(isinstance(network, Network) and network.uses_batch_statistics for network in networks):
-        return rows.split(min(images_at_once(network, examples, most) for network in networks))
-    order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(0))
-    return order.to(rows.device).tensor_split(-(-len(examples) // min(most, _MIXED)))
+    parts: Sequence[Tensor]
+    if any(isinstance(network, Network) and network.uses_batch_statistics for network in networks):
+        order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(0)).to(rows.device)
+        parts = order.tensor_split(-(-len(examples) // min(most, _MIXED)))
+    else:
+        parts = torch.split(rows, min(images_at_once(network, examples, most) for network in networks))
+    return parts
 
 
 class _Counts:

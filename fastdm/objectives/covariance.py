@@ -35,3 +35,8 @@ class Covariances:
             )
             loss = loss + WEIGHT / s.shape[2] * distance * (n_real > 1)
         return loss.sum()
+
+    def bytes(self, real: int, synthetic: int, dimension: int) -> int:
+        """Copies of the embeddings that are centred and, where classes differ in size, padded; Gram matrices."""
+        pairs = 2 * real**2 + 2 * real * synthetic + 4 * synthetic**2
+        return 4 * (pairs + (5 * real + 5 * synthetic) * dimension)

@@ -79,3 +79,8 @@ class Objective(Protocol):
     def loss(self, target: Tensor, features: Tensor, real: Segments, synthetic: Segments) -> Tensor:
         """How far the embedding of the synthetic images, [N, D], is from it: a scalar, differentiable in it."""
         ...
+
+    def bytes(self, real: int, synthetic: int, dimension: int) -> int:
+        """What `loss` and its gradient take at a time for one class of so many images, with features [dimension], about
+        and at most: embeddings that are kept whole, and matrices of pairs of images."""
+        ...

@@ -1,6 +1,7 @@
 """The memory plan: what is counted, what is refused, how the chunk follows the budget, where real images come from."""
 
 from collections.abc import Callable
+from typing import Literal
 
 import pytest
 import torch
@@ -129,6 +130,21 @@ def test_the_chunk_follows_the_budget() -> None:
         sizes.append(limited.chunk_classes)
     assert sizes == sorted(sizes)
     assert sizes[0] < free.chunk_classes
+
+
+def test_the_pairs_of_images_are_counted() -> None:
+    """2000 real images of 8x8 are 1 MB, their features in an MLP too, but 4 million pairs with five bandwidths each are
+    not."""
+    images = pool(4, 2000, (1, 8, 8))
+    network = build_network("MLP", channels=1, num_classes=4, image_size=8, frozen=True)
+
+    def bytes_of(objective: Literal["mean", "mmd", "cov"]) -> int:
+        made = make_plan(
+            network, images, ipc=2, batch_real=2000, objective=objective, dtype=torch.float32, device=CPU, free=8 * GIB
+        )
+        return made.chunk_bytes // made.chunk_classes
+
+    assert bytes_of("mmd") > 12 * 4 * 2000**2 > bytes_of("cov") > 2 * 4 * 2000**2 > bytes_of("mean")
 
 
 def test_batch_norm_takes_all_classes_at_once() -> None:

@@ -1,11 +1,13 @@
 """The objectives by Gram matrices against their plain definitions, pair by pair, in float64."""
 
+import dataclasses
 import math
 
 import pytest
 import torch
 from torch import Tensor
 
+from fastdm.networks import footprint
 from fastdm.objectives import build_objective
 from fastdm.objectives.cross_entropy import cross_entropy
 from fastdm.objectives.objective import Segments
@@ -86,6 +88,25 @@ def test_equal_features_give_no_loss_and_no_nan(name: str) -> None:
     (gradient,) = torch.autograd.grad(loss, same)
     assert loss.item() == 0
     assert gradient.abs().max() == 0
+
+
+@pytest.mark.parametrize("name", ["mmd", "cov"])
+@pytest.mark.parametrize("size", [(256, 10, 2048), (2000, 10, 128), (40, 500, 64), (300, 300, 16)])
+def test_the_bytes_that_are_planned_for_hold_what_is_counted(name: str, size: tuple[int, int, int]) -> None:
+    """At most, and no more than three times: what a smaller class costs, in a chunk of two, is allowed for too."""
+    real, synthetic, dimension = size
+    objective = build_objective(name)  # type: ignore[arg-type]
+    for counts in ([real, real], [real, real - 1]):
+        parts = [
+            dataclasses.replace(each, offsets=each.offsets.to("meta"), group=each.group.to("meta"))
+            for each in (segments(counts), segments([synthetic, synthetic]))
+        ]
+        target = torch.empty(sum(counts), dimension, device="meta")
+        features = torch.empty(2 * synthetic, dimension, device="meta", requires_grad=True)
+        with footprint._CountBytes() as counted:
+            torch.autograd.grad(objective.loss(target, features, *parts), features)
+        held = counted.peak + target.nbytes + features.nbytes
+        assert held <= 2 * objective.bytes(real, synthetic, dimension) <= 3 * held
 
 
 def test_cross_entropy_is_the_mean_of_every_class_summed() -> None:
