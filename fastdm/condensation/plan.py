@@ -28,6 +28,10 @@ MOST_ELEMENTS = 2**31 - 1
 """On a GPU, elements of a tensor that every convolution of cuDNN takes, since they count with 32 bits."""
 
 
+_MOST_BYTES = 2**62
+"""A budget that everything is below."""
+
+
 @dataclass(frozen=True)
 class MemoryPlan:
     """chunk_classes: classes per forward and backward pass; micro_batch: real images that go through the network at
@@ -165,7 +169,7 @@ def make_plan(
         )
         copied = pool.images.numel() if residence == "copied" else 0
         left = int(FREE_SHARE * (free - copied - graph - libraries)) - images_bytes
-        budget = left if chunk_memory is None else chunk_memory
+        budget = left if chunk_memory is None else int(min(chunk_memory, _MOST_BYTES))
         if needs.total(fewest) <= budget:
             break
     else:

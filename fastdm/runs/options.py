@@ -1,5 +1,6 @@
 """How a run goes: what it writes, shows and uses, as opposed to what it computes."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,8 +57,8 @@ class RunOptions:
             whole_number(name, every, 1)
         if self.save_minutes is not None and not real_number("save_minutes", self.save_minutes) > 0:
             raise FastDMError(f"save_minutes is {self.save_minutes}; it must be above 0")
-        if self.chunk_memory is not None:
-            real_number("chunk_memory", self.chunk_memory)
+        if self.chunk_memory is not None and math.isnan(real_number("chunk_memory", self.chunk_memory)):
+            raise FastDMError("chunk_memory is nan; it must be a number of bytes")
         one_of("compile", self.compile, (False, True))
         if self.callback is not None and not callable(self.callback):
             raise FastDMError(f"callback is a {type(self.callback).__name__}; it must be a function, or None")

@@ -323,6 +323,7 @@ def empty_class() -> Dataset:
         ({"save_every": "5"}, "save_every is '5'; it must be a whole number of at least 1"),
         ({"save_minutes": "5"}, "save_minutes is '5'; it must be a number"),
         ({"chunk_memory": "1G"}, "chunk_memory is '1G'; it must be a number"),
+        ({"chunk_memory": float("nan")}, "chunk_memory is nan; it must be a number of bytes"),
         ({"compile": "no"}, "compile is 'no'; it must be one of False, True"),
         ({"deterministic": "no"}, "deterministic is 'no'; it must be one of False, True"),
         ({"profile": (0, 1), "save_path": "run"}, "profile is a tuple; it must be a range"),
@@ -355,7 +356,7 @@ def test_bad_settings(changes: dict[str, Any], message: str, dataset: Dataset) -
 
 
 def test_numbers_of_numpy_are_numbers(dataset: Dataset, tmp_path: Path) -> None:
-    changes = {"ipc": np.int64(2), "lr_img": np.float32(0.5), "seed": np.uint8(3)}
+    changes = {"ipc": np.int64(2), "lr_img": np.float32(0.5), "seed": np.uint8(3), "chunk_memory": np.int64(1 << 30)}
     result = fastdm.condense(dataset, **{**SMALL, **changes}, save_path=tmp_path)
     assert len(result.images) == 2 * 2
     assert json.loads((tmp_path / "settings.json").read_text())["lr_img"] == 0.5
