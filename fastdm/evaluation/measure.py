@@ -210,6 +210,7 @@ def measure(
     assert dataset.test is not None
     mean, std = (train.mean, train.std) if isinstance(train, SyntheticSet) else (dataset.mean, dataset.std)
     examples = LabelledImages.of(train, mean, std, device, soft=soft)
+    protocol.check_batches(len(examples), dataset)
     tests = LabelledImages.of(dataset.test, mean, std, device)
     names = [*protocol.by_name()]
     jobs = [(name, number) for name in names for number in range(protocol.num_eval)]

@@ -5,11 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import torch
+from torch import nn
+
 from fastdm.augmentation import Strategy
 from fastdm.data.pool import Dataset
 from fastdm.errors import FastDMError, one_of, real_number, whole_number
 from fastdm.networks.architectures import build_network
-from fastdm.networks.own import Builder, check_own, network_name
+from fastdm.networks.own import Builder, build_own, check_own, network_name
 from fastdm.system.device import Precision
 
 
@@ -99,6 +102,31 @@ class Protocol:
         """The numbers of updates after which the accuracy is measured, in a training on so many images."""
         steps = self.steps(images)
         return sorted({max(1, steps * check // self.checks) for check in range(1, self.checks + 1)})
+
+    def check_batches(self, images: int, dataset: Dataset) -> None:
+        """Raise FastDMError for a network that cannot be trained on the last batch of so many images: BatchNorm has no
+        statistics of a single value."""
+        if (images - 1) % self.batch:
+            return
+        channels, *_ = shape = dataset.image_shape
+        for name, network in self.by_name().items():
+            built: nn.Module = (
+                build_own(network, 0, image_shape=shape)
+                if callable(network)
+                else build_network(
+                    network, channels=channels, num_classes=dataset.num_classes, image_size=shape[1:], drawn=False
+                )
+            )
+            try:
+                with torch.no_grad(), torch.random.fork_rng():
+                    built.train()(torch.zeros(1, *shape))
+            except ValueError as error:
+                if "more than 1 value per channel" not in str(error):
+                    raise
+                raise FastDMError(
+                    f"{name} cannot be trained on a single image, which the last batch of {images} images is with a "
+                    f"batch_train of {self.batch}: BatchNorm has no statistics of one value; use another batch_train"
+                ) from error
 
     def check(self, dataset: Dataset) -> None:
         """Raise FastDMError for a network that cannot take the images, and where there is nothing to test on."""

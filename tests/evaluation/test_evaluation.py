@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from fastdm.augmentation import DSA_STRATEGY
@@ -286,6 +286,23 @@ def test_what_does_not_fit_together(blobs: Dataset) -> None:
             evaluate(none, blobs)  # type: ignore[arg-type]
     with pytest.raises(FastDMError, match="not finite"):
         evaluate(dataclasses.replace(train, images=train.images * math.nan), blobs)
+
+
+def test_batch_norm_of_a_single_value_is_refused(blobs: Dataset) -> None:
+    """The last feature maps of images of 8x8 are single pixels, and so are those of the network of one's own."""
+
+    def own() -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64), nn.Linear(64, 3))
+
+    for network in ("ResNet18BN", own):
+        with pytest.raises(FastDMError, match="cannot be trained on a single image, which the last batch of 3 images"):
+            evaluate(
+                random_selection(blobs, 1), blobs, networks=[network], num_eval=1, epochs=1, batch_train=2, device=CPU
+            )
+    trained = evaluate(
+        random_selection(blobs, 1), blobs, networks=[own], num_eval=1, epochs=1, batch_train=3, device=CPU
+    )
+    assert len(trained.accuracies["own"]) == 1
 
 
 def test_classes_in_another_order_are_noticed(blobs: Dataset) -> None:
