@@ -106,6 +106,7 @@ def train_pool(
         name="idc",
         cutmix=cutmix,
     )
+    protocol.check_batches(len(dataset.train), dataset)
     steps = protocol.steps(len(dataset.train))
     if states is None:
         states = min(max(protocol.epochs + 1, FEWEST_STATES), steps + 1)

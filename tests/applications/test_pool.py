@@ -155,6 +155,7 @@ def test_a_file_of_weights_that_are_not_finite_is_refused(dataset: Dataset, tmp_
         ({"epochs": 0}, "epochs is 0"),
         ({"states": 1}, "states is 1"),
         ({"states": 14}, "states is 14, but trainings of 12 updates have 13; use at most as many"),
+        ({"network": "ResNet18BN", "batch_train": 31}, "ResNet18BN cannot be trained on a single image"),
         ({"network": "ConvNt"}, "unknown network 'ConvNt'"),
         ({"save_path": "pool.pt"}, "must end in .safetensors"),
         ({"cutmix": "no"}, "cutmix is 'no'; it must be one of True, False"),
