@@ -18,6 +18,9 @@ from fastdm.system.memory import within_memory
 INIT_STEP = 2**32 - 1
 """The step number under which the initial images are drawn: no iteration has it."""
 
+_AT_ONCE = 1024
+"""Canvases whose real images are in memory at a time, all their pixels in float32."""
+
 
 def initial_images(
     dataset: Dataset,
@@ -41,8 +44,12 @@ def initial_images(
         shape = (dataset.num_classes * ipc, *dataset.image_shape)
         first, last = ipc * real.first_class, ipc * (real.first_class + real.num_classes)
         return torch.randn(shape, generator=generator, dtype=torch.float32)[first:last].to(device, copy=True)
-    images = real.read(real.draw(seed, INIT_STEP, ipc * partition**2).flatten())
-    return shrink(augment(images, [], mean=dataset.mean, std=dataset.std), partition).to(device)
+    drawn = real.draw(seed, INIT_STEP, ipc * partition**2).view(-1, partition**2)
+    images = torch.empty(len(drawn), *dataset.image_shape, dtype=torch.float32, device=device)
+    for into, index in zip(images.split(_AT_ONCE), drawn.split(_AT_ONCE), strict=True):
+        read = augment(real.read(index.flatten()), [], mean=dataset.mean, std=dataset.std)
+        into.copy_(shrink(read, partition))
+    return images
 
 
 @within_memory("take a smaller ipc")

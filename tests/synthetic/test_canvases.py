@@ -12,6 +12,7 @@ from fastdm.applications.inspection import inspect
 from fastdm.data.pool import Dataset
 from fastdm.errors import FastDMError
 from fastdm.evaluation.training import LabelledImages
+from fastdm.synthetic import initial
 from fastdm.synthetic.partition import expand
 from fastdm.synthetic.public_file import read_public
 from fastdm.synthetic.synthetic_set import SyntheticSet
@@ -34,6 +35,12 @@ def test_a_set_decodes_to_four_images_per_canvas(dataset: Dataset) -> None:
     examples = LabelledImages.of(canvases, dataset.mean, dataset.std, torch.device("cpu"))
     assert torch.equal(examples.images, decoded.images)
     assert torch.equal(examples.labels, decoded.labels)
+
+
+def test_canvases_do_not_depend_on_how_many_are_made_at_once(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = fastdm.random_selection(dataset, 3, partition=2)
+    monkeypatch.setattr(initial, "_AT_ONCE", 4)  # of nine
+    assert torch.equal(fastdm.random_selection(dataset, 3, partition=2).images, whole.images)
 
 
 def test_both_formats_keep_what_they_say(dataset: Dataset, tmp_path: Path) -> None:
