@@ -219,6 +219,7 @@ class SyntheticSet:
         if not isinstance(dataset, Dataset | None):
             raise FastDMError(f"dataset is {str(dataset)[:80]!r}; it must be what fastdm.open_dataset gives")
         if is_safetensors(path) or path.suffix == ".safetensors":
+            _check_described(path, normalised)
             sets = [_load_safetensors(path)]
             if dataset is not None:
                 check_compatible(str(path), sets[0].num_classes, sets[0].images.shape[1:], dataset)
@@ -364,6 +365,7 @@ def _load_public(
 ) -> list[SyntheticSet]:
     file = read_public(path)
     if file.about:
+        _check_described(path, normalised)
         return _described(path, file, dataset)
     name, network = parse_file_name(path)
     settings = {"network": network} if network else {}
@@ -384,6 +386,11 @@ def _load_public(
         return [replace(each, partition=1 if partition is None else partition) for each in sets]
     finally:
         tally.report(path)
+
+
+def _check_described(path: Path, normalised: bool | None) -> None:
+    if normalised is False:
+        raise FastDMError(f"normalised is False, but {path} says how its pixels are normalised; leave that out")
 
 
 def _described(path: Path, file: PublicFile, dataset: Dataset | None) -> list[SyntheticSet]:

@@ -180,11 +180,13 @@ def test_canvases_of_idc_are_decoded_where_the_partition_is_said(
 
 
 @pytest.mark.parametrize("name", ["own.safetensors", "own.pt"])
-def test_a_partition_that_contradicts_the_file_is_refused(synthetic: SyntheticSet, tmp_path: Path, name: str) -> None:
+def test_what_contradicts_the_file_is_refused(synthetic: SyntheticSet, tmp_path: Path, name: str) -> None:
     synthetic.save(tmp_path / name)
     assert SyntheticSet.load(tmp_path / name, partition=1).partition == 1
     with pytest.raises(FastDMError, match=r"partition is 2, but .* says that its own is 1"):
         SyntheticSet.load(tmp_path / name, partition=2)
+    with pytest.raises(FastDMError, match=r"normalised is False, but .* says how its pixels are normalised"):
+        SyntheticSet.load(tmp_path / name, normalised=False)
 
 
 def test_pixels_that_are_not_numbers_are_named_as_such(dataset: Dataset, tmp_path: Path) -> None:
