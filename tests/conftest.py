@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+import fastdm  # noqa: F401  # before torch, whose threads then do not spin between two ops, on cores that others use
+
 # A shell lets commands in the background ignore it, and what they start inherits that: no test could interrupt a run.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -28,7 +28,7 @@ MOST_ELEMENTS = 2**31 - 1
 """On a GPU, elements of a tensor that every convolution of cuDNN takes, since they count with 32 bits."""
 
 
-_MOST_BYTES = 2**62
+_MOST_BYTES = 2**100
 """A budget that everything is below."""
 
 

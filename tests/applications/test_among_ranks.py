@@ -53,9 +53,14 @@ def test_two_ranks_find_what_one_finds(tmp_path: Path) -> None:
 
 def pool(folder: Path, networks: int, resume: bool = False) -> None:
     how: dict[str, Any] = {"network": "ConvNetD1", "precision": "fp32", "device": "cpu"}
-    found = fastdm.train_pool(
-        "digits", networks=networks, epochs=1, states=3, save_path=folder / "pool.safetensors", resume=resume, **how
-    )
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # for each network, on however many ranks: PyTorch's sums depend on it
+    try:
+        found = fastdm.train_pool(
+            "digits", networks=networks, epochs=1, states=3, save_path=folder / "pool.safetensors", resume=resume, **how
+        )
+    finally:
+        torch.set_num_threads(threads)
     torch.save((found.weights, found.accuracies), folder / f"found-{os.environ.get('RANK', '0')}.pt")
 
 
