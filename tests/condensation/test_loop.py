@@ -345,7 +345,7 @@ def empty_class() -> Dataset:
         ({"backend": "triton"}, "backend 'triton' is not available"),
         ({"backend": "cutlass"}, "backend is 'cutlass'; it must be"),
         ({"learning_rate": 3}, "unknown setting 'learning_rate'; choose one of ipc, iterations"),
-        ({"chunk_memory": 150_000, "precision": "bf16"}, "batch_real of at most [1-7] would fit"),
+        ({"chunk_memory": 75_000, "precision": "bf16"}, "batch_real of at most [1-7] would fit"),
         ({"chunk_memory": 1000}, "1 images per class do not fit"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
