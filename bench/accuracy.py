@@ -167,11 +167,13 @@ def measure(case: Case, dataset: Dataset, rung: str, how: dict[str, Any], option
             parts = [losses[start : start + size] for start in range(0, len(losses), size)]
             row["losses"] = [round(statistics.fmean(part), 4) for part in parts]
     for protocol in options.protocols:
+        name, _, precision = protocol.partition("_")
         evaluate = partial(
             fastdm.evaluate,
             dataset=dataset,
             epochs=options.epochs or case.epochs,
-            protocol=protocol,
+            protocol=name,
+            precision=precision or None,
             seed=seed,
             device=options.device,
         )
@@ -365,11 +367,13 @@ BUDGETS = Suite(
 PRECISIONS = Suite(
     "precision",
     "Precision",
-    f"DM in several precisions, seed by seed. {_TEXT}, and its difference from that in the first precision.",
+    f"DM in several precisions, seed by seed. {_TEXT}, and its difference from that in the first precision; and where "
+    "these networks are trained in bfloat16, with its difference from that in float32.",
     (*STEP, "evaluation"),
     """
     set | name; precision; seed; dm | dm | ±; difference | difference | +.2f; mean loss, last quarter | last_quarter
-    condensation, s | condensation_seconds | ,.1f
+    condensation, s | condensation_seconds | ,.1f; evaluation, s | dm_seconds | ,.1f
+    trained in bf16 | dm_bf16 | ±; difference | trained_difference | +.2f; s | dm_bf16_seconds | ,.1f
     """,
     {"last_quarter": lambda row: f"{statistics.fmean(row['losses'][-max(1, len(row['losses']) // 4) :]):.2f}"},
     plots={"seeds": _seeds},
@@ -395,7 +399,7 @@ def budgets(options: Namespace) -> Rows:
 
 
 def precisions(options: Namespace) -> Rows:
-    (case, *_), options.protocols = options.cases, ["dm"]
+    (case, *_), options.protocols = options.cases, ["dm", "dm_bf16"]
     dataset = fastdm.open_dataset(case.dataset, data_path=options.data_path)
     for seed in options.seeds or range(12):
         first: Row = {}
@@ -407,6 +411,7 @@ def precisions(options: Namespace) -> Rows:
 def measure_precision(first: Row, *args: Any) -> Row:
     """A row with the difference from the first one of its seed, which is kept in `first`."""
     row = measure(*args)
+    row["trained_difference"] = round(row["dm_bf16"] - row["dm"], 2)
     if "dm" in first:
         return row | {"difference": round(row["dm"] - first["dm"], 2)}
     first |= row
