@@ -50,7 +50,7 @@ step         600  -m bench.step {device} --seconds 200
 report        30  -m bench.report --to {to}
 """,
     "gpu": """
-headline     120  -m bench.waterfall headline {device} --seconds 20
+headline     150  -m bench.waterfall headline {device} --seconds 20
 peaks         40  -m bench.peaks {device}
 waterfall    100  -m bench.waterfall {device} --seconds 25
 kernels      110  -m bench.kernels {device} --seconds 90
@@ -66,8 +66,8 @@ report        30  -m bench.report --to {to}
 """,
     "accuracy": """
 full         150  {accuracy} --only CIFAR10-10-full CIFAR10-1-full --rungs trained dm partition random
-full_50      200  {accuracy} --only CIFAR10-50-full --rungs trained partition dm random
-sweeps        90  {accuracy} --only CIFAR10-10 --rungs trained --validation --lr_img .1 .2 .4 --ce_weight 1 2.5 10 {idc}
+full_50      260  {accuracy} --only CIFAR10-50-full --rungs trained partition dm random
+sweeps       100  {accuracy} --only CIFAR10-10 --rungs trained --validation --lr_img .1 .2 .4 --ce_weight 1 2.5 10 {idc}
 ladder       150  {accuracy} --only CIFAR10-10 {idc}
 curve         60  {accuracy} --only CIFAR10-10-5000 --rungs dm trained --checks 5
 report        30  -m bench.report --to {to}

@@ -223,7 +223,7 @@ def paid_after(row: Row) -> Row:
 def _quote(rows: Sequence[Row]) -> str:
     """The four columns that a newcomer needs, and the other baselines in a sentence each."""
     timed = [row for row in rows if row.get("ratio")]
-    ours, public = (f"{loop}, ms | seconds.{loop}.median | ,.0f/1e-3" for loop in ("fastdm", "public"))
+    ours, public = (f"{loop}, ms | {loop} | median ms" for loop in ("fastdm", "public"))
     parts = [cells.table(f"size | name; {ours}; {public}; × | ratio.public | .1f", timed)]
     for key, baseline in (
         ("raised", "With larger glibc malloc thresholds for both"),
