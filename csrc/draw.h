@@ -4,7 +4,7 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <vector>
+#include <memory>
 
 #include "isa.h"
 #include "random_key.h"
@@ -12,7 +12,7 @@
 
 namespace fastdm {
 
-// Rows that take about half a millisecond. Less is not worth waking a thread for, or waiting for it on a busy machine.
+// Rows that take about a quarter of a millisecond. Less is not worth waking a thread for, or waiting for it on a busy machine.
 inline int64_t rows_per_block(int64_t n) { return 1 + 131072 / (n + 1); }
 
 // out: [rows, n], a uniform_row for each of row_ids.
@@ -25,25 +25,28 @@ inline void uniform(ThreadPool& pool, RandomKey key, const int64_t* row_ids, int
     });
 }
 
-// Words in which to draw from so many images: a bit for each, and a byte.
-inline size_t draw_scratch(int64_t size) { return static_cast<size_t>(9 * ((size + 63) / 64)); }
-
 // out: [classes, n], indices of each of class_ids, distinct unless `replace`, ascending. offsets: the first image of
 // every class of the pool, then the number of images.
 inline void draw(ThreadPool& pool, RandomKey key, const int64_t* offsets, const int64_t* class_ids, int64_t classes,
                  int64_t n, bool replace, int64_t* out, Cpu cpu = this_cpu()) {
     pool.run(classes, rows_per_block(n), [&](int64_t begin, int64_t end) {
-        std::vector<uint64_t> scratch;
-        for (int64_t row = begin; row < end; ++row) {
-            const int64_t id = class_ids[row], first = offsets[id], size = offsets[id + 1] - first;
-            int64_t* to = out + row * n;
-            if (replace) {
-                FASTDM_CALL(cpu, draw_with_repeats, key, static_cast<uint32_t>(id), first, size, n, to);
-                std::sort(to, to + n);
-            } else {
-                scratch.resize(std::max(scratch.size(), draw_scratch(size)));
-                FASTDM_CALL(cpu, draw_distinct, key, static_cast<uint32_t>(id), first, size, n, scratch.data(), to);
+        const int64_t* const ids = class_ids + begin;
+        const int64_t rows = end - begin;
+        int64_t* to = out + begin * n;
+        if (!replace) {
+            int64_t largest = 0;
+            for (int64_t row = 0; row < rows; ++row) {
+                largest = std::max(largest, offsets[ids[row] + 1] - offsets[ids[row]]);
             }
+            // Not set to zero, because only what is needed of it is touched.
+            const std::unique_ptr<uint64_t[]> scratch(new uint64_t[static_cast<size_t>(plain::draw_scratch(largest))]);
+            FASTDM_CALL(cpu, draw_distinct, key, offsets, ids, rows, n, scratch.get(), to);
+            return;
+        }
+        for (int64_t row = 0; row < rows; ++row, to += n) {
+            const int64_t id = ids[row], first = offsets[id], size = offsets[id + 1] - first;
+            FASTDM_CALL(cpu, draw_with_repeats, key, static_cast<uint32_t>(id), first, size, n, to);
+            std::sort(to, to + n);
         }
     });
 }

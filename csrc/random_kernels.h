@@ -58,10 +58,13 @@ inline void random_words(RandomKey key, uint32_t row, uint32_t stream, int64_t b
     }
     philox4x32_10(key.seed, words);
     for (int v = 0; v < kVectors; ++v) {
-        for (int w = 0; w < 4; ++w) {
-            std::memcpy(lane, &words[v][w], sizeof lane);
-            for (int b = 0; b < kBlocks; ++b) out[4 * (v * kBlocks + b) + w] = static_cast<uint32_t>(lane[b]);
+        uint64_t halves[2][kBlocks], blocks[2 * kBlocks];
+        for (int w = 0; w < 2; ++w) {
+            const Words both = (words[v][2 * w] & 0xFFFFFFFF) | words[v][2 * w + 1] << 32;
+            std::memcpy(halves[w], &both, sizeof both);
         }
+        for (int b = 0; b < 2 * kBlocks; ++b) blocks[b] = halves[b % 2][b / 2];
+        std::memcpy(out + 4 * v * kBlocks, blocks, sizeof blocks);
     }
 }
 
@@ -122,34 +125,50 @@ inline void list_bits(const uint64_t* bitmap, int64_t first, int64_t size, int64
     }
 }
 
-// The numbers that Floyd's algorithm draws, as a set: bits, where the branch for a number that is there already is
-// rarely taken; or bytes without a branch, since a bit's word would have to wait for the bit before.
-struct BitSet {
-    uint64_t* words;
-
-    void add(uint64_t pick, uint64_t otherwise) {
-        if (words[pick / 64] >> (pick % 64) & 1) pick = otherwise;
-        words[pick / 64] |= uint64_t{1} << (pick % 64);
-    }
+// A class to draw from: the row of its random numbers, its first image, and how many it has, below 2^32.
+struct DrawnClass {
+    uint32_t id;
+    int64_t first, size;
 };
 
-struct ByteSet {
-    uint8_t* bytes;
-
-    void add(uint64_t pick, uint64_t otherwise) {
-        const uint64_t taken = bytes[pick];  // as a number: compilers would make a condition a branch
-        bytes[pick ^ ((pick ^ otherwise) & -taken)] = 1;
-    }
-};
-
-template <class Set>
-inline void draw_into(Set set, RandomKey key, uint32_t class_id, int64_t size, int64_t n) {
+// Sets the bits of the n numbers that Floyd's algorithm draws, where few are drawn: the branch for one that is there
+// already is rarely taken.
+inline void draw_bits(RandomKey key, const DrawnClass& from, int64_t n, uint64_t* bitmap) {
     uint32_t words[kWords];
-    uint64_t last = static_cast<uint64_t>(size - n);
+    uint64_t last = static_cast<uint64_t>(from.size - n);
     for (int64_t i = 0; i < n; i += kWords) {
-        random_words(key, class_id, kDrawStream, i / 4, words);
+        random_words(key, from.id, kDrawStream, i / 4, words);
         const int64_t count = std::min(kWords, n - i);
-        for (int64_t j = 0; j < count; ++j, ++last) set.add((words[j] * (last + 1)) >> 32, last);
+        for (int64_t j = 0; j < count; ++j, ++last) {
+            uint64_t pick = (words[j] * (last + 1)) >> 32;
+            if (bitmap[pick / 64] >> (pick % 64) & 1) pick = last;
+            bitmap[pick / 64] |= uint64_t{1} << (pick % 64);
+        }
+    }
+}
+
+// Sets the bytes of the n numbers that it draws from each of some classes, where many are drawn: without a branch,
+// which would not be predictable. A processor does not look a number up before it knows where the one before it went,
+// so that several classes in step take little longer than one.
+template <int kClasses>
+inline void draw_bytes(RandomKey key, const DrawnClass* from, int64_t n, uint8_t* const* bytes) {
+    uint32_t words[kClasses][kWords];
+    uint8_t* set[kClasses];
+    uint64_t spare[kClasses];
+    for (int c = 0; c < kClasses; ++c) set[c] = bytes[c];
+    for (int c = 0; c < kClasses; ++c) spare[c] = static_cast<uint64_t>(from[c].size - n);
+    for (int64_t i = 0; i < n; i += kWords) {
+        for (int c = 0; c < kClasses; ++c) random_words(key, from[c].id, kDrawStream, i / 4, words[c]);
+        const int64_t count = std::min(kWords, n - i);
+        for (int64_t j = 0; j < count; ++j) {
+            uint64_t picks[kClasses];
+            for (int c = 0; c < kClasses; ++c) {
+                const uint64_t last = spare[c] + static_cast<uint64_t>(i + j), pick = (words[c][j] * (last + 1)) >> 32;
+                const uint64_t taken = set[c][pick];  // as a number: compilers would make a condition a branch
+                picks[c] = pick ^ ((pick ^ last) & -taken);
+            }
+            for (int c = 0; c < kClasses; ++c) set[c][picks[c]] = 1;
+        }
     }
 }
 
@@ -169,24 +188,51 @@ inline uint64_t bits_of_bytes(const uint8_t* bytes) {
 #endif
 }
 
-// n distinct indices from [first, first + size), ascending, uniform over all n-subsets: Floyd's algorithm (Bentley &
+// Words of scratch for a draw from classes of at most so many images: a bit for each, and bytes for kTogether classes.
+constexpr int kTogether = 4;
+inline int64_t draw_scratch(int64_t size) { return (1 + 8 * kTogether) * ((size + 63) / 64); }
+
+// out: [rows, n], n distinct indices of each class, ascending, uniform over all n-subsets: Floyd's algorithm (Bentley &
 // Floyd, "A sample of brilliance", CACM 1987). Reading the set out sorts it.
-// scratch: draw_scratch(size) words. Requires n <= size < 2^32.
-inline void draw_distinct(RandomKey key, uint32_t class_id, int64_t first, int64_t size, int64_t n, uint64_t* scratch,
-                          int64_t* out) {
+// scratch: draw_scratch words for the largest class. Requires n <= size < 2^32.
+inline void draw_distinct(RandomKey key, const int64_t* offsets, const int64_t* class_ids, int64_t rows, int64_t n,
+                          uint64_t* scratch, int64_t* out) {
     constexpr int64_t kFew = 8;  // one in so many
-    const int64_t count = (size + 63) / 64;
-    uint64_t* const bitmap = scratch;
-    if (kFew * n < size) {
-        std::memset(bitmap, 0, static_cast<size_t>(count) * sizeof *bitmap);
-        draw_into(BitSet{bitmap}, key, class_id, size, n);
-    } else {
-        auto* const bytes = reinterpret_cast<uint8_t*>(bitmap + count);
-        std::memset(bytes, 0, static_cast<size_t>(64 * count));
-        draw_into(ByteSet{bytes}, key, class_id, size, n);
-        for (int64_t i = 0; i < count; ++i) bitmap[i] = bits_of_bytes(bytes + 64 * i);
+    for (int64_t row = 0; row < rows;) {
+        DrawnClass group[kTogether];
+        int many = 0;  // classes of which many images are drawn, one after the other
+        for (; many < kTogether && row + many < rows; ++many) {
+            const int64_t id = class_ids[row + many], first = offsets[id], size = offsets[id + 1] - first;
+            group[many] = {static_cast<uint32_t>(id), first, size};
+            if (kFew * n < size) break;
+        }
+        if (many == 0) {
+            const int64_t count = (group[0].size + 63) / 64;
+            std::memset(scratch, 0, static_cast<size_t>(count) * sizeof *scratch);
+            draw_bits(key, group[0], n, scratch);
+            list_bits(scratch, group[0].first, group[0].size, n, out + n * row++);
+            continue;
+        }
+        uint8_t* bytes[kTogether];
+        auto* next = reinterpret_cast<uint8_t*>(scratch);
+        for (int c = 0; c < many; ++c) {
+            const int64_t size = (group[c].size + 63) / 64 * 64;
+            bytes[c] = next;
+            std::memset(next, 0, static_cast<size_t>(size));
+            next += size;
+        }
+        if (many == kTogether) {
+            draw_bytes<kTogether>(key, group, n, bytes);
+        } else {
+            for (int c = 0; c < many; ++c) draw_bytes<1>(key, group + c, n, bytes + c);
+        }
+        auto* const bitmap = reinterpret_cast<uint64_t*>(next);
+        for (int c = 0; c < many; ++c, ++row) {
+            const int64_t count = (group[c].size + 63) / 64;
+            for (int64_t i = 0; i < count; ++i) bitmap[i] = bits_of_bytes(bytes[c] + 64 * i);
+            list_bits(bitmap, group[c].first, group[c].size, n, out + n * row);
+        }
     }
-    list_bits(bitmap, first, size, n, out);
 }
 
 }  // namespace fastdm::FASTDM_ISA

@@ -86,6 +86,17 @@ def test_large_draws_are_floyds_algorithm_too(n: int, device: torch.device) -> N
     assert draw(key.to(device), offsets.to(device), n).tolist() == [floyd(key, offsets, n, 0)]
 
 
+def test_each_class_has_its_own_draw_whatever_is_drawn_with_it(device: torch.device) -> None:
+    # Classes of which many images are drawn are drawn from four at a time, others one by one: all kinds of neighbours.
+    sizes = torch.tensor([40, 60, 41, 300, 320, 321, 5000, 44, 45, 330, 46, 47, 48, 49, 50])
+    offsets = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
+    key = torch.tensor([3, 9])
+    expected = [floyd(key, offsets, 40, label) for label in range(len(sizes))]
+    for classes in (torch.arange(len(sizes)), torch.tensor([14, 14, 0, 5, 1, 2, 3, 6, 13])):
+        found = draw(key.to(device), offsets.to(device), 40, classes.to(device))
+        assert found.tolist() == [expected[label] for label in classes]
+
+
 def test_a_kernel_refuses_more_than_it_can_hold(triton_device: torch.device) -> None:
     with pytest.raises(ValueError, match=r"8193 images per class .* draw at most 8192"):
         draw(*(torch.tensor(values, device=triton_device) for values in ([7, 0], [0, 10_000])), 8193)
