@@ -27,6 +27,17 @@ inline void require_offsets(const std::string& name, const Index& offsets, int64
             name + " must rise from 0 to " + std::to_string(rows) + ".");
 }
 
+inline void bind_class_means(const Features& features, const Index& offsets, const Array<float, 2>& means) {
+    const int64_t classes = size_of(means, 0), width = size_of(means, 1);
+    require_shape("features", features, {size_of(features, 0), width});
+    require_offsets("offsets", offsets, classes, size_of(features, 0));
+    with_data(features, [&](const auto* from) {
+        nb::gil_scoped_release unlocked;
+        class_means<std::decay_t<decltype(*from)>>(compute_pool(), {from, offsets.data()}, classes, width,
+                                                   means.data());
+    });
+}
+
 inline void bind_class_mean_difference(const Features& real, const Features& synthetic, const Index& real_offsets,
                                        const Index& synthetic_offsets, const Array<float, 2>& difference) {
     const int64_t classes = size_of(difference, 0), width = size_of(difference, 1);
@@ -58,6 +69,8 @@ inline void bind_class_mean_difference_backward(float grad, const Array<const fl
 }
 
 inline void register_class_means(nb::module_& module) {
+    module.def("class_means", bind_class_means, "features"_a.noconvert(), "offsets"_a.noconvert(),
+               "means"_a.noconvert(), "means = the class means of features [rows, features].");
     module.def("class_mean_difference", bind_class_mean_difference, "real"_a.noconvert(), "synthetic"_a.noconvert(),
                "real_offsets"_a.noconvert().none(), "synthetic_offsets"_a.noconvert(), "difference"_a.noconvert(),
                "difference = the class means of real minus those of synthetic, both [rows, features].");

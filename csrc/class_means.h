@@ -1,5 +1,5 @@
-// The difference of the class means of two sets of features, and the gradient of its square, on all threads. A thread
-// computes whole classes, or whole blocks of their features, so that nothing depends on the number of threads.
+// Class means of features, the difference of those of two sets, and the gradient of its square, on all threads. A
+// thread computes whole classes, or whole blocks of their features, so that nothing depends on the number of threads.
 #pragma once
 
 #include <algorithm>
@@ -32,6 +32,16 @@ void for_each_class(ThreadPool& pool, int64_t classes, int64_t width, const Body
             const int64_t start = task % blocks * kFeatures;
             body(task / blocks, start, std::min(kFeatures, width - start));
         }
+    });
+}
+
+// means: float32 [classes, D], 0 for a class without rows.
+template <class T>
+void class_means(ThreadPool& pool, const Classes<T>& from, int64_t classes, int64_t width, float* means,
+                 Cpu cpu = this_cpu()) {
+    for_each_class(pool, classes, width, [&](int64_t id, int64_t start, int64_t count) {
+        FASTDM_CALL(cpu, mean_of_rows, from.features + from.first(id) * width + start, from.size(id), width, count,
+                    means + id * width + start);
     });
 }
 

@@ -3,13 +3,14 @@
 from . import table
 from .augmentation.op import dsa
 from .blocks.op import conv_norm_relu_pool, norm_relu_pool, norm_relu_pool_mean, stores_only_pooled
-from .class_means.op import class_mean_difference
+from .class_means.op import class_mean_difference, class_means
 from .dispatch import use_backend
 from .random.op import draw, draw_tables, uniform, uniform_weights
 from .sgd.op import sgd_step
 
 __all__ = [
     "class_mean_difference",
+    "class_means",
     "conv_norm_relu_pool",
     "draw",
     "draw_tables",

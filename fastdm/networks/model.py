@@ -10,6 +10,7 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastdm.kernels import (
+    class_means,
     conv_norm_relu_pool,
     norm_relu_pool,
     norm_relu_pool_mean,
@@ -75,9 +76,7 @@ class Network(nn.Module):
         """
         *body, last = self.features
         if not isinstance(last, Block) or last.stays_in_cache(x):
-            features = self.embed(x)
-            wide = torch.promote_types(features.dtype, torch.float32)
-            return torch.segment_reduce(features.to(wide), "mean", offsets=offsets, axis=0)
+            return class_means(self.embed(x), offsets)
         for layer in body:
             x = layer(x)
         return norm_relu_pool_mean(last.conv(x), offsets, last.weight, last.bias)

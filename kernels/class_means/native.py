@@ -1,4 +1,5 @@
-"""The loss of distribution matching through the C++ extension: the bits of the reference, for any number of threads."""
+"""Class means and the loss of matching them through the C++ extension: the bits of the reference, for any number of
+threads."""
 
 import torch
 from torch import Tensor
@@ -8,6 +9,16 @@ from ..extension import contiguous, load
 _SUMMED = (1 << 15) - 1
 """Squares that PyTorch adds up at a time: it shares longer sums among threads, in an order that depends on them."""
 _TAKEN = (torch.float32, torch.bfloat16)
+
+
+def takes_class_means(features: Tensor, offsets: Tensor) -> bool:
+    return features.dtype in _TAKEN
+
+
+def class_means(features: Tensor, offsets: Tensor) -> Tensor:
+    means = torch.empty(len(offsets) - 1, features.shape[1], dtype=torch.float32)
+    load().class_means(features.contiguous(), offsets.contiguous(), means)
+    return means
 
 
 def takes_class_mean_difference(

@@ -1,4 +1,4 @@
-"""`class_mean_difference`: checks, schema, gradient."""
+"""`class_means` and `class_mean_difference`: checks, schemas, gradient."""
 
 from typing import Any
 
@@ -9,6 +9,28 @@ from torch.autograd.function import once_differentiable
 from ..checks import check_floating_point, check_offset_values, check_offsets, check_tensor
 from ..dispatch import define, remember_backend, with_its_backend
 from ..numerics import working_dtype
+
+
+def class_means(features: Tensor, offsets: Tensor) -> Tensor:
+    """Return the mean of each class's rows, 0 for a class without rows.
+
+    features: floating point [N, D], sorted by class; it takes no gradient.
+    offsets: int64 [classes + 1], rising from 0 to N.
+
+    Returns float32 (float64 for float64) [classes, D], summed in a fixed order. Raises TypeError for a wrong dtype,
+    ValueError for wrong shapes, devices and (on the CPU) offsets.
+
+    >>> import torch
+    >>> from fastdm.kernels import class_means
+    >>> class_means(torch.tensor([[1.0], [3.0], [5.0]]), torch.tensor([0, 2, 3]))
+    tensor([[2.],
+            [5.]])
+    """
+    check_tensor("features", features, 2)
+    check_floating_point("features", features)
+    check_offsets("offsets", offsets, features.device)
+    means: Tensor = torch.ops.fastdm.class_means(features.detach(), offsets)
+    return means
 
 
 def class_mean_difference(
@@ -95,6 +117,15 @@ def _check_values(
             absent |= real_offsets.diff() == 0
         if absent.any():
             raise ValueError(f"class {int(absent.nonzero()[0])} is empty; give it images, or choose empty='zero'")
+
+
+@define(
+    "class_means",
+    "(Tensor features, Tensor offsets) -> Tensor",
+    lambda features, offsets: check_offset_values("offsets", offsets, len(features)),
+)
+def _(features: Tensor, offsets: Tensor) -> Tensor:
+    return features.new_empty((offsets.shape[0] - 1, features.shape[1]), dtype=working_dtype(features.dtype))
 
 
 @define(

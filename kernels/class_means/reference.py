@@ -1,9 +1,15 @@
-"""The loss of distribution matching in plain PyTorch: the definition of correct."""
+"""Class means and the loss of distribution matching in plain PyTorch: the definition of correct."""
 
 import torch
 from torch import Tensor
 
-from ..numerics import class_means, working_dtype
+from .. import numerics
+from ..numerics import working_dtype
+
+
+def class_means(features: Tensor, offsets: Tensor) -> Tensor:
+    """Return the means [classes, D] of the rows of each class; 0 for a class without rows."""
+    return numerics.class_means(features.to(working_dtype(features.dtype)), offsets)
 
 
 def class_mean_difference(
@@ -15,8 +21,8 @@ def class_mean_difference(
     real = real.to(work)
     if real_offsets is not None:
         full &= real_offsets.diff() > 0
-        real = class_means(real, real_offsets)
-    difference = real - class_means(synthetic.to(work), synthetic_offsets)
+        real = numerics.class_means(real, real_offsets)
+    difference = real - numerics.class_means(synthetic.to(work), synthetic_offsets)
     difference = torch.where(full[:, None], difference, 0)
     return difference.square().sum(), difference
 

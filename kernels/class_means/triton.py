@@ -1,4 +1,4 @@
-"""The loss of distribution matching as Triton kernels: one program per class and run of features.
+"""Class means and the loss of distribution matching as Triton kernels: one program per class and run of features.
 
 Sums run in a fixed order: rows in blocks, then one partial sum of squares per program, added up at the end.
 """
@@ -11,6 +11,7 @@ from torch import Tensor
 from .. import launch
 from ..numerics import working_dtype
 from ..row_means import bounds, constants, grid, mean_of_rows
+from ..row_means import class_means as class_means
 
 
 @triton.jit

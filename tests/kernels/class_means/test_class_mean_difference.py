@@ -1,12 +1,13 @@
-"""The loss of distribution matching against its formula in float64."""
+"""Class means and the loss of distribution matching against their formulas in float64."""
 
+from itertools import pairwise
 from types import ModuleType
 
 import pytest
 import torch
 from torch import Tensor
 
-from fastdm.kernels import class_mean_difference, extension
+from fastdm.kernels import class_mean_difference, class_means, extension
 from fastdm.kernels.class_means import native, reference
 
 FLOAT32_EPS = 2.0**-23
@@ -23,6 +24,19 @@ def exact(real: Tensor, synthetic: Tensor, real_offsets: list[int], synthetic_of
         if len(rows) and len(others):
             total = total + (rows.mean(0) - others.mean(0)).square().sum()
     return total
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_means_are_those_of_float64(dtype: torch.dtype, device: torch.device, generator: torch.Generator) -> None:
+    features = torch.randn(REAL[-1], 2100, generator=generator).to(dtype)  # more than a task of the C++ form has
+    means = class_means(features.to(device), torch.tensor(REAL, device=device)).cpu()
+    assert means.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    for mean, (first, last) in zip(means, pairwise(REAL), strict=True):
+        rows = features[first:last].double()
+        expected = rows.mean(0) if len(rows) else torch.zeros(2100, dtype=torch.float64)
+        # n rows are added up with an error below n ε of the sum of their sizes; dividing rounds once more.
+        tolerance = (len(rows) + 1) * torch.finfo(means.dtype).eps * rows.abs().sum(0) / max(len(rows), 1)
+        assert ((mean - expected).abs() <= tolerance).all()
 
 
 @pytest.mark.parametrize("features", [1, 64, 130], ids=lambda d: f"D{d}")  # less than, exactly, more than one block
@@ -91,6 +105,7 @@ def test_opcheck(device: torch.device, generator: torch.Generator, monkeypatch: 
     features = torch.randn(5, 3, generator=generator).to(device)
     offsets = torch.tensor([0, 2, 5], device=device)
     ops = torch.ops.fastdm
+    torch.library.opcheck(ops.class_means.default, (features, offsets))
     torch.library.opcheck(ops.class_mean_difference.default, (features, features, offsets, offsets, "zero"))
     torch.library.opcheck(ops.class_mean_difference.default, (features[:2], features, None, offsets, "zero"))
     torch.library.opcheck(
@@ -167,6 +182,7 @@ def test_the_native_form_has_the_bits_of_the_reference(
     real = torch.randn(REAL[-1], features, generator=generator).to(dtypes[0])
     synthetic = torch.randn(SYNTHETIC[-1], features, generator=generator).to(dtypes[1])
     real_offsets, synthetic_offsets = torch.tensor(REAL), torch.tensor(SYNTHETIC)
+    assert torch.equal(*(form.class_means(real, real_offsets) for form in (native, reference)))
     for rows, offsets in ((real, real_offsets), (real[:5], None)):
         sides = rows, synthetic, [offsets, synthetic_offsets]
         pairs = zip(of_form(native, *sides), of_form(reference, *sides), strict=True)
@@ -185,7 +201,7 @@ def test_the_native_form_does_not_depend_on_threads(generator: torch.Generator) 
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
             extension.load().use_threads(threads)
-            found.append(of_form(native, real, synthetic, offsets))
+            found.append([*of_form(native, real, synthetic, offsets), native.class_means(real, offsets[0])])
     finally:
         torch.set_num_threads(before)
     for others in found[1:]:
@@ -201,5 +217,7 @@ def test_the_extension_refuses_what_does_not_fit() -> None:
         core.class_mean_difference(rows, rows, None, offsets, out)
     with pytest.raises(ValueError, match="synthetic_offsets must rise from 0 to 3"):
         core.class_mean_difference_backward(1.0, out, offsets, torch.zeros(3, 3))
+    with pytest.raises(ValueError, match="offsets must rise from 0 to 4"):
+        core.class_means(rows, torch.tensor([0, 2, 3]), out)
     with pytest.raises(TypeError, match="must be float32 or bfloat16"):
         core.class_mean_difference(rows.double(), rows, offsets, offsets, out)
