@@ -297,8 +297,10 @@ def _sweeps(result: Result) -> Any:
         usual = {row["name"]: statistics.mode(r[other] for r in held if r["name"] == row["name"]) for row in held}
         rows = sorted((row for row in held if row[other] == usual[row["name"]]), key=lambda row: row[key])
         for name, seed in sorted({(row["name"], row["seed"]) for row in rows}):
-            points = [(row[key], row["idc"]) for row in rows if (row["name"], row["seed"]) == (name, seed)]
-            axes.plot(*zip(*points, strict=True), "o-", ms=4, label=f"{name}, seed {seed}")
+            own = [row for row in rows if (row["name"], row["seed"]) == (name, seed)]
+            xs = sorted({row[key] for row in own})
+            means = [statistics.fmean(row["idc"] for row in own if row[key] == x) for x in xs]  # of a run and another
+            axes.plot(xs, means, "o-", ms=4, label=f"{name}, seed {seed}")
         values = sorted({row[key] for row in rows})
         axes.set(xlabel=x, ylabel="held-out accuracy, %", xscale="log")
         axes.set_xticks(values, [f"{value:g}" for value in values])
