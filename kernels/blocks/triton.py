@@ -23,7 +23,7 @@ SLOPE: tl.constexpr = tl.constexpr(LEAKY_SLOPE)
 @triton.jit
 def _activate(x, ACTIVATION: tl.constexpr):
     if ACTIVATION == "relu":
-        return tl.maximum(x, 0.0)
+        return tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)  # A GPU's plain maximum of NaN and 0 is 0.
     elif ACTIVATION == "leakyrelu":
         return tl.where(x > 0, x, SLOPE * x)
     elif ACTIVATION == "sigmoid":
@@ -320,8 +320,8 @@ def norm_relu_pool(
         norm_relu_pool_fwd_kernel,
         (tile.programs(x, n),),
         x_ptr=x if last else x.contiguous(),
-        weight_ptr=weight,
-        bias_ptr=bias,
+        weight_ptr=launch.contiguous(weight),
+        bias_ptr=launch.contiguous(bias),
         out_ptr=out,
         mean_ptr=mean,
         rstd_ptr=rstd,
@@ -362,8 +362,8 @@ def norm_relu_pool_backward(
         x_ptr=x if last else x.contiguous(),
         mean_ptr=mean,
         rstd_ptr=rstd,
-        weight_ptr=weight,
-        bias_ptr=bias,
+        weight_ptr=launch.contiguous(weight),
+        bias_ptr=launch.contiguous(bias),
         grad_x_ptr=grad_x,
         grad_weight_ptr=grad_weight,
         grad_bias_ptr=grad_bias,
@@ -399,8 +399,8 @@ def norm_relu_pool_mean(
         (tile.programs(x, classes), shares),
         x_ptr=x if is_channels_last(x) else x.contiguous(),
         offsets_ptr=offsets.contiguous(),
-        weight_ptr=weight,
-        bias_ptr=bias,
+        weight_ptr=launch.contiguous(weight),
+        bias_ptr=launch.contiguous(bias),
         out_ptr=sums,
         n_classes=classes,
         eps=eps,

@@ -177,6 +177,36 @@ def test_the_gradient_may_come_in_the_other_memory_format(
     assert (found[0] - found[1]).abs().max() <= 2 * tolerance(x.cpu()) * float(grad.abs().max())
 
 
+def test_weight_and_bias_need_not_be_contiguous(last: bool, device: torch.device, generator: torch.Generator) -> None:
+    x = arranged(torch.randn(2, 6, 5, 4, generator=generator), last)
+    numbers = torch.randn(6, 2, generator=generator)
+    weight, bias, offsets = numbers[:, 0].to(device), numbers[:1, 1].to(device).expand(6), torch.tensor([0, 2])
+    assert not weight.is_contiguous()
+    assert not bias.is_contiguous()
+    results = []
+    for affine in ((weight, bias), (weight.contiguous(), bias.contiguous())):
+        leaf = x.to(device).requires_grad_()
+        out = norm_relu_pool(leaf, *affine)
+        means = norm_relu_pool_mean(leaf, offsets.to(device), *affine)
+        results.append((out.detach(), means, *torch.autograd.grad(out, leaf, torch.ones_like(out))))
+    assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # of Triton's interpreter
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_what_is_no_number_stays_none(
+    activation: str, last: bool, device: torch.device, generator: torch.Generator
+) -> None:
+    x = arranged(torch.randn(3, 4, 6, 6, generator=generator), last)
+    x[1, 2, 3, 3] = torch.nan
+    x[2, 0, 0, 0] = torch.inf
+    lost = [[False] * 4, [False, False, True, False], [True, False, False, False]]
+    out = norm_relu_pool(x.to(device), activation=activation)
+    assert out.isnan().all((2, 3)).tolist() == out.isnan().any((2, 3)).tolist() == lost
+    means = norm_relu_pool_mean(x.to(device), torch.tensor([0, 1, 3], device=device), activation=activation)
+    assert means.view(2, 4, -1).isnan().all(2).tolist() == [lost[0], [True, False, True, False]]
+
+
 @pytest.mark.parametrize("n", [1, 257])
 def test_any_number_of_images(n: int, device: torch.device, generator: torch.Generator) -> None:
     x = torch.randn(n, 1, 2, 2, generator=generator)
