@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 
 def check_tensor(
@@ -20,6 +21,16 @@ def check_tensor(
 def check_floating_point(name: str, tensor: Tensor) -> None:
     if not tensor.dtype.is_floating_point:
         raise TypeError(f"{name} is {tensor.dtype}; it must be floating point")
+
+
+def check_no_tangent(op: str, *tensors: Tensor | None) -> None:
+    """Refuse forward-mode derivatives, which an op without a rule for them would silently take for 0."""
+    if torch.compiler.is_compiling() or forward_ad._current_level < 0:
+        return
+    if any(tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
+        raise NotImplementedError(
+            f"{op} has no forward-mode derivative; use reverse mode (backward, torch.autograd.grad)"
+        )
 
 
 def check_offsets(name: str, offsets: Tensor, device: torch.device) -> None:

@@ -133,6 +133,7 @@ def _is_seen(args: tuple[Any, ...]) -> bool:
     """Whether a call must go through PyTorch's dispatcher: it is traced, recorded or transformed."""
     return bool(
         torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
         or torch._C._len_torch_dispatch_stack()
         or torch._C._len_torch_function_stack()  # a default device, which would be that of what the op makes
         or torch._C._autograd._profiler_enabled()

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from .. import table as columns
-from ..checks import check_index_values, check_tensor
+from ..checks import check_index_values, check_no_tangent, check_tensor
 from ..dispatch import define, remember_backend, run_unchecked, with_its_backend
 from ..numerics import memory_format
 
@@ -274,6 +274,7 @@ def _check_rows(images: Tensor, table: Tensor, group: Tensor | None, index: Tens
         check_tensor("index", index, 1, torch.int64, images.device)
         if images.requires_grad and torch.is_grad_enabled():
             raise ValueError("images that need a gradient cannot be read through index; index them before")
+        check_no_tangent("dsa with an index", images)
     n = images.shape[0] if index is None else index.shape[0]
     if group is not None:
         check_tensor("group", group, 1, torch.int64, images.device)

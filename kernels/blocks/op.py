@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..checks import check_floating_point, check_offset_values, check_offsets, check_tensor
+from ..checks import check_floating_point, check_no_tangent, check_offset_values, check_offsets, check_tensor
 from ..dispatch import define, remember_backend, runs_native, with_its_backend
 from ..numerics import memory_format_of, pooled_shape, working_dtype
 from .choice import computes_twice
@@ -45,6 +45,7 @@ def norm_relu_pool(
     tensor([[[[0., 1.]]]])
     """
     _check_arguments(x, weight, bias, activation, pool)
+    check_no_tangent("norm_relu_pool", x, weight, bias)
     out: Tensor
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
         out = _NormReluPool.apply(x, weight, bias, eps, activation, pool)
@@ -124,6 +125,7 @@ def conv_norm_relu_pool(
     if padding < 0 or min(x.shape[2:]) + 2 * padding < 4:
         raise ValueError(f"images of {x.shape[2]} by {x.shape[3]} pixels are too small with a padding of {padding}")
     _check_affine({"scale": scale, "shift": shift}, len(weight), x.device)
+    check_no_tangent("conv_norm_relu_pool", x, weight, scale, shift)
     out: Tensor
 
     def stored(x: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..checks import check_floating_point, check_offset_values, check_offsets, check_tensor
+from ..checks import check_floating_point, check_no_tangent, check_offset_values, check_offsets, check_tensor
 from ..dispatch import define, remember_backend, with_its_backend
 from ..numerics import working_dtype
 
@@ -69,6 +69,7 @@ def class_mean_difference(
             )
     if empty not in ("zero", "error"):
         raise ValueError(f"empty is {empty!r}; it must be 'zero' or 'error'")
+    check_no_tangent("class_mean_difference", synthetic)
     loss: Tensor
     args = (real, synthetic, real_offsets, synthetic_offsets, empty)
     if synthetic.requires_grad and torch.is_grad_enabled():

@@ -10,8 +10,7 @@ from ..table import tables_of
 
 def uniform(key: Tensor, rows: Tensor, n: int, stream: int) -> Tensor:
     out = torch.empty(len(rows), n, dtype=torch.float32)
-    seed, step = key.tolist()
-    load().uniform(seed, step, rows.contiguous(), stream, out)
+    load().uniform(*_seed_and_step(key), rows.contiguous(), stream, out)
     return out
 
 
@@ -35,6 +34,11 @@ def draw_tables(
 
 def draw(key: Tensor, class_offsets: Tensor, n: int, classes: Tensor, replace: bool = False) -> Tensor:
     out = torch.empty(len(classes), n, dtype=torch.int64)
-    seed, step = key.tolist()
-    load().draw(seed, step, class_offsets.contiguous(), classes.contiguous(), out, replace)
+    load().draw(*_seed_and_step(key), class_offsets.contiguous(), classes.contiguous(), out, replace)
     return out
+
+
+def _seed_and_step(key: Tensor) -> tuple[int, int]:
+    """Return the numbers of a key; of the step, the lower 32 bits, a word of philox's counter."""
+    seed, step = key.tolist()
+    return seed, step & 0xFFFFFFFF

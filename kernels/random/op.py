@@ -17,8 +17,8 @@ def uniform(key: Tensor, rows: Tensor, n: int, stream: int) -> Tensor:
     Value j of row r is (philox4x32-10(key, (step, r, stream, j // 4))[j % 4] >> 8) · 2⁻²⁴, with the two halves of the
     seed as the key: the same bits in every implementation.
 
-    key: int64 [2], (seed, step), on the device of the result; a CUDA graph that is replayed after step was increased
-        in place draws anew.
+    key: int64 [2], (seed, step), on the device of the result, of the step the lower 32 bits; a CUDA graph that is
+        replayed after step was increased in place draws anew.
     rows: int64 [G], values below 2³².
     n: values per row.
     stream: separates uses, 0 ≤ stream < 2³².

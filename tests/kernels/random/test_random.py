@@ -112,6 +112,15 @@ def test_draw_is_uniform_over_subsets() -> None:
     assert (counts[counts > 0] - 1000).abs().max() < 173
 
 
+@pytest.mark.parametrize(("step", "word"), [(-1, 2**32 - 1), (2**32, 0), (2**40 + 7, 7)])
+def test_a_step_is_a_word_of_32_bits(step: int, word: int, device: torch.device) -> None:
+    key, same = (torch.tensor([5, each], device=device) for each in (step, word))
+    rows, offsets = torch.arange(3, device=device), torch.tensor([0, 9, 30], device=device)
+    assert torch.equal(uniform(key, rows, 5, 1), uniform(same, rows, 5, 1))
+    for replace in (False, True):
+        assert torch.equal(draw(key, offsets, 4, replace=replace), draw(same, offsets, 4, replace=replace))
+
+
 def drawn_with_repeats(key: Tensor, class_offsets: Tensor, n: int, label: int) -> list[int]:
     words = reference.random_words(key, torch.tensor([label]), n, DRAW_STREAM)[0].tolist()
     start, size = int(class_offsets[label]), int(class_offsets[label + 1] - class_offsets[label])
