@@ -9,9 +9,9 @@ DRAW_STREAM = 1
 """The stream of `uniform` that `draw` reads."""
 
 
-def working_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return the type that an input of `dtype` is computed in."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
+def working_dtype(*dtypes: torch.dtype) -> torch.dtype:
+    """Return the type that inputs of these types are computed in."""
+    return torch.float64 if torch.float64 in dtypes else torch.float32
 
 
 def is_channels_last(x: Tensor) -> bool:

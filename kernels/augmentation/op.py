@@ -284,8 +284,18 @@ def _check_rows(images: Tensor, table: Tensor, group: Tensor | None, index: Tens
         raise ValueError(f"table has {table.shape[0]} rows for {n} images; without group it must have 1 or {n}")
 
 
-def _check_values(images: Tensor, table: Tensor, group: Tensor | None, index: Tensor | None, *_: Any) -> None:
+def _check_values(
+    images: Tensor,
+    table: Tensor,
+    group: Tensor | None,
+    index: Tensor | None,
+    mean: Tensor | None,
+    std: Tensor | None,
+    *_: Any,
+) -> None:
     check_index_values("index", index, len(images))
+    if std is not None and bool((std == 0).any()):
+        raise ValueError(f"std holds {std.tolist()}; no channel can be divided by 0")
     _check_table_values(table, group)
 
 

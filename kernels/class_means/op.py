@@ -43,8 +43,8 @@ def class_mean_difference(
         row for each class, such as its mean.
     empty: "zero": a class that has no rows on one side adds nothing. "error": ValueError (known on the CPU only).
 
-    Returns a float32 scalar (float64 for float64), summed in a fixed order. The gradient flows to synthetic only.
-    Raises TypeError for a wrong dtype, ValueError for wrong shapes, devices and (on the CPU) offsets.
+    Returns a float32 scalar (float64 where a side is float64), summed in a fixed order. The gradient flows to synthetic
+    only. Raises TypeError for a wrong dtype, ValueError for wrong shapes, devices and (on the CPU) offsets.
 
     >>> import torch
     >>> from fastdm.kernels import class_mean_difference
@@ -137,7 +137,7 @@ def _(features: Tensor, offsets: Tensor) -> Tensor:
 def _(
     real: Tensor, synthetic: Tensor, real_offsets: Tensor | None, synthetic_offsets: Tensor, empty: str
 ) -> tuple[Tensor, Tensor]:
-    work = working_dtype(real.dtype)
+    work = working_dtype(real.dtype, synthetic.dtype)
     shape = (synthetic_offsets.shape[0] - 1, real.shape[1])
     return real.new_empty((), dtype=work), real.new_empty(shape, dtype=work)
 

@@ -16,7 +16,7 @@ def class_mean_difference(
     real: Tensor, synthetic: Tensor, real_offsets: Tensor | None, synthetic_offsets: Tensor, empty: str
 ) -> tuple[Tensor, Tensor]:
     """Return Σ_c ‖mean of real[c] − mean of synthetic[c]‖² and the differences [classes, D]."""
-    work = working_dtype(real.dtype)
+    work = working_dtype(real.dtype, synthetic.dtype)
     full = synthetic_offsets.diff() > 0
     real = real.to(work)
     if real_offsets is not None:

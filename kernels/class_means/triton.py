@@ -70,7 +70,7 @@ def class_mean_difference(
     real: Tensor, synthetic: Tensor, real_offsets: Tensor | None, synthetic_offsets: Tensor, empty: str
 ) -> tuple[Tensor, Tensor]:
     classes, features = synthetic_offsets.shape[0] - 1, real.shape[1]
-    dtype = working_dtype(real.dtype)
+    dtype = working_dtype(real.dtype, synthetic.dtype)
     difference = launch.empty((classes, features), dtype, real.device)
     programs = grid(classes, features)
     partial = launch.empty(programs, dtype, real.device)

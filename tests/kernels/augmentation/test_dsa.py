@@ -251,6 +251,7 @@ STRAY[1, table.CONTRAST] = math.inf
         (ValueError, "not those of an angle", (X, STRETCHED), {}),
         (ValueError, "not positive", (X, MIRRORED), {}),
         (ValueError, "not finite", (X, STRAY), {}),
+        (ValueError, r"std holds \[1.0, 0.0, 1.0\]", (U8, T), {"mean": [0, 0, 0], "std": [1, 0, 1]}),
     ],
 )
 def test_bad_arguments_are_refused(

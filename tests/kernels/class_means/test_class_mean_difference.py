@@ -63,6 +63,26 @@ def test_loss_and_gradient_are_those_of_float64(
     assert leaf.grad.cpu()[5:7].eq(0).all()
 
 
+@pytest.mark.parametrize("wide", ["real", "synthetic"])
+def test_float64_on_one_side_is_float64_for_both(wide: str, device: torch.device, generator: torch.Generator) -> None:
+    real, synthetic = torch.randn(2, 8, 5, generator=generator)
+    sides = {"real": real, "synthetic": synthetic}
+    sides[wide] = torch.randn(8, 5, generator=generator, dtype=torch.float64)
+    exact_leaf = sides["synthetic"].to(torch.float64, copy=True).requires_grad_()
+    expected = exact(sides["real"].double(), exact_leaf, [0, 3, 8], [0, 6, 8])
+    expected.backward()
+    leaf = sides["synthetic"].to(device, copy=True).requires_grad_()
+    offsets = [torch.tensor(o, device=device) for o in ([0, 3, 8], [0, 6, 8])]
+    loss = class_mean_difference(sides["real"].to(device), leaf, *offsets)
+    loss.backward()
+    assert loss.dtype == torch.float64
+    # A mean of 6 rows is off by less than 6 ε of its terms, a sum of 10 squares by less than 10 ε.
+    assert abs(float(loss - expected)) <= (2 * 6 + 10) * 2.0**-52 * float(expected)
+    rounded = 0 if wide == "synthetic" else FLOAT32_EPS / 2  # to the type of synthetic
+    error = (leaf.grad.cpu().double() - exact_leaf.grad).abs()
+    assert (error <= rounded * exact_leaf.grad.abs() + 4 * 6 * 2.0**-52 * 4).all()
+
+
 def test_one_class_of_any_size(device: torch.device, generator: torch.Generator) -> None:
     real, synthetic = torch.randn(257, 3, generator=generator), torch.randn(1, 3, generator=generator)
     offsets = [torch.tensor([0, n], device=device) for n in (257, 1)]
