@@ -190,9 +190,9 @@ def _rules(strategy: Strategy, size: tuple[int, int], device: torch.device) -> t
     for axis, bounds in enumerate(DRAWS["cutout"]):
         hole = strategy.hole(size[axis])
         for column, reach in zip(bounds, (0, hole - 1), strict=True):
-            affine[column] = (0.0, 1.0, float(reach - hole // 2))
-            # Every index of the hole is clamped, so the hole is never empty.
-            limits[column] = (0.0, size[axis] - 1.0)
+            # Every index of the hole is clamped, so that only one of side 0 is empty: from 0 to -1.
+            affine[column] = (0.0, float(hole > 0), float(reach - hole // 2))
+            limits[column] = (0.0 if hole else -1.0, size[axis] - 1.0)
 
     # Of a column that nothing is drawn for.
     sources, columns = (

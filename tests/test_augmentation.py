@@ -140,6 +140,14 @@ def test_bad_strengths() -> None:
         Strategy(("cutout",), mode="X")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("size", [(4, 4), (4, 16), (16, 4)])
+def test_a_hole_of_side_0_masks_nothing(size: tuple[int, int]) -> None:
+    """Along one axis or both; the other side is 2 of 16 pixels."""
+    tables = Strategy(("cutout",), ratio_cutout=0.1).draw(key(), torch.arange(200), size)
+    images = torch.ones(200, 1, *size)
+    assert torch.equal(augment(images, tables), images)
+
+
 def test_none_is_no_augmentation() -> None:
     for text in ("none", "None", "", None):
         assert not Strategy.parse(text)

@@ -93,6 +93,7 @@ def test_kernels_and_pytorch_give_the_same(family: str, seed: int, monkeypatch: 
         pytest.param(3, ALL, {"ratio_scale": 2.0}, id="ratio_scale 2"),
         pytest.param(3, "scale", {"ratio_scale": 2}, id="only scale, ratio_scale 2"),
         pytest.param(3, "cutout", {"ratio_cutout": 0}, id="ratio_cutout 0"),
+        pytest.param(3, ALL, {"ratio_cutout": 0.01}, id="a hole of side 0"),
         pytest.param(3, ALL, {"ratio_cutout": 1.5}, id="ratio_cutout 1.5"),
         pytest.param(3, ALL, {"ratio_crop_pad": 1.5}, id="ratio_crop_pad 1.5"),
         pytest.param(3, ALL, {"prob_flip": 0.1, "brightness": 0.2, "saturation": 1.1, "contrast": 0.9}, id="strengths"),
