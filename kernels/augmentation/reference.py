@@ -37,7 +37,7 @@ def dsa(
         x = _where(is_applied(rows), x, rows, forward)
     if x is images:
         x = x.clone()
-    return x.to(dtype, memory_format=memory_format(channels_last))
+    return x.to(dtype).contiguous(memory_format=memory_format(channels_last))
 
 
 def dsa_backward(grad: Tensor, table: Tensor, group: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -49,7 +49,7 @@ def dsa_backward(grad: Tensor, table: Tensor, group: Tensor | None, dtype: torch
         x = _where(is_applied(rows), x, rows, backward)
     if x is grad:
         x = x.clone()
-    return x.to(dtype, memory_format=torch.contiguous_format)
+    return x.to(dtype).contiguous()
 
 
 def _rows(table: Tensor, group: Tensor | None, n: int, dtype: torch.dtype) -> Tensor:

@@ -32,7 +32,7 @@ def norm_relu_pool(
     scale, shift = (None if t is None else t.to(wide.dtype) for t in (weight, bias))
     normed, mean, rstd = torch.native_group_norm(wide, scale, shift, n, c, h * w, c, eps)
     out = _POOLS[pool](_ACTIVATIONS[activation](normed))
-    return out.to(x.dtype, memory_format=memory_format_of(x)), mean, rstd
+    return out.to(x.dtype).contiguous(memory_format=memory_format_of(x)), mean, rstd
 
 
 def norm_relu_pool_backward(
@@ -56,7 +56,7 @@ def norm_relu_pool_backward(
     grad_bias = absent.clone() if bias is None else grad_scaled.sum((0, 2, 3))
     g = grad_scaled if weight is None else grad_scaled * weight.to(work)[:, None, None]
     centred = g - g.mean((2, 3), keepdim=True) - normed * (g * normed).mean((2, 3), keepdim=True)
-    grad_x = (centred * rstd[:, :, None, None]).to(x.dtype, memory_format=memory_format_of(x))
+    grad_x = (centred * rstd[:, :, None, None]).to(x.dtype).contiguous(memory_format=memory_format_of(x))
     return grad_x, grad_weight, grad_bias
 
 

@@ -177,6 +177,24 @@ def test_inputs_need_not_be_contiguous(device: torch.device, generator: torch.Ge
     assert (out - exact(images, rows)).abs().max() <= tolerance(("color",), (8, 8), float(images.abs().max()))
 
 
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize("family", ["", "flip"], ids=["as it is", "flipped"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fp32", "fp64"])
+def test_the_result_has_its_memory_format_whatever_the_images_have(
+    dtype: torch.dtype, family: str, channels_last: bool, device: torch.device, generator: torch.Generator
+) -> None:
+    """A compiled graph relies on it."""
+    rows = table.identity(1).to(device)
+    rows[0, table.FLIP] = float(family == "flip")
+    wanted = torch.channels_last if channels_last else torch.contiguous_format
+    for order in ((0, 1, 3, 2), (3, 0, 1, 2)):
+        images = torch.randn(3, 3, 3, 3, generator=generator, dtype=dtype).to(device).permute(order)
+        out = dsa(images, rows, channels_last=channels_last)
+        assert out.is_contiguous(memory_format=wanted)
+        back = torch.ops.fastdm.dsa_backward(images, rows, None, dtype)
+        assert back.is_contiguous()
+
+
 def test_opcheck(device: torch.device, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()  # It compares storage offsets, which canaries shift.
     images = torch.randn(2, 3, 6, 5, generator=generator).to(device)

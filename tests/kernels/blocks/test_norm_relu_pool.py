@@ -207,6 +207,22 @@ def test_what_is_no_number_stays_none(
     assert means.view(2, 4, -1).isnan().all(2).tolist() == [lost[0], [True, False, True, False]]
 
 
+@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fp32", "fp64"])
+def test_images_in_neither_format_give_contiguous_ones(
+    dtype: torch.dtype, pool: str, device: torch.device, generator: torch.Generator
+) -> None:
+    """A compiled graph relies on it."""
+    for order in ((0, 1, 3, 2), (3, 0, 1, 2)):
+        x = torch.randn(4, 4, 4, 4, generator=generator, dtype=dtype).to(device).permute(order)
+        leaf = x.detach().requires_grad_()
+        out = norm_relu_pool(leaf, pool=pool)
+        (gradient,) = torch.autograd.grad(out, leaf, torch.ones_like(out))
+        assert out.is_contiguous()
+        assert gradient.is_contiguous()
+        assert torch.equal(out, norm_relu_pool(x.contiguous(), pool=pool))
+
+
 @pytest.mark.parametrize("n", [1, 257])
 def test_any_number_of_images(n: int, device: torch.device, generator: torch.Generator) -> None:
     x = torch.randn(n, 1, 2, 2, generator=generator)
