@@ -77,7 +77,8 @@ def test_float64_on_one_side_is_float64_for_both(wide: str, device: torch.device
     loss.backward()
     assert loss.dtype == torch.float64
     # A mean of 6 rows is off by less than 6 ε of its terms, a sum of 10 squares by less than 10 ε.
-    assert abs(float(loss - expected)) <= (2 * 6 + 10) * 2.0**-52 * float(expected)
+    expected = expected.detach()
+    assert abs(float(loss.detach() - expected)) <= (2 * 6 + 10) * 2.0**-52 * float(expected)
     rounded = 0 if wide == "synthetic" else FLOAT32_EPS / 2  # to the type of synthetic
     error = (leaf.grad.cpu().double() - exact_leaf.grad).abs()
     assert (error <= rounded * exact_leaf.grad.abs() + 4 * 6 * 2.0**-52 * 4).all()
