@@ -33,8 +33,10 @@ from . import launch, row_means
 from .augmentation import triton as augmentation
 from .blocks import triton as blocks
 from .class_means import triton as class_means
+from .cross_entropy import triton as cross_entropy
 from .random import triton as random
 from .sgd import triton as sgd
+from .snapshots import triton as snapshots
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -181,13 +183,16 @@ def _class_mean_cases() -> Iterator[Case]:
     for dtype in (torch.bfloat16, torch.float32):
         features, offsets = _meta(2560, 2048, dtype=dtype), _index(11)
         name = f"class_mean_difference {_name(dtype)} 2048"
-        a = (features, features, offsets, offsets, "zero")
-        yield Case(name, partial(class_means.class_mean_difference, *a), 16)
+        yield Case(name, partial(class_means.class_mean_difference, features, features, offsets, offsets, "zero"), 16)
         yield Case(f"class_means {_name(dtype)} 2048", partial(row_means.class_means, features, offsets), 16)
         c = (_meta(10, 2048), features, None, offsets, "zero")
         yield Case(f"{name}, real means", partial(class_means.class_mean_difference, *c), 16)
         b = (_meta(), _meta(10, 2048), offsets, 100, dtype)
         yield Case(name, partial(class_means.class_mean_difference_backward, *b), 16)
+        for n, classes in ((400, 10), (4000, 1000)):
+            name, d = f"cross_entropy {_name(dtype)} {n}x{classes}", (_meta(n, classes, dtype=dtype), _index(n), 0.1)
+            yield Case(name, partial(cross_entropy.cross_entropy, *d))
+            yield Case(name, partial(cross_entropy.cross_entropy_backward, _meta(), *d))
 
 
 def _random_cases() -> Iterator[Case]:
@@ -198,14 +203,16 @@ def _random_cases() -> Iterator[Case]:
     for dtype in (torch.bfloat16, torch.float32):
         weights = (_meta(150_912, dtype=dtype), _index(2), layout, bounds, 3)
         yield Case(f"uniform weights {_name(dtype)} 3x128, 128x128", partial(random.uniform_weights, *weights))
+        row, pool = _meta(318_912, dtype=dtype), _meta(10, 51, 318_912, dtype=dtype)
+        snapshot = partial(snapshots.draw_snapshots, row, row, pool, _index(2), 5, 2, 6)
+        yield Case(f"draw snapshots {_name(dtype)} of ConvNet-3", snapshot, 16)
     tables = (_index(2), _index(10), _index(16), _meta(11, 16), 12)
     for name, runs, choose in (("S", 6, True), ("M", 1, False)):
         yield Case(f"draw tables, mode {name}", partial(random.draw_tables, *tables, runs, choose, False, 2))
     # DM's batch, and twice to the most that can be drawn: as many images per thread as fit, of the widest comparison.
     for n in (256, 2048, 8192):
         yield Case(f"draw 10x{n}", partial(random.draw, _index(2), _index(11), n, _index(10)))
-    repeated = partial(random.draw, _index(2), _index(11), 256, _index(10), replace=True)
-    yield Case("draw with repeats 10x256", repeated)
+    yield Case("draw with repeats 10x256", partial(random.draw, _index(2), _index(11), 256, _index(10), replace=True))
 
 
 def _sgd_cases() -> Iterator[Case]:

@@ -91,6 +91,10 @@ KERNELS = {
     "__init__": ("*.op", "dispatch", "table"),
     "compile_check": ("*.triton", "row_means", "launch"),
     "blocks.op": ("blocks.choice", "dispatch", "checks", *SHARED),
+    # Snapshots are chosen by the numbers of `random`: each form by its own.
+    "snapshots.op": ("random.op", "dispatch", "checks"),
+    "snapshots.reference": ("random.reference",),
+    "snapshots.triton": ("random.triton", "launch"),
     "*.op": ("dispatch", "checks", *SHARED),
     "blocks.choice": ("dispatch",),
     "dispatch": ("extension",),

@@ -30,7 +30,7 @@ _KINDS = {
     "norm, activation, pooling": ("norm", "relu", "threshold", "pool"),
     "augmentation": ("dsa",),
     "random draws": ("uniform", "draw"),
-    "class means and loss": ("class_mean", "classmean", "segment_reduce", "addmm"),
+    "class means and loss": ("class_mean", "classmean", "segment_reduce", "cross_entropy", "addmm"),
     "update of the pixels": ("sgd",),
 }
 """Kinds of work, by what the names of their ops contain in lower case; the first that fits counts."""

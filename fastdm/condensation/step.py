@@ -1,7 +1,7 @@
 """One iteration of distribution matching: the paper's Algorithm 1, over chunks of classes."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial, reduce
 
@@ -62,7 +62,9 @@ class Step:
             images.clamp_(self._black, self._white)
         self._augment = partial(augment, dtype=dtype, channels_last=True)
         self._size = (images.shape[2], images.shape[3])
-        self._one = torch.ones((), dtype=torch.float32, device=device)  # the gradient of a loss to itself
+        # By which the losses are weighted: the objective and, where it is in use, the cross-entropy.
+        weights = [1.0, settings.ce_weight] if settings.ce_weight else [1.0]
+        self._loss_weights = torch.tensor(weights, device=device).unbind()
         self._key = torch.tensor([settings.seed, 0], device=device)
         self._classes = torch.arange(real.first_class, real.first_class + real.num_classes, device=device)
         self._real = real_images(real, plan.residence, settings.batch_real, settings.seed, self._key)
@@ -100,20 +102,21 @@ class Step:
             parts = [self._objective.loss(target, features, chunk.real, chunk.synthetic)]  # L, the sum over c
             if self._ce_weight:
                 parts.append(self._cross_entropy(augmented, features, chunk))
-            loss = self._sum(parts)
-            (gradient,) = torch.autograd.grad(loss, images, self._one.to(loss))  # ∇_S L
+            weights = [weight.to(part) for weight, part in zip(self._loss_weights, parts, strict=True)]
+            (gradient,) = torch.autograd.grad(parts, images, weights)  # ∇_S L, the weighted cross-entropy included
             self._update(chunk.images, gradient)  # S ← S − η ∇_S L
             losses.append([part.detach() for part in parts])
         return self._mean_losses(losses)
 
-    def _sum(self, parts: Sequence[Tensor]) -> Tensor:
-        """The loss: the objective and, where it is in use, the weighted cross-entropy."""
-        return parts[0] + self._ce_weight * parts[1] if self._ce_weight else parts[0]
-
     def _mean_losses(self, losses: list[list[Tensor]]) -> Tensor:
         """`losses` out of the parts of every chunk."""
-        means = torch.stack([reduce(torch.add, part) for part in zip(*losses, strict=True)]) / self._num_classes
-        return torch.cat([self._sum(means.split(1)), means]) if self._ce_weight else means
+        sums = torch.stack([reduce(torch.add, part) for part in zip(*losses, strict=True)])
+        if not self._ce_weight:
+            return sums / self._num_classes
+        means = sums.new_empty(3)
+        torch.div(sums, self._num_classes, out=means[1:])
+        torch.add(means[1], self._ce_weight * means[2], out=means[0])
+        return means
 
     def _update(self, images: slice, gradient: Tensor) -> None:
         """One step of SGD with momentum on some of the images, on which the losses of the others do not depend."""

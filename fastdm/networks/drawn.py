@@ -5,12 +5,12 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from fastdm.kernels import uniform
+from fastdm.kernels import draw_snapshots
 from fastdm.networks.model import Network, WeightBuffer, reset_norms
 from fastdm.networks.own import Builder, build_own
 from fastdm.networks.trained import NetworkPool, in_memory_order, load_parameters, one_buffer
 
-POOL_STREAM = 6  # the stream of `fastdm.kernels.uniform` that chooses a network and its states
+POOL_STREAM = 6  # the stream of `fastdm.kernels.uniform` that a network and its states are drawn from
 _BUILT = (1 << 61) - 1
 """Seeds of networks that are built anew are below this prime, which keeps most apart from those of evaluations."""
 
@@ -87,46 +87,36 @@ class TrainedNetworks:
     def __init__(self, pool: NetworkPool, ahead: int, device: torch.device, dtype: torch.dtype) -> None:
         self.network = pool.build(device, dtype)
         self.expert = pool.build(device, dtype) if ahead else self.network
-        self._weights = pool.weights.to(device)
-        self._buffers: dict[Network, Tensor] = {}  # in which parameters lie, where they are set by one copy
+        self._ahead = ahead
+        self._first = min(_COMPETENT, pool.states - 1)
+        self._weights = pool.weights.to(device).contiguous()
+        self._buffers: list[Tensor] = []  # in which the parameters lie, where they are written at once
         if device.type == "cuda":
             self._weights = in_memory_order(self._weights, self.network).to(dtype)
-            self._buffers = {network: one_buffer(network) for network in {self.network, self.expert}}
-        self._row = torch.zeros(1, dtype=torch.int64, device=device)
-        last = pool.states - 1
-        reach = torch.arange(last, -1, -1).clamp(max=ahead)  # of every state: how much later the expert's may be
-        later = torch.arange(pool.states)[:, None] + torch.minimum(torch.arange(ahead + 2), reach[:, None])
-        # Kept on the device: each would be several launches an iteration. For `choose`: how many networks and states
-        # there are, the last of each, how many states the expert is one of, and its state by the number drawn.
-        self._counts = torch.tensor([pool.networks, pool.states], dtype=torch.float32, device=device)
-        self._last = torch.tensor([pool.networks - 1, last], device=device)
-        self._choices = (reach + 1).float().to(device)
-        self._later = later.clamp(min=min(_COMPETENT, last)).to(device)
+            self._buffers = [one_buffer(network) for network in self._networks]
+
+    @property
+    def _networks(self) -> list[Network]:
+        return [self.network] if self.expert is self.network else [self.network, self.expert]
 
     def draw(self, key: Tensor) -> None:
-        which, state, later = self.choose(key)
-        self._set(self.network, self._weights[which, state][0])
-        if self.expert is not self.network:
-            self._set(self.expert, self._weights[which, later][0])
+        self.choose(key)
 
-    def _set(self, network: Network, row: Tensor) -> None:
-        if network in self._buffers:
-            self._buffers[network].copy_(row)
-        else:
-            load_parameters(network, row)
+    def choose(self, key: Tensor) -> Tensor:
+        """As `draw`; returns int64 [3], on the device: number of the network, its state, and the expert's state."""
+        rows = self._buffers or [torch.empty_like(self._weights[0, 0]) for _ in self._networks]
+        expert = rows[1] if len(rows) > 1 else None
+        chosen = draw_snapshots(
+            rows[0], expert, self._weights, key, ahead=self._ahead, first=self._first, stream=POOL_STREAM
+        )
+        if not self._buffers:
+            for network, row in zip(self._networks, rows, strict=True):
+                load_parameters(network, row)
+        return chosen
 
     @property
     def bytes(self) -> int:
-        expert = 0 if self.expert is self.network else _bytes(self.expert)
-        return self._weights.nbytes + _bytes(self.network) + expert
-
-    def choose(self, key: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Number of the network, its state, and the expert's state: int64 [1] each."""
-        u = uniform(key, self._row, 3, POOL_STREAM)[0]
-        # At most the last, because the float32 product may round up to its end; the table of states allows for that.
-        which, state = (u[:2] * self._counts).long().minimum(self._last).split(1)
-        number = (u[2:] * self._choices[state]).long()
-        return which, state, self._later[state, number]
+        return self._weights.nbytes + sum(map(_bytes, self._networks))
 
 
 def _state(module: nn.Module) -> list[Tensor]:

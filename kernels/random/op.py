@@ -33,9 +33,9 @@ def uniform(key: Tensor, rows: Tensor, n: int, stream: int) -> Tensor:
     >>> torch.equal(both[1], second[0])
     True
     """
-    _check_key(key)
+    check_key(key)
     check_tensor("rows", rows, 1, torch.int64, key.device)
-    _check_stream(stream)
+    check_stream(stream)
     if n < 0:
         raise ValueError(f"n is {n}; it must not be negative")
     out: Tensor = run("uniform", key, rows, n, stream)
@@ -68,8 +68,8 @@ def uniform_weights(
     """
     check_tensor("out", out, 1, None, key.device)
     check_floating_point("out", out)
-    _check_key(key)
-    _check_stream(stream)
+    check_key(key)
+    check_stream(stream)
     if len(layout) != len(bounds) or not layout:
         raise ValueError(f"there are {len(layout)} parts in the layout and {len(bounds)} bounds; give one for each")
     for start, first, outer, channels, pixels in layout:
@@ -103,7 +103,7 @@ def draw(key: Tensor, class_offsets: Tensor, n: int, classes: Tensor | None = No
     >>> draw(torch.tensor([7, 0]), torch.tensor([0, 2, 5]), 2)[0]  # the whole of the first class
     tensor([0, 1])
     """
-    _check_key(key)
+    check_key(key)
     check_offsets("class_offsets", class_offsets, key.device)
     if n < 0:
         raise ValueError(f"n is {n}; it must not be negative")
@@ -146,8 +146,8 @@ def draw_tables(
     >>> rows.shape
     torch.Size([4, 16])
     """
-    _check_key(key)
-    _check_stream(stream)
+    check_key(key)
+    check_stream(stream)
     check_tensor("rows", rows, 1, torch.int64, key.device)
     check_tensor("source", source, 1, torch.int64, key.device)
     check_tensor("rules", rules, 2, torch.float32, key.device)
@@ -162,12 +162,12 @@ def draw_tables(
     return tables
 
 
-def _check_stream(stream: int) -> None:
+def check_stream(stream: int) -> None:
     if not 0 <= stream < 2**32:
         raise ValueError(f"stream is {stream}; it must be within 0 to 2**32 - 1")
 
 
-def _check_key(key: Tensor) -> None:
+def check_key(key: Tensor) -> None:
     check_tensor("key", key, 1, torch.int64)
     if key.shape[0] != 2:
         raise ValueError(f"key has {key.shape[0]} entries; it must be (seed, step)")

@@ -1,0 +1,1 @@
+"""The networks of an iteration out of a pool of snapshots: `draw_snapshots`."""
