@@ -61,10 +61,9 @@ def main() -> None:
             if sys.stdout is not None:
                 sys.stdout.flush()
     except FastDMError as error:
-        _end(str(error), MISTAKE, at_once=isinstance(error, OtherRankEnded))
+        _end(_with_notes(error), MISTAKE, at_once=isinstance(error, OtherRankEnded))
     except _Stopped as stopped:
-        saved = "; ".join(getattr(stopped, "__notes__", ()))
-        _end(f"stopped; {saved}: continue with --resume" if saved else "stopped", SIGNAL + stopped.number)
+        _end(_with_notes(stopped, "stopped"), SIGNAL + stopped.number)
     except SystemExit as ended:
         lost = getattr(sys.stdout, "lost", None)
         if lost is not None and not isinstance(lost, BrokenPipeError):
@@ -106,6 +105,12 @@ def _heed_signals() -> None:
     for number in STOPPING:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, stop)
+
+
+def _with_notes(error: BaseException, sentence: str = "") -> str:
+    """A sentence, by default the error's own, and what is saved, where its notes say so."""
+    saved = "; ".join(getattr(error, "__notes__", ()))
+    return f"{sentence or error}; {saved}: continue with --resume" if saved else sentence or str(error)
 
 
 def _end(sentence: str, code: int, *, at_once: bool = False) -> None:

@@ -199,6 +199,7 @@ def _run(
         {"images": step.images, "velocity": step.velocity},
         share.rows,
         lambda row: f"class {dataset.class_names[row // settings.ipc]!r}",
+        lambda: step.is_whole,
     )
     return Run(
         state,

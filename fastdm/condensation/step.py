@@ -28,7 +28,8 @@ class Step:
     images: float32 [classes * ipc, C, H, W], normalised, class-sorted, updated in place: canvases, if the partition is
     above 1; velocity: SGD's momentum buffer, same shape. losses: that of the last iteration, divided by the number of
     classes, and where the cross-entropy is in use its parts, the objective's and the cross-entropy before it is
-    weighted. Everything random is a function of (seed, iteration, class); nothing waits for the host.
+    weighted. is_whole: False where an error has ended an iteration that had changed some of the images. Everything
+    random is a function of (seed, iteration, class); nothing waits for the host.
 
     part: the real images of some of the classes (`Pool.classes`), where other processes have the others: images and
     losses are those of these classes, still divided by the number of all.
@@ -72,6 +73,7 @@ class Step:
         self._chunks = _chunks(self._real.counts, real.first_class, settings, plan.chunk_classes, most, device)
         self._num_classes = dataset.num_classes
         self._micro_batch = plan.micro_batch
+        self.is_whole = True
         self._replay: Callable[[], Tensor] | None = None  # in place of _iterate, once it is recorded
 
     def __call__(self, iteration: int) -> Tensor:
@@ -102,11 +104,18 @@ class Step:
             parts = [self._objective.loss(target, features, chunk.real, chunk.synthetic)]  # L, the sum over c
             if self._ce_weight:
                 parts.append(self._cross_entropy(augmented, features, chunk))
-            weights = [weight.to(part) for weight, part in zip(self._loss_weights, parts, strict=True)]
-            (gradient,) = torch.autograd.grad(parts, images, weights)  # ∇_S L, the weighted cross-entropy included
+            gradient = self._gradient(parts, images)  # ∇_S L
+            self.is_whole = False
             self._update(chunk.images, gradient)  # S ← S − η ∇_S L
             losses.append([part.detach() for part in parts])
+        self.is_whole = True
         return self._mean_losses(losses)
+
+    def _gradient(self, parts: list[Tensor], images: Tensor) -> Tensor:
+        """That of the objective and, where it is in use, the weighted cross-entropy."""
+        weights = [weight.to(part) for weight, part in zip(self._loss_weights, parts, strict=True)]
+        (gradient,) = torch.autograd.grad(parts, images, weights)
+        return gradient
 
     def _mean_losses(self, losses: list[list[Tensor]]) -> Tensor:
         """`losses` out of the parts of every chunk."""

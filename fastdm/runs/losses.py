@@ -44,10 +44,13 @@ class Losses:
         self._unread.append(row[:-2])
         return Asked(*(bool(each) for each in row[-2:]))
 
-    def wait(self) -> None:
-        """Wait for all sums, as all ranks do after the same iteration: the log is to hold what a checkpoint holds."""
+    def wait(self) -> bool:
+        """Wait for all sums, as all ranks do after the same iteration: the log is to hold what a checkpoint holds.
+        Gives whether any rank has asked to stop meanwhile, which with frequent checkpoints is heard nowhere else."""
+        stop = False
         while self._sums:
-            self._take(self._sums)
+            stop |= self._take(self._sums).stop
+        return stop
 
     def read(self, done: int) -> tuple[int, list[dict[str, float]]]:
         """The unread losses by name, and the number of the iteration that the first are of; `done` are complete."""

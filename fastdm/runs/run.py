@@ -25,7 +25,7 @@ from fastdm.runs.log import FILE as LOG
 from fastdm.runs.log import append_losses, cut_log
 from fastdm.runs.losses import Losses
 from fastdm.runs.options import RunOptions
-from fastdm.runs.saving import CannotWrite, NotFinite, Saving, State
+from fastdm.runs.saving import CannotGoOn, CannotWrite, NotFinite, Saving, State
 from fastdm.synthetic.synthetic_set import SyntheticSet
 from fastdm.system.files import atomic_write, locked, make_folder, reason, remove_unfinished
 from fastdm.system.progress import Progress
@@ -190,10 +190,10 @@ class Run:
         with deferred(), self._resources:
             if self._progress is not None:
                 self._progress.__exit__(kind, error, trace)
-            # The checkpoint before is kept where a loss has spoilt the images, or a disk is full. Ranks that have not
-            # agreed to stop are at different iterations.
-            if error is not None and not isinstance(error, FastDMError):
-                if self._ranks.size == 1:
+            # The checkpoint before is kept where a loss has spoilt the images, a disk is full, or an error came in the
+            # midst of an iteration. Ranks that have not agreed to stop are at different iterations.
+            if error is not None and not isinstance(error, CannotGoOn):
+                if self._ranks.size == 1 and self._state.is_whole():
                     self._read_losses()
                     if self._done > 0:
                         self._save()
@@ -226,16 +226,17 @@ class Run:
         asked = self._losses.add(loss, parts or {}, stop=bool(self._signals), save=is_time)
         save = self._done % self.options.save_every == 0 or asked.save
         picture = self._done % self.options.picture_every == 0
-        copied = self._copy() if save or asked.stop else None
-        if save or asked.stop or self._done == self._total:
-            self._losses.wait()
+        stop = asked.stop
+        copied = self._copy() if save or stop else None
+        if save or stop or self._done == self._total:
+            stop |= self._losses.wait()
         due = time.monotonic() - self._read_at >= SECONDS_BETWEEN_READS
-        if save or picture or asked.stop or self._done == self._total or due or self._ranks.size > 1:
+        if save or picture or stop or self._done == self._total or due or self._ranks.size > 1:
             self._read_losses()
-        self._save(copied) if save or asked.stop else self._look()
+        self._save(copied) if save or stop else self._look()
         if picture:
             self._picture()
-        if asked.stop:
+        if stop:
             self._stop()
 
     def _is_time(self) -> bool:
@@ -276,7 +277,7 @@ class Run:
         for iteration, values in enumerate(losses, first):
             if not math.isfinite(loss := values["loss"]):
                 where = next(filter(None, self._ranks.exchange(self._state.spoilt())), "")
-                raise FastDMError(
+                raise CannotGoOn(
                     f"the loss is {loss} at iteration {iteration}{f' ({where})' if where else ''}: a smaller lr_img "
                     f"keeps it finite{self._kept()}"
                 )
@@ -322,7 +323,7 @@ class Run:
     def _check_finite(self) -> None:
         """The last change has been seen by no loss yet."""
         if where := next(filter(None, self._ranks.exchange(self._state.spoilt())), ""):
-            raise FastDMError(self._not_finite(where))
+            raise CannotGoOn(self._not_finite(where))
 
     def _not_finite(self, where: str) -> str:
         return (
@@ -358,11 +359,11 @@ class Run:
         try:
             yield
         except NotFinite as error:
-            raise FastDMError(self._not_finite(str(error))) from error
+            raise CannotGoOn(self._not_finite(str(error))) from error
         except (OSError, SafetensorError, CannotWrite) as error:
             why = str(error) if isinstance(error, CannotWrite) else reason(error)
             mend = "" if isinstance(error, IsADirectoryError) else "free some space and "
-            raise FastDMError(
+            raise CannotGoOn(
                 f"the run folder {self._folder} can no longer be written ({why}){self._kept()}: {mend}resume"
             ) from error
 

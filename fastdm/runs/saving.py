@@ -24,12 +24,14 @@ TOPIC = "checkpoints"
 class State:
     """What decides how a run goes on: tensors by name, of which this rank has some rows, and all ranks have all.
 
-    rows: the numbers of this rank's rows; name: what a row is, in words.
+    rows: the numbers of this rank's rows; name: what a row is, in words; is_whole: whether the tensors are those
+    between two iterations, of which one that an error has cut short may have changed some rows.
     """
 
     tensors: Mapping[str, Tensor]
     rows: range
     name: Callable[[int], str]
+    is_whole: Callable[[], bool] = lambda: True
 
     def copy(self) -> "State":
         """The state as it is now, on the host, where the run does not change it."""
@@ -46,6 +48,10 @@ class State:
                 rows = tensor.isfinite().flatten(1).all(1)
                 return self.name(self.rows[int((~rows).nonzero()[0])])
         return ""
+
+
+class CannotGoOn(FastDMError):
+    """The images are spoilt, or the run folder can no longer be written: a run has nothing to save."""
 
 
 class NotFinite(FastDMError):

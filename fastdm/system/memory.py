@@ -46,4 +46,7 @@ def within_memory(advice: str) -> Iterator[None]:
         asked = _ASKED.search(str(error))
         size = "" if asked is None else size_text(int(asked[1])) if asked[1] else asked[2].replace(". ", " ")
         more = f" for {size} more" if size else ""
-        raise FastDMError(f"the memory that this process may use is not enough{more}; {advice}") from error
+        exhausted = FastDMError(f"the memory that this process may use is not enough{more}; {advice}")
+        for note in getattr(error, "__notes__", ()):  # what is saved
+            exhausted.add_note(note)
+        raise exhausted from error

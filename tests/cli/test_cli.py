@@ -226,6 +226,19 @@ def test_an_exhausted_memory_is_one_sentence(
     assert errors.count("\n") == 1
 
 
+def test_a_mistake_says_what_is_saved(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def app() -> None:
+        error = FastDMError("the memory is not enough")
+        error.add_note("iteration 7 is saved in result")
+        raise error
+
+    monkeypatch.setattr("fastdm.cli.commands.app", app)
+    assert main() == 2
+    assert capsys.readouterr().err == (
+        "fastdm: the memory is not enough; iteration 7 is saved in result: continue with --resume\n"
+    )
+
+
 def printed(*arguments: str | Path) -> list[dict[str, Any]]:
     """The JSON lines of a command that goes well, without those of its progress."""
     result = CliRunner().invoke(cli.app, [*map(str, arguments)], catch_exceptions=False)

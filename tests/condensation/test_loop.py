@@ -188,6 +188,39 @@ def test_a_signal_in_an_iteration_takes_effect_after_it(dataset: Dataset, tmp_pa
     assert torch.equal(result.images, whole.images)
 
 
+def test_an_error_in_the_midst_of_an_iteration_leaves_the_checkpoint_before(dataset: Dataset, tmp_path: Path) -> None:
+    """One class is changed already, the other not yet: resuming from that would give other images."""
+    options = {**SMALL, "chunk_memory": 100 << 10, "save_every": 2}
+    whole = fastdm.condense(dataset, **options)
+    change, changes = Step._update, []
+
+    def fails(self: Step, images: slice, gradient: torch.Tensor) -> None:
+        changes.append(images)
+        if len(changes) == 8:
+            raise MemoryError
+        change(self, images, gradient)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Step, "_update", fails)
+        with pytest.raises(FastDMError, match="the memory that this process may use is not enough") as stopped:
+            fastdm.condense(dataset, **options, save_path=tmp_path)
+    assert changes == 4 * [slice(0, 1), slice(1, 2)]
+    assert stopped.value.__notes__ == [f"iteration 2 is saved in {tmp_path}"]
+    assert torch.equal(fastdm.condense(dataset, **options, save_path=tmp_path, resume=True).images, whole.images)
+
+
+def test_a_mistake_in_a_callback_costs_no_iteration(dataset: Dataset, tmp_path: Path) -> None:
+    def mistaken(iteration: int, *_: object) -> None:
+        if iteration == 3:
+            fastdm.open_dataset("no such data set")
+
+    with pytest.raises(FastDMError, match="no such data set") as stopped:
+        fastdm.condense(dataset, **SMALL, save_path=tmp_path, callback=mistaken)
+    assert stopped.value.__notes__ == [f"iteration 4 is saved in {tmp_path}"]
+    resumed = fastdm.condense(dataset, **SMALL, save_path=tmp_path, resume=True)
+    assert torch.equal(resumed.images, fastdm.condense(dataset, **SMALL).images)
+
+
 def test_a_stop_before_the_first_iteration_promises_nothing(dataset: Dataset, tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "prepare", lambda *_: signal.raise_signal(signal.SIGINT))

@@ -152,9 +152,11 @@ def test_a_rank_that_is_killed_ends_all_and_is_named(killed: int, tmp_path: Path
     assert torch.equal(images(folder), whole.images)
 
 
-def test_a_signal_to_one_rank_stops_all_at_the_same_iteration(tmp_path: Path) -> None:
+@pytest.mark.parametrize("save_every", [1000, LAG], ids=["rare checkpoints", "no lag between checkpoints"])
+def test_a_signal_to_one_rank_stops_all_at_the_same_iteration(save_every: int, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    processes = start(3, condense, folder, {"iterations": 10_000, "pause": 0.01}, folder=folder)
+    options = {"iterations": 10_000, "pause": 0.01, "save_every": save_every}
+    processes = start(3, condense, folder, options, folder=folder)
     until(folder, 10)
     assert processes[1].pid is not None
     os.kill(processes[1].pid, signal.SIGINT)
