@@ -19,13 +19,11 @@ from fastdm.evaluation.outcome import Evaluation
 from fastdm.evaluation.protocol import Protocol
 from fastdm.networks.trained import NetworkPool
 from fastdm.runs.options import RunOptions
+from fastdm.runs.run import EVALUATION as FILE
 from fastdm.synthetic.synthetic_set import SyntheticSet, save_public
 from fastdm.system.checks import parse_json
 from fastdm.system.files import locked, make_folder, user_path, writing
 from fastdm.system.ranks import Ranks, shared
-
-FILE = "evaluation.json"
-"""In a run folder: what was measured of its set, and how."""
 
 
 def run_experiments(
@@ -81,6 +79,9 @@ def run_experiments(
             synthetic = condense_resolved(dataset, seeded, device, its_options, pool)
             watch.picture(settings.iterations, synthetic)
             experiments.sets[folder] = synthetic
+            if ranks.first and read_evaluation(folder, synthetic) is None:  # it is of the set of fewer iterations
+                with suppress(OSError):
+                    (folder / FILE).unlink()
             experiments.write()  # an evaluation takes long: whatever becomes of it, the set is there
             if its_protocol is None:
                 continue

@@ -7,20 +7,17 @@ from pathlib import Path
 import torch
 
 from fastdm.data.pool import Dataset
-from fastdm.errors import FastDMError
 from fastdm.evaluation.measure import measure
 from fastdm.evaluation.outcome import Evaluation
 from fastdm.evaluation.protocol import Protocol
 from fastdm.runs.events import FOLDER as EVENTS
 from fastdm.runs.events import Events
+from fastdm.runs.run import EVALUATIONS as FILE
 from fastdm.synthetic.synthetic_set import SyntheticSet
-from fastdm.system.files import reason
+from fastdm.system.files import writing
 
 PICTURE_EVERY = 2000
 """Iterations between the pictures of the public code, the first of them of the initial images."""
-
-FILE = "evaluations.jsonl"
-"""In a run folder: what was measured during the run."""
 
 
 class Watch:
@@ -68,11 +65,11 @@ class Watch:
 
     def _record(self, iteration: int, evaluation: Evaluation) -> None:
         line = {"iteration": iteration, "mean": evaluation.mean, "accuracies": evaluation.accuracies}
-        try:
-            with (self._folder / FILE).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-        except OSError as error:
-            raise FastDMError(f"{self._folder / FILE} cannot be written: {reason(error)}") from error
+        path = self._folder / FILE
+        with writing(path) as temporary:
+            before = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+            whole = [each for each in before if each.endswith(b"\n")]  # an earlier version could leave half a line
+            temporary.write_bytes(b"".join([*whole, json.dumps(line).encode() + b"\n"]))
 
     def picture(self, iteration: int, synthetic: SyntheticSet) -> None:
         """Write a picture of the set as it is after so many iterations."""

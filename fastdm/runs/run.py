@@ -27,6 +27,7 @@ from fastdm.runs.losses import Losses
 from fastdm.runs.options import RunOptions
 from fastdm.runs.saving import CannotGoOn, CannotWrite, NotFinite, Saving, State
 from fastdm.synthetic.synthetic_set import SyntheticSet
+from fastdm.system.checks import parse_json
 from fastdm.system.files import atomic_write, locked, make_folder, reason, remove_unfinished
 from fastdm.system.progress import Progress
 from fastdm.system.ranks import ALONE, Ranks
@@ -34,6 +35,9 @@ from fastdm.system.signals import deferred
 from fastdm.system.text import size_text
 
 SETTINGS, CONFIG, SET, PICTURE = "settings.json", "config.yaml", "synthetic.safetensors", "synthetic.png"
+EVALUATION, EVALUATIONS = "evaluation.json", "evaluations.jsonl"
+"""What was measured of the set, and of those on its way: written by whoever evaluates, and of no use to another run."""
+
 LOCK = ".lock"
 MESSAGES = "messages.txt"
 """What other libraries print while they compile or profile the run."""
@@ -138,13 +142,34 @@ class Run:
         if not self._writes:
             return
         if self._saved is None:
+            if not self.options.overwrite:
+                self._check_own(folder)
             _remove_run(folder)
-        cut_log(folder, self.first_iteration, self._notes.append)
-        with atomic_write(folder / SETTINGS) as temporary:
+        with atomic_write(folder / SETTINGS) as temporary:  # first, since they tell whose the others are
             temporary.write_text(json.dumps(self._settings, indent=2) + "\n", encoding="utf-8")
+        cut_log(folder, self.first_iteration, self._notes.append)
         if self.options.config is not None:
             with atomic_write(folder / CONFIG) as temporary:
                 temporary.write_text(self.options.config, encoding="utf-8")
+
+    def _check_own(self, folder: Path) -> None:
+        """What a run would remove or replace must be that of a run before, and no finished set."""
+        if (folder / SET).exists():
+            raise FastDMError(
+                f"{folder} holds a finished set, but no checkpoint to resume: overwrite it, or choose another folder "
+                "(--overwrite, --save_path)"
+            )
+        found = [path for path in (*_files(folder), folder / SETTINGS) if path.exists()]
+        try:
+            settings = parse_json((folder / SETTINGS).read_bytes())
+            own = isinstance(settings, dict) and settings.keys() <= self._settings.keys()
+        except (OSError, ValueError):
+            own = False
+        if found and not own:
+            raise FastDMError(
+                f"{folder} holds {found[0].relative_to(folder)}, which would be replaced and is of no run: choose "
+                "another folder, or overwrite it (--save_path, --overwrite)"
+            )
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         for name, tensor in self._state.tensors.items():
@@ -193,11 +218,12 @@ class Run:
             # The checkpoint before is kept where a loss has spoilt the images, a disk is full, or an error came in the
             # midst of an iteration. Ranks that have not agreed to stop are at different iterations.
             if error is not None and not isinstance(error, CannotGoOn):
-                if self._ranks.size == 1 and self._state.is_whole():
-                    self._read_losses()
-                    if self._done > 0:
-                        self._save()
-                        self._saved_now()
+                if self._ranks.size == 1:
+                    if self._state.is_whole():
+                        self._read_losses()
+                        if self._done > 0:
+                            self._save()
+                    self._saved_now()
                 if self._saved is not None:
                     error.add_note(f"iteration {self._saved} is saved in {self._folder}")
 
@@ -381,8 +407,13 @@ def _prepare(folder: Path, needed: int) -> None:
 
 def _remove_run(folder: Path) -> None:
     """Remove the files of a run before, and nothing else."""
-    names = (*NAMES, LOG, ABOUT, SET, PICTURE, MESSAGES, CONFIG)
-    for path in (*(folder / name for name in names), *folder.glob(SHARDS), *folder.glob("iteration_*.png")):
+    for path in _files(folder):
         path.unlink(missing_ok=True)
-    for path in (folder / EVENTS).glob("events.out.tfevents.*"):
-        path.unlink()
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """The files of a run, of which not all need to be there; without its settings, which the next one replaces."""
+    names = (*NAMES, LOG, ABOUT, SET, PICTURE, MESSAGES, CONFIG, EVALUATION, EVALUATIONS)
+    yield from (folder / name for name in names)
+    for pattern in (SHARDS, "iteration_*.png", f"{EVENTS}/events.out.tfevents.*"):
+        yield from folder.glob(pattern)

@@ -62,7 +62,8 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 def remove_unfinished(folder: Path) -> None:
     """Remove what `atomic_write` left in a folder where its process was killed; no other may be writing there now."""
     for path in folder.glob(".*.tmp"):
-        path.unlink(missing_ok=True)
+        if re.fullmatch(r"\..+\.\d+\.tmp", path.name):  # as it names them: others are not ours
+            path.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:

@@ -10,6 +10,7 @@ import torch
 
 from fastdm.applications import experiments
 from fastdm.applications.experiments import read_evaluation, run_experiments
+from fastdm.applications.run_summary import summarise_run
 from fastdm.condensation.settings import Settings
 from fastdm.data import Dataset
 from fastdm.errors import FastDMError
@@ -48,7 +49,8 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def run(dataset: Dataset, folder: Path, protocol: Protocol | None, **options: Any) -> dict[str, list[float]]:
     """The accuracies that the public code's file holds afterwards."""
     settings = Settings(ipc=1, iterations=2, batch_real=4, network="ConvNetD1", seed=1)
-    settings = dataclasses.replace(settings, iterations=options.pop("iterations", 2)).resolve(dataset, CPU)
+    changes = {name: options.pop(name) for name in ("iterations", "momentum") if name in options}
+    settings = dataclasses.replace(settings, **changes).resolve(dataset, CPU)
     of_runs = RunOptions(**{name: options.pop(name) for name in RUN_OPTIONS & options.keys()})
     options = {"num_exp": 2, "report": lambda title, evaluation: None, **options}
     path = run_experiments(dataset, settings, protocol, CPU, save_path=folder, options=of_runs, **options)
@@ -138,6 +140,19 @@ def test_resume_measures_anew_by_another_protocol_and_of_other_sets(
     run(dataset, tmp_path, more, resume=True, iterations=3)
     assert measured == [1, 2, 1, 2, 1, 2]
     assert run(dataset, tmp_path, None, resume=True, iterations=4) == {}  # those were of sets that are no more
+
+
+@pytest.mark.parametrize("how", [{"overwrite": True, "momentum": 0.9}, {"resume": True, "iterations": 3}])
+def test_what_was_measured_of_a_set_goes_with_it(
+    how: dict[str, Any], dataset: Dataset, tmp_path: Path, measured: list[int]
+) -> None:
+    run(dataset, tmp_path, PROTOCOL, num_exp=1)
+    folder = tmp_path / "DM_random_ConvNetD1_1ipc_exp0"
+    (folder / "evaluations.jsonl").write_text("")
+    assert summarise_run(folder)["accuracies"] == {"MLP": [0.25, 0.25]}
+    run(dataset, tmp_path, None, num_exp=1, **how)
+    assert "accuracies" not in summarise_run(folder)
+    assert (folder / "evaluations.jsonl").exists() == ("resume" in how)  # the set on the way is the same
 
 
 def test_a_resumed_run_that_stops_again_loses_no_set(

@@ -87,7 +87,8 @@ def evaluate(folder: Path, accuracies: list[float]) -> None:
         "networks": ["ConvNetD1"], "strategy": "flip", "num_eval": len(accuracies), "epochs": 1, "lr_net": 0.01,
         "batch_train": 8, "seed": 0, "precision": None,
     }  # fmt: skip
-    content = {"set_crc32": "0", "protocol": protocol, "accuracies": {"ConvNetD1": accuracies}}
+    crc32 = fastdm.SyntheticSet.load(folder / "synthetic.safetensors").crc32()
+    content = {"set_crc32": crc32, "protocol": protocol, "accuracies": {"ConvNetD1": accuracies}}
     (folder / "evaluation.json").write_text(json.dumps(content))
 
 
@@ -347,6 +348,14 @@ def test_the_time_split_names_load_augmentation_network_and_update(run: Path) ->
     text = Page(render([record])).text
     for bar in ("convolution: 250 ms", "augmentation: 125 ms", "update of the pixels: 2 ms", "real images: 500 ms"):
         assert bar in text
+
+
+def test_accuracies_of_another_set_are_not_those_of_the_run(data: Dataset, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", data)
+    evaluate(run, [0.5, 0.75])
+    assert read_run(run).evaluation.accuracies == {"ConvNetD1": [0.5, 0.75]}
+    fastdm.condense(data, ipc=2, iterations=7, batch_real=4, network="ConvNetD1", save_path=run, resume=True)
+    assert read_run(run).evaluation.accuracies == {}
 
 
 def test_accuracies_on_the_way_are_a_curve(run: Path, data: Dataset) -> None:

@@ -64,6 +64,13 @@ def test_pictures_have_the_public_names_and_evaluations_change_nothing(
     assert torch.equal(one, other)
 
 
+def test_half_a_line_of_a_killed_run_is_dropped(dataset: Dataset, tmp_path: Path) -> None:
+    path = tmp_path / "evaluations.jsonl"
+    path.write_text('{"iteration": 1, "mean": {}, "accuracies": {}}\n{"iteration": 2, "me')
+    watch.Watch(dataset, CPU, tmp_path, tmp_path, print)._record(4, Evaluation({"MLP": [0.5]}))
+    assert [json.loads(line)["iteration"] for line in path.read_text().splitlines()] == [1, 4]
+
+
 def test_evaluations_on_the_way_need_networks(dataset: Dataset, tmp_path: Path) -> None:
     with pytest.raises(FastDMError, match="eval_every needs networks to evaluate with"):
         run(dataset, tmp_path / "a", eval_every=2, protocol=None)

@@ -218,5 +218,5 @@ def test_a_folder_in_place_of_a_file_of_the_run_is_named(tmp_path: Path) -> None
     options = {"ipc": 1, "batch_real": 2, "network": "ConvNetD1", "device": "cpu", "iterations": 2}
     (tmp_path / "log.jsonl").mkdir()
     with pytest.raises(FastDMError, match="Is a directory") as found:
-        fastdm.condense(random_dataset([4, 4], shape=(1, 8, 8)), **options, save_path=tmp_path)
+        fastdm.condense(random_dataset([4, 4], shape=(1, 8, 8)), **options, save_path=tmp_path, overwrite=True)
     assert "free some space" not in str(found.value)

@@ -133,6 +133,8 @@ def read_run(folder: Path, name: str = "") -> RunRecord:
     _numbers(folder / SETTINGS, settings, ("ipc", "seed", "iterations"))
     losses, seconds = read_log(folder / LOG)
     measured = _object(folder / EVALUATION)
+    if synthetic is not None and measured.get("set_crc32", crc := synthetic.crc32()) != crc:
+        measured = {}  # of another set: the run was resumed with more iterations
     protocol = _member(folder / EVALUATION, measured, "protocol")
     if protocol:
         _numbers(folder / EVALUATION, protocol, ("num_eval", "epochs"))
