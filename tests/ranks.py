@@ -17,7 +17,7 @@ from typing import Any
 import torch._dynamo  # noqa: F401  # what takes the longest to import
 
 import fastdm
-from fastdm.condensation import loop  # noqa: F401
+from fastdm.condensation import loop
 from fastdm.errors import FastDMError
 from fastdm.system import ranks as system_ranks
 from fastdm.system.ranks import joined
@@ -107,6 +107,8 @@ def condense(folder: Path, options: dict[str, Any]) -> None:
     chosen = {**SMALL, **options}
     dataset = random_dataset(SIZES, shape=(1, 8, 8))
     if std := chosen.pop("std", None):
+        normalised = loop._normalised(dataset)
+        vars(loop)["_normalised"] = lambda _: normalised  # else no other data set can be resumed with
         dataset = dataclasses.replace(dataset, std=(std,))
     if pause := chosen.pop("pause", 0.0):
         chosen["callback"] = lambda *_: time.sleep(pause)

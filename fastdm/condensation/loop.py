@@ -201,15 +201,21 @@ def _run(
         lambda row: f"class {dataset.class_names[row // settings.ipc]!r}",
         lambda: step.is_whole,
     )
+    normalised = _normalised(dataset)
     return Run(
         state,
         synthetic,
         grid,
         settings.iterations,
         dataclasses.asdict(settings),
-        {**settings.resume_key(), **fingerprint(dataset), **({"pool_crc32": pool.crc32()} if pool else {})},
+        {
+            **settings.resume_key(),
+            **fingerprint(dataset),
+            **normalised,
+            **({"pool_crc32": pool.crc32()} if pool else {}),
+        },
         options,
-        resume_defaults=Settings().resume_key(),
+        resume_defaults={**Settings().resume_key(), **normalised},  # the first checkpoints do not say how
         ranks=ranks,
     )
 
@@ -325,6 +331,12 @@ def fingerprint(dataset: Dataset) -> dict[str, Any]:
         "class_sizes_crc32": zlib.crc32(sizes.numpy().tobytes()),
         "some_pixels_crc32": zlib.crc32(some.numpy().data),
     }
+
+
+def _normalised(dataset: Dataset) -> dict[str, Any]:
+    """How pixels are normalised, which depends on every image where a data set has no standard; machines may round the
+    last digits differently."""
+    return {"mean": [round(each, 9) for each in dataset.mean], "std": [round(each, 9) for each in dataset.std]}
 
 
 def _settings(settings: Settings | None, recipe: str | None, dataset: Dataset, options: dict[str, Any]) -> Settings:

@@ -253,6 +253,16 @@ def test_resume_refuses_other_pixels_and_fewer_iterations(dataset: Dataset, tmp_
         fastdm.condense(dataset, **{**SMALL, "iterations": 5}, save_path=tmp_path, resume=True)
 
 
+def test_resume_refuses_a_data_set_with_one_other_image(tmp_path: Path) -> None:
+    """One of those whose pixels are not compared, as from 64 images on."""
+    images = random_dataset([100, 100], shape=(1, 8, 8)).train.images.numpy()
+    labels = np.arange(200) // 100
+    fastdm.condense((images, labels), **SMALL, save_path=tmp_path)
+    changed = np.concatenate([images[:1], images[1:2] // 2, images[2:]])
+    with pytest.raises(FastDMError, match=r"mean was \[0\.\d+\] and is \[0\.\d+\]; std was"):
+        fastdm.condense((changed, labels), **SMALL, save_path=tmp_path, resume=True)
+
+
 def test_a_log_that_is_ahead_of_the_checkpoint_is_cut(dataset: Dataset, tmp_path: Path) -> None:
     """What a killed run leaves: lines of iterations that the checkpoint does not have, the last one cut short."""
     fastdm.condense(dataset, **{**SMALL, "iterations": 4}, save_path=tmp_path)
@@ -299,7 +309,10 @@ def test_a_disk_that_fills_up_is_a_sentence(dataset: Dataset, tmp_path: Path) ->
         fastdm.condense(dataset, **SMALL, save_path=tmp_path / "run", save_every=4, callback=remove)
 
 
-def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(dataset: Dataset, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "_normalised", lambda dataset: {})
     fastdm.condense(dataset, **SMALL, save_path=tmp_path)
     before = (tmp_path / FILE).read_bytes()
     broken = dataclasses.replace(dataset, mean=(3e38,) * 3, std=(1e-5,) * 3)  # real images beyond float32
