@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastdm.applications.experiments import FILE as EVALUATION
-from fastdm.applications.watch import FILE as DURING
 from fastdm.errors import FastDMError, whole_number
 from fastdm.evaluation.outcome import Evaluation
 from fastdm.runs.about import About
 from fastdm.runs.log import FILE as LOG
-from fastdm.runs.run import SET, SETTINGS
+from fastdm.runs.run import EVALUATION, SET, SETTINGS
+from fastdm.runs.run import EVALUATIONS as DURING
 from fastdm.synthetic.synthetic_set import SyntheticSet
 from fastdm.system.checks import parse_json
 from fastdm.system.files import user_path
