@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import check_floating_point, check_index_values, check_tensor
+from ..checks import check_floating_point, check_index_values, check_no_tangent, check_tensor
 from ..dispatch import define, remember_backend, with_its_backend
 from ..numerics import working_dtype
 
@@ -30,6 +30,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, scale: float = 1.0) -> Tensor:
     check_tensor("labels", labels, 1, torch.int64, logits.device)
     if labels.shape[0] != logits.shape[0]:
         raise ValueError(f"there are {logits.shape[0]} rows of logits and {labels.shape[0]} labels")
+    check_no_tangent("cross_entropy", logits)
     loss: Tensor
     if logits.requires_grad and torch.is_grad_enabled():
         loss = _CrossEntropy.apply(logits, labels, scale)

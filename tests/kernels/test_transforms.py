@@ -7,7 +7,16 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from fastdm.kernels import class_mean_difference, conv_norm_relu_pool, draw, dsa, norm_relu_pool, table, uniform
+from fastdm.kernels import (
+    class_mean_difference,
+    conv_norm_relu_pool,
+    cross_entropy,
+    draw,
+    dsa,
+    norm_relu_pool,
+    table,
+    uniform,
+)
 
 
 def _loss(synthetic: Tensor) -> Tensor:
@@ -19,6 +28,7 @@ OPS = {
     "norm_relu_pool, a weight": (lambda weight: norm_relu_pool(torch.ones(2, 3, 4, 4), weight), (3,)),
     "conv_norm_relu_pool": (lambda x: conv_norm_relu_pool(x, torch.ones(32, 3, 3, 3)), (2, 3, 4, 4)),
     "class_mean_difference": (_loss, (2, 5)),
+    "cross_entropy": (lambda logits: cross_entropy(logits, torch.tensor([0, 4])), (2, 5)),
     "dsa with an index": (lambda x: dsa(x, table.identity(1), index=torch.tensor([0])), (2, 3, 4, 4)),
 }
 
