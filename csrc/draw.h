@@ -12,7 +12,8 @@
 
 namespace fastdm {
 
-// Rows that take about a quarter of a millisecond. Less is not worth waking a thread for, or waiting for it on a busy machine.
+// Rows that take about a quarter of a millisecond. Less is not worth waking a thread for, or waiting for it on a busy
+// machine.
 inline int64_t rows_per_block(int64_t n) { return 1 + 131072 / (n + 1); }
 
 // out: [rows, n], a uniform_row for each of row_ids.
