@@ -27,7 +27,7 @@ def norm_relu_pool(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the pooled output and the mean and 1 / deviation [N, C] of every channel; see the public function."""
     # Contiguous, because PyTorch computes E[x²] − mean² of channels-last images, which loses digits.
-    wide = x.to(working_dtype(x.dtype), memory_format=torch.contiguous_format)
+    wide = x.to(working_dtype(x.dtype)).contiguous()
     n, c, h, w = x.shape
     scale, shift = (None if t is None else t.to(wide.dtype) for t in (weight, bias))
     normed, mean, rstd = torch.native_group_norm(wide, scale, shift, n, c, h * w, c, eps)
