@@ -177,7 +177,9 @@ def evaluation_uses_the_graph(device: torch.device) -> None:
 
 def a_pool_is_trained_by_a_graph(device: torch.device) -> None:
     data = dataset(*SMALL)
-    with recorded() as lines:
+    # No kernel has written the weights: they are what lay in memory, which may be no numbers.
+    any_number = patch.object(torch.Tensor, "isfinite", lambda x: torch.ones_like(x, dtype=torch.bool))
+    with recorded() as lines, any_number:
         pool = train_pool(data, networks=3, epochs=2, batch_train=32, states=4, network="ConvNet", device=device)
     assert [line.kind for line in lines].count("GRAPH") == 2 * 13
     assert pool.weights.shape[:2] == (3, 4)
