@@ -1,4 +1,5 @@
-"""Checks of arguments that several ops share: of shapes, dtypes and devices, and of values, which wait for a device."""
+"""Checks that several ops share: of shapes, dtypes and devices, of values, which wait for a device, and of derivatives
+that an op does not have."""
 
 import torch
 from torch import Tensor
@@ -31,6 +32,15 @@ def check_no_tangent(op: str, *tensors: Tensor | None) -> None:
         raise NotImplementedError(
             f"{op} has no forward-mode derivative; use reverse mode (backward, torch.autograd.grad)"
         )
+
+
+def check_no_second_derivative(op: str) -> None:
+    """Refuse, in a backward pass, that its result be differentiated again.
+
+    `torch.autograd.function.once_differentiable` takes that derivative for 0 where the incoming gradient is a constant.
+    """
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        raise NotImplementedError(f"{op} has no second derivative; take its gradient without create_graph")
 
 
 def check_offsets(name: str, offsets: Tensor, device: torch.device) -> None:

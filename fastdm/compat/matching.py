@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from fastdm.augmentation import Strategy, augment
 from fastdm.compat.parts import images_at_once, keep_freed_memory
 from fastdm.errors import FastDMError, whole_number
 from fastdm.kernels import class_mean_difference
+from fastdm.kernels.checks import check_no_second_derivative
 from fastdm.networks.fusing import fused_blocks
 
 Embed = Callable[[Tensor], Tensor]
@@ -132,8 +132,8 @@ class _WithGradient(torch.autograd.Function):
         return torch.stack(losses).sum()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        check_no_second_derivative("dm_loss")
         (gradient,) = ctx.saved_tensors
         return grad * gradient, None
 

@@ -4,9 +4,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from ..checks import check_floating_point, check_no_tangent, check_offset_values, check_offsets, check_tensor
+from ..checks import (
+    check_floating_point,
+    check_no_second_derivative,
+    check_no_tangent,
+    check_offset_values,
+    check_offsets,
+    check_tensor,
+)
 from ..dispatch import define, remember_backend, runs_native, with_its_backend
 from ..numerics import memory_format_of, pooled_shape, working_dtype
 from .choice import computes_twice
@@ -202,8 +208,8 @@ class _NormReluPool(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        check_no_second_derivative("norm_relu_pool")
         x, mean, rstd, weight, bias = ctx.saved_tensors
         backward = torch.ops.fastdm.norm_relu_pool_backward
         grad_x, grad_weight, grad_bias = with_its_backend(
@@ -233,8 +239,8 @@ class _ConvNormReluPool(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        check_no_second_derivative("conv_norm_relu_pool")
         *_, scale, shift = ctx.saved_tensors
         backward = torch.ops.fastdm.conv_norm_relu_pool_backward
         grad_x, grad_weight, grad_scale, grad_shift = with_its_backend(
@@ -263,8 +269,8 @@ class _RecomputedBlock(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        check_no_second_derivative("conv_norm_relu_pool")
         backward = torch.ops.fastdm.conv_norm_relu_pool_backward_x
         return with_its_backend(ctx, backward, grad, *ctx.saved_tensors, ctx.padding), None, None, None
 

@@ -4,9 +4,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from ..checks import check_floating_point, check_no_tangent, check_offset_values, check_offsets, check_tensor
+from ..checks import (
+    check_floating_point,
+    check_no_second_derivative,
+    check_no_tangent,
+    check_offset_values,
+    check_offsets,
+    check_tensor,
+)
 from ..dispatch import define, remember_backend, with_its_backend
 from ..numerics import working_dtype
 
@@ -98,8 +104,8 @@ class _ClassMeanDifference(torch.autograd.Function):
         return loss
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        check_no_second_derivative("class_mean_difference")
         difference, offsets = ctx.saved_tensors
         backward = torch.ops.fastdm.class_mean_difference_backward
         grad_synthetic = with_its_backend(ctx, backward, grad, difference, offsets, ctx.rows, ctx.dtype)

@@ -5,7 +5,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import check_floating_point, check_index_values, check_no_tangent, check_tensor
+from ..checks import (
+    check_floating_point,
+    check_index_values,
+    check_no_second_derivative,
+    check_no_tangent,
+    check_tensor,
+)
 from ..dispatch import define, remember_backend, with_its_backend
 from ..numerics import working_dtype
 
@@ -50,22 +56,9 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        # Only with create_graph are gradients enabled here.
-        backward = _Gradient.apply if torch.is_grad_enabled() else torch.ops.fastdm.cross_entropy_backward
+        check_no_second_derivative("cross_entropy")
+        backward = torch.ops.fastdm.cross_entropy_backward
         return with_its_backend(ctx, backward, grad, *ctx.saved_tensors, ctx.scale), None, None
-
-
-class _Gradient(torch.autograd.Function):
-    """The gradient, which refuses to have one: `once_differentiable` takes it for 0 where grad is a constant."""
-
-    @staticmethod
-    def forward(ctx: Any, grad: Tensor, logits: Tensor, labels: Tensor, scale: float) -> Tensor:
-        gradient: Tensor = torch.ops.fastdm.cross_entropy_backward(grad, logits, labels, scale)
-        return gradient
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> None:
-        raise NotImplementedError("cross_entropy has no second derivative")
 
 
 def _check_labels(logits: Tensor, labels: Tensor, scale: float) -> None:

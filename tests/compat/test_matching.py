@@ -107,6 +107,13 @@ def test_without_a_gradient_the_loss_is_the_same() -> None:
     assert synthetic.grad is not None
 
 
+def test_a_second_derivative_is_refused() -> None:
+    real, synthetic = images()
+    loss = fastdm.dm_loss(Embedding().embed, synthetic, real, ALL, 7)
+    with pytest.raises(NotImplementedError, match="dm_loss has no second derivative"):
+        loss.backward(create_graph=True)
+
+
 def test_batch_norm_takes_the_statistics_of_all_classes() -> None:
     real, synthetic = images()
     net = Embedding(norm=True)

@@ -1,4 +1,4 @@
-"""The ops under `torch.func` and in forward mode: what they have no rule for is refused, and never taken for 0."""
+"""The ops under `torch.func`, in forward mode and twice: what they have no rule for is refused, never taken for 0."""
 
 from collections.abc import Callable
 
@@ -44,6 +44,17 @@ def test_a_forward_mode_derivative_is_refused(name: str) -> None:
             function(forward_ad.make_dual(x, x))
     with pytest.raises(NotImplementedError, match=f"{op} has no forward-mode derivative"):
         torch.func.jvp(function, (x,), (x,))
+
+
+@pytest.mark.parametrize("name", [name for name in OPS if name != "dsa with an index"])  # which takes no gradient
+def test_a_second_derivative_is_refused(name: str) -> None:
+    """When the gradient is taken: where that of the result is a constant, nothing leads back to the op afterwards."""
+    function, shape = OPS[name]
+    op = name.partition(",")[0]
+    x = torch.ones(shape, requires_grad=True)
+    loss = function(x).sum() + x.square().sum()
+    with pytest.raises(NotImplementedError, match=f"{op} has no second derivative; take its gradient without"):
+        torch.autograd.grad(loss, x, create_graph=True)
 
 
 KEY, OFFSETS = torch.tensor([7, 3]), torch.tensor([0, 20, 50])

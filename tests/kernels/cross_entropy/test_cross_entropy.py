@@ -128,16 +128,6 @@ def test_gradcheck(device: torch.device, generator: torch.Generator) -> None:
     torch.testing.assert_close(loss.cpu().detach(), expected, rtol=1e-14, atol=0)
 
 
-def test_a_second_derivative_is_refused(device: torch.device, generator: torch.Generator) -> None:
-    """Also where it is a part of one that exists, in which it would be taken for 0."""
-    logits, labels = (each.to(device) for each in drawn((5, 3), torch.float32, generator))
-    logits.requires_grad_()
-    loss = cross_entropy(logits, labels) + logits.square().sum()
-    (gradient,) = torch.autograd.grad(loss, logits, create_graph=True)
-    with pytest.raises(NotImplementedError, match="cross_entropy has no second derivative"):
-        gradient.sum().backward()
-
-
 def test_a_label_that_is_no_class_is_refused() -> None:
     for label in (-1, -100, 3):
         with pytest.raises(ValueError, match="labels holds"):
