@@ -4,7 +4,7 @@
 // shift = bias, an output is the mean of relu(z) over its four pixels. The gradient, with g = its share of the output's
 // gradient where z > 0 and 0 elsewhere (including an odd last row or column), is
 //     scale · (g − Σg / n − d · r² · Σ(g · d) / n), summed over the n pixels of the channel.
-// The variance is computed about the mean, in a second pass.
+// The variance is computed about the mean, in a second pass, unless `merge_tile` has found both already.
 
 namespace fastdm::FASTDM_ISA {
 
@@ -12,11 +12,12 @@ constexpr int kBlock = kLanes == 16 ? 4 : 2;  // vectors of channels at a time, 
 
 // --- NHWC: pixels are `stride` elements apart; B vectors of channels at a time ---------------------------------------
 
+// squares: the sum of squares about the mean.
 template <class V, int B, class T>
-inline void statistics(const T* x, MapSize size, int64_t stride, float eps, float* mean, float* rstd) {
+inline void statistics(const T* x, MapSize size, int64_t stride, float* mean, float* squares) {
     constexpr int64_t kStep = sizeof(V) / sizeof(float);
     const float per_pixel = 1.0f / static_cast<float>(size.pixels());
-    V m[B] = {}, variance[B] = {};
+    V m[B] = {}, square[B] = {};
     // Row by row: shorter chains of additions round less.
     for (int64_t i = 0; i < size.height; ++i) {
         V row[B] = {};
@@ -34,13 +35,12 @@ inline void statistics(const T* x, MapSize size, int64_t stride, float eps, floa
                 row[b] = multiply_add(d, d, row[b]);
             }
         }
-        for (int b = 0; b < B; ++b) variance[b] += row[b];
+        for (int b = 0; b < B; ++b) square[b] += row[b];
     }
     for (int b = 0; b < B; ++b) {
         store(mean + b * kStep, m[b]);
-        store(rstd + b * kStep, variance[b] * per_pixel + eps);
+        store(squares + b * kStep, square[b]);
     }
-    for (int64_t c = 0; c < B * kStep; ++c) rstd[c] = 1.0f / std::sqrt(rstd[c]);
 }
 
 // The constants of B vectors of channels.
@@ -81,27 +81,31 @@ inline void relu_pool(const T* x, MapSize size, int64_t stride, const Scaling<V,
 
 template <bool kAdd, class V, int B, class T, class Out>
 inline void norm_relu_pool_nhwc(const T* x, MapSize size, int64_t stride, Affine affine, Out* out, int64_t out_stride,
-                                float* mean, float* rstd, int64_t c) {
-    statistics<V, B>(x + c, size, stride, affine.eps, mean + c, rstd + c);
+                                float* mean, float* rstd, bool merged, int64_t c) {
+    if (!merged) statistics<V, B>(x + c, size, stride, mean + c, rstd + c);
+    const float per_pixel = 1.0f / static_cast<float>(size.pixels());
+    for (int64_t i = c; i < c + B * static_cast<int64_t>(sizeof(V) / sizeof(float)); ++i) {
+        rstd[i] = 1.0f / std::sqrt(rstd[i] * per_pixel + affine.eps);
+    }
     // The pooling's factor ¼ commutes with the ReLU and is exact.
     const Scaling<V, B> scaling(mean + c, rstd + c, affine.weight_at(c), affine.bias_at(c), 0.25f);
     relu_pool<kAdd>(x + c, size, stride, scaling, out + c, out_stride);
 }
 
 // x: [H, W, stride], the first `channels` channels of each pixel; out: [H / 2, W / 2, out_stride]; mean, rstd:
-// [channels].
+// [channels]. merged: mean and rstd hold the mean and the sum of squares that `merge_tile` gives.
 template <bool kAdd, class T, class Out>
 void norm_relu_pool_nhwc(const T* x, MapSize size, int64_t channels, int64_t stride, Affine affine, Out* out,
-                         int64_t out_stride, float* mean, float* rstd) {
+                         int64_t out_stride, float* mean, float* rstd, bool merged = false) {
     int64_t c = 0;
     for (; c + kBlock * kLanes <= channels; c += kBlock * kLanes) {
-        norm_relu_pool_nhwc<kAdd, Vec, kBlock>(x, size, stride, affine, out, out_stride, mean, rstd, c);
+        norm_relu_pool_nhwc<kAdd, Vec, kBlock>(x, size, stride, affine, out, out_stride, mean, rstd, merged, c);
     }
     for (; c + kLanes <= channels; c += kLanes) {
-        norm_relu_pool_nhwc<kAdd, Vec, 1>(x, size, stride, affine, out, out_stride, mean, rstd, c);
+        norm_relu_pool_nhwc<kAdd, Vec, 1>(x, size, stride, affine, out, out_stride, mean, rstd, merged, c);
     }
     for (; c < channels; ++c) {
-        norm_relu_pool_nhwc<kAdd, float, 1>(x, size, stride, affine, out, out_stride, mean, rstd, c);
+        norm_relu_pool_nhwc<kAdd, float, 1>(x, size, stride, affine, out, out_stride, mean, rstd, merged, c);
     }
 }
 

@@ -66,10 +66,15 @@ inline V multiply_add(V a, V b, V c) {
     return a * b + c;
 }
 
-// NaN stays NaN.
+// NaN stays NaN, as the instruction has it of its second operand; compilers make two of the comparison.
 template <class V>
 inline V relu(V v) {
     const V zero{};
+#if FASTDM_VECTOR_BYTES == 64
+    if constexpr (sizeof(V) == 64) return (V)_mm512_maskz_max_ps(0xFFFF, (__m512)zero, (__m512)v);
+#elif FASTDM_VECTOR_BYTES == 32
+    if constexpr (sizeof(V) == 32) return (V)_mm256_max_ps((__m256)zero, (__m256)v);
+#endif
     return zero > v ? zero : v;
 }
 

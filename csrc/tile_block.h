@@ -61,18 +61,21 @@ inline void conv_norm_relu_pool(ThreadPool& pool, const bfloat16* x, int64_t cou
         with_tiles(form, [&](auto& tiles) {
             for (int64_t first = begin; first < end; first += images) {
                 const int64_t batch = std::min(images, end - first);
+                std::fill_n(mean + first * s.out, batch * s.out, 0.0f);
+                std::fill_n(rstd + first * s.out, batch * s.out, 0.0f);
                 for (int64_t i = 0; i < batch; ++i) {
                     conv.lay(x + (first + i) * in_elements, laid + i * conv.laid_elements(), scratch);
                 }
                 for (int64_t c = 0; c < s.out; c += block) {
                     const int64_t channels = std::min(block, s.out - c);
                     const Pixels<bfloat16> kept{conv_out ? conv_out + first * elements + c : nullptr, s.out};
-                    conv.run(tiles, laid, batch, c, channels, packed, {y, block}, kept, cpu);
+                    const MergedStatistics statistics{mean + first * s.out + c, rstd + first * s.out + c, s.out};
+                    conv.run(tiles, laid, batch, c, channels, packed, {y, block}, kept, statistics, cpu);
                     for (int64_t i = 0; i < batch; ++i) {
                         const int64_t n = first + i;
                         FASTDM_CALL(cpu, norm_relu_pool_nhwc<false>, y + i * size.pixels() * block, size, channels,
                                     block, affine.from(c), out + n * out_elements + c, s.out, mean + n * s.out + c,
-                                    rstd + n * s.out + c);
+                                    rstd + n * s.out + c, conv.fills_tiles(channels));
                     }
                 }
             }
@@ -137,7 +140,7 @@ private:
                 }
                 if (to_.x) {
                     const Pixels<bfloat16> grad_x{to_.x + first * in_elements(), s_.in};
-                    back_.run(tiles, laid_y, batch, 0, s_.in, packed, {nullptr, 0}, grad_x, cpu_);
+                    back_.run(tiles, laid_y, batch, 0, s_.in, packed, {nullptr, 0}, grad_x, {}, cpu_);
                 }
                 if (to_.weight) {
                     float* share = weight_shares_ + first / share_ * gradient_.sums_elements();

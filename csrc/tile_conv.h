@@ -25,6 +25,13 @@ struct Pixels {
     int64_t stride;
 };
 
+// What `merge_tile` has found of the channels of some images: [images, stride].
+struct MergedStatistics {
+    float* mean;
+    float* squares;
+    int64_t stride;
+};
+
 class TileConv {
 public:
     explicit TileConv(const ConvShape& s) : s_(s), gathers_(is_direct(s)) {
@@ -72,31 +79,39 @@ public:
         s_.in == 1 ? gather<1>(scratch, laid) : s_.in == 3 ? gather<3>(scratch, laid) : gather<0>(scratch, laid);
     }
 
+    // Whether the tiles hold nothing but pixels, and are stored in their place.
+    bool fills_tiles(int64_t channels) const {
+        return gathers_ && tiles_ * kTileSide == s_.out_size().pixels() && channels % (2 * kTileSide) == 0;
+    }
+
     // Computes `channels` output channels, from channel `first` on, a multiple of 16, of some images that `lay` has
-    // written one after the other: to y, and rounded to `rounded`, unless one of them is nowhere.
+    // written one after the other: to y, and rounded to `rounded`, unless one of them is nowhere. Where they fill the
+    // tiles, their statistics are merged with y's tiles still in the first cache; these must be 0 before.
     template <class Tiles>
     void run(Tiles& tiles, const bfloat16* laid, int64_t images, int64_t first, int64_t channels,
-             const bfloat16* packed, const Pixels<float>& y, const Pixels<bfloat16>& rounded, Cpu cpu) const {
+             const bfloat16* packed, const Pixels<float>& y, const Pixels<bfloat16>& rounded,
+             const MergedStatistics& statistics, Cpu cpu) const {
         alignas(64) float products[2 * kTileSide * 2 * kTileSide];
         const int64_t all = images * tiles_;
-        // Where the positions are the pixels, and fill the tiles, these are stored in their place.
-        const bool whole = gathers_ && tiles_ * kTileSide == s_.out_size().pixels() && channels % (2 * kTileSide) == 0;
-        const bool in_place = whole && y.data && !rounded.data;
+        const bool in_place = y.data && fills_tiles(channels);
+        const int64_t stride = in_place ? y.stride : 2 * kTileSide;
         for (int64_t channel = 0; channel < channels; channel += 2 * kTileSide) {
             const int64_t wide = std::min(2 * kTileSide, channels - channel);
             const bfloat16* b = packed + (first + channel) / kTileSide * steps_ * kTileElements;
             for (int64_t tile = 0; tile < all; tile += 2) {
                 const int64_t rows = std::min<int64_t>(2, all - tile);
                 const bfloat16* const a[2] = {row_of(laid, tile), row_of(laid, tile + rows - 1)};
-                if (in_place) {
-                    multiply(tiles, rows, wide, a, b, y.data + tile * kTileSide * y.stride + channel, y.stride);
-                    continue;
-                }
-                multiply(tiles, rows, wide, a, b, products, 2 * kTileSide);
-                for (int64_t r = 0; r < rows; ++r) {
-                    const float* of_tile = products + r * kTileSide * 2 * kTileSide;
-                    if (y.data) store(of_tile, tile + r, channel, wide, y, cpu);
-                    if (rounded.data) store(of_tile, tile + r, channel, wide, rounded, cpu);
+                float* c = in_place ? y.data + tile * kTileSide * stride + channel : products;
+                multiply(tiles, rows, wide, a, b, c, stride);
+                for (int64_t t = tile; t < tile + rows; ++t, c += kTileSide * stride) {
+                    if (in_place) {
+                        const int64_t at = t / tiles_ * statistics.stride + channel;
+                        FASTDM_CALL(cpu, merge_tile, c, stride, wide, t % tiles_ * kTileSide, statistics.mean + at,
+                                    statistics.squares + at);
+                    } else if (y.data) {
+                        store(c, stride, t, channel, wide, y, cpu);
+                    }
+                    if (rounded.data) store(c, stride, t, channel, wide, rounded, cpu);
                 }
             }
         }
@@ -139,11 +154,11 @@ private:
     }
 
     template <class T>
-    void store(const float* products, int64_t tile, int64_t channel, int64_t channels, const Pixels<T>& to,
+    void store(const float* c, int64_t c_stride, int64_t tile, int64_t channel, int64_t channels, const Pixels<T>& to,
                Cpu cpu) const {
         T* image = to.data + tile / tiles_ * s_.out_size().pixels() * to.stride + channel;
-        FASTDM_CALL(cpu, store_products, products, 2 * kTileSide, tile % tiles_ * kTileSide, row_, s_.out_size(),
-                    channels, image, to.stride);
+        FASTDM_CALL(cpu, store_products, c, c_stride, tile % tiles_ * kTileSide, row_, s_.out_size(), channels, image,
+                    to.stride);
     }
 
     template <class Tiles>

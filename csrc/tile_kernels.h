@@ -20,6 +20,29 @@ void store_products(const float* c, int64_t c_stride, int64_t first, int64_t row
     }
 }
 
+// Merges the statistics of the 16 rows of a tile into those of the `before` rows before them: a mean, and the sum of
+// squares about it (Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample
+// variances", 1979). c: [16, c_stride]; mean, squares: [channels], a multiple of kLanes, 0 before the first row.
+void merge_tile(const float* c, int64_t c_stride, int64_t channels, int64_t before, float* mean, float* squares) {
+    const float earlier = static_cast<float>(before), share = kTileSide / (earlier + kTileSide);
+    for (int64_t channel = 0; channel < channels; channel += kLanes, c += kLanes) {
+        Vec rows[kTileSide], sum[4] = {}, square[4] = {};
+        for (int64_t i = 0; i < kTileSide; ++i) {
+            rows[i] = load<Vec>(c + i * c_stride);
+            sum[i % 4] += rows[i];
+        }
+        const Vec m = ((sum[0] + sum[1]) + (sum[2] + sum[3])) * (1.0f / kTileSide);
+        for (int64_t i = 0; i < kTileSide; ++i) {
+            const Vec d = rows[i] - m;
+            square[i % 4] = multiply_add(d, d, square[i % 4]);
+        }
+        const Vec old = load<Vec>(mean + channel), delta = m - old;
+        const Vec within = (square[0] + square[1]) + (square[2] + square[3]);
+        store(mean + channel, old + delta * share);
+        store(squares + channel, load<Vec>(squares + channel) + within + delta * delta * (earlier * share));
+    }
+}
+
 // The pixels of an image [H, W, channels], in the order of the positions of a padded one, whose rows have `row`
 // positions; zeros, as many as there are channels, where there is no pixel.
 class PaddedPixels {

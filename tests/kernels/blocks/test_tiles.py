@@ -25,6 +25,7 @@ HAS_AMX = extension.load() is not None and extension.load().tiles() == "amx"
 # Images [N, C, H, W], filters and padding.
 BLOCKS = [
     pytest.param((3, 3, 12, 12), 64, 1, id="first layer"),
+    pytest.param((1, 3, 32, 16), 32, 1, id="many tiles of one image"),
     pytest.param((2, 1, 9, 13), 32, 3, id="one channel, wide padding, odd sides"),
     pytest.param((2, 7, 6, 5), 96, 1, id="most gathered channels"),
     pytest.param((7, 64, 8, 8), 32, 1, id="several images together"),
