@@ -1,4 +1,4 @@
-// Bindings of the ops: augmentation and the network's blocks.
+// Bindings of the augmentation and the norm; those of a whole block are in bind_conv.h.
 #pragma once
 
 #include <nanobind/stl/vector.h>
@@ -6,7 +6,6 @@
 #include <type_traits>
 
 #include "bind_arrays.h"
-#include "conv_backward.h"
 #include "dsa.h"
 #include "norm_relu_pool.h"
 #include "pools.h"
@@ -167,98 +166,6 @@ inline void register_norm_relu_pool(nb::module_& module) {
     module.def("norm_relu_pool_mean", bind_norm_relu_pool_mean, "x"_a.noconvert(), "offsets"_a.noconvert(),
                "weight"_a.noconvert().none(), "bias"_a.noconvert().none(), "eps"_a, "channels_last"_a,
                "out"_a.noconvert(), "The class means of norm_relu_pool's result.");
-}
-
-// --- convolution, InstanceNorm, ReLU and pooling ---------------------------------------------------------------------
-
-using ConvWeight = nb::ndarray<const float, nb::ndim<4>, nb::device::cpu>;
-
-// Of float32 or bfloat16.
-template <class T>
-WeightsOf<T> weights_of(const nb::ndarray<const T, nb::ndim<4>, nb::device::cpu>& w) {
-    return {w.data(), size_of(w, 0), size_of(w, 1), w.stride(0), w.stride(1), w.stride(2), w.stride(3)};
-}
-
-inline void require_padding(int64_t padding) {
-    require(0 <= padding && padding <= 1 << 20, "padding is negative or too large.");
-}
-
-template <class W>
-ConvShape conv_shape_of(const W& weight, int64_t height, int64_t width, int64_t padding) {
-    const int64_t out = size_of(weight, 0), in = size_of(weight, 1);
-    require_shape("weight", weight, {out, in, 3, 3});
-    require(can_convolve(in, out), "A convolution of " + std::to_string(in) + " to " + std::to_string(out) +
-                                       " channels is not supported: the number of output channels must be a multiple "
-                                       "of 32, that of input channels too or at most 7.");
-    require_padding(padding);
-    const ConvShape s{in, out, {height, width}, padding};
-    require(height > 0 && width > 0 && s.out_size().height > 1 && s.out_size().width > 1, "The image is too small.");
-    return s;
-}
-
-// Of a block's pooled output or its gradient, of the convolution's result, which may be absent, and of the statistics.
-template <class Pooled, class Conv, class Statistics>
-void require_block_shapes(const ConvShape& s, int64_t count, const Pooled& pooled, const Conv& conv_out,
-                          const Statistics& mean, const Statistics& rstd) {
-    const MapSize conv = s.out_size(), half = conv.pooled();
-    require_shape("the pooled array", pooled, {count, half.height, half.width, s.out});
-    if (conv_out.is_valid()) require_shape("conv_out", conv_out, {count, conv.height, conv.width, s.out});
-    require_shape("mean", mean, {count, s.out});
-    require_shape("rstd", rstd, {count, s.out});
-}
-
-inline void bind_conv_norm_relu_pool(const Array<const float, 4>& x, const ConvWeight& weight, const Floats& scale,
-                                     const Floats& shift, int64_t padding, float eps, const Array<float, 4>& out,
-                                     const Array<float, 4>& conv_out, const Array<float, 2>& mean,
-                                     const Array<float, 2>& rstd) {
-    const int64_t count = size_of(x, 0), height = size_of(x, 1), width = size_of(x, 2);
-    const ConvShape s = conv_shape_of(weight, height, width, padding);
-    const Affine affine = affine_of(scale, shift, s.out, eps);
-    require_shape("x", x, {count, height, width, s.in});
-    require_block_shapes(s, count, out, conv_out, mean, rstd);
-    nb::gil_scoped_release unlocked;
-    conv_norm_relu_pool(compute_pool(), x.data(), count, s, weights_of(weight), affine, out.data(),
-                        data_or_null(conv_out), mean.data(), rstd.data());
-}
-
-inline void bind_conv_norm_relu_pool_backward(const Array<const float, 4>& grad, const Array<const float, 4>& x,
-                                              const Array<const float, 4>& conv_out, const Array<const float, 2>& mean,
-                                              const Array<const float, 2>& rstd, const ConvWeight& weight,
-                                              const Floats& scale, const Floats& shift, int64_t padding,
-                                              const Array<float, 4>& grad_x, const Array<float, 4>& grad_weight,
-                                              const Floats& grad_scale, const Floats& grad_shift) {
-    require_padding(padding);
-    const int64_t crop = 2 - 2 * padding, count = size_of(conv_out, 0);
-    const int64_t height = size_of(conv_out, 1) + crop, width = size_of(conv_out, 2) + crop;
-    const ConvShape s = conv_shape_of(weight, height, width, padding);
-    const Affine affine = affine_of(scale, shift, s.out, 0.0f);
-    require_block_shapes(s, count, grad, conv_out, mean, rstd);
-    if (x.is_valid()) require_shape("x", x, {count, height, width, s.in});
-    if (grad_x.is_valid()) require_shape("grad_x", grad_x, {count, height, width, s.in});
-    if (grad_weight.is_valid()) require_shape("grad_weight", grad_weight, {3, 3, s.in, s.out});
-    if (grad_scale.is_valid()) require_shape("grad_scale", grad_scale, {s.out});
-    if (grad_shift.is_valid()) require_shape("grad_shift", grad_shift, {s.out});
-    require(x.is_valid() || !grad_weight.is_valid(), "grad_weight needs x.");
-    const BlockResults from{grad.data(), data_or_null(x), conv_out.data(), mean.data(), rstd.data()};
-    const BlockGradients to{data_or_null(grad_x), data_or_null(grad_weight), data_or_null(grad_scale),
-                            data_or_null(grad_shift)};
-    nb::gil_scoped_release unlocked;
-    conv_norm_relu_pool_backward(compute_pool(), from, count, s, weights_of(weight), affine, to);
-}
-
-inline void register_conv(nb::module_& module) {
-    module.def("can_convolve", &can_convolve, "in_channels"_a, "out_channels"_a,
-               "Whether conv_norm_relu_pool supports these numbers of channels.");
-    module.def("conv_norm_relu_pool", bind_conv_norm_relu_pool, "x"_a.noconvert(), "weight"_a.noconvert(),
-               "scale"_a.noconvert().none(), "shift"_a.noconvert().none(), "padding"_a, "eps"_a, "out"_a.noconvert(),
-               "conv_out"_a.noconvert().none(), "mean"_a.noconvert(), "rstd"_a.noconvert(),
-               "out = norm_relu_pool of the 3 x 3 convolution of x, all [N, H, W, C].");
-    module.def("conv_norm_relu_pool_backward", bind_conv_norm_relu_pool_backward, "grad"_a.noconvert(),
-               "x"_a.noconvert().none(), "conv_out"_a.noconvert(), "mean"_a.noconvert(), "rstd"_a.noconvert(),
-               "weight"_a.noconvert(), "scale"_a.noconvert().none(), "shift"_a.noconvert().none(), "padding"_a,
-               "grad_x"_a.noconvert().none(), "grad_weight"_a.noconvert().none(), "grad_scale"_a.noconvert().none(),
-               "grad_shift"_a.noconvert().none(),
-               "The gradients of conv_norm_relu_pool; that of weight, [3, 3, in, out], needs x.");
 }
 
 }  // namespace fastdm

@@ -1,9 +1,9 @@
 // The Python module. Bindings only bind: they check what Python passes, release the GIL and call the headers, which
 // know no Python. Results go into the caller's buffers.
 #include "bind_class_means.h"
+#include "bind_conv.h"
 #include "bind_data.h"
 #include "bind_ops.h"
-#include "bind_tiles.h"
 
 NB_MODULE(_native, module) {
     module.doc() = "fastdm's C++ core.";
@@ -11,6 +11,5 @@ NB_MODULE(_native, module) {
     fastdm::register_augmentation(module);
     fastdm::register_norm_relu_pool(module);
     fastdm::register_conv(module);
-    fastdm::register_tiles(module);
     fastdm::register_class_means(module);
 }

@@ -1,7 +1,7 @@
 """The C++ extension as tensors see it.
 
-A function of `fastdm._native` fills the buffers that it is handed; every buffer is a contiguous CPU tensor, images are
-[N, C, H, W] or, channels-last, [N, H, W, C].
+A function of `fastdm._native` fills the buffers that `call` hands it; every buffer is a contiguous CPU tensor, images
+are [N, C, H, W] or, channels-last, [N, H, W, C].
 """
 
 import importlib
@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]  # documented, but missing in its __all__
 
 from .numerics import is_channels_last
 
@@ -21,6 +22,15 @@ def load() -> Any:
         return importlib.import_module("fastdm._native")
     except ModuleNotFoundError:
         return None
+
+
+def call(name: str, *args: Any) -> None:
+    """Call a function of the extension, which must be there.
+
+    It gets tensors as DLPack's capsules: for one it would call `Tensor.__dlpack__`, whose Python takes five times as
+    long, longer than a small batch.
+    """
+    getattr(load(), name)(*[to_dlpack(arg) if isinstance(arg, Tensor) else arg for arg in args])
 
 
 def in_memory_order(x: Tensor) -> tuple[Tensor, bool]:

@@ -11,6 +11,7 @@ from fastdm.data.normalisation import per_channel
 from fastdm.data.prefetch import Batch, prefetch
 from fastdm.errors import FastDMError
 from fastdm.kernels import draw
+from fastdm.kernels.extension import call
 from fastdm.system.device import indexed_device
 from fastdm.system.native import native
 
@@ -250,10 +251,9 @@ def gather_images(images: Tensor, index: Tensor, out: Tensor) -> None:
 def _gather(
     images: Tensor, index: Tensor, out: Tensor, layout: Layout, scale: Sequence[float], shift: Sequence[float]
 ) -> None:
-    core = native()
-    if core is not None:
+    if native() is not None:
         try:
-            core.gather(images, index, out, layout, scale, shift)
+            call("gather", images, index, out, layout, scale, shift)
         except ValueError as error:
             raise FastDMError(str(error)) from error
         return

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..extension import as_nchw, contiguous, in_memory_order, load
+from ..extension import as_nchw, call, contiguous, in_memory_order
 
 
 def takes_dsa(images: Tensor, *others: Any) -> bool:
@@ -32,7 +32,7 @@ def dsa(
         scale = [1 / (255 * s) for s in std.tolist()]
         shift = [-m / s for m, s in zip(mean.tolist(), std.tolist(), strict=True)]
     images, table = images.detach().contiguous(), table.contiguous()
-    load().dsa(images, table, contiguous(group), contiguous(index), scale, shift, channels_last, out)
+    call("dsa", images, table, contiguous(group), contiguous(index), scale, shift, channels_last, out)
     return as_nchw(out, channels_last)
 
 
@@ -43,5 +43,5 @@ def takes_dsa_backward(grad: Tensor, table: Tensor, group: Tensor | None, dtype:
 def dsa_backward(grad: Tensor, table: Tensor, group: Tensor | None, dtype: torch.dtype) -> Tensor:
     out = grad.new_empty(grad.shape, dtype=dtype)
     grad, channels_last = in_memory_order(grad)
-    load().dsa_backward(grad, table.contiguous(), contiguous(group), channels_last, out)
+    call("dsa_backward", grad, table.contiguous(), contiguous(group), channels_last, out)
     return out

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..extension import as_nchw, floats, in_memory_order, load
+from ..extension import as_nchw, call, floats, in_memory_order, load
 
 
 def takes_norm_relu_pool(x: Tensor, *others: Any) -> bool:
@@ -26,7 +26,7 @@ def norm_relu_pool(
     out = _pooled_like(x, channels_last)
     mean = x.new_empty(len(x), x.shape[3 if channels_last else 1], dtype=torch.float32)
     rstd = torch.empty_like(mean)
-    load().norm_relu_pool(x, floats(weight), floats(bias), eps, channels_last, out, mean, rstd)
+    call("norm_relu_pool", x, floats(weight), floats(bias), eps, channels_last, out, mean, rstd)
     return as_nchw(out, channels_last), mean, rstd
 
 
@@ -46,8 +46,18 @@ def norm_relu_pool_backward(
     grad_x = torch.empty_like(x)
     grad_weight = x.new_empty(channels, dtype=torch.float32)
     grad_bias = torch.empty_like(grad_weight)
-    load().norm_relu_pool_backward(
-        grad.detach(), x, mean, rstd, floats(weight), floats(bias), channels_last, grad_x, grad_weight, grad_bias
+    call(
+        "norm_relu_pool_backward",
+        grad.detach(),
+        x,
+        mean,
+        rstd,
+        floats(weight),
+        floats(bias),
+        channels_last,
+        grad_x,
+        grad_weight,
+        grad_bias,
     )
     if weight is None:
         grad_weight = x.new_empty(0, dtype=torch.float32)
@@ -69,7 +79,7 @@ def norm_relu_pool_mean(
     x, channels_last = in_memory_order(x)
     out = x.new_empty(len(offsets) - 1, features, dtype=torch.float32)
     offsets = offsets.contiguous()
-    load().norm_relu_pool_mean(x, offsets, floats(weight), floats(bias), eps, channels_last, out)
+    call("norm_relu_pool_mean", x, offsets, floats(weight), floats(bias), eps, channels_last, out)
     return out
 
 
@@ -87,8 +97,18 @@ def conv_norm_relu_pool(
     conv = x.new_empty(n if keep else 0, height, width, channels)
     mean = x.new_empty(n, channels, dtype=torch.float32)
     rstd = torch.empty_like(mean)
-    load().conv_norm_relu_pool(
-        x, weight.detach(), floats(scale), floats(shift), padding, eps, out, conv if keep else None, mean, rstd
+    call(
+        "conv_norm_relu_pool",
+        x,
+        weight.detach(),
+        floats(scale),
+        floats(shift),
+        padding,
+        eps,
+        out,
+        conv if keep else None,
+        mean,
+        rstd,
     )
     return as_nchw(out, True), as_nchw(conv, True), mean, rstd
 
@@ -119,7 +139,8 @@ def conv_norm_relu_pool_backward(
     grad_x = conv.new_empty(len(conv) if to_x else 0, height, width, channels)
     transposed = None if x is None else mean.new_empty(3, 3, channels, filters)
     grad_scale, grad_shift = (mean.new_empty(0 if each is None else filters) for each in (scale, shift))
-    load().conv_norm_relu_pool_backward(
+    call(
+        "conv_norm_relu_pool_backward",
         grad,
         x,
         conv,

@@ -4,7 +4,7 @@ threads."""
 import torch
 from torch import Tensor
 
-from ..extension import contiguous, load
+from ..extension import call, contiguous
 
 _SUMMED = (1 << 15) - 1
 """Squares that PyTorch adds up at a time: it shares longer sums among threads, in an order that depends on them."""
@@ -17,7 +17,7 @@ def takes_class_means(features: Tensor, offsets: Tensor) -> bool:
 
 def class_means(features: Tensor, offsets: Tensor) -> Tensor:
     means = torch.empty(len(offsets) - 1, features.shape[1], dtype=torch.float32)
-    load().class_means(features.contiguous(), offsets.contiguous(), means)
+    call("class_means", features.contiguous(), offsets.contiguous(), means)
     return means
 
 
@@ -32,7 +32,7 @@ def class_mean_difference(
 ) -> tuple[Tensor, Tensor]:
     difference = torch.empty(len(synthetic_offsets) - 1, real.shape[1], dtype=torch.float32)
     real, synthetic = real.detach().contiguous(), synthetic.detach().contiguous()
-    load().class_mean_difference(real, synthetic, contiguous(real_offsets), synthetic_offsets.contiguous(), difference)
+    call("class_mean_difference", real, synthetic, contiguous(real_offsets), synthetic_offsets.contiguous(), difference)
     squares = difference.square().flatten()
     return torch.stack([part.sum() for part in squares.split(_SUMMED)]).sum(), difference
 
@@ -47,7 +47,11 @@ def class_mean_difference_backward(
     grad: Tensor, difference: Tensor, synthetic_offsets: Tensor, rows: int, dtype: torch.dtype
 ) -> Tensor:
     out = torch.empty(rows, difference.shape[1], dtype=dtype)
-    load().class_mean_difference_backward(
-        grad.item(), difference.detach().contiguous(), synthetic_offsets.contiguous(), out
+    call(
+        "class_mean_difference_backward",
+        grad.item(),
+        difference.detach().contiguous(),
+        synthetic_offsets.contiguous(),
+        out,
     )
     return out

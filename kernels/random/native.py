@@ -3,14 +3,14 @@
 import torch
 from torch import Tensor
 
-from ..extension import load
+from ..extension import call
 from ..numerics import WEIGHT_ROW, fill_weights, weight_rows
 from ..table import tables_of
 
 
 def uniform(key: Tensor, rows: Tensor, n: int, stream: int) -> Tensor:
     out = torch.empty(len(rows), n, dtype=torch.float32)
-    load().uniform(*_seed_and_step(key), rows.contiguous(), stream, out)
+    call("uniform", *_seed_and_step(key), rows.contiguous(), stream, out)
     return out
 
 
@@ -34,7 +34,7 @@ def draw_tables(
 
 def draw(key: Tensor, class_offsets: Tensor, n: int, classes: Tensor, replace: bool = False) -> Tensor:
     out = torch.empty(len(classes), n, dtype=torch.int64)
-    load().draw(*_seed_and_step(key), class_offsets.contiguous(), classes.contiguous(), out, replace)
+    call("draw", *_seed_and_step(key), class_offsets.contiguous(), classes.contiguous(), out, replace)
     return out
 
 
