@@ -2,8 +2,9 @@
 //
 // Rows of A are positions of the padded image, 16 to a tile; columns of B are output channels. With many input channels
 // nothing is copied but the padding: the positions are those of the padded rows, one after the other, so that a tap
-// moves all 16 by the same distance; the two positions at the end of each row are computed in vain. With few, the up to
-// 64 values of a pixel's 3×3 neighbours are gathered into a row of one or two tiles.
+// moves all 16 by the same distance; the two positions at the end of each row are computed in vain, unless tiles end
+// with the pixels of a row. With few, the up to 64 values of a pixel's 3×3 neighbours are gathered into a row of one or
+// two tiles.
 #pragma once
 
 #include <algorithm>
@@ -37,7 +38,7 @@ public:
     explicit TileConv(const ConvShape& s) : s_(s), gathers_(is_direct(s)) {
         const MapSize size = s.out_size();
         padded_row_ = size.width + 2;
-        row_ = gathers_ ? size.width : padded_row_;
+        row_ = gathers_ || size.width % kTileSide == 0 ? size.width : padded_row_;
         steps_ = gathers_ ? (9 * s.in + kTileDepth - 1) / kTileDepth : 9 * s.in / kTileDepth;
         stride_ = gathers_ ? steps_ * kTileDepth : s.in;
         tiles_ = ((size.height - 1) * row_ + size.width + kTileSide - 1) / kTileSide;
@@ -54,7 +55,10 @@ public:
     int64_t columns() const { return (s_.out + kTileSide - 1) / kTileSide; }
     int64_t packed_elements() const { return columns() * steps_ * kTileElements; }
     // Of one image as `lay` writes it: the rows that the last tile reads are there too.
-    int64_t laid_elements() const { return (tiles_ * kTileSide + (gathers_ ? 0 : 2 * padded_row_ + 2)) * stride_; }
+    int64_t laid_elements() const {
+        const int64_t tap = gathers_ ? 0 : 2 * padded_row_ + 2;
+        return (begin_of(tiles_ - 1) + kTileSide + tap) * stride_;
+    }
     // What `lay` needs in addition.
     int64_t scratch_elements() const { return gathers_ ? (s_.out_size().height + 2) * padded_row_ * s_.in : 0; }
 
@@ -81,7 +85,7 @@ public:
 
     // Whether the tiles hold nothing but pixels, and are stored in their place.
     bool fills_tiles(int64_t channels) const {
-        return gathers_ && tiles_ * kTileSide == s_.out_size().pixels() && channels % (2 * kTileSide) == 0;
+        return tiles_ * kTileSide == s_.out_size().pixels() && channels % (2 * kTileSide) == 0;
     }
 
     // Computes `channels` output channels, from channel `first` on, a multiple of 16, of some images that `lay` has
@@ -149,8 +153,14 @@ private:
         std::fill(to, laid + laid_elements(), bfloat16{0});
     }
 
+    // The row of A that a tile of an image begins with.
+    int64_t begin_of(int64_t tile) const {
+        const int64_t position = tile * kTileSide;
+        return gathers_ ? position : position / row_ * padded_row_ + position % row_;
+    }
+
     const bfloat16* row_of(const bfloat16* laid, int64_t tile) const {
-        return laid + tile / tiles_ * laid_elements() + tile % tiles_ * kTileSide * stride_;
+        return laid + tile / tiles_ * laid_elements() + begin_of(tile % tiles_) * stride_;
     }
 
     template <class T>
@@ -176,7 +186,7 @@ private:
 
     ConvShape s_;
     bool gathers_;
-    int64_t padded_row_, row_;  // positions in a row of the padded image, and in one of those that are computed
+    int64_t padded_row_, row_;  // positions in a row of the padded image, and in one of what is computed
     int64_t steps_, stride_, tiles_;
     std::vector<int64_t> offsets_;
 };

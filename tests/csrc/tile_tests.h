@@ -100,10 +100,11 @@ std::vector<uint8_t> results_of_tiles(ThreadPool& pool, const ConvShape& s, int6
     return results;
 }
 
-// Both ways of making rows, one and two tiles of rows and of columns, several images together, cropped images.
+// Both ways of making rows, one and two tiles of rows and of columns, several images together, cropped images, rows of
+// one and of two whole tiles.
 const ConvShape kTileShapes[] = {
-    {0, 32, {4, 4}, 1}, {3, 96, {4, 8}, 1},  {3, 32, {4, 9}, 1},   {1, 96, {5, 4}, 3},
-    {7, 32, {4, 4}, 0}, {32, 64, {4, 4}, 1}, {64, 32, {2, 19}, 3},
+    {0, 32, {4, 4}, 1},  {3, 96, {4, 8}, 1},   {3, 32, {4, 9}, 1},   {1, 96, {5, 4}, 3},   {7, 32, {4, 4}, 0},
+    {32, 64, {4, 4}, 1}, {64, 32, {2, 19}, 3}, {32, 96, {3, 16}, 1}, {64, 32, {5, 34}, 0},
 };
 
 void test_tiles_do_not_depend_on_threads() {

@@ -30,6 +30,8 @@ BLOCKS = [
     pytest.param((2, 7, 6, 5), 96, 1, id="most gathered channels"),
     pytest.param((7, 64, 8, 8), 32, 1, id="several images together"),
     pytest.param((1, 32, 7, 30), 96, 0, id="no padding"),
+    pytest.param((3, 32, 5, 16), 64, 1, id="rows of one tile"),
+    pytest.param((2, 64, 5, 34), 32, 0, id="rows of two tiles, no padding"),
     pytest.param((2, 32, 5, 6), 32, 2, id="wide padding"),
 ]
 
