@@ -166,6 +166,14 @@ def stores_only_pooled(x: Tensor, weight: Tensor) -> bool:
     >>> stores_only_pooled(torch.empty(0, dtype=torch.float64), torch.empty(128, 3, 3, 3))
     False
     """
+    if torch.compiler.is_compiling():
+        return _is_one_pass_compiled(x.device, x.dtype, tuple(weight.shape))
+    return runs_native("conv_norm_relu_pool", x, weight)
+
+
+@torch.compiler.assume_constant_result
+def _is_one_pass_compiled(device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]) -> bool:
+    x, weight = torch.empty(0, dtype=dtype, device=device), torch.empty(shape, device="meta")
     return runs_native("conv_norm_relu_pool", x, weight)
 
 

@@ -183,6 +183,19 @@ def test_a_block_refuses(x: tuple[int, ...], weight: tuple[int, ...], padding: i
         conv_norm_relu_pool(torch.zeros(x), torch.zeros(weight), padding=padding)
 
 
+def test_compiles_without_a_graph_break() -> None:
+    x, weight = block_inputs((2, 3, 8, 8), 32)
+
+    def loss(x: Tensor, weight: Tensor) -> Tensor:
+        return conv_norm_relu_pool(x * 2, weight).square().sum()
+
+    found = []
+    for function in (loss, torch.compile(loss, fullgraph=True, backend="aot_eager")):
+        leaves = [t.clone().requires_grad_() for t in (x, weight)]
+        found.append(torch.autograd.grad(function(*leaves), leaves))
+    assert all(map(torch.equal, *found))
+
+
 @pytest.mark.parametrize("affine", [False, True], ids=["normalised", "affine"])
 def test_the_block_as_an_op(affine: bool) -> None:
     x, weight = block_inputs((2, 32, 8, 8), 32)
