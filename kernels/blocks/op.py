@@ -171,10 +171,13 @@ def stores_only_pooled(x: Tensor, weight: Tensor) -> bool:
     return runs_native("conv_norm_relu_pool", x, weight)
 
 
-@torch.compiler.assume_constant_result
 def _is_one_pass_compiled(device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]) -> bool:
     x, weight = torch.empty(0, dtype=dtype, device=device), torch.empty(shape, device="meta")
     return runs_native("conv_norm_relu_pool", x, weight)
+
+
+# All that `torch.compiler.assume_constant_result` does, which would import the whole of Dynamo, and Triton.
+_is_one_pass_compiled._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 # --- checks ----------------------------------------------------------------------------------------------------------
