@@ -324,7 +324,9 @@ def main() -> None:
     parser = arguments.parser(__doc__, "--device", "--no-compile", what=tuple(SUITES), seconds=1800.0)
     parser.add_argument("--only", nargs="+", default=[""], help="sizes, by the beginning of their names")
     parser.add_argument("--precision", choices=ROUNDING, help="default: what condense would take on this device")
-    parser.add_argument("--network", choices=network_names(), nargs="+", default=NETWORKS, help="of `compile`")
+    parser.add_argument(
+        "--network", choices=network_names(), metavar="NAME", nargs="+", default=NETWORKS, help="of `compile`"
+    )
     options = parser.parse_args()
     if options.what == "compile":
         options.device, options.precision = CPU, "fp32"

@@ -18,6 +18,7 @@ from fastdm.condensation.step import Step
 from fastdm.data.pool import Dataset
 from fastdm.errors import FastDMError
 from fastdm.runs.recording import COSTLIEST, Recording, synchronise
+from fastdm.runs.run import MESSAGES
 from fastdm.system.device import precision_context
 from fastdm.system.files import make_folder
 from fastdm.system.ranks import shared
@@ -114,7 +115,7 @@ def profile(
             numbers = count()  # one after the other: else what was read ahead would be lost
             with closing(step):
                 _run(step, numbers, WARM_UP)
-                with Recording(device) as recording:
+                with Recording(device, folder / MESSAGES) as recording:
                     _run(step, numbers, iterations)
                 # The profiler saw the ops one by one; `condense` runs them as a graph where possible.
                 graph = device.type == "cuda" and not step.capture()

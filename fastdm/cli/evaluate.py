@@ -56,6 +56,7 @@ _Labels = Annotated[
     str,
     typer.Option(
         "--labels",
+        metavar="hard|soft",
         help="What to train for: hard labels; or soft ones that the networks of --pool give, then random real images "
         "with such labels are evaluated too.",
     ),

@@ -39,7 +39,8 @@ def export(
         str | None,
         typer.Option(
             "--format",
-            help="Layout of the file: public, mtt, idc or safetensors.  [default: what the suffix of OUT says]",
+            metavar="public|mtt|idc|safetensors",
+            help="Layout of the file.  [default: what the suffix of OUT says]",
         ),
     ] = None,
     experiment: Annotated[

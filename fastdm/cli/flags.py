@@ -10,8 +10,8 @@ from fastdm.errors import FastDMError
 from fastdm.system.files import user_path
 
 SOURCE = (
-    "MNIST, FashionMNIST, SVHN, CIFAR10, CIFAR100, TinyImageNet, digits, a folder of class folders, an .npz file or a "
-    "packed set."
+    "MNIST, FashionMNIST, SVHN, CIFAR10, CIFAR100, TinyImageNet, digits, a folder of class folders, an .npz or .pt "
+    "file, or a packed set."
 )
 
 DEFAULT_IPC = 50
@@ -44,7 +44,7 @@ NETWORKS = "ConvNet, ConvNetD4, ConvNetBN, MLP, LeNet, AlexNet, VGG11, ResNet18,
 Dataset = Annotated[str, typer.Option("--dataset", help=SOURCE)]
 
 Source = Annotated[
-    str | None, typer.Argument(metavar="[DATASET]", help="The data set, as --dataset names it.", show_default=False)
+    str | None, typer.Argument(metavar="DATASET", help="The data set, as --dataset names it.", show_default=False)
 ]
 
 Preset = Annotated[
@@ -78,7 +78,11 @@ BatchTrain = Annotated[
 
 ProtocolName = Annotated[
     str,
-    typer.Option("--protocol", help="How networks are trained to evaluate: dm, as in DM's paper; idc, as in IDC's."),
+    typer.Option(
+        "--protocol",
+        metavar="dm|idc",
+        help="How networks are trained to evaluate: dm, as in DM's paper; idc, as in IDC's.",
+    ),
 ]
 
 Checks = Annotated[
@@ -100,7 +104,13 @@ Model = Annotated[
 ]
 
 EvalMode = Annotated[
-    str, typer.Option("--eval_mode", help="Networks to evaluate with: SS (the model itself), S, M, B, W, D, A, P, N.")
+    str,
+    typer.Option(
+        "--eval_mode",
+        metavar="SS|S|M|B|W|D|A|P|N",
+        help="Networks to evaluate with: SS the model itself; S also with InstanceNorm for BatchNorm; M six "
+        "architectures; B those with BatchNorm; ConvNets by W width, D depth, A activation, P pooling, N norm.",
+    ),
 ]
 
 Ipc = Annotated[int, typer.Option("--ipc", help="Synthetic images per class.")]
@@ -118,10 +128,15 @@ Method = Annotated[
 BatchReal = Annotated[int, typer.Option("--batch_real", help="Real images per class and update.")]
 
 PrecisionOption = Annotated[
-    str | None, typer.Option("--precision", help="fp32, tf32 or bf16.  [default: the fastest of equal accuracy]")
+    str | None,
+    typer.Option(
+        "--precision",
+        metavar="fp32|tf32|bf16",
+        help="What networks compute in.  [default: the fastest that the device has without loss of accuracy]",
+    ),
 ]
 
-Backend = Annotated[str, typer.Option("--backend", help="Op backend: auto, triton or reference.")]
+Backend = Annotated[str, typer.Option("--backend", metavar="auto|triton|reference", help="Implementation of the ops.")]
 
 ChunkMemory = Annotated[
     int | None,
@@ -137,7 +152,7 @@ def _device(text: str) -> str:
 Device = Annotated[
     str | None,
     typer.Option(
-        "--device", parser=_device, metavar="TEXT", help="cpu, cuda, cuda:1 or 1, …  [default: a GPU if there is one]"
+        "--device", parser=_device, metavar="DEVICE", help="cpu, cuda, cuda:1 or 1, …  [default: a GPU if there is one]"
     ),
 ]
 
@@ -155,7 +170,7 @@ LrImg = Annotated[
     typer.Option("--lr_img", help="Learning rate of the pixels.  [default: 1; CIFAR10 from ipc 100: 10]"),
 ]
 
-Init = Annotated[str, typer.Option("--init", help="Start from 'real' images or from 'noise'.")]
+Init = Annotated[str, typer.Option("--init", metavar="real|noise", help="What the synthetic images start from.")]
 
 DsaStrategy = Annotated[
     str | None,
@@ -175,8 +190,8 @@ AugMode = Annotated[
     typer.Option(
         "--aug_mode",
         parser=str.upper,
-        metavar="TEXT",
-        help="S: one augmentation per class; M: all of them.",
+        metavar="S|M",
+        help="S: one augmentation per class and iteration; M: all of them.",
     ),
 ]
 
@@ -192,19 +207,33 @@ Deterministic = Annotated[
 ]
 
 SmallClasses = Annotated[
-    str, typer.Option("--small_classes", help="A class smaller than batch_real: 'use_all' of it, or 'error'.")
+    str,
+    typer.Option("--small_classes", metavar="use_all|error", help="What to do with a class smaller than batch_real."),
 ]
 
 Recipe = Annotated[
     str,
-    typer.Option("--recipe", help="Settings to start from: dm, the paper's; trained, which needs a pool."),
+    typer.Option(
+        "--recipe", metavar="dm|trained", help="Settings to start from: dm, the paper's; trained, which needs a pool."
+    ),
 ]
 
-Partition = Annotated[int, typer.Option("--partition", "--factor", help="f: every image holds f by f training images.")]
+Partition = Annotated[
+    int, typer.Option("--partition", "--factor", help="f: every synthetic image is a canvas of f by f training images.")
+]
 
-Objective = Annotated[str, typer.Option("--objective", help="What is matched: mean, cov or mmd.")]
+Objective = Annotated[
+    str,
+    typer.Option(
+        "--objective",
+        metavar="mean|cov|mmd",
+        help="What is matched of each class: means; also covariances; all moments.",
+    ),
+]
 
-Networks = Annotated[str, typer.Option("--networks", help="Match in random or in trained networks.")]
+Networks = Annotated[
+    str, typer.Option("--networks", metavar="random|trained", help="Match in random or in trained networks.")
+]
 
 Pool = Annotated[Path | None, typer.Option("--pool", help="Trained networks, a file that `fastdm pool` wrote.")]
 
@@ -219,7 +248,7 @@ Clamp = Annotated[
     bool | None,
     typer.Option(
         "--clamp/--no_clamp",
-        help="Keep pixels, and take lr_img, in [0, 1].  [default: with a partition or trained networks]",
+        help="Keep pixels in [0, 1], then the unit of lr_img.  [default: with a partition or trained networks]",
     ),
 ]
 

@@ -12,21 +12,31 @@ from fastdm.system.text import printable
 
 
 def pack(
-    source: Annotated[str, typer.Argument(help=SOURCE)],
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help=SOURCE)],
     out: Annotated[Path, typer.Argument(parser=user_path, metavar="OUT", help="The file to write.")],
     size: Annotated[
         int | None,
         typer.Option("--size", help="Side of the packed images.  [default: 64 for image files, else theirs]"),
     ] = None,
-    filter: Annotated[str, typer.Option("--filter", help="How images are resized: box is ImageNet64's way.")] = "box",
+    filter: Annotated[
+        str, typer.Option("--filter", help="Pillow's filter for resizing: box, as for ImageNet64, bilinear, bicubic, …")
+    ] = "box",
     fit: Annotated[
-        str, typer.Option("--fit", help="squash the whole image to a square, or center_crop it first.")
+        str,
+        typer.Option(
+            "--fit", metavar="squash|center_crop", help="squash the whole image to a square, or center_crop it first."
+        ),
     ] = "squash",
     workers: Annotated[
         int | None, typer.Option("--workers", min=1, help="Decoding threads.  [default: one per core]")
     ] = None,
     on_error: Annotated[
-        str, typer.Option("--on_error", help="An image that cannot be decoded: raise, or skip and list it.")
+        str,
+        typer.Option(
+            "--on_error",
+            metavar="raise|skip",
+            help="An image that cannot be decoded: stop, or leave it out and list it.",
+        ),
     ] = "raise",
     resume: Annotated[bool, typer.Option("--resume", help="Resume an interrupted pack.")] = False,
     name: Annotated[str | None, typer.Option("--name", help="Name of the data set.  [default: the folder's]")] = None,

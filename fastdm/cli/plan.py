@@ -44,13 +44,15 @@ _Device = Annotated[
     list[str] | None,
     typer.Option(
         "--device",
+        metavar="DEVICE",
         help="cpu, cuda, …, or a GPU that is not here: H100, H200, A100-40, A100-80, L40S, RTX3090, RTX4090; "
         "several: give it several times.  [default: a GPU if there is one]",
     ),
 ]
 
 _Ranks = Annotated[
-    list[int], typer.Option("--ranks", help="Processes that share the classes; several: give it several times.")
+    list[int],
+    typer.Option("--ranks", metavar="<int>", help="Processes that share the classes; several: give it several times."),
 ]
 
 _PoolNetworks = Annotated[int, typer.Option("--pool_networks", min=1, help="Networks of a pool that is not here.")]

@@ -12,7 +12,7 @@ from fastdm.system.files import user_path
 
 def report(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN…", help="Run folders that condense wrote, or folders of such folders.")
+        list[Path], typer.Argument(metavar="RUN", help="Run folders that condense wrote, or folders of such folders.")
     ],
     out: Annotated[
         Path, typer.Option("--out", "-o", parser=user_path, metavar="FILE", help="The page to write.")

@@ -51,6 +51,15 @@ def test_what_an_encoding_lacks_is_escaped() -> None:
     assert raw.getvalue() == b"\\xb1\\udcff\n"
 
 
+def test_what_the_profiler_prints_goes_to_a_file(tmp_path: Path) -> None:
+    """In a process of its own: Kineto speaks when it is first used."""
+    words = "profile --dataset digits --ipc 1 --batch_real 4 --iterations 1 --device cpu"
+    start = [sys.executable, "-m", "fastdm", *words.split(), "--save_path", str(tmp_path)]
+    result = subprocess.run(start, capture_output=True, text=True, timeout=300, check=True)
+    assert result.stderr == ""
+    assert len(result.stdout.splitlines()) == 1
+
+
 @pytest.mark.parametrize(("target", "code"), [("/dev/full", 1), ("pipe", 0), ("closed", 0)])
 def test_a_run_goes_on_without_its_output(target: str, code: int, tmp_path: Path) -> None:
     words = "condense --dataset digits --ipc 1 --Iteration 3 --batch_real 4 --num_exp 1 --num_eval 0 --device cpu"

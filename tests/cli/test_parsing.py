@@ -1,6 +1,7 @@
 """Flags that are cut short, and files of flags."""
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 
 import fastdm
 from fastdm import cli
+from fastdm.cli.commands import COMMANDS
 from fastdm.cli.flags import _device
 from fastdm.errors import FastDMError
 from fastdm.evaluation.outcome import Evaluation
@@ -18,6 +20,13 @@ from fastdm.evaluation.outcome import Evaluation
 QUICK = {
     "dataset": "digits", "ipc": 1, "Iteration": 2, "batch_real": 4, "num_exp": 1, "num_eval": 0, "device": "cpu",
 }  # fmt: skip
+
+CHOICES = {
+    "--precision": "fp32|tf32|bf16",
+    "--init": "real|noise",
+    "--objective": "mean|cov|mmd",
+    "--protocol": "dm|idc",
+}
 
 
 def run(*words: object) -> list[dict[str, Any]]:
@@ -187,6 +196,18 @@ def test_completion_and_a_short_help_are_there() -> None:
         env={"_FASTDM_COMPLETE": "complete_bash", "COMP_WORDS": "fastdm cond", "COMP_CWORD": "1"},
     )  # fmt: skip
     assert result.output.split() == ["condense"]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_is_written_for_people(name: str) -> None:
+    """No Python types, no brackets in brackets; where some words are possible, they are what a flag is shown with."""
+    result = CliRunner().invoke(cli.app, [name, "--help"])
+    assert result.exit_code == 0
+    shown = result.output.replace("{dataset}_{model}_{ipc}", "")
+    assert not re.findall(r"--.*<list.*|\[\[.*|--.* TEXT .*|\{[a-z].*", shown)
+    for flag, words in CHOICES.items():
+        if f"  {flag} " in shown:
+            assert re.search(rf"^  {flag} {re.escape(words)}\b", shown, re.M)
 
 
 @pytest.mark.parametrize("flag", ["--install-completion", "--show_completion"])
