@@ -226,8 +226,8 @@ Objective = Annotated[
     str,
     typer.Option(
         "--objective",
-        metavar="mean|cov|mmd",
-        help="What is matched of each class: means; also covariances; all moments.",
+        metavar="mean|mmd|cov",
+        help="What is matched of each class: the mean, all moments, or mean and covariance.",
     ),
 ]
 

@@ -2,7 +2,6 @@
 
 from bisect import bisect_right
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 
@@ -12,7 +11,7 @@ from fastdm.errors import FastDMError
 from fastdm.kernels import stores_only_pooled
 from fastdm.networks.footprint import Activations, activations
 from fastdm.networks.model import Block, Network
-from fastdm.objectives import build_objective
+from fastdm.objectives import ObjectiveName, build_objective
 from fastdm.objectives.objective import Objective
 from fastdm.system.device import free_memory, processes_here
 from fastdm.system.text import size_text
@@ -125,7 +124,7 @@ def make_plan(
     partition: int = 1,
     passes: int = 1,
     batch_real: int,
-    objective: Literal["mean", "mmd", "cov"] = "mean",
+    objective: ObjectiveName = "mean",
     dtype: torch.dtype,
     device: torch.device,
     chunk_memory: int | None = None,

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -11,6 +11,7 @@ from fastdm.augmentation import Strategy, default_strategy
 from fastdm.data.pool import Dataset
 from fastdm.errors import FastDMError, one_of, real_number, whole_number
 from fastdm.networks.architectures import default_network
+from fastdm.objectives import ObjectiveName
 from fastdm.synthetic.partition import check_partition
 from fastdm.system.device import Precision, fastest_precision
 
@@ -71,7 +72,7 @@ class Settings:
     deterministic: bool = False
     small_classes: Literal["error", "use_all"] = "use_all"
     partition: int = 1
-    objective: Literal["mean", "mmd", "cov"] = "mean"
+    objective: ObjectiveName = "mean"
     networks: Literal["random", "trained"] = "random"
     ce_weight: float = 0.0
     ce_ahead: int = 6
@@ -97,7 +98,7 @@ class Settings:
         one_of("init", self.init, ("real", "noise"))
         one_of("precision", self.precision, (None, "fp32", "tf32", "bf16"))
         one_of("small_classes", self.small_classes, ("error", "use_all"))
-        one_of("objective", self.objective, ("mean", "mmd", "cov"))
+        one_of("objective", self.objective, get_args(ObjectiveName))
         one_of("networks", self.networks, ("random", "trained"))
         one_of("deterministic", self.deterministic, (False, True))
         one_of("clamp", self.clamp, (None, True, False))

@@ -8,8 +8,11 @@ from fastdm.objectives.covariance import Covariances
 from fastdm.objectives.mmd import GaussianMMD
 from fastdm.objectives.objective import Objective
 
+ObjectiveName = Literal["mean", "mmd", "cov"]
 
-def build_objective(name: Literal["mean", "mmd", "cov"]) -> Objective:
+_OBJECTIVES: dict[ObjectiveName, Callable[[], Objective]] = {"mean": ClassMeans, "mmd": GaussianMMD, "cov": Covariances}
+
+
+def build_objective(name: ObjectiveName) -> Objective:
     """The objective of a setting."""
-    known: dict[str, Callable[[], Objective]] = {"mean": ClassMeans, "mmd": GaussianMMD, "cov": Covariances}
-    return known[name]()
+    return _OBJECTIVES[name]()

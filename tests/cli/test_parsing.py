@@ -24,7 +24,7 @@ QUICK = {
 CHOICES = {
     "--precision": "fp32|tf32|bf16",
     "--init": "real|noise",
-    "--objective": "mean|cov|mmd",
+    "--objective": "mean|mmd|cov",
     "--protocol": "dm|idc",
 }
 
