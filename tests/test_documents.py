@@ -3,6 +3,7 @@
 import importlib.util
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -106,6 +107,12 @@ def test_every_name_in_code_exists(path: Path) -> None:
         for flag in re.findall(r"(?:^|\s)(--[a-zA-Z][\w-]+)", line):
             name = flag.replace("-", "_")  # a flag of fastdm may be cut short
             assert any(each.startswith(name) for each in flags) or f'"{flag}"' in programs, f"{flag} in {line}"
+
+
+def test_the_readme_installs_every_extra() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    (named,) = re.findall(r"^pip install '\.\[(.*)\]'", (ROOT / "README.md").read_text(), re.M)
+    assert named.split(",") == sorted(set(extras) - {"dev"})
 
 
 @pytest.mark.parametrize(("path", "snippet"), SNIPPETS, ids=lambda value: str(value)[-60:])

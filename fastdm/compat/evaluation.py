@@ -33,7 +33,7 @@ _kept: "weakref.WeakKeyDictionary[Any, _TestSet]" = weakref.WeakKeyDictionary()
 def evaluate_synset(
     it_eval: int, net: nn.Module, images_train: Tensor, labels_train: Tensor, testloader: Iterable[Any], args: Any
 ) -> tuple[nn.Module, float, float]:
-    """Train `net` on a condensed set and test it: (net, training accuracy of the last epoch, test accuracy).
+    """Train `net` on a condensed set and test it: (net, training accuracy of the last epoch, test accuracy in [0, 1]).
 
     The public function of this name (DatasetCondensation, utils.py): SGD with momentum 0.9 and weight decay 5e-4,
     args.epoch_eval_train + 1 epochs in batches of args.batch_train, a tenth of args.lr_net after the middle, every
@@ -50,6 +50,15 @@ def evaluate_synset(
 
     Raises FastDMError for `args` without one of these, for images and labels that do not fit together, and for the
     augmentation of plain DC (args.dc_aug_param).
+
+    >>> import argparse, fastdm.compat, torch
+    >>> from torch.utils.data import DataLoader, TensorDataset
+    >>> args = argparse.Namespace(device="cpu", lr_net=0.01, epoch_eval_train=2, batch_train=4, dsa=False)
+    >>> images, labels = torch.randn(4, 1, 8, 8), torch.tensor([0, 1, 0, 1])
+    >>> tests = DataLoader(TensorDataset(images, labels), batch_size=4)
+    >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 2))
+    >>> net, _, accuracy = fastdm.compat.evaluate_synset(0, net, images, labels, tests, args)  # doctest: +ELLIPSIS
+    Evaluate_00: epoch = 0002 train time = ...
     """
     device = default_device(_of(args, "device"))
     lr = float(_of(args, "lr_net"))
