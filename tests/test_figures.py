@@ -84,7 +84,7 @@ CLAIMS: list[tuple[str, str, Callable[[], list[float]]]] = [
     ("README.md", "reaches **{}, {} and {} %** and takes {}, {} and {} seconds on one H200", recipe),
     (
         "README.md",
-        "real images on canvases alone have {} %, DM {}, and DM with a partition {}.",
+        "real images on canvases alone reach {} %, DM {}, and DM with a partition {}.",
         lambda: reached(H200, "CIFAR10 ipc 10, 400 iterations", "initial canvases", "dm", "partition"),
     ),
     (
@@ -98,12 +98,12 @@ CLAIMS: list[tuple[str, str, Callable[[], list[float]]]] = [
     ),
     (
         "README.md",
-        "weights of 1, 2.5 and 10 have {}, {} and {} %, learning rates of 0.1, 0.2 and 0.4 have {}, {} and {} %;",
+        "weights of 1, 2.5 and 10 give {}, {} and {} %, learning rates of 0.1, 0.2 and 0.4 give {}, {} and {} %;",
         lambda: swept(H200, "CIFAR10 ipc 10, 400 iterations", 0.2, (0.1, 0.2, 0.4)),
     ),
     (
         "README.md",
-        "weights of 1, 2.5 and 10 have {}, {} and {} %, learning rates of 0.02, 0.05 and 0.1 have {}, {} and {} %.",
+        "weights of 1, 2.5 and 10 give {}, {} and {} %, learning rates of 0.02, 0.05 and 0.1 give {}, {} and {} %.",
         lambda: swept(EPYC, "FashionMNIST ipc 1, 500 iterations", 0.05, (0.02, 0.05, 0.1)),
     ),
     (
