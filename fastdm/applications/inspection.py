@@ -1,4 +1,4 @@
-"""What is in a file: a condensed set, a packed set, a checkpoint, or a result of the public code."""
+"""What is in a file: a condensed set, a packed set, a checkpoint, or sets in the public code's format."""
 
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ def inspect(path: str | Path, *, verify: bool = False) -> dict[str, Any]:
     path = user_path(path)
     if path.suffix == ".json":
         checkpoint = read_checkpoint(path)
-        return {"kind": "checkpoint", "iteration": checkpoint.iteration, "settings": checkpoint.settings}
+        return {"kind": "checkpoint", "iteration": checkpoint.iteration, "settings": parse_json(checkpoint.settings)}
     if not is_safetensors(path):
         return _public_facts(read_public(path))
     try:
@@ -67,14 +67,18 @@ def _public_facts(file: PublicFile) -> dict[str, Any]:
 def _checkpoint_facts(path: Path, metadata: dict[str, str], verify: bool) -> dict[str, Any]:
     if verify:
         checkpoint = read_checkpoint(path)
-        return {"kind": "checkpoint", "iteration": checkpoint.iteration, "settings": checkpoint.settings}
+        return {"kind": "checkpoint", "iteration": checkpoint.iteration, "settings": parse_json(checkpoint.settings)}
     try:
-        iteration, settings = int(metadata["iteration"]), metadata["settings"]
-        if not isinstance(parse_json(settings), dict):
+        iteration, settings = int(metadata["iteration"]), parse_json(metadata["settings"])
+        if not isinstance(settings, dict):
             raise ValueError("its settings are not a JSON object")
     except (KeyError, ValueError) as error:
         raise FastDMError(f"the checkpoint {path} is damaged: {error}") from error
     return {"kind": "checkpoint", "iteration": iteration, "settings": settings}
 
 
-_LAYOUTS = {"public": "result of the public code", "mtt": "images of MTT", "idc": "images and labels of IDC"}
+_LAYOUTS = {
+    "public": "condensed sets in the public code's format",
+    "mtt": "images of MTT",
+    "idc": "images and labels of IDC",
+}

@@ -68,7 +68,8 @@ def shown(value: Any) -> str:
     if isinstance(value, Sequence) and not isinstance(value, str):
         texts = [shown(each) for each in value[:MOST_SHOWN]]
         more = f", … ({len(value):,} in all)" if len(value) > MOST_SHOWN else ""
-        return ", ".join(texts) + more
+        between = "\n\n" if any(isinstance(each, Mapping) for each in value) else ", "
+        return between.join(texts) + more
     if isinstance(value, float):
         return f"{value:.6g}"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else printable(value)

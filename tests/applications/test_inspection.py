@@ -21,6 +21,7 @@ def test_every_kind_of_file(tmp_path: Path) -> None:
     assert (facts["kind"], facts["classes"], facts["ipc"]) == ("condensed set", 2, 2)
     facts = inspect(tmp_path / "run" / "checkpoint.json")
     assert (facts["kind"], facts["iteration"]) == ("checkpoint", 2)
+    assert facts["settings"]["ipc"] == 2
 
     save_public([synthetic, synthetic], tmp_path / "res.pt", {"ConvNet": [0.5, 0.25]})
     facts = inspect(tmp_path / "res.pt")
@@ -31,6 +32,8 @@ def test_every_kind_of_file(tmp_path: Path) -> None:
     facts = inspect(tmp_path / "set.fastdm", verify=True)
     assert facts["kind"] == "packed data set"
     assert facts["parts"]["train"]["images"] == 11
+    assert facts["class_names"] == ["class 0", "class 1"]
+    assert "classes" not in facts["metadata"], "a text of all names, which nothing shortens"
 
 
 def test_what_is_none_of_them(tmp_path: Path) -> None:

@@ -124,6 +124,7 @@ def test_many_names_are_counted() -> None:
     assert output.shown(names).endswith(", class 7, … (1,000 in all)")
     assert output.shown({"train": {"images": 50_000}}) == "train: images: 50,000"
     assert output.shown([True, 2.5, None]) == "True, 2.5, None"
+    assert output.shown([{"ipc": 1, "seed": 0}, {"ipc": 1, "seed": 1}]) == "ipc: 1\nseed: 0\n\nipc: 1\nseed: 1"
 
 
 @pytest.mark.usefixtures("terminal")

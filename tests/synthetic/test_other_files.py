@@ -267,7 +267,7 @@ def test_pixels_that_idc_cannot_hold_are_counted(
     pixels = synthetic.images * std + mean
     count = int(((pixels < 0) | (pixels > 1)).sum())
     assert torch.equal(images, pixels.clamp(0, 1))
-    assert f"{count} of {pixels.numel()} pixels lie outside [0, 1] and are clipped" in note(caplog)
+    assert f"{count:,} of {pixels.numel():,} pixel values lie outside [0, 1] and are clipped" in note(caplog)
 
 
 def test_soft_labels_that_a_file_cannot_hold_are_named(
@@ -432,3 +432,15 @@ def test_only_regular_files_are_read_and_written(synthetic: SyntheticSet, tmp_pa
     synthetic.save(tmp_path / "link.pt")
     assert (tmp_path / "link.pt").is_symlink()
     assert torch.equal(SyntheticSet.load(tmp_path / "target.pt").images, IMAGES)
+
+
+def test_black_and_white_are_not_taken_for_pixels_beyond(
+    synthetic: SyntheticSet, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They are normalised and back: a fused multiply and add, and its inverse, in float32."""
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (synthetic.mean, synthetic.std))
+    extremes = torch.arange(synthetic.images.numel()).reshape(synthetic.images.shape) % 2
+    clamped = dataclasses.replace(synthetic, images=((extremes - mean) / std).nextafter(torch.tensor(-100.0)))
+    assert ((clamped.images * std + mean) < 0).any()
+    clamped.save(tmp_path / "data.pt", format="idc")
+    assert "lie outside" not in caplog.text

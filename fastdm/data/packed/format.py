@@ -121,6 +121,7 @@ class PackedFile:
             "bytes": self.size,
             "shape": list(self.entries["images"].shape[1:]),
             "classes": len(self.class_names),
+            "class_names": list(self.class_names),
             "parts": {
                 part: {"images": int(n.sum()), "smallest class": int(n.min()), "largest class": int(n.max())}
                 for part, n in sizes.items()
@@ -128,7 +129,9 @@ class PackedFile:
             "mean": list(self.mean),
             "std": list(self.std),
             "skipped": self.skipped,
-            "metadata": dict(self.metadata),
+            "metadata": {
+                name: value for name, value in self.metadata.items() if name not in ("classes", "mean", "std")
+            },
         }
 
     def verify(self, workers: int | None = None) -> None:
