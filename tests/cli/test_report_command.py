@@ -10,6 +10,7 @@ import torch
 from typer.testing import CliRunner
 
 from fastdm.cli import app, output
+from fastdm.errors import FastDMError
 from fastdm.runs.about import About
 from tests.oracles import random_dataset
 
@@ -78,3 +79,25 @@ def test_a_folder_without_runs_is_one_sentence(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["report", str(tmp_path)])
     assert result.exit_code != 0
     assert "is neither a run folder" in str(result.exception)
+
+
+def test_baselines_are_those_of_images_like_the_run_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run on a packed set is called after the folder that was packed, whose images have another size."""
+    monkeypatch.chdir(tmp_path)
+    for name, side in (("toy", 8), ("large", 16)):
+        data = random_dataset([6, 6], shape=(3, side, side))
+        images, labels = data.train.images.movedim(1, -1).numpy(), data.train.labels.numpy()
+        np.savez(f"{name}.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+    small = "--ipc 1 --num_eval 1 --epoch_eval_train 1 --num_exp 1 --model ConvNetD1 --batch_real 4 --device cpu"
+    printed("condense", "toy.npz", "--iterations", "2", *small.split())
+    run = Path("result/DM_toy_ConvNetD1_1ipc_exp0")
+    for named, message in (
+        ("large.npz", "but data set large has 2 classes of 3x16x16 images"),
+        ("", "name with --dataset"),
+    ):
+        words = ["report", str(run), "--baselines", *(["--dataset", named] if named else [])]
+        with pytest.raises(FastDMError, match=message):
+            CliRunner().invoke(app, words, catch_exceptions=False)
+        assert not (run / "baselines.json").exists()
+    printed("report", run, "--baselines", "--dataset", "toy.npz", "--device", "cpu")
+    assert (run / "baselines.json").exists()
