@@ -67,10 +67,10 @@ def report(
             record = read_run(folder)
             try:
                 data = open_dataset(dataset or record.dataset, data_path=data_path, image_size=image_size)
-                check_compatible(f"the run {record.name}", len(record.class_names), record.image_shape, data)
             except FastDMError as error:
                 where = "" if dataset else f"; name with --dataset where data set {record.dataset} is"
                 raise FastDMError(f"{error}{where}") from error
+            check_compatible(f"the run {record.name}", len(record.class_names), record.image_shape, data)
             measure_baselines(record, data, default_device(device), epochs=epoch_whole_set, progress=True)
     for path in write_report(runs, out, dataset=dataset, data_path=data_path, image_size=image_size, png=png):
         print_saved(path)

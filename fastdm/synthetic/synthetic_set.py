@@ -350,7 +350,7 @@ def check_compatible(what: str, num_classes: int, image_shape: Sequence[int], da
         for classes, shape in ((num_classes, image_shape), (dataset.num_classes, dataset.image_shape))
     )
     if ours != theirs:
-        raise FastDMError(f"{what} has {ours}, but data set {dataset.name} has {theirs}")
+        raise FastDMError(f"{what} has {ours}, but data set {dataset.name} has {theirs}; name its own (--dataset)")
 
 
 def _load_safetensors(path: Path) -> SyntheticSet:
