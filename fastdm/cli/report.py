@@ -58,7 +58,6 @@ def report(
     from fastdm.applications.report.page import write_report
     from fastdm.applications.report.reading import find_runs, read_run
     from fastdm.data.sources import open_dataset
-    from fastdm.synthetic.synthetic_set import check_compatible
     from fastdm.system.device import default_device
 
     check_writable(out)
@@ -68,9 +67,9 @@ def report(
             try:
                 data = open_dataset(dataset or record.dataset, data_path=data_path, image_size=image_size)
             except FastDMError as error:
-                where = "" if dataset else f"; name with --dataset where data set {record.dataset} is"
-                raise FastDMError(f"{error}{where}") from error
-            check_compatible(f"the run {record.name}", len(record.class_names), record.image_shape, data)
+                if dataset is not None:
+                    raise
+                raise FastDMError(f"{error}; name the run's data set (--dataset)") from error
             measure_baselines(record, data, default_device(device), epochs=epoch_whole_set, progress=True)
     for path in write_report(runs, out, dataset=dataset, data_path=data_path, image_size=image_size, png=png):
         print_saved(path)

@@ -93,7 +93,7 @@ def test_baselines_are_those_of_images_like_the_run_s(tmp_path: Path, monkeypatc
     run = Path("result/DM_toy_ConvNetD1_1ipc_exp0")
     for named, message in (
         ("large.npz", r"data set large has 2 classes of 3x16x16 images; name its own \(--dataset\)"),
-        ("", "name with --dataset"),
+        ("", r"name the run's data set \(--dataset\)"),
     ):
         words = ["report", str(run), "--baselines", *(["--dataset", named] if named else [])]
         with pytest.raises(FastDMError, match=message):

@@ -12,7 +12,7 @@ from fastdm.errors import FastDMError
 from fastdm.evaluation.measure import measure
 from fastdm.evaluation.protocol import Protocol
 from fastdm.synthetic.initial import random_selection, whole_set
-from fastdm.synthetic.synthetic_set import SyntheticSet
+from fastdm.synthetic.synthetic_set import SyntheticSet, check_compatible
 from fastdm.system.files import writing
 
 RANDOM, WHOLE_SET = "random real images", "whole set"
@@ -27,8 +27,9 @@ def measure_baselines(
 
     epochs: those of the whole set, by default the protocol's and at most `WHOLE_SET_EPOCHS`. What the folder keeps
     already is not measured again, except the whole set if other epochs are asked for. Raises FastDMError for a run that
-    was not evaluated.
+    was not evaluated, and for a data set with other classes or images than the run's.
     """
+    check_compatible(f"the run {record.name}", len(record.class_names), record.image_shape, dataset)
     if not record.protocol:
         raise FastDMError(f"{record.folder} was not evaluated, so baselines have no protocol to follow")
     kept = {name: evaluation.accuracies for name, evaluation in record.baselines.items()}
