@@ -135,6 +135,10 @@ def public_seconds(case: Case, dataset: Dataset, device: torch.device, iteration
     return round(seconds / iterations * case.iterations, 1)
 
 
+def _mean(values: Sequence[float], digits: int) -> float:
+    return round(statistics.fmean(values), digits)
+
+
 def measure(case: Case, dataset: Dataset, rung: str, how: dict[str, Any], options: Namespace, seed: int) -> Row:
     """Condense as the rung does (how: its settings), and evaluate under each protocol, also along the iterations."""
     row: Row = {}
@@ -149,23 +153,16 @@ def measure(case: Case, dataset: Dataset, rung: str, how: dict[str, Any], option
             if len(losses) in checks:
                 checked[len(losses)] = images.detach().cpu().clone()
 
-        how = {
-            "iterations": case.iterations,
-            "batch_real": case.batch_real,
-            "seed": seed,
-            "device": options.device,
-        } | how
-        condense = partial(fastdm.condense, dataset, case.ipc, callback=after, **how)
+        budget: dict[str, Any] = {"iterations": case.iterations, "batch_real": case.batch_real, "seed": seed} | how
+        condense = partial(fastdm.condense, dataset, case.ipc, device=options.device, callback=after, **budget)
         condensed, row["condensation_seconds"] = timed(condense, options.device)
         if rung == "dm" and checks:
             row["public_seconds"] = public_seconds(case, dataset, options.device)
         row |= {name: condensed.settings[name] for name in ("precision", "lr_img", "ce_weight")}
         if losses:
-            row["loss_first_25"] = round(statistics.fmean(losses[:25]), 3)
-            row["loss_last_25"] = round(statistics.fmean(losses[-25:]), 3)
+            row |= {"loss_first_25": _mean(losses[:25], 3), "loss_last_25": _mean(losses[-25:], 3)}
             size = -(-len(losses) // 100)
-            parts = [losses[start : start + size] for start in range(0, len(losses), size)]
-            row["losses"] = [round(statistics.fmean(part), 4) for part in parts]
+            row["losses"] = [_mean(losses[start : start + size], 4) for start in range(0, len(losses), size)]
     for protocol in options.protocols:
         name, _, precision = protocol.partition("_")
         evaluate = partial(
@@ -177,10 +174,9 @@ def measure(case: Case, dataset: Dataset, rung: str, how: dict[str, Any], option
             seed=seed,
             device=options.device,
         )
-        found, seconds = timed(partial(evaluate, condensed, num_eval=NETWORKS), options.device)
+        found, row[f"{protocol}_seconds"] = timed(partial(evaluate, condensed, num_eval=NETWORKS), options.device)
         ((network, mean),) = found.mean.items()
         row |= {protocol: round(100 * mean, 2), f"{protocol}_std": round(100 * found.std[network], 2)}
-        row[f"{protocol}_seconds"] = seconds
         if checked:
             sets = {done: dataclasses.replace(condensed, images=images) for done, images in checked.items()}
             curve = {done: evaluate(images, num_eval=1).mean[network] for done, images in sets.items()}
@@ -328,7 +324,40 @@ def _seeds(result: Result) -> Any:
     return figure
 
 
+def _table(rows: Sequence[Row]) -> str:
+    columns = f"""
+    set | name; images | rung; seed; real images per class | batch_real; epochs; held out | validation
+    lr | lr_img | g; weight of CE | ce_weight | g; {_ACCURACY}
+    loss, first 25 | loss_first_25 | .2f; last 25 | loss_last_25 | .2f; pool, % | pool_accuracies; {_SECONDS}
+    public code, s | public_seconds | ,.1f
+    evaluation, s | idc_seconds | ,.1f
+    """
+    return cells.table(
+        columns, [row | {key: row.get(key) or None for key in ("validation", "ce_weight")} for row in rows]
+    )
+
+
+def _precision_table(rows: Sequence[Row]) -> str:
+    """With the differences from the first precision of a seed, and of networks trained in bfloat16."""
+    columns = """
+    set | name; precision; seed; dm | dm | ±; difference | difference | +.2f; mean loss, last quarter | quarter | .2f
+    condensation, s | condensation_seconds | ,.1f; evaluation, s | dm_seconds | ,.1f
+    trained in bf16 | dm_bf16 | ±; difference | trained_difference | +.2f; s | dm_bf16_seconds | ,.1f
+    """
+    done = [row for row in rows if "dm" in row]
+    shown, firsts = [], {row["seed"]: row for row in reversed(done)}
+    for row in done:
+        losses, first = row["losses"], firsts[row["seed"]]
+        shown.append(row | {"quarter": statistics.fmean(losses[-max(1, len(losses) // 4) :])})
+        if row is not first:
+            shown[-1]["difference"] = row["dm"] - first["dm"]
+        if "dm_bf16" in row:
+            shown[-1]["trained_difference"] = row["dm_bf16"] - row["dm"]
+    return cells.table(columns, shown)
+
+
 _ACCURACY = "idc | idc | ±; dm | dm | ±; public code, dm | public | .1f"
+_KEYS = ("name", "rung", "seed", "validation", "batch_real", "epochs", "pool_epochs", "given_lr_img", "given_ce_weight")
 _SECONDS = "pool, s | pool_seconds | ,.1f; condensation, s | condensation_seconds | ,.1f"
 _QUOTED = {"random": "random", "DM": "dm", "DM, partition": "partition", "recipe": "trained"}
 _TEXT = (
@@ -341,30 +370,10 @@ BUDGETS = Suite(
     f"{_TEXT}, under the protocols of IDC and of DM; and what DM's public code reached with the same budget, and would "
     "take for it here. Seconds of the processor, over all threads.",
     (*STEP, "synthetic", "evaluation", "applications"),
-    f"""
-    set | name; images | rung; seed; real images per class | batch_real; epochs; held out | validation
-    lr | lr_img | g; weight of CE | ce_weight; {_ACCURACY}
-    loss, first 25 | loss_first_25 | .2f; last 25 | loss_last_25 | .2f; pool, % | pool_accuracies; {_SECONDS}
-    public code, s | public_seconds | ,.1f
-    evaluation, s | idc_seconds | ,.1f
-    """,
-    {
-        "validation": lambda row: "yes" if row["validation"] else "",
-        "ce_weight": lambda row: f"{row['ce_weight']:g}" if row.get("ce_weight") else "",
-    },
-    quote=_quoted,
+    _table,
+    quoted=_quoted,
     plots={"dots": _dots, "curves": _curves, "sweeps": _sweeps},
-    keys=(
-        "name",
-        "rung",
-        "seed",
-        "validation",
-        "batch_real",
-        "epochs",
-        "pool_epochs",
-        "given_lr_img",
-        "given_ce_weight",
-    ),
+    keys=_KEYS,
 )
 PRECISIONS = Suite(
     "precision",
@@ -372,12 +381,7 @@ PRECISIONS = Suite(
     f"DM in several precisions, seed by seed. {_TEXT}, and its difference from that in the first precision; and where "
     "these networks are trained in bfloat16, with its difference from that in float32.",
     (*STEP, "evaluation"),
-    """
-    set | name; precision; seed; dm | dm | ±; difference | difference | +.2f; mean loss, last quarter | last_quarter
-    condensation, s | condensation_seconds | ,.1f; evaluation, s | dm_seconds | ,.1f
-    trained in bf16 | dm_bf16 | ±; difference | trained_difference | +.2f; s | dm_bf16_seconds | ,.1f
-    """,
-    {"last_quarter": lambda row: f"{statistics.fmean(row['losses'][-max(1, len(row['losses']) // 4) :]):.2f}"},
+    _precision_table,
     plots={"seeds": _seeds},
 )
 
@@ -403,21 +407,9 @@ def budgets(options: Namespace) -> Rows:
 def precisions(options: Namespace) -> Rows:
     (case, *_), options.protocols = options.cases, ["dm", "dm_bf16"]
     dataset = fastdm.open_dataset(case.dataset, data_path=options.data_path)
-    for seed in options.seeds or range(12):
-        first: Row = {}
-        for precision in options.precisions:
-            row = {"name": case.title, "precision": precision, "seed": seed}
-            yield row, partial(measure_precision, first, case, dataset, "dm", {"precision": precision}, options, seed)
-
-
-def measure_precision(first: Row, *args: Any) -> Row:
-    """A row with the difference from the first one of its seed, which is kept in `first`."""
-    row = measure(*args)
-    row["trained_difference"] = round(row["dm_bf16"] - row["dm"], 2)
-    if "dm" in first:
-        return row | {"difference": round(row["dm"] - first["dm"], 2)}
-    first |= row
-    return row
+    for seed, precision in itertools.product(options.seeds or range(12), options.precisions):
+        row = {"name": case.title, "precision": precision, "seed": seed}
+        yield row, partial(measure, case, dataset, "dm", {"precision": precision}, options, seed)
 
 
 def main() -> None:

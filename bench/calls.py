@@ -272,7 +272,7 @@ AUGMENT = dataclasses.replace(
     title="DiffAugment",
     text="`DiffAugment` and the public function, all six families, in ms by the clock, median (p20–p80), interleaved.",
     rooms=(*STEP, "compat"),
-    quote=_quote_augment,
+    quoted=_quote_augment,
 )
 
 

@@ -35,7 +35,7 @@ SUITE = Suite(
     "given in their order, what differs on one behind the others. Loads and stores are instructions · bits, of global "
     "memory.",
     ("kernels",),
-    render=_table,
+    _table,
     everywhere=True,
 )
 

@@ -74,8 +74,7 @@ def _tables(rows: Sequence[Row]) -> str:
         proxy | name; best network on it | best; which reaches, % | reached | .1f; rank correlation | spearman | .2f
         s | took_seconds | ,.0f; images | images | ,.0f
         """,
-        of["search"],
-        {"name": lambda row: row["name"].removeprefix("proxy: ")},
+        [row | {"name": row["name"].removeprefix("proxy: ")} for row in of["search"]],
     )
     return "\n\n".join(f"`{COMMANDS[task]}`\n\n{table}" for task, table in tables.items() if table)
 
@@ -86,7 +85,7 @@ SUITE = Suite(
     "Continual learning: the accuracy on the test images of all classes so far, mean and standard deviation over the "
     "orders. Architecture search: how well trainings on each proxy rank 12 networks, compared with the whole set.",
     (*STEP, "synthetic", "evaluation", "applications"),
-    render=_tables,
+    _tables,
 )
 
 

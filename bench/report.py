@@ -9,7 +9,7 @@ Records that are older than the code they measured are marked as stale in RESULT
 import argparse
 import importlib.util
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from bench.harness import cells, machine, plots, records
@@ -40,26 +40,20 @@ def block(suite: Suite, *, quoted: bool = False) -> str:
         versions = f"torch {about['versions']['torch']}, commit {result['commit']}, {result['date'][:10]}"
         parts.append(f"{where}, {cores}, {versions}: `{result['command']}`")
         if quoted:
-            parts.append(_quoted_table(suite, rows))
+            right = [row for row in rows if row.get("correct", True) and "failure" not in row]
+            parts.append(cells.table(suite.quoted or suite.table, right))
             continue
         if changed := records.changed(suite, result):
             parts.append(f"**Stale**: since then {', '.join(changed)} changed.")
         if result["settings"].get("smoke"):
             parts.append("**A smoke run**: tiny shapes, whose times mean nothing.")
-        parts.append(suite.render(rows) if suite.render else cells.table(suite.columns, rows, suite.special))
+        parts.append(cells.table(suite.table, rows))
         slower = [f"- {row['name']}: {why}" for row in rows if (why := _slower(suite, row))]
         failed = [f"- {row['name']}: {row['failure']}" for row in rows if "failure" in row]
         for title, lines in (("Slower than a baseline", slower), ("Failed", failed)):
             if lines:
                 parts.append(f"{title}:\n\n" + "\n".join(lines))
     return "\n\n".join(parts)
-
-
-def _quoted_table(suite: Suite, rows: Sequence[Row]) -> str:
-    if suite.quote:
-        return suite.quote(rows)
-    right = [row for row in rows if row.get("correct", True) and "failure" not in row]
-    return cells.table(suite.quoted or suite.columns, right, suite.special)
 
 
 def _slower(suite: Suite, row: Row) -> str:

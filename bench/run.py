@@ -152,19 +152,13 @@ def _pack(folder: Path) -> None:
     partial.replace(folder / "results.tar.gz")
 
 
-def _last_words(row: Row) -> str:
-    """The last line of the log, where it says something: what failed, or how many tests passed."""
-    return "" if row["end"] == "done" and row["name"] != "gpu_tests" else cells.cell(row, "said")
+def _table(rows: Sequence[Row]) -> str:
+    """With the last line of a log where it says something: what failed, or how many tests passed."""
+    spoken = [row if row["end"] != "done" or row["name"] == "gpu_tests" else row | {"said": ""} for row in rows]
+    return cells.table("stage | name; s | took_seconds | .0f; end; last words | said", spoken)
 
 
-SUITE = Suite(
-    "run",
-    "The whole run",
-    "The stages of `make bench` and `make gpu-report`.",
-    (),
-    "stage | name; s | took_seconds | .0f; end; last words | said",
-    {"said": _last_words},
-)
+SUITE = Suite("run", "The whole run", "The stages of `make bench` and `make gpu-report`.", (), _table)
 
 
 def main() -> int:

@@ -263,7 +263,7 @@ SIZES = Suite(
     peak, GB | peak_bytes | .2f/1e9; planned, GB | planned_bytes | .2f/1e9; chunks; graph
     error; median error | median_error; note
     """,
-    quote=_quote,
+    quoted=_quote,
     plots={"times": _times},
 )
 RECIPES = Suite(

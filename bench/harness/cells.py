@@ -1,24 +1,25 @@
 """Tables in Markdown out of rows and lines that describe their columns."""
 
 import re
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Sequence
 
-from bench.harness.records import Cell, Row, Spread, value
+from bench.harness.records import Row, Spread, Table, value
 
 _SECONDS = {"s": 1.0, "ms": 1e-3, "µs": 1e-6}
 
 
-def table(described: str, rows: Sequence[Row], special: Mapping[str, Cell] | None = None) -> str:
+def table(described: Table, rows: Sequence[Row]) -> str:
     """The rows under columns such as "ms | fastdm | ms; × public | ratio.public | .1f", without those that are empty.
 
-    A column is "header | key | format"; without a key, the header is it. format: see `cell`. special: cells by key.
+    A column is "header | key | format"; without a key, the header is it. format: see `cell`. What makes a table from
+    the rows may stand in place of the columns.
     """
+    if not isinstance(described, str):
+        return described(rows)
     columns: dict[str, list[str]] = {}
     for part in re.split("[;\n]", described.strip()):
         header, key, form = ([word.strip() for word in part.split("|")] + ["", ""])[:3]
-        make = (special or {}).get(key or header) or partial(cell, key=key or header, form=form)
-        columns[header] = [make(row) for row in rows]
+        columns[header] = [cell(row, key or header, form) for row in rows]
     shown = [(header, "---", *texts) for header, texts in columns.items() if any(texts)]
     return "\n".join(f"| {' | '.join(line)} |" for line in zip(*shown, strict=True))
 

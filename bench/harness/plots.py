@@ -5,7 +5,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench.harness.records import Cell, Result, Row, value
+from bench.harness.records import Result, Row, value
 
 OURS, THEIRS, OTHER, LINE = "#0f766e", "#9ca3af", "#d97706", "#374151"
 
@@ -16,7 +16,7 @@ class Series(NamedTuple):
     label: str
     key: str
     color: str | Callable[[Row], str]
-    text: Cell | None = None
+    text: Callable[[Row], str] | None = None
 
 
 def figure(result: Result, columns: int = 1, size: tuple[float, float] = (6.5, 3.6)) -> tuple[Any, list[Any]]:

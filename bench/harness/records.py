@@ -23,7 +23,7 @@ from bench.harness.machine import REPOSITORY
 
 Row = dict[str, Any]
 Result = dict[str, Any]
-Cell = Callable[[Row], str]
+Table = str | Callable[[Sequence[Row]], str]
 Spread = dict[str, float]
 Rows = Iterable[Row | tuple[Row, Callable[[], Row]]]
 """Whole rows, and rows whose rest is still to be measured."""
@@ -39,9 +39,8 @@ class Suite:
 
     name: of its files, and of the block that README.md quotes. title, text: of its section in RESULTS.md.
     rooms: the code that it measures, folders of the repository or of `fastdm/`, or a module of the latter.
-    columns, special: its table, as `cells.table` takes them. quoted: the columns that README.md shows, of rows that are
-        right, if those are others.
-    render, quote: make the table in RESULTS.md, and that in README.md, from the rows, in place of the columns.
+    table: the columns of its table, or what makes it, as `cells.table` takes them. quoted: the same of the table that
+        README.md shows, of rows that are right, if that is another.
     slower: keys of ratios, below 1 where a row is slower than a baseline, and that baseline: "without it".
     plots: name of a plot and its drawing, which returns None where there is nothing to draw.
     everywhere: whether its results are the same on every machine.
@@ -52,11 +51,8 @@ class Suite:
     title: str
     text: str
     rooms: tuple[str, ...]
-    columns: str = ""
-    special: Mapping[str, Cell] = field(default_factory=dict)
-    quoted: str = ""
-    render: Callable[[Sequence[Row]], str] | None = None
-    quote: Callable[[Sequence[Row]], str] | None = None
+    table: Table
+    quoted: Table = ""
     slower: Mapping[str, str] = field(default_factory=dict)
     plots: Mapping[str, Callable[[Result], Any]] = field(default_factory=dict)
     everywhere: bool = False

@@ -6,6 +6,7 @@ import pytest
 from typer.main import get_command
 
 from bench import downstream
+from bench.harness import cells
 from fastdm.cli import app
 
 ORDERS = [
@@ -38,8 +39,7 @@ def test_a_row_holds_what_a_proxy_is_worth_and_every_network_on_it() -> None:
 
 def test_the_tables_show_methods_by_classes_and_proxies() -> None:
     rows = downstream.continual_rows(ORDERS) + downstream.search_rows(SUMMARY, NETWORKS)
-    assert downstream.SUITE.render is not None
-    text = downstream.SUITE.render(rows)
+    text = cells.table(downstream.SUITE.table, rows)
     assert "| DM | 65.0 ± 10.0 | 35.0 ± 0.0 |" in text
     assert "| random | B | 90.0 | 0.50 | 12 | 100 |" in text
 
