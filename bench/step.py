@@ -31,7 +31,7 @@ from typing import Any
 import torch
 
 from bench.harness import arguments, cells, machine, plots, records
-from bench.harness.loops import LOSS_TOLERANCE, ROUNDING, build, check, make, under
+from bench.harness.loops import LOSS_TOLERANCE, ROUNDING, build, check, make
 from bench.harness.records import STEP, Result, Row, Rows, Suite
 from bench.harness.timer import apart, host_times, numbered, race, within
 from bench.harness.workloads import CIFAR10, CPU, CPU_SIZES, GPU_SIZES, Workload
@@ -82,7 +82,7 @@ def ours(work: Workload, device: torch.device, precision: str) -> tuple[Loop, Ro
         if device.type == "cuda":  # As a CUDA graph, which `condense` records too.
             reason = step.capture()
             about |= {"graph": False, "note": reason} if reason else {"graph": True}
-    return numbered(under(flags, step), 1), about
+    return numbered(flags()(step), 1), about
 
 
 def loop(name: str, work: Workload, device: torch.device, precision: str) -> tuple[Loop, Row]:

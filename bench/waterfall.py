@@ -49,15 +49,11 @@ def stages(device: torch.device, compiled: bool, headline: bool = False) -> list
         Stage("compiled bf16", "“batched bf16” through torch.compile", "bf16", "compiled"),
         Stage("compiled bf16 graph", "the same as one CUDA graph", "bf16", "compiled graph"),
     ]
-    chosen = {
-        stage.name: stage
-        for stage in every
-        if (on_gpu or not stage.kind.endswith("graph")) and (compiled or not stage.kind.startswith("compiled"))
-    }
     if headline:
         names = ["fastdm bf16 graph" if on_gpu else "fastdm", "public", "compiled bf16", "compiled bf16 graph"]
-        return [chosen[name] for name in names if name in chosen]
-    return list(chosen.values())
+        every = [stage for name in names for stage in every if stage.name == name]
+    left_out = ("graph",) * (not on_gpu) + ("compiled",) * (not compiled)
+    return [stage for stage in every if not any(word in stage.kind for word in left_out)]
 
 
 def waterfall(
@@ -118,41 +114,31 @@ def _times(result: Result) -> Any:
     return plots.bars(result, result["rows"], [series], label, unit=1e-3)
 
 
-SUITE = Suite(
-    "waterfall",
-    "From the public loop to a graph",
-    "An iteration of CIFAR-10's size, 10 images per class, in ms: median (p20–p80). The error is that of the losses "
-    "compared with PyTorch's own layers in float32 with equal draws; “compiled bf16”, and on a GPU that as one graph, "
-    "is the baseline to beat. FLOPs are those of plain convolutions.",
-    STEP,
-    """
-    stage | name; what; precision; ms | iteration | ms
-    × public | times_public | .1f; × compiled | times_compiled_bf16 | .2f
+_TIMES = """
+    ms | iteration | ms; × public | times_public | .1f; × compiled | times_compiled_bf16 | .2f
     × compiled, graph | times_compiled_bf16_graph | .2f
+"""
+
+
+def _suite(name: str, title: str, of: str, **more: Any) -> Suite:
+    text = (
+        f"An iteration of {of}, in ms: median (p20–p80). The error is that of the losses compared with PyTorch's own "
+        "layers in float32 with equal draws; “compiled bf16”, and on a GPU that as one graph, is the baseline to beat. "
+        "FLOPs are those of plain convolutions."
+    )
+    table = f"""
+    stage | name; what; precision; {_TIMES.strip()}
     TFLOP/s | tflop_per_s | .3g; % of matmul peak | percent_of_matmul | .0f
     error of the loss | error; first call, s | start_seconds | .1f; note
-    """,
-    plots={"times": _times},
-)
-HEADLINE = dataclasses.replace(
-    SUITE,
-    name="headline",
-    title="Headline",
-    plots={},
-    quoted="""
-    stage | name; ms | iteration | ms; × public | times_public | .1f; × compiled | times_compiled_bf16 | .2f
-    × compiled, graph | times_compiled_bf16_graph | .2f
-    """,
-)
+    """
+    return Suite(name, title, text, STEP, table, f"stage | name; {_TIMES.strip()}", **more)
 
 
-def _chunks(name: str, title: str, classes: int) -> Suite:
-    text = SUITE.text.replace("of CIFAR-10's size, 10 images per class", f"of {classes} of its classes at 64×64")
-    return dataclasses.replace(HEADLINE, name=name, title=title, text=text)
-
-
-CHUNK_STEP = _chunks("chunk", "A chunk of ImageNet-1K", CHUNK.classes)
-CHUNKS_STEP = _chunks("chunks", "Three chunks of ImageNet-1K", CHUNKS.classes)
+_SIZE = "CIFAR-10's size, 10 images per class"
+SUITE = _suite("waterfall", "From the public loop to a graph", _SIZE, plots={"times": _times})
+HEADLINE = _suite("headline", "Headline", _SIZE)
+CHUNK_STEP = _suite("chunk", "A chunk of ImageNet-1K", f"{CHUNK.classes} of its classes at 64×64")
+CHUNKS_STEP = _suite("chunks", "Three chunks of ImageNet-1K", f"{CHUNKS.classes} of its classes at 64×64")
 _CHOICES = {
     "waterfall": (SUITE, CIFAR10),
     "headline": (HEADLINE, CIFAR10),

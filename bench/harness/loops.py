@@ -3,7 +3,6 @@
 import dataclasses
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from functools import partial
 from itertools import count
 from typing import Any, Literal
@@ -98,17 +97,7 @@ def make(kind: Kind, work: Workload, dataset: Dataset, device: torch.device, pre
             step = PlainStep(dataset, settings, device, dtype, compiled=kind != "batched")
             if kind == "compiled graph":
                 step.capture()
-    return under(flags, step)
-
-
-def under(flags: Callable[[], AbstractContextManager[Any]], call: Iteration) -> Iteration:
-    """The iteration with these flags set."""
-
-    def run(iteration: int) -> Tensor | float:
-        with flags():
-            return call(iteration)
-
-    return run
+    return flags()(step)
 
 
 def plain_losses(work: Workload, dataset: Dataset, iterations: int) -> list[float]:
