@@ -14,7 +14,7 @@ import itertools
 import math
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -44,38 +44,34 @@ _BACKWARD = ", forward and backward"
 _NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 
 
-def cases(device: torch.device, smoke: bool) -> Iterator[Case]:
+def cases(device: torch.device, smoke: bool) -> list[Case]:
     """All cases, one of each op in turn."""
-    cpu, dtypes, both = device.type == "cpu", (torch.bfloat16, torch.float32), (False, True)
-    augmented = [(4, 4, 16)] if smoke else [(10, 256, 32), (200, 64, 64)][: 1 if cpu else 2]
-    normed = [(2560, 128, 32), (2560, 128, 16), (2560, 128, 8), (1024, 128, 64)]
-    normed = [(4, 8, 8)] if smoke else [(64, 128, size) for size in (32, 16, 8)] if cpu else normed
-    layouts = {shape: [(torch.bfloat16, True)] for shape in normed}
-    layouts[normed[0]] += [(torch.float32, True), (torch.float32, False)]
-    # The fused block: any on a CPU; on a GPU a first one, whose convolution may be computed twice.
-    fused = [(64, 128, 128, 16), (64, 3, 128, 32)] if cpu else [(2560, 3, 128, 32), (1024, 3, 128, 64)]
-    fused = [(2, 3, 16, 8)] if smoke else fused
-    ways = [(torch.float32, way, False) if cpu else (torch.bfloat16, False, way) for way in both]
-    matched = [(shape, ragged) for shape in [(4, 8, 2, 64) if smoke else (10, 256, 10, 2048)] for ragged in both]
-    matched += [] if smoke else [((100, 256, 10, 2048), False)]
-    families = [
-        [_dsa_real(shape, mode, dtype, device) for shape in augmented for mode in "SM" for dtype in dtypes]
-        + [_dsa_synthetic((shape[0], 2 if smoke else 10, shape[2]), device) for shape in augmented],
-        [_norm_relu_pool(shape, *how, back, device) for shape in normed for how in layouts[shape] for back in both],
-        [_conv_norm_relu_pool(shape, *how, device) for shape in fused for how in ways]
-        + [_trained_block(shape, dtype, device) for shape in fused for dtype in dtypes],
-        [_norm_relu_pool_mean((2, 4, 8, 8) if smoke else (10, 256, 128, 8), dtype, device) for dtype in dtypes],
-        [_class_mean_difference(shape, ragged, dtype, device) for shape, ragged in matched for dtype in dtypes],
-        [_uniform(*((8, 64) if smoke else (75, 4096)), device)],  # the parameters of ConvNet-3
-        [_draw(*((4, 32, 8) if smoke else (10, 5000, 256)), device)],
-    ]
-    for turn in itertools.zip_longest(*families):
-        yield from (case for case in turn if case is not None)
-
-
-def _random(draw: Callable[..., Tensor], device: torch.device, seed: int, *shapes: Shape, **options: Any) -> Any:
-    generator = torch.Generator(device).manual_seed(seed)
-    return [draw(shape, device=device, generator=generator, **options) for shape in shapes]
+    cpu = device.type == "cpu"
+    with device:
+        dtypes, both = (torch.bfloat16, torch.float32), (False, True)
+        augmented = [(4, 4, 16)] if smoke else [(10, 256, 32), (200, 64, 64)][: 1 if cpu else 2]
+        normed = [(2560, 128, 32), (2560, 128, 16), (2560, 128, 8), (1024, 128, 64)]
+        normed = [(4, 8, 8)] if smoke else [(64, 128, size) for size in (32, 16, 8)] if cpu else normed
+        layouts = {shape: [(torch.bfloat16, True)] for shape in normed}
+        layouts[normed[0]] += [(torch.float32, True), (torch.float32, False)]
+        # The fused block: any on a CPU; on a GPU a first one, whose convolution may be computed twice.
+        fused = [(64, 128, 128, 16), (64, 3, 128, 32)] if cpu else [(2560, 3, 128, 32), (1024, 3, 128, 64)]
+        fused = [(2, 3, 16, 8)] if smoke else fused
+        ways = [(torch.float32, way, False) if cpu else (torch.bfloat16, False, way) for way in both]
+        matched = [(shape, ragged) for shape in [(4, 8, 2, 64) if smoke else (10, 256, 10, 2048)] for ragged in both]
+        matched += [] if smoke else [((100, 256, 10, 2048), False)]
+        families = [
+            [_dsa_real(shape, mode, dtype) for shape in augmented for mode in "SM" for dtype in dtypes]
+            + [_dsa_synthetic((shape[0], 2 if smoke else 10, shape[2])) for shape in augmented],
+            [_norm_relu_pool(shape, *how, back) for shape in normed for how in layouts[shape] for back in both],
+            [_conv_norm_relu_pool(shape, *how) for shape in fused for how in ways]
+            + [_trained_block(shape, dtype) for shape in fused for dtype in dtypes],
+            [_norm_relu_pool_mean((2, 4, 8, 8) if smoke else (10, 256, 128, 8), dtype) for dtype in dtypes],
+            [_class_mean_difference(shape, ragged, dtype) for shape, ragged in matched for dtype in dtypes],
+            [_uniform(*((8, 64) if smoke else (75, 4096)))],  # the parameters of ConvNet-3
+            [_draw(*((4, 32, 8) if smoke else (10, 5000, 256)))],
+        ]
+        return [case for turn in itertools.zip_longest(*families) for case in turn if case is not None]
 
 
 def _with_gradient(function: Callable[..., Tensor]) -> Callable[..., Any]:
@@ -94,21 +90,22 @@ def _sums(n: int) -> float:
     return max(EPS, math.sqrt(n) / 3 * EPS)
 
 
-def _table(seed: int, rows: Tensor, size: int, mode: Any = "S") -> Tensor:
-    key = torch.tensor([seed, 7], device=rows.device)
-    return Strategy.parse(DSA_STRATEGY, mode).draw(key, rows, (size, size))[0]
+def _key() -> Tensor:
+    return torch.randint(1 << 31, (2,))
 
 
-def _dsa_real(shape: Shape, mode: str, dtype: torch.dtype, device: torch.device) -> Case:
-    n, pixels, rows, group = _batch(shape, device)
+def _table(rows: Tensor, size: int, mode: Any = "S") -> Tensor:
+    return Strategy.parse(DSA_STRATEGY, mode).draw(_key(), rows, (size, size))[0]
+
+
+def _dsa_real(shape: Shape, mode: str, dtype: torch.dtype) -> Case:
+    n, pixels, rows, group = _batch(shape)
     size = shape[2]
-    mean, std = (torch.full((3,), value, device=device) for value in (0.5, 0.25))
+    mean, std = (torch.full((3,), value) for value in (0.5, 0.25))
 
-    def make(seed: int) -> Arguments:
-        generator = torch.Generator(device).manual_seed(seed)
-        pool = torch.randint(256, (2 * n, 3, size, size), dtype=torch.uint8, device=device, generator=generator)
-        index = torch.randint(2 * n, (n,), device=device, generator=generator)
-        return pool, _table(seed, rows, size, mode), index
+    def draw() -> Arguments:
+        pool = torch.randint(256, (2 * n, 3, size, size), dtype=torch.uint8)
+        return pool, _table(rows, size, mode), torch.randint(2 * n, (n,))
 
     def run(pool: Tensor, table: Tensor, index: Tensor) -> Tensor:
         return kernels.dsa(pool, table, group, index=index, mean=mean, std=std, dtype=dtype, channels_last=True)
@@ -120,49 +117,51 @@ def _dsa_real(shape: Shape, mode: str, dtype: torch.dtype, device: torch.device)
         return augmentation.dsa(pool, table, group, index, mean, std, dtype, True)
 
     name = f"dsa {mode} real {n}×3×{size}² {_NAMES[dtype]}"
-    return Case(name, make, run, eager, pixels * (1 + dtype.itemsize), pixels * _DSA_FLOPS[mode], _DSA_ROUNDING * size)
+    return Case(name, draw, run, eager, pixels * (1 + dtype.itemsize), pixels * _DSA_FLOPS[mode], _DSA_ROUNDING * size)
 
 
-def _dsa_synthetic(shape: Shape, device: torch.device) -> Case:
+def _dsa_synthetic(shape: Shape) -> Case:
     """The synthetic images, forward and back to the pixels."""
-    n, pixels, rows, group = _batch(shape, device)
+    n, pixels, rows, group = _batch(shape)
     size = shape[2]
 
-    def make(seed: int) -> Arguments:
-        images, grad = _random(torch.randn, device, seed, *[(n, 3, size, size)] * 2)
-        return images.requires_grad_(), grad, _table(seed, rows, size)
+    def draw() -> Arguments:
+        images, grad = (torch.randn(n, 3, size, size) for _ in range(2))
+        return images.requires_grad_(), grad, _table(rows, size)
 
     run = _with_gradient(lambda images, table: kernels.dsa(images, table, group))
     eager = _with_gradient(lambda x, table: augmentation.dsa(x, table, group, None, None, None, x.dtype, False))
     name = f"dsa S synthetic {n}×3×{size}² fp32{_BACKWARD}"
-    return Case(name, make, run, eager, 16 * pixels, 2 * pixels * _DSA_FLOPS["S"], _DSA_ROUNDING * size)
+    return Case(name, draw, run, eager, 16 * pixels, 2 * pixels * _DSA_FLOPS["S"], _DSA_ROUNDING * size)
 
 
-def _batch(shape: Shape, device: torch.device) -> tuple[int, int, Tensor, Tensor]:
+def _batch(shape: Shape) -> tuple[int, int, Tensor, Tensor]:
     """Of (classes, images per class, size): images, values, a row for each class, and that of each image."""
     classes, per_class, size = shape
-    rows = torch.arange(classes, device=device)
+    rows = torch.arange(classes)
     return classes * per_class, 3 * classes * per_class * size * size, rows, rows.repeat_interleave(per_class)
 
 
-def _activations(
-    shape: Shape, dtype: torch.dtype, last: bool, gradient: int, device: torch.device, seed: int
-) -> Arguments:
+def _activations(shape: Shape, dtype: torch.dtype, last: bool, gradient: int) -> Arguments:
     """Images (n, channels, size) and, if `gradient` is not 0, a gradient of so many channels and half the size."""
     n, channels, size = shape
-    shapes = [(n, channels, size, size), (n, gradient, size // 2, size // 2)]
+    shapes = [(n, channels, size, size), (n, gradient, size // 2, size // 2)][: 2 if gradient else 1]
     memory_format = torch.channels_last if last else torch.contiguous_format
-    drawn = _random(torch.randn, device, seed, *shapes[: 2 if gradient else 1], dtype=dtype)
-    x, *grad = (values.to(memory_format=memory_format) for values in drawn)
+    x, *grad = (torch.randn(one, dtype=dtype).to(memory_format=memory_format) for one in shapes)
     return x.requires_grad_(bool(gradient)), *grad
 
 
-def _norm_relu_pool(shape: Shape, dtype: torch.dtype, last: bool, backward: bool, device: torch.device) -> Case:
+def _weight(width: int, channels: int, dtype: torch.dtype) -> Tensor:
+    drawn: Tensor = (torch.rand(width, channels, 3, 3) - 0.5) / (9 * channels) ** 0.5
+    return drawn.to(dtype, memory_format=torch.channels_last)
+
+
+def _norm_relu_pool(shape: Shape, dtype: torch.dtype, last: bool, backward: bool) -> Case:
     n, channels, size = shape
     elements = n * channels * size * size
     return Case(
         f"norm_relu_pool {n}×{channels}×{size}² {_NAMES[dtype]} {'nhwc' if last else 'nchw'}{_BACKWARD * backward}",
-        partial(_activations, shape, dtype, last, channels * backward, device),
+        partial(_activations, shape, dtype, last, channels * backward),
         _with_gradient(kernels.norm_relu_pool),
         _with_gradient(layers),
         # Forward: x in, a quarter out; backward: x and a quarter in, x out.
@@ -174,15 +173,15 @@ def _norm_relu_pool(shape: Shape, dtype: torch.dtype, last: bool, backward: bool
     )
 
 
-def _conv_norm_relu_pool(shape: Shape, dtype: torch.dtype, backward: bool, twice: bool, device: torch.device) -> Case:
+def _conv_norm_relu_pool(shape: Shape, dtype: torch.dtype, backward: bool, twice: bool) -> Case:
     n, channels, width, size = shape
-    drawn = torch.rand(width, channels, 3, 3, generator=torch.Generator().manual_seed(1)) - 0.5
-    weight = (drawn / (9 * channels) ** 0.5).to(device, dtype, memory_format=torch.channels_last)
+    torch.manual_seed(1)
+    weight = _weight(width, channels, dtype)
     computed_twice = lambda x, weight: torch.ops.fastdm.conv_norm_relu_pool(x, weight, None, None, 1, 1e-5, False)[0]  # noqa: E731
     way = _BACKWARD * backward + ", computed twice" * twice
     return Case(
         f"conv_norm_relu_pool {n}×{channels}→{width}×{size}² {_NAMES[dtype]}{way}",
-        partial(_activations, (n, channels, size), dtype, True, width * backward, device),
+        partial(_activations, (n, channels, size), dtype, True, width * backward),
         _with_gradient(lambda x: (computed_twice if twice else kernels.conv_norm_relu_pool)(x, weight)),
         _with_gradient(lambda x: layers(F.conv2d(x, weight.to(x.dtype), padding=1))),
         dtype.itemsize * (1 + backward) * (n * width * (size // 2) ** 2 + n * channels * size**2),
@@ -192,26 +191,25 @@ def _conv_norm_relu_pool(shape: Shape, dtype: torch.dtype, backward: bool, twice
     )
 
 
-def _trained_block(shape: Shape, dtype: torch.dtype, device: torch.device) -> Case:
+def _trained_block(shape: Shape, dtype: torch.dtype) -> Case:
     """A block as training has it: with gradients to weights, scale and shift, and to x unless that is the data."""
     n, channels, width, size = shape
     data = channels <= 3
 
-    def make(seed: int) -> Arguments:
-        x, grad = _activations((n, channels, size), dtype, True, width, device, seed)
-        weight, scale, shift = _random(torch.rand, device, seed, (width, channels, 3, 3), (width,), (width,))
-        weight = ((weight - 0.5) / (9 * channels) ** 0.5).to(dtype, memory_format=torch.channels_last)
-        parameters = (values.requires_grad_() for values in (weight, scale + 0.5, shift - 0.5))
+    def draw() -> Arguments:
+        x, grad = _activations((n, channels, size), dtype, True, width)
+        scale, shift = (torch.rand(width) + least for least in (0.5, -0.5))
+        parameters = (values.requires_grad_() for values in (_weight(width, channels, dtype), scale, shift))
         return x.requires_grad_(not data), grad, *parameters
 
     def eager(x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        with torch.autocast(device.type, torch.bfloat16, x.dtype == torch.bfloat16):
+        with torch.autocast(x.device.type, torch.bfloat16, x.dtype == torch.bfloat16):
             return layers(F.conv2d(x, weight, padding=1), scale, shift)
 
     images, pooled = n * channels * size**2, n * width * (size // 2) ** 2
     return Case(
         f"conv_norm_relu_pool trained {n}×{channels}→{width}×{size}² {_NAMES[dtype]}{_BACKWARD}",
-        make,
+        draw,
         _with_gradient(kernels.conv_norm_relu_pool),
         _with_gradient(eager),
         dtype.itemsize * (2 * pooled + (2 if data else 3) * images + 2 * 9 * channels * width),
@@ -231,14 +229,14 @@ def _means(x: Tensor, classes: int) -> Tensor:
     return x.view(classes, -1, x.shape[1]).mean(1, dtype=_wide(x.dtype))
 
 
-def _norm_relu_pool_mean(shape: Shape, dtype: torch.dtype, device: torch.device) -> Case:
+def _norm_relu_pool_mean(shape: Shape, dtype: torch.dtype) -> Case:
     classes, per_class, channels, size = shape
     n = classes * per_class
-    offsets = torch.arange(classes + 1, device=device) * per_class
+    offsets = torch.arange(classes + 1) * per_class
 
     return Case(
         f"norm_relu_pool_mean {n}×{channels}×{size}² {_NAMES[dtype]} nhwc, {classes} classes",
-        partial(_activations, (n, channels, size), dtype, True, 0, device),
+        partial(_activations, (n, channels, size), dtype, True, 0),
         lambda x: kernels.norm_relu_pool_mean(x, offsets),
         lambda x: _means(layers(x).flatten(1), classes),
         classes * channels * (size // 2) ** 2 * 4 + n * channels * size * size * dtype.itemsize,
@@ -247,15 +245,15 @@ def _norm_relu_pool_mean(shape: Shape, dtype: torch.dtype, device: torch.device)
     )
 
 
-def _class_mean_difference(shape: Shape, ragged: bool, dtype: torch.dtype, device: torch.device) -> Case:
+def _class_mean_difference(shape: Shape, ragged: bool, dtype: torch.dtype) -> Case:
     classes, per_class, ipc, features = shape
-    counts = torch.full((classes,), per_class) - (torch.arange(classes) % per_class) * ragged
-    real_offsets = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)]).to(device)
-    synthetic_offsets = torch.arange(classes + 1, device=device) * ipc
-    n, m = int(counts.sum()), classes * ipc
+    counts = [per_class - (c % per_class) * ragged for c in range(classes)]
+    real_offsets = torch.tensor([0, *itertools.accumulate(counts)])
+    synthetic_offsets = torch.arange(classes + 1) * ipc
+    n, m = sum(counts), classes * ipc
 
-    def make(seed: int) -> Arguments:
-        real, synthetic = _random(torch.rand, device, seed, (n, features), (m, features), dtype=dtype)
+    def draw() -> Arguments:
+        real, synthetic = (torch.rand(images, features, dtype=dtype) for images in (n, m))
         return real, synthetic.requires_grad_()
 
     def run(real: Tensor, synthetic: Tensor) -> Arguments:
@@ -271,7 +269,7 @@ def _class_mean_difference(shape: Shape, ragged: bool, dtype: torch.dtype, devic
     sizes = f"{classes}×{'≤' * ragged}{per_class} and {classes}×{ipc} of {features} {_NAMES[dtype]}"
     return Case(
         f"class_mean_difference {sizes}{_BACKWARD}",
-        make,
+        draw,
         run,
         eager,
         (n + 2 * m) * features * dtype.itemsize,
@@ -281,22 +279,19 @@ def _class_mean_difference(shape: Shape, ragged: bool, dtype: torch.dtype, devic
     )
 
 
-def _uniform(rows: int, n: int, device: torch.device) -> Case:
-    options = {"rows": torch.arange(rows, device=device), "n": n, "stream": 3}
-    return _of_key("uniform", f"{rows}×{n}", 4 * rows * n, device, options)
+def _uniform(rows: int, n: int) -> Case:
+    return _of_key("uniform", f"{rows}×{n}", 4 * rows * n, rows=torch.arange(rows), n=n, stream=3)
 
 
-def _draw(classes: int, size: int, n: int, device: torch.device) -> Case:
-    offsets, every = torch.arange(classes + 1, device=device) * size, torch.arange(classes, device=device)
-    options = {"class_offsets": offsets, "n": n, "classes": every}
-    return _of_key("draw", f"{n} of {size} in {classes} classes", classes * n * 8, device, options)
+def _draw(classes: int, size: int, n: int) -> Case:
+    options: Row = {"class_offsets": torch.arange(classes + 1) * size, "n": n, "classes": torch.arange(classes)}
+    return _of_key("draw", f"{n} of {size} in {classes} classes", classes * n * 8, **options)
 
 
-def _of_key(op: str, name: str, moved: int, device: torch.device, options: dict[str, Any]) -> Case:
+def _of_key(op: str, name: str, moved: int, **options: Any) -> Case:
     """An op that makes numbers out of a key."""
     run, eager = (partial(getattr(form, op), **options) for form in (kernels, random_numbers))
-    make = lambda seed: (torch.tensor([seed, 3], device=device),)  # noqa: E731
-    return Case(f"{op} {name}", make, run, eager, moved, 0, rounding=None)
+    return Case(f"{op} {name}", lambda: (_key(),), run, eager, moved, 0, rounding=None)
 
 
 # --- the measurement -------------------------------------------------------------------------------------------------
@@ -304,7 +299,7 @@ def _of_key(op: str, name: str, moved: int, device: torch.device, options: dict[
 
 def measure(case: Case, device: torch.device, copy_peak: float | None, smoke: bool, compiled: bool) -> Row:
     """The row of a case: whether it is right and, if so, how long the op and its two baselines take."""
-    values = case.make(0)
+    values = case.make(0, device)
     row: Row = {"implementation": dispatch.first_form(case.op, device), "bytes": case.bytes, **check(case, values)}
     if case.flops:
         row["flops"] = case.flops
@@ -322,7 +317,7 @@ def measure(case: Case, device: torch.device, copy_peak: float | None, smoke: bo
             row["note"] = f"torch.compile failed: {records.failure(error).splitlines()[0]}"
     if device.type == "cuda":
         row["peak_bytes"] = {name: machine.taken(partial(f, *values), device) for name, f in functions.items()}
-    inputs = [case.make(seed) for seed in range(2 if smoke else rotation(case.bytes, device))]
+    inputs = [case.make(seed, device) for seed in range(2 if smoke else rotation(case.bytes, device))]
     times = device_times(functions, inputs, device, seconds=0 if smoke else 0.5 * len(functions))
     row["seconds"] = records.spreads(times)
     median = {name: spread["median"] for name, spread in row["seconds"].items()}
@@ -426,7 +421,7 @@ def main() -> None:
     chosen = [case for case in cases(device, options.smoke) if case.op in (options.only or [case.op])]
     counted = [case for case in chosen if case.op not in ("uniform", "draw")]  # which make numbers, not move them
     if options.what == "run":
-        dram.run_marked((partial(case.run, *case.make(0)) for case in counted), device)
+        dram.run_marked((partial(case.run, *case.make(0, device)) for case in counted), device)
         return
     if options.what == "dram":
         least = {case.name: case.bytes for case in counted}

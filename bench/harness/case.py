@@ -20,8 +20,8 @@ _DENSITY = 0.4  # of N(0, 1) at 0
 class Case:
     """One op on one shape.
 
-    name: begins with that of the op in `fastdm.kernels`. make: fresh random arguments of a seed. run, eager: the op and
-        plain PyTorch on them; in float64 the latter is the yardstick of the former.
+    name: begins with that of the op in `fastdm.kernels`. draw: fresh random arguments. run, eager: the op and plain
+        PyTorch on them; in float64 the latter is the yardstick of the former.
     bytes: the least that must move. flops: of the formula, about; 0 where it computes with integers.
     rounding: the relative error that float32 may have however its sums are ordered; an output of fewer bits may have
         one of its own. None where both must give the same bits.
@@ -31,7 +31,7 @@ class Case:
     """
 
     name: str
-    make: Callable[[int], Arguments]
+    draw: Callable[[], Arguments]
     run: Callable[..., Any]
     eager: Callable[..., Any]
     bytes: int
@@ -42,6 +42,11 @@ class Case:
     @property
     def op(self) -> str:
         return self.name.split()[0]
+
+    def make(self, seed: int, device: torch.device) -> Arguments:
+        torch.manual_seed(seed)
+        with device:
+            return self.draw()
 
 
 def check(case: Case, values: Arguments) -> Row:

@@ -37,7 +37,7 @@ def test_names_are_distinct_at_real_sizes() -> None:
 
 @pytest.mark.parametrize("case", [*cases(CPU, smoke=True)], ids=lambda case: case.name)
 def test_every_op_is_right(case: Case) -> None:
-    found = check(case, case.make(0))
+    found = check(case, case.make(0, CPU))
     assert found["correct"], found
 
 
@@ -72,5 +72,5 @@ def test_a_small_error_of_every_gradient_is_seen_where_a_few_may_be_off(wrong: f
         out, gradient = case.run(*arguments)
         return out, gradient * wrong
 
-    found = check(dataclasses.replace(case, run=run), case.make(0))
+    found = check(dataclasses.replace(case, run=run), case.make(0, CPU))
     assert not found["correct"], found
