@@ -59,13 +59,6 @@ class Pair(NamedTuple):
     error: float = 0.0
     tolerance: float = 0.0
 
-    def row(self, seconds: float) -> Row:
-        row = records.judged(self.error, self.tolerance)
-        if row["correct"]:
-            functions = {"fastdm": self.ours, "public": self.public}
-            row |= race(functions, CPU, ("public", "fastdm"), seconds=seconds, warm_up=1)
-        return row
-
 
 # --- single calls ----------------------------------------------------------------------------------------------------
 
@@ -278,7 +271,12 @@ AUGMENT = dataclasses.replace(
 
 def measure(make_pair: Callable[[], Pair], number: int, seconds: float) -> Row:
     with threads(number):
-        return make_pair().row(seconds)
+        pair = make_pair()
+        row = records.judged(pair.error, pair.tolerance)
+        if row["correct"]:
+            functions = {"fastdm": pair.ours, "public": pair.public}
+            row |= race(functions, CPU, ("public", "fastdm"), seconds=seconds, warm_up=1)
+        return row
 
 
 def rows(options: Namespace) -> Rows:

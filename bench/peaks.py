@@ -14,6 +14,7 @@ import torch
 from bench.harness import arguments, records
 from bench.harness.records import Row, Suite, spread
 from bench.harness.timer import device_times, threads
+from fastdm.system.device import Precision, precision_context
 
 COPY_MIB = {"cuda": (128, 512, 1024), "cpu": (128, 256, 512)}  # each past the caches
 MATRIX = {"cuda": (4096, 8192, 12288), "cpu": (1024, 2048, 3072)}
@@ -49,18 +50,13 @@ def copy(device: torch.device, smoke: bool) -> Row:
     return fastest("copy", "gb_per_s", 1e9, sizes, device)
 
 
-def matmul(device: torch.device, smoke: bool, precision: str) -> Row:
+def matmul(device: torch.device, smoke: bool, precision: Precision) -> Row:
     sizes: dict[str, tuple[float, Call]] = {}
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    for n in (256,) if smoke else MATRIX[device.type]:
-        a, b, out = (torch.randn(n, n, device=device).to(dtype) for _ in range(3))
-        sizes[f"{n}²"] = 2 * n**3, partial(torch.matmul, a, b, out=out)
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
-    try:
+    with precision_context(precision, device) as dtype:
+        for n in (256,) if smoke else MATRIX[device.type]:
+            a, b, out = (torch.randn(n, n, device=device).to(dtype) for _ in range(3))
+            sizes[f"{n}²"] = 2 * n**3, partial(torch.matmul, a, b, out=out)
         return fastest("matmul", "tflop_per_s", 1e12, sizes, device)
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def measure(device: torch.device, smoke: bool) -> Iterator[Row]:
@@ -71,7 +67,8 @@ def measure(device: torch.device, smoke: bool) -> Iterator[Row]:
         suffix = ", 1 thread" if count == 1 < everything else ""
         with threads(count or everything):
             yield {"name": f"copy{suffix}", **of, **copy(device, smoke)}
-            for precision in ("bf16", "tf32" if device.type == "cuda" else "fp32"):
+            precisions: list[Precision] = ["bf16", "tf32" if device.type == "cuda" else "fp32"]
+            for precision in precisions:
                 yield {"name": f"matmul {precision}{suffix}", **of, **matmul(device, smoke, precision)}
 
 

@@ -11,7 +11,7 @@ some do: group_norm reads its input twice.
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache, partial
 from itertools import chain, product
 from typing import Any
@@ -41,26 +41,24 @@ def interpret() -> None:
 
 
 @contextmanager
-def watched(**shown: Callable[[Any, Any, int], None]) -> Iterator[None]:
-    """Show what interpreted kernels "load" and "store": where they are, the addresses, and the bytes of each."""
+def watched(show: Callable[[str, Any, Any, int], None]) -> Iterator[None]:
+    """Show what interpreted kernels "load" and "store": which, where they are, the addresses, and the bytes of each."""
     from triton.runtime import interpreter  # Only now: see `interpret`.
 
     builder = type(interpreter.interpreter_builder)
 
-    def showing(name: str) -> Callable[..., Any]:
-        inner, show, is_store = getattr(builder, f"create_masked_{name}"), shown[name], name == "store"
+    def showing(name: str) -> AbstractContextManager[Any]:
+        inner = getattr(builder, f"create_masked_{name}")
 
         def call(self: Any, pointers: Any, *args: Any) -> Any:
-            mask = args[is_store].data  # behind the values that are stored
+            mask = args[name == "store"].data  # behind the values that are stored
             addresses = np.broadcast_to(pointers.data, mask.shape)[mask].astype(np.int64)
-            show(self.grid_idx, addresses, pointers.get_element_ty().primitive_bitwidth // 8)
+            show(name, self.grid_idx, addresses, pointers.get_element_ty().primitive_bitwidth // 8)
             return inner(self, pointers, *args)
 
-        return call
+        return mock.patch.object(builder, f"create_masked_{name}", call)
 
-    with ExitStack() as stack:
-        for name in shown:
-            stack.enter_context(mock.patch.object(builder, f"create_masked_{name}", showing(name)))
+    with showing("load"), showing("store"):
         yield
 
 
@@ -71,8 +69,8 @@ def kernels(function: Callable[[], object]) -> tuple[int, int]:
     start, moved = launch.start, {"load": 0, "store": 0}
     seen: dict[str, dict[int, int]] = {name: {} for name in moved}
 
-    def noting(name: str) -> Callable[[Any, Any, int], None]:
-        return lambda _, addresses, size: seen[name].update(dict.fromkeys(addresses.tolist(), size))
+    def note(name: str, _: Any, addresses: Any, size: int) -> None:
+        seen[name].update(dict.fromkeys(addresses.tolist(), size))
 
     def count(*args: Any, **kwargs: Any) -> None:
         start(*args, **kwargs)
@@ -80,7 +78,7 @@ def kernels(function: Callable[[], object]) -> tuple[int, int]:
             moved[name] += sum(elements.values())
             elements.clear()
 
-    with watched(**{name: noting(name) for name in moved}), mock.patch.object(launch, "start", count):
+    with watched(note), mock.patch.object(launch, "start", count):
         function()
     return moved["load"], moved["store"]
 
@@ -95,10 +93,11 @@ def memory_reads(function: Callable[[], object], sector: int, cache: int) -> int
 
     touched: dict[tuple[int, ...], list[int]] = {}
 
-    def load(program: tuple[int, ...], addresses: Any, _: int) -> None:
-        touched.setdefault(program[::-1], []).extend(np.unique(addresses // sector).tolist())
+    def note(name: str, program: tuple[int, ...], addresses: Any, _: int) -> None:
+        if name == "load":
+            touched.setdefault(program[::-1], []).extend(np.unique(addresses // sector).tolist())
 
-    with watched(load=load), mock.patch.object(tiles, "ROOM", COMPILED_ROOM):
+    with watched(note), mock.patch.object(tiles, "ROOM", COMPILED_ROOM):
         function()
     fetch = lru_cache(cache // sector)(lambda number: number)
     for number in chain.from_iterable(touched[program] for program in sorted(touched)):

@@ -31,33 +31,29 @@ def run_marked(calls: Iterable[Callable[[], object]], device: torch.device) -> N
 
 
 def rows(arguments: Sequence[str], least: Mapping[str, int], device: torch.device, seconds: float) -> Iterator[Row]:
-    """A row for every call of a python program that calls `run_marked`, and one that says why there are no others.
+    """A row for every call of a python program that calls `run_marked`, or one that says why there are none.
 
-    least: of the calls in their order, names and the bytes that must move.
+    arguments: python's. least: of the calls in their order, names and the bytes that must move. What was counted within
+    `seconds` is kept: ncu then writes what it has.
     """
-    found, problem = count(arguments, seconds) if device.type == "cuda" else ([], "this device is not a GPU")
-    for (name, must), row in zip(least.items(), found, strict=False):
-        times = (row["read"] + row["written"]) / must
-        yield {"name": name, "bytes": must, **row, "times_least": round(times, 3)}
-    if problem:
-        yield {"name": "none", "note": problem}
-
-
-def count(arguments: Sequence[str], seconds: float) -> tuple[list[Row], str]:
-    """Run python with these arguments, a program that calls `run_marked`, under Nsight Compute.
-
-    Returns a row for every call, with the bytes that its kernels read and wrote and their number, and what went wrong
-    or "". What was counted within `seconds` is kept: ncu then writes what it has.
-    """
+    if device.type != "cuda":
+        yield {"name": "none", "note": "this device is not a GPU"}
+        return
     limit = ["timeout", "--kill-after=10", str(seconds)]
     command = [*limit, "ncu", *_OPTIONS.split(), "--metrics", ",".join(METRICS), sys.executable, *arguments]
     done = subprocess.run(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    rows = counted(done.stdout)
-    return rows, "" if rows else f"Nsight Compute (ncu) counted nothing: {' '.join(done.stdout.split()[-40:])}"
+    found = counted(done.stdout)
+    for (name, must), row in zip(least.items(), found, strict=False):
+        times = (row["read"] + row["written"]) / must
+        yield {"name": name, "bytes": must, **row, "times_least": round(times, 3)}
+    if not found:
+        words = " ".join(done.stdout.split()[-40:])
+        yield {"name": "none", "note": f"Nsight Compute (ncu) counted nothing: {words}"}
 
 
 def counted(output: str) -> list[Row]:
-    """The rows of `count` from what Nsight Compute prints: a line of CSV for every kernel and metric."""
+    """The bytes that the kernels of each call read and wrote, and their number, from what Nsight Compute prints: a line
+    of CSV for every kernel and metric."""
     lines = output.splitlines()
     start = next((number for number, line in enumerate(lines) if line.startswith('"ID"')), len(lines))
     found: list[Row] = []
