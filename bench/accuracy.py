@@ -1,15 +1,11 @@
 """Test accuracy at budgets for trying out: random images, DM, and each addition to it; and precisions, seed by seed.
 
     python -m bench.accuracy --data_path data [--only FashionMNIST-1 CIFAR10-10-long …] [--rungs dm partition …]
-                             [--seeds 0 1 2] [--protocols idc dm] [--lr_img 0.1 0.4] [--ce_weight 1 10]
-                             [--checks 4] [--validation]
     python -m bench.accuracy --data_path data --precisions fp32 bf16 [--seeds 0 1 2 …]
 
-A row is one condensed set: initial images, networks, draws and augmentation follow from its seed. Its accuracy is that
-of the last epoch, mean and standard deviation over networks; random images of the same number, under the same protocol,
-are the rung "random". A run replaces the rows that it measures and keeps the others of this machine, each with the
-commit that it comes from. Seconds on a CPU are those of the processor, over all threads, so that what else it is doing
-does not count.
+Initial images, networks, draws and augmentation of a condensed set follow from its seed. A run replaces the rows that
+it measures and keeps the others of this machine, each with the commit that it comes from. Seconds on a CPU are those of
+the processor, over all threads, so that what else it is doing does not count.
 
 validation: a tenth of every class is held out of the training images and tested on in place of the test images; that is
 where weights and learning rates are chosen.

@@ -1,7 +1,6 @@
 """The calls that replace the public code's, each compared with the public form, interleaved.
 
-    python -m bench.calls [--only evaluate_synset …] [--threads 1 2] [--seconds 5] [--smoke]
-    python -m bench.calls augment [the same options]
+    python -m bench.calls [augment] [--only evaluate_synset …] [--threads 1 2] [--seconds 5]
 
 A call whose result differs from the public one's is not timed. `evaluate_synset`, `RealImages` and `dm_loss` are
 compared with the public loops around our own `DiffAugment`, on random images of CIFAR-10's shape and with the network

@@ -1,6 +1,6 @@
 """Is it faster than it was? The step, the ops, and loading at another commit and here, interleaved, as ratios.
 
-python -m bench.compare REV [--only step dsa …] [--device cuda] [--rounds 20] [--smoke]
+    python -m bench.compare REV [--only step dsa …] [--rounds 20]
 
 REV is built into a folder of its own, as the working tree is; two processes, one for each, then run the same benchmark
 one after the other, round by round. A ratio above 1 means faster here. What is compared is written against public names

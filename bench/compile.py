@@ -1,6 +1,6 @@
 """The machine code of the Triton kernels, as `fastdm.kernels.compile_check` finds it: no GPU is needed.
 
-python -m bench.compile [--smoke] [the compile check's own options, such as --targets sm_90]
+python -m bench.compile [the compile check's own options, such as --targets sm_90]
 """
 
 import json

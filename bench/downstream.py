@@ -1,6 +1,6 @@
 """The paper's downstream tasks at small budgets: continual learning on FashionMNIST, architecture search on digits.
 
-python -m bench.downstream --data_path data [--only continual search] [--keep FOLDER] [--smoke]
+    python -m bench.downstream --data_path data [--keep FOLDER]
 
 --keep: where the commands leave what they write, and continue. The plot that they draw becomes docs/continual.png.
 """

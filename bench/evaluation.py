@@ -1,7 +1,5 @@
 """The time to train networks on a condensed set of CIFAR-10's size and to test them; on a CPU fewer and shorter.
 
-python -m bench.evaluation [--device cuda] [--precision bf16] [--smoke]
-
 precision: of ours; the public form computes in float32.
 """
 

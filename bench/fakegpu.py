@@ -1,7 +1,4 @@
-"""What a step takes on a GPU, counted on cards that do not exist: plan, memory, graph, launches.
-
-python -m bench.fakegpu
-"""
+"""What a step takes on a GPU, counted on cards that do not exist: plan, memory, graph, launches."""
 
 import json
 import subprocess

@@ -1,11 +1,9 @@
 """Every op of `fastdm.kernels` by shape and dtype, next to eager PyTorch and torch.compile of the same.
 
-    python -m bench.kernels [--device cuda] [--smoke] [--only dsa …] [--seconds 600] [--no-compile]
-    python -m bench.kernels dram [the same options]
+    python -m bench.kernels [dram] [--only dsa …] [--seconds 600]
 
 A row holds the error compared with float64, and what it may be (see `Case`), next to the speed; where the check is red
-there is no speed. Bytes are the least that must move: every input read once, every output written once. The ops take
-turns, their most used shape first, so that a run cut short has something of each.
+there is no speed. The ops take turns, their most used shape first, so that a run cut short has something of each.
 
 dram: the bytes that the memory of a GPU moves in a call, which Nsight Compute counts.
 """
@@ -27,6 +25,7 @@ from bench.harness import arguments, dram, machine, plots, records
 from bench.harness.case import EPS, Arguments, Case, check
 from bench.harness.records import Result, Row, Rows, Suite
 from bench.harness.timer import device_times, rotation, within
+from bench.harness.workloads import taken
 from fastdm import kernels
 from fastdm.augmentation import DSA_STRATEGY, Strategy
 from fastdm.kernels import dispatch
@@ -316,7 +315,7 @@ def measure(case: Case, device: torch.device, copy_peak: float | None, smoke: bo
         except Exception as error:  # The baseline's own trouble must not cost the row.
             row["note"] = f"torch.compile failed: {records.failure(error).splitlines()[0]}"
     if device.type == "cuda":
-        row["peak_bytes"] = {name: machine.taken(partial(f, *values), device) for name, f in functions.items()}
+        row["peak_bytes"] = {name: taken(partial(f, *values), device)[1] for name, f in functions.items()}
     inputs = [case.make(seed, device) for seed in range(2 if smoke else rotation(case.bytes, device))]
     times = device_times(functions, inputs, device, seconds=0 if smoke else 0.5 * len(functions))
     row["seconds"] = records.spreads(times)

@@ -1,9 +1,6 @@
 """How many ops an iteration calls and how many bytes it allocates, counted by dispatch: figures without noise.
 
-python -m bench.launches [--smoke]
-
-Counted are the calls that do work on tensors, which on a GPU are launches of one kernel or more: ATen ops that are not
-views or bare allocations, and the ops of `fastdm.kernels`, each as one. Bytes are those of every new result. The shapes
+Counted are ATen ops that are not views or bare allocations, and the ops of `fastdm.kernels`, each as one. The shapes
 are small and all classes lie in one chunk: the count of ops does not depend on the sizes. "device" is the path of a
 GPU, followed on the CPU by telling the package that it has no C++ form of a whole block, which stays in the cache.
 """

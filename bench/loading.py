@@ -1,7 +1,5 @@
 """Data loading: every row a ratio of two things that were timed interleaved in this run, with its target.
 
-    python -m bench.loading --data_path data [--smoke]
-
 Rates are images per second of the access pattern of distribution matching: for each class, 256 distinct random images.
 data_path holds tinyimagenet20/train and imagenet_samples (folders of JPEGs); without it the rows that decode are left
 out. Packed files of random pixels, of 2 GB or with --smoke 20 MB, are written to a temporary folder (TMPDIR).
@@ -27,7 +25,7 @@ from torch import Tensor
 
 import fastdm
 from bench.baselines.public_images import PublicPool
-from bench.harness import arguments, machine, plots, records
+from bench.harness import arguments, plots, records
 from bench.harness.records import Result, Row, Suite
 from bench.harness.timer import apart, host_times, threads, timed
 from bench.harness.workloads import CPU, Workload
@@ -271,7 +269,8 @@ def _large(path: Path) -> tuple[float, float, float, float]:
     most = images = 0
     for chunk in pool.stream([pool.draw(0, step, DRAWN)[:100] for step in range(3)]):
         images += chunk.images.shape[0] * chunk.images.shape[1]
-        most = max(most, machine.process_bytes("RssAnon") + machine.process_bytes("RssShmem"))
+        status = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+        most = max(most, sum(1024 * int(status[name].split()[0]) for name in ("RssAnon", "RssShmem")))
     opened, drawn, streamed = (after - before for before, after in pairwise([*moments, time.perf_counter()]))
     return opened, drawn, most, images / streamed
 

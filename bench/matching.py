@@ -1,9 +1,5 @@
-"""Distribution matching against gradient matching (DSA): seconds of what each repeats, and of whole runs.
-
-python -m bench.matching [--device cuda] [--smoke]
-
-Steps and epochs are timed in turns, on random images of CIFAR-10's shape. The time of a run is what its published
-budget makes of them.
+"""Distribution matching against gradient matching (DSA): seconds of what each repeats, and of whole runs, on random
+images of CIFAR-10's shape.
 """
 
 from argparse import Namespace

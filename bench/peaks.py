@@ -1,9 +1,6 @@
 """The two peaks of a device, measured: copying, and multiplying matrices. Every percentage elsewhere is of these.
 
-python -m bench.peaks [--device cuda] [--smoke]
-
-Both write into memory that was touched before, and the best run of the best of several sizes counts. On a CPU they are
-measured with all threads and with one.
+On a CPU they are measured with all threads and with one.
 """
 
 from collections.abc import Callable, Iterator

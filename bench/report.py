@@ -1,7 +1,5 @@
 """All records on one page: bench/RESULTS.md with tables and plots, and the figures that README.md quotes.
 
-python -m bench.report [--to bench]
-
 README.md quotes a table between the markers `<!-- bench:SUITE -->` and `<!-- /bench:SUITE -->`, which is replaced.
 Records that are older than the code they measured are marked as stale in RESULTS.md.
 """

@@ -1,9 +1,7 @@
 """Every benchmark in one command: on a CPU in a quarter of an hour, on a GPU in eight minutes, and in ten what is
 reached there.
 
-    python -m bench.run cpu [--data DIR] [--minutes 15] [--only STAGE …] [--smoke]
-    python -m bench.run gpu [--data DIR] [--minutes 8] [--only STAGE …] [--smoke] [--out bench/results] [--device cuda]
-    python -m bench.run accuracy --data DIR [--minutes 10] [the same options]
+    python -m bench.run cpu|gpu|accuracy [--data DIR] [--minutes 15] [--only STAGE …] [--out bench/results]
 
 Each stage is a process of its own with a time budget; the most wanted come first, should the time not suffice for all.
 A crash, a hang or a run that is cut short leaves what the others found, and what the stage itself had saved. Into --out

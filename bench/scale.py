@@ -1,7 +1,5 @@
 """How time and memory grow with classes, images per class, image size and processes; and what 512 GPUs would give.
 
-python -m bench.scale [--smoke] [--ranks 1 2 4]
-
 Every row is a process of its own with one thread, or several joined by gloo (`--ranks`), which condenses random images
 for a few iterations. Compared are processor seconds of an iteration, which other programs change little, the most
 memory that the process had, and what `fastdm plan` says of it. The rows of GPUs are a model: see

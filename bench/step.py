@@ -1,18 +1,12 @@
 """One iteration by size, compared with the public loop and a compiled one: time, memory and error.
 
-    python -m bench.step [--precision fp32] [--only "CIFAR-10 ipc 1" …] [--seconds 1800] [--no-compile] [--device cuda]
-    python -m bench.step recipes [--precision fp32] [--seconds 1800] [--device cuda]
-    python -m bench.step compile [--network ConvNetBN …]
-    with --smoke: one tiny size, or network
+    python -m bench.step [--precision fp32] [--only "CIFAR-10 ipc 1" …] [--seconds 1800]
+    python -m bench.step recipes|compile [--network ConvNetBN …]
 
 The public loop runs as its users run it: float32, one class after the other, a new network and a permutation of each
-class per iteration. The compiled one is what one would write instead: all classes in one batch, through torch.compile.
-Times are withheld unless the step's change of the images agrees with the same step in float64 through PyTorch's own
-layers. On a CPU, memory is the peak of a fresh process, and a second one times the loops with glibc's malloc thresholds
-raised, so that it keeps large blocks.
-
-recipes: a step with a partition of 2, and one of the recipe "trained" in a pool of random networks, compared with the
-plain step that passes as many images through a network.
+class per iteration. The compiled one is what one would write instead. Times are withheld unless the step's change of
+the images agrees with the same step in float64 through PyTorch's own layers. On a CPU, a second process times the loops
+with glibc's malloc thresholds raised, so that it keeps large blocks.
 
 compile: a step whose network torch.compile has fused, compared with one as PyTorch runs it, in a process per network
 that finds nothing in torch.compile's cache: most of the seconds of a first run all networks take alike.
@@ -34,9 +28,12 @@ from bench.harness import arguments, cells, machine, plots, records
 from bench.harness.loops import LOSS_TOLERANCE, ROUNDING, build, check, make
 from bench.harness.records import STEP, Result, Row, Rows, Suite
 from bench.harness.timer import apart, host_times, numbered, race, within
-from bench.harness.workloads import CIFAR10, CPU, CPU_SIZES, GPU_SIZES, Workload
+from bench.harness.workloads import CIFAR10, CPU, CPU_SIZES, GPU_SIZES, Workload, taken
+from fastdm.condensation.plan import MemoryPlan
 from fastdm.condensation.recipes import recipe_settings
+from fastdm.condensation.step import Step
 from fastdm.networks.architectures import network_names
+from fastdm.runs.recording import peak_resident
 from fastdm.system.device import fastest_precision, precision_context
 
 Loop = Callable[[], object]
@@ -71,11 +68,15 @@ def ours(work: Workload, device: torch.device, precision: str) -> tuple[Loop, Ro
     flags = partial(precision_context, work.settings(precision=precision).precision, device)
     with flags() as dtype:
         build(tiny, tiny.dataset(device), device, dtype, precision)[0](0)  # loads what is loaded once
-        before = machine.restart_peak(device)
-        step, plan = build(work, dataset, device, dtype, precision)
-        step(0)
+
+        def first() -> tuple[Step, MemoryPlan]:
+            step, plan = build(work, dataset, device, dtype, precision)
+            step(0)
+            return step, plan
+
+        (step, plan), bytes_taken = taken(first, device)
         about: Row = {
-            "peak_bytes": machine.peak(device) - before + plan.pool_bytes,  # The pool was there before.
+            "peak_bytes": bytes_taken + plan.pool_bytes,  # The pool was there before.
             "planned_bytes": plan.pool_bytes + plan.images_bytes + plan.real_bytes + plan.synthetic_bytes,
             "chunks": -(-work.classes // plan.chunk_classes),
         }
@@ -133,7 +134,7 @@ def cpu_peak(work: Workload, precision: str, name: str) -> int:
     run = loop(name, work, CPU, precision)[0]
     run()
     run()
-    return round(machine.peak(CPU) / 2**20)
+    return round(peak_resident() / 2**20)
 
 
 def measure(work: Workload, device: torch.device, precision: str, limit: float, baselines: Sequence[str]) -> Row:

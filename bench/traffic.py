@@ -1,11 +1,8 @@
 """How many bytes the ops move, counted by code, and those of the plain PyTorch that they replace: no GPU is needed.
 
-python -m bench.traffic [--smoke]
-
-The kernels run in Triton's interpreter, which notes every address: an element that is read, or written, counts once in
-a launch, as if the cache held an image. That a tile is loaded once where it fits, the compile check shows. Plain
-PyTorch is counted by dispatch, every operation reading its arguments and writing its results once, which is less than
-some do: group_norm reads its input twice.
+The kernels run in Triton's interpreter, which notes every address. That a tile is loaded once where it fits, the
+compile check shows. Plain PyTorch is counted by dispatch, which is less than some operations move: group_norm reads its
+input twice.
 """
 
 import os

@@ -1,13 +1,12 @@
 """An iteration stage by stage, from the public loop to a CUDA graph, and the three that everybody asks for.
 
-    python -m bench.waterfall [--device cuda] [--smoke] [--batch_real 256] [--seconds 30] [--no-compile]
-    python -m bench.waterfall headline|chunk|chunks [the same options]
+    python -m bench.waterfall [headline|chunk|chunks] [--batch_real 256] [--seconds 30]
 
 headline: the package's fastest step, the public loop and torch.compile of the batched step, also as a CUDA graph, at
 CIFAR-10's size; chunk: the same on a chunk of ImageNet-1K at 64×64; chunks: on three of them. The losses of every stage
 are compared with those of the same step through PyTorch's own layers in float32 on the CPU, which the tests compare
-with the public loop; a stage whose losses are off has no speed. A stage is timed as soon as it is right, next to the
-first one, and all of them interleaved at the end.
+with the public loop. A stage is timed as soon as it is right, next to the first one, and all of them interleaved at the
+end.
 """
 
 import dataclasses

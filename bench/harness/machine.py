@@ -6,7 +6,6 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -62,33 +61,6 @@ def relative(word: str) -> str:
 
 def slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
-
-
-def restart_peak(device: torch.device) -> int:
-    """Start to record the peak of memory; returns the bytes in use, of tensors on a GPU and of the process on a CPU."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return torch.cuda.memory_allocated(device)
-    Path("/proc/self/clear_refs").write_text("5")
-    return process_bytes("VmRSS")
-
-
-def peak(device: torch.device) -> int:
-    """Bytes in use at most, since the process began or `restart_peak`."""
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else process_bytes("VmHWM")
-
-
-def taken(call: Callable[[], object], device: torch.device) -> int:
-    """Bytes that a call takes at most, besides those that were in use before."""
-    before = restart_peak(device)
-    call()
-    return peak(device) - before
-
-
-def process_bytes(name: str) -> int:
-    """A field of /proc/self/status."""
-    found = re.search(rf"^{name}:\s*(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
-    return 1024 * int(found[1]) if found else 0
 
 
 def _cpu() -> str:

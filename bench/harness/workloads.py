@@ -1,20 +1,38 @@
 """The shapes that are measured: random data sets of the size of known ones, and what an iteration on them must cost."""
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from bench.harness import records
-from bench.harness.counter import OpCounter
 from bench.harness.records import Row
 from fastdm import Settings
+from fastdm.condensation.build import build_networks
+from fastdm.condensation.work import count_work
 from fastdm.data import Dataset, Pool
-from fastdm.networks.architectures import build_network
+from fastdm.data.unread import unread_dataset
+from fastdm.runs.recording import peak_memory
+from fastdm.system.device import resident_memory
+
+T = TypeVar("T")
 
 CPU = torch.device("cpu")
+
+
+def taken(call: Callable[[], T], device: torch.device) -> tuple[T, int]:
+    """What a call returns, and the bytes that it takes at most besides those in use before: of tensors on a GPU, of the
+    process on a CPU."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+    else:
+        Path("/proc/self/clear_refs").write_text("5")  # The peak begins anew.
+        before = resident_memory()
+    return call(), peak_memory(device) - before
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,23 +73,17 @@ class Workload:
         return Dataset(self.name, pool, None, names, (0.5,) * self.channels, (0.25,) * self.channels)
 
     def work(self, precision: str, seconds: float, about: dict[str, Any]) -> Row:
-        """What an iteration computes and the least that it must move; its share of the peak of the machine `about`.
-
-        Computed are the convolutions of the real images forward, and of the synthetic ones forward and back to the
-        pixels; moved are the arguments and results of every op, once. Both are counted on images that are not there.
-        """
-        tiny = dataclasses.replace(self, class_size=1).dataset(CPU)
-        name, shape = self.settings().resolve(tiny, CPU).network or "", tiny.image_shape
-        network = build_network(
-            name, channels=shape[0], num_classes=self.classes, image_size=shape[1:], frozen=True, device="meta"
+        """What an iteration computes, and what its layers read and write, each once, as the package counts them; its
+        share of the peak of the machine `about`."""
+        dataset = unread_dataset(self.classes, self.classes * self.class_size, (self.channels, self.size, self.size))
+        settings, dtype = (
+            self.settings().resolve(dataset, CPU),
+            torch.bfloat16 if precision == "bf16" else torch.float32,
         )
-        images = torch.empty(1024, *shape, device="meta")  # so many that the weights hardly count
-        with FlopCounterMode(display=False) as computed, OpCounter() as counter:
-            network.embed(images)
-        passes = self.classes * (self.batch_real + 2 * self.ipc) / len(images)
-        flops = round(computed.get_total_flops() * passes)
-        found: Row = {"flops": flops, "least_bytes": round(counter.moved * passes / (2 if precision == "bf16" else 1))}
-        found["tflop_per_s"] = flops / seconds / 1e12
+        networks = build_networks(dataset, settings, torch.device("meta"), dtype, None)
+        counted = count_work(networks, dataset.train, settings, dtype)
+        flops = round(counted.flops)
+        found: Row = {"flops": flops, "least_bytes": round(counted.moved), "tflop_per_s": flops / seconds / 1e12}
         if limit := records.peaks(about).get(f"matmul {precision}"):
             found["percent_of_matmul"] = 100 * flops / seconds / limit
             if flops / seconds > limit:
