@@ -104,16 +104,14 @@ for a GPU."""
 
 def held_out(dataset: Dataset, every: int = 10) -> Dataset:
     """The data set with every tenth training image of a class as its test image, and out of the training images."""
-    offsets = dataset.train.class_offsets
-    classes = [torch.arange(int(first), int(last)) for first, last in itertools.pairwise(offsets)]
+    sizes = dataset.train.class_sizes
+    is_out = torch.cat([torch.arange(int(size)) % every == 0 for size in sizes])
 
-    def part(choose: Callable[[torch.Tensor], torch.Tensor]) -> Pool:
-        rows = [choose(places) for places in classes]
-        ends = torch.tensor([0, *(len(places) for places in rows)]).cumsum(0)
-        return Pool(dataset.train.read(torch.cat(rows)), ends)
+    def part(chosen: torch.Tensor) -> Pool:
+        counts = [int(one.sum()) for one in chosen.split(sizes.tolist())]
+        return Pool(dataset.train.read(chosen.nonzero().flatten()), torch.tensor([0, *itertools.accumulate(counts)]))
 
-    train = part(lambda places: places[torch.arange(len(places)) % every != 0])
-    return dataclasses.replace(dataset, train=train, test=part(lambda places: places[::every]))
+    return dataclasses.replace(dataset, train=part(~is_out), test=part(is_out))
 
 
 def timed(call: Callable[[], T], device: torch.device) -> tuple[T, float]:
@@ -159,23 +157,19 @@ def measure(case: Case, dataset: Dataset, rung: str, how: dict[str, Any], option
             row |= {"loss_first_25": _mean(losses[:25], 3), "loss_last_25": _mean(losses[-25:], 3)}
             size = -(-len(losses) // 100)
             row["losses"] = [_mean(losses[start : start + size], 4) for start in range(0, len(losses), size)]
-    for protocol in options.protocols:
+
+    def evaluate(images: Any, networks: int, protocol: str) -> Any:
         name, _, precision = protocol.partition("_")
-        evaluate = partial(
-            fastdm.evaluate,
-            dataset=dataset,
-            epochs=options.epochs or case.epochs,
-            protocol=name,
-            precision=precision or None,
-            seed=seed,
-            device=options.device,
-        )
-        found, row[f"{protocol}_seconds"] = timed(partial(evaluate, condensed, num_eval=NETWORKS), options.device)
+        how: dict[str, Any] = {"protocol": name, "precision": precision or None, "seed": seed, "device": options.device}
+        return fastdm.evaluate(images, dataset, epochs=options.epochs or case.epochs, num_eval=networks, **how)
+
+    for protocol in options.protocols:
+        found, row[f"{protocol}_seconds"] = timed(partial(evaluate, condensed, NETWORKS, protocol), options.device)
         ((network, mean),) = found.mean.items()
         row |= {protocol: round(100 * mean, 2), f"{protocol}_std": round(100 * found.std[network], 2)}
         if checked:
             sets = {done: dataclasses.replace(condensed, images=images) for done, images in checked.items()}
-            curve = {done: evaluate(images, num_eval=1).mean[network] for done, images in sets.items()}
+            curve = {done: evaluate(images, 1, protocol).mean[network] for done, images in sets.items()}
             row[f"{protocol}_curve"] = {str(done): round(100 * accuracy, 2) for done, accuracy in curve.items()}
     return row
 

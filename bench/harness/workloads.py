@@ -76,10 +76,8 @@ class Workload:
         """What an iteration computes, and what its layers read and write, each once, as the package counts them; its
         share of the peak of the machine `about`."""
         dataset = unread_dataset(self.classes, self.classes * self.class_size, (self.channels, self.size, self.size))
-        settings, dtype = (
-            self.settings().resolve(dataset, CPU),
-            torch.bfloat16 if precision == "bf16" else torch.float32,
-        )
+        settings = self.settings().resolve(dataset, CPU)
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         networks = build_networks(dataset, settings, torch.device("meta"), dtype, None)
         counted = count_work(networks, dataset.train, settings, dtype)
         flops = round(counted.flops)
