@@ -30,7 +30,7 @@ from fastdm import kernels
 from fastdm.augmentation import DSA_STRATEGY, Strategy
 from fastdm.kernels import dispatch
 from fastdm.kernels.augmentation import reference as augmentation
-from fastdm.kernels.numerics import class_means
+from fastdm.kernels.numerics import class_means, working_dtype
 from fastdm.kernels.random import reference as random_numbers
 
 Shape = tuple[int, ...]
@@ -219,13 +219,9 @@ def _trained_block(shape: Shape, dtype: torch.dtype) -> Case:
     )
 
 
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
-
-
 def _means(x: Tensor, classes: int) -> Tensor:
     """Means of classes of one size."""
-    return x.view(classes, -1, x.shape[1]).mean(1, dtype=_wide(x.dtype))
+    return x.view(classes, -1, x.shape[1]).mean(1, dtype=working_dtype(x.dtype))
 
 
 def _norm_relu_pool_mean(shape: Shape, dtype: torch.dtype) -> Case:
@@ -261,7 +257,7 @@ def _class_mean_difference(shape: Shape, ragged: bool, dtype: torch.dtype) -> Ca
 
     def eager(real: Tensor, synthetic: Tensor) -> Arguments:
         # Those of classes of several sizes are summed along the offsets.
-        means = class_means(real.to(_wide(real.dtype)), real_offsets) if ragged else _means(real, classes)
+        means = class_means(real.to(working_dtype(real.dtype)), real_offsets) if ragged else _means(real, classes)
         loss = (means - _means(synthetic, classes)).square().sum()
         return loss, torch.autograd.grad(loss, synthetic)[0]
 

@@ -46,10 +46,10 @@ def block(suite: Suite, *, quoted: bool = False) -> str:
         if result["settings"].get("smoke"):
             parts.append("**A smoke run**: tiny shapes, whose times mean nothing.")
         parts.append(cells.table(suite.table, rows))
-        slower = [f"- {row['name']}: {why}" for row in rows if (why := _slower(suite, row))]
-        failed = [f"- {row['name']}: {row['failure']}" for row in rows if "failure" in row]
-        for title, lines in (("Slower than a baseline", slower), ("Failed", failed)):
-            if lines:
+        slower = [(row["name"], _slower(suite, row)) for row in rows]
+        failed = [(row["name"], row.get("failure")) for row in rows]
+        for title, found in (("Slower than a baseline", slower), ("Failed", failed)):
+            if lines := [f"- {name}: {why}" for name, why in found if why]:
                 parts.append(f"{title}:\n\n" + "\n".join(lines))
     return "\n\n".join(parts)
 

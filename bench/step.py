@@ -208,14 +208,10 @@ def measure_compiled(work: Workload, seconds: float) -> Row:
     if row["correct"]:
         loops = {"eager": numbered(eager, 1), "compiled": numbered(fused, 1)}
         row |= race(loops, CPU, ("eager", "compiled"), seconds=seconds, warm_up=1)
-        row |= paid_after(row)
+        saved = row["seconds"]["eager"]["median"] - row["seconds"]["compiled"]["median"]
+        if saved > 0:  # Compiling pays once so many iterations have saved its time.
+            row["paid_after"] = math.ceil(row["compile_seconds"] / saved)
     return row
-
-
-def paid_after(row: Row) -> Row:
-    """The iterations that save as much as compiling took, if any do."""
-    saved = row["seconds"]["eager"]["median"] - row["seconds"]["compiled"]["median"]
-    return {"paid_after": math.ceil(row["compile_seconds"] / saved)} if saved > 0 else {}
 
 
 # --- tables and plots ------------------------------------------------------------------------------------------------

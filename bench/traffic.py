@@ -124,10 +124,9 @@ def gradient(op: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[], object]:
 def augmentation(families: str) -> dict[str, list[float]]:
     """Read, written, and moved by plain PyTorch, all in units of the batch in float32; every family is applied."""
     n, shape = 4, (3, 32, 32)
-    generator = torch.Generator().manual_seed(0)
-    pool = torch.randint(0, 256, (n, *shape), generator=generator, dtype=torch.uint8)
+    pool = torch.randint(0, 256, (n, *shape), dtype=torch.uint8)
     # A batch as large as DM's for the public code, in which what does not grow with the batch is nothing.
-    batch, large = (torch.randn(size, *shape, generator=generator) for size in (n, 256))
+    batch, large = (torch.randn(size, *shape) for size in (n, 256))
     mean = std = torch.full((3,), 0.5)
     index = group = torch.arange(n)
     (rows,) = Strategy.parse(families, "M").draw(torch.tensor([0, 1]), torch.arange(n), shape[1:])
@@ -157,10 +156,9 @@ def augmentations() -> Iterator[Row]:
 
 def others() -> Iterator[Row]:
     """X is the op's input; a class has 32 images."""
-    generator = torch.Generator().manual_seed(0)
 
     def images(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator).bfloat16().contiguous(memory_format=torch.channels_last)
+        return torch.randn(*shape).bfloat16().contiguous(memory_format=torch.channels_last)
 
     def class_means(x: Tensor) -> list[Tensor]:
         return [part.mean(0) for part in x.split(32)]
@@ -171,7 +169,7 @@ def others() -> Iterator[Row]:
 
     x, last, large = images(4, 16, 32, 32), images(64, 16, 8, 8), images(6, 32, 64, 64)
     offsets = torch.tensor([0, 32, 64])
-    real, synthetic = torch.randn(2, 64, 512, generator=generator)
+    real, synthetic = torch.randn(2, 64, 512)
     back, plain_back = gradient(norm_relu_pool, x), gradient(layers, x)
     mean, plain_mean = partial(norm_relu_pool_mean, last, offsets), lambda: class_means(layers(last))
     difference = partial(class_mean_difference, real, synthetic, offsets, offsets)
@@ -179,7 +177,7 @@ def others() -> Iterator[Row]:
     yield row("norm_relu_pool, gradient", "X", x.nbytes, kernels(back), eager(plain_back))
     yield row("norm_relu_pool_mean", "X", last.nbytes, kernels(mean), eager(plain_mean))
     yield row("class_mean_difference", "X", real.nbytes + synthetic.nbytes, kernels(difference), eager(loss))
-    yield from first_block(generator)
+    yield from first_block()
     # Images of 64² pixels, larger than a tile, with a cache of two images: on a GPU there are thousands of images in a
     # launch and tens in the cache. Plain PyTorch reads x once an operation.
     calls: dict[str, Callable[[], object]] = {"": partial(norm_relu_pool, large)}
@@ -190,10 +188,10 @@ def others() -> Iterator[Row]:
         yield row(name, "X", large.nbytes, (read, 0), large.nbytes)
 
 
-def first_block(generator: torch.Generator) -> Iterator[Row]:
+def first_block() -> Iterator[Row]:
     """Y is the convolution's output, of 128 channels, which is stored or computed twice."""
     x, weight = (
-        torch.randn(shape, generator=generator).half().contiguous(memory_format=torch.channels_last)
+        torch.randn(shape).half().contiguous(memory_format=torch.channels_last)
         for shape in ((2, 3, 32, 32), (128, 3, 3, 3))
     )
     conv = torch.conv2d(x, weight, padding=1)
