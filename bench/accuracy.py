@@ -161,7 +161,7 @@ def measure(case: Case, dataset: Dataset, rung: str, how: dict[str, Any], option
     def evaluate(images: Any, networks: int, protocol: str) -> Any:
         name, _, precision = protocol.partition("_")
         how: dict[str, Any] = {"protocol": name, "precision": precision or None, "seed": seed, "device": options.device}
-        return fastdm.evaluate(images, dataset, epochs=options.epochs or case.epochs, num_eval=networks, **how)
+        return fastdm.evaluate(images, dataset, epochs=case.epochs, num_eval=networks, **how)
 
     for protocol in options.protocols:
         found, row[f"{protocol}_seconds"] = timed(partial(evaluate, condensed, NETWORKS, protocol), options.device)
@@ -387,7 +387,7 @@ def budgets(options: Namespace) -> Rows:
             if "recipe" in how:
                 how["pool"], about = trained(case, dataset, "no cutmix" not in rung, options)
             row: Row = {"name": case.title, "rung": rung, "seed": seed, "validation": options.validation}
-            row |= {"batch_real": case.batch_real, "epochs": options.epochs or case.epochs}
+            row |= {"batch_real": case.batch_real, "epochs": case.epochs}
             row |= {"pool_epochs": case.pool_epochs if about else None}
             row |= {f"given_{name}": change.get(name) for name in GIVEN}
             row |= {"commit": machine.commit(), "public": case.public if rung == "dm" else None} | about
@@ -410,7 +410,6 @@ def main() -> None:
     parser.add_argument("--precisions", nargs="+", help="compare them by DM's first case; twelve seeds by default")
     parser.add_argument("--seeds", nargs="+", type=int)
     parser.add_argument("--protocols", nargs="+", default=["idc", "dm"], choices=["idc", "dm"])
-    parser.add_argument("--epochs", type=int, help="of the evaluation, in place of the case's")
     for name in GIVEN:
         parser.add_argument(f"--{name}", type=float, nargs="+", default=[], help="a row for each, in the rung's place")
     parser.add_argument("--checks", type=int, default=1, help="evaluations along the iterations, the last included")
@@ -419,7 +418,7 @@ def main() -> None:
     options = parser.parse_args()
     options.cases = [case for case in CASES + LONG if case.name in (options.only or [case.name for case in CASES])]
     if options.smoke:
-        options.cases, options.epochs = [Case("digits-1", 2, 1)], 1
+        options.cases = [Case("digits-1", 2, 1, epochs=1)]
     suite, rows = (PRECISIONS, precisions) if options.precisions else (BUDGETS, budgets)
     record(suite, options, rows, networks=NETWORKS)
 

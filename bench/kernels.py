@@ -98,8 +98,7 @@ def _table(rows: Tensor, size: int, mode: Any = "S") -> Tensor:
 
 
 def _dsa_real(shape: Shape, mode: str, dtype: torch.dtype) -> Case:
-    n, pixels, rows, group = _batch(shape)
-    size = shape[2]
+    size, n, pixels, rows, group = _batch(shape)
     mean, std = (torch.full((3,), value) for value in (0.5, 0.25))
 
     def draw() -> Arguments:
@@ -121,8 +120,7 @@ def _dsa_real(shape: Shape, mode: str, dtype: torch.dtype) -> Case:
 
 def _dsa_synthetic(shape: Shape) -> Case:
     """The synthetic images, forward and back to the pixels."""
-    n, pixels, rows, group = _batch(shape)
-    size = shape[2]
+    size, n, pixels, rows, group = _batch(shape)
 
     def draw() -> Arguments:
         images, grad = (torch.randn(n, 3, size, size) for _ in range(2))
@@ -134,11 +132,12 @@ def _dsa_synthetic(shape: Shape) -> Case:
     return Case(name, draw, run, eager, 16 * pixels, 2 * pixels * _DSA_FLOPS["S"], _DSA_ROUNDING * size)
 
 
-def _batch(shape: Shape) -> tuple[int, int, Tensor, Tensor]:
-    """Of (classes, images per class, size): images, values, a row for each class, and that of each image."""
+def _batch(shape: Shape) -> tuple[int, int, int, Tensor, Tensor]:
+    """Of (classes, images per class, size): the size, images, values, a row for each class, and that of each image."""
     classes, per_class, size = shape
     rows = torch.arange(classes)
-    return classes * per_class, 3 * classes * per_class * size * size, rows, rows.repeat_interleave(per_class)
+    n = classes * per_class
+    return size, n, 3 * n * size * size, rows, rows.repeat_interleave(per_class)
 
 
 def _activations(shape: Shape, dtype: torch.dtype, last: bool, gradient: int) -> Arguments:

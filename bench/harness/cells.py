@@ -27,14 +27,16 @@ def table(described: Table, rows: Sequence[Row]) -> str:
 def cell(row: Row, key: str, form: str = "") -> str:
     """What a row holds under a key, or under "peak_mib.public" in a dict of it; nothing where there is none.
 
-    form: none for text; s, ms or µs for the spread of a row's seconds, and "median ms" for its median alone; "spread"
-    for one of other numbers; "±" for a number and its deviation; "unit" for a number in the row's unit; else that of a
-    number, followed by "/1e9" where it is divided. An error stands with its tolerance.
+    form: none for text; s, ms or µs for the spread of a row's seconds, or why there are none, and "median ms" for its
+    median alone; "spread" for one of other numbers; "±" for a number and its deviation; "unit" for a number in the
+    row's unit; else that of a number, followed by "/1e9" where it is divided. An error stands with its tolerance.
     """
     kind, _, unit = form.rpartition(" ")
     found = value(row, key)
     if unit in _SECONDS:
-        return _seconds(row, key, _SECONDS[unit], kind == "median")
+        if spread := value(row, f"seconds.{key}"):
+            return spread_text(spread | {"n": 1} if kind == "median" else spread, _SECONDS[unit])
+        return "wrong result" if row.get("correct") is False else "failed" if "failure" in row else ""
     if found is None:
         return ""
     if isinstance(found, bool):
@@ -52,13 +54,6 @@ def cell(row: Row, key: str, form: str = "") -> str:
     form, _, divisor = form.partition("/")
     text = (form if "{" in form else f"{{:{form}}}").format(found / float(divisor or 1))
     return re.sub(r"e\+0?", "e", text)
-
-
-def _seconds(row: Row, name: str, unit: float, is_median: bool) -> str:
-    """Median (p20–p80) of a row's seconds, or the median alone; the reason in its place where there are none."""
-    if found := row.get("seconds", {}).get(name):
-        return spread_text(found | {"n": 1} if is_median else found, unit)
-    return "wrong result" if row.get("correct") is False else "failed" if "failure" in row else ""
 
 
 def spread_text(values: Spread, unit: float = 1.0) -> str:

@@ -83,17 +83,13 @@ def race(functions: Mapping[str, Callable[[], object]], device: torch.device, ov
 
 def timed(function: Callable[[], object], number: int, device: torch.device) -> float:
     """Seconds of so many calls in a row by the clock, the device's work included."""
-    synchronise(device)
+    synchronize = torch.get_device_module(device).synchronize
+    synchronize(device)
     start = time.perf_counter()
     for _ in range(number):
         function()
-    synchronise(device)
+    synchronize(device)
     return time.perf_counter() - start
-
-
-def synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _interleaved(runs: Mapping[str, Callable[[], float]], rounds: int, seconds: float) -> dict[str, list[float]]:

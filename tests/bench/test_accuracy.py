@@ -15,8 +15,8 @@ from bench.harness.workloads import CPU
 
 
 def test_a_row_holds_the_losses_and_the_accuracy_along_the_iterations() -> None:
-    options: Any = SimpleNamespace(device=CPU, epochs=1, protocols=["dm"], checks=3)
-    case = accuracy.Case("digits-1", 3, 1)
+    options: Any = SimpleNamespace(device=CPU, protocols=["dm"], checks=3)
+    case = accuracy.Case("digits-1", 3, 1, epochs=1)
     row = accuracy.measure(case, fastdm.open_dataset("digits"), "dm", {"precision": "fp32"}, options, 0)
     assert len(row["losses"]) == 3
     assert row["precision"] == "fp32"
