@@ -405,7 +405,8 @@ def precisions(options: Namespace) -> Rows:
 def main() -> None:
     parser = arguments.parser(__doc__, "--device", "--data_path")
     names = [case.name for case in CASES + LONG]
-    parser.add_argument("--only", nargs="+", choices=names, metavar="CASE", help=", ".join(names))
+    usual = [case.name for case in CASES]
+    parser.add_argument("--only", nargs="+", default=usual, choices=names, metavar="CASE", help=", ".join(names))
     parser.add_argument("--rungs", nargs="+", default=list(RUNGS), choices=list(RUNGS), metavar="RUNG")
     parser.add_argument("--precisions", nargs="+", help="compare them by DM's first case; twelve seeds by default")
     parser.add_argument("--seeds", nargs="+", type=int)
@@ -416,9 +417,8 @@ def main() -> None:
     parser.add_argument("--validation", action="store_true", help="hold out training images, and test on them")
     parser.add_argument("--pools", type=Path, default=Path("result/pools"), help="folder that keeps trained networks")
     options = parser.parse_args()
-    options.cases = [case for case in CASES + LONG if case.name in (options.only or [case.name for case in CASES])]
-    if options.smoke:
-        options.cases = [Case("digits-1", 2, 1, epochs=1)]
+    chosen = [case for case in CASES + LONG if case.name in options.only]
+    options.cases = [Case("digits-1", 2, 1, epochs=1)] if options.smoke else chosen
     suite, rows = (PRECISIONS, precisions) if options.precisions else (BUDGETS, budgets)
     record(suite, options, rows, networks=NETWORKS)
 

@@ -25,13 +25,12 @@ COMMANDS = {
     "search": "fastdm search --dataset digits --ipc 10 --depth 1,2 --width 32,64 --networks 12 --model ConvNetW32 "
     "--iterations 150 --batch_real 64 --epoch_eval_train 60 --epoch_whole_set 6",
 }
+_LITTLE = " --dataset digits --ipc 1 --model ConvNetD1 --iterations 1 --batch_real 8 --epoch_eval_train 1 "
 SMOKE = {
-    "continual": "fastdm continual --dataset digits --steps 5 --ipc 1 --method DM,random --orders 1 --model ConvNetD1 "
-    "--iterations 1 --batch_real 8 --num_eval 1 --epoch_eval_train 1",
-    "search": "fastdm search --dataset digits --ipc 1 --depth 1 --width 32 --networks 2 --model ConvNetD1 "
-    "--iterations 1 --batch_real 8 --epoch_eval_train 1 --epoch_whole_set 1",
+    "continual": COMMANDS["continual"] + _LITTLE + "--method DM,random --orders 1 --num_eval 1",
+    "search": COMMANDS["search"] + _LITTLE + "--depth 1 --width 32 --networks 2 --epoch_whole_set 1",
 }
-"""The same with next to no training."""
+"""The same with next to no training: the last of several values of a flag counts."""
 
 PLOT = REPOSITORY / "docs" / "continual.png"
 

@@ -138,25 +138,19 @@ SUITE = _suite("waterfall", "From the public loop to a graph", _SIZE, plots={"ti
 HEADLINE = _suite("headline", "Headline", _SIZE)
 CHUNK_STEP = _suite("chunk", "A chunk of ImageNet-1K", f"{CHUNK.classes} of its classes at 64×64")
 CHUNKS_STEP = _suite("chunks", "Three chunks of ImageNet-1K", f"{CHUNKS.classes} of its classes at 64×64")
-_CHOICES = {
-    "waterfall": (SUITE, CIFAR10),
-    "headline": (HEADLINE, CIFAR10),
-    "chunk": (CHUNK_STEP, CHUNK),
-    "chunks": (CHUNKS_STEP, CHUNKS),
-}
+_WORK = {"waterfall": CIFAR10, "headline": CIFAR10, "chunk": CHUNK, "chunks": CHUNKS}
+_SUITES = {suite.name: suite for suite in (SUITE, HEADLINE, CHUNK_STEP, CHUNKS_STEP)}
 
 
 def main() -> None:
-    parser = arguments.parser(__doc__, "--device", "--no-compile", what=tuple(_CHOICES), seconds=30.0)
+    parser = arguments.parser(__doc__, "--device", "--no-compile", what=tuple(_WORK), seconds=30.0)
     parser.add_argument("--batch_real", type=int, default=256, help="real images per class")
     options = parser.parse_args()
     device, smoke = options.device, options.smoke
-    suite, work = _CHOICES[options.what]
-    work = dataclasses.replace(work, batch_real=options.batch_real)
+    suite, work = _SUITES[options.what], dataclasses.replace(_WORK[options.what], batch_real=options.batch_real)
     recorder = Recorder(suite, {"smoke": smoke, "batch_real": options.batch_real}, device)
     chosen = stages(device, not (options.no_compile or smoke), headline=suite is not SUITE)
-    long = suite is not SUITE and device.type == "cuda" and not smoke
-    sample = HEADLINE_SAMPLE if long else 0.02
+    sample = HEADLINE_SAMPLE if suite is not SUITE and device.type == "cuda" and not smoke else 0.02
     waterfall(recorder, work.smoke() if smoke else work, device, chosen, options.seconds, sample)
 
 
