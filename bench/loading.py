@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
 import fastdm
 from bench.baselines.public_images import PublicPool
@@ -102,10 +101,6 @@ def warm(path: Path, side: int, repeats: int, workers: int) -> Iterator[Row]:
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
     scale, shift = [1 / (255 * s) for s in STD], [-m / s for m, s in zip(MEAN, STD, strict=True)]
     mapped = memory_map(path)
-
-    def through_torch() -> Tensor:
-        return torch.index_select(pool.images, 0, index()).float().div_(255).sub_(mean).div_(std)
-
     pool.gather(indices[0], out=out)  # brings the file into memory
     with threads(workers):
         t = interleaved(
@@ -115,7 +110,7 @@ def warm(path: Path, side: int, repeats: int, workers: int) -> Iterator[Row]:
             streamed_copy=lambda: core.gather(pool.images, ordered, out, threads=workers),
             index_select=lambda: torch.index_select(pool.images, 0, index(), out=out),
             fused=lambda: core.gather(pool.images, index(), normalised, "planar", scale, shift, workers),
-            index_select_float=through_torch,
+            index_select_float=lambda: pool.images.index_select(0, index()).float().div_(255).sub_(mean).div_(std),
             memmap=lambda: mapped[index().numpy()],
             draw=lambda: pool.draw(0, next(steps), DRAWN, drawn_classes),
         )
@@ -189,8 +184,7 @@ def packing(files: list[Path], repeats: int) -> Iterator[Row]:
         with Image.open(io.BytesIO(path.read_bytes())) as image:
             return np.asarray(image.convert("RGB").resize((64, 64), Image.Resampling.BOX)).transpose(2, 0, 1)
 
-    def ours(path: Path) -> np.ndarray:
-        return decode.decode_file(path, 64)
+    ours = partial(decode.decode_file, size=64)
 
     def all_of(function: Callable[[Path], np.ndarray], workers: int) -> None:
         with ThreadPoolExecutor(workers) as pool:

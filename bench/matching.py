@@ -22,13 +22,13 @@ SECONDS = 60.0  # of one size, from the third round on
 
 def measure(work: Workload, device: torch.device, ipc: int) -> Row:
     """ipc: that of the published loops, which a smoke run's workload does not have."""
-    dataset, loops = work.dataset(device), PUBLISHED[ipc]
+    dataset = work.dataset(device)
     gradient = GradientMatching(dataset, work.settings(precision="fp32"), device)
     functions: dict[str, Callable[[], object]] = {"gradient": partial(gradient, 0), "epoch": gradient.train}
     for kind in ("fastdm", "public"):
         functions[kind] = numbered(make(kind, work, dataset, device, "fp32"))
     seconds = records.spreads(host_times(functions, device, rounds=3, seconds=SECONDS, warm_up=1, sample=0.0))
-    return {"outer": loops.outer, "inner": loops.inner, "seconds": seconds, **runs(seconds, ipc)}
+    return {**vars(PUBLISHED[ipc]), "seconds": seconds, **runs(seconds, ipc)}
 
 
 def runs(seconds: dict[str, records.Spread], ipc: int) -> Row:

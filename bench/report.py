@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from bench.harness import cells, machine, plots, records
+from bench.harness import cells, machine, records
 from bench.harness.machine import REPOSITORY
 from bench.harness.records import Result, Row, Suite
 
@@ -108,7 +108,7 @@ def draw(folder: Path) -> Iterator[Path]:
             for kind, drawing in suite.plots.items():
                 if (drawn := drawing(result)) is not None:
                     path = folder / f"{suite.name}-{kind}--{where}.png"
-                    plots.save(drawn, path)
+                    drawn.savefig(path)
                     yield path
 
 

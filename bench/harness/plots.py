@@ -1,12 +1,13 @@
 """What the suites' plots are drawn with; matplotlib is imported when the first is drawn."""
 
 from collections.abc import Callable, Sequence
-from functools import cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from bench.harness.records import Result, Row, value
 
+_STYLE: dict[Any, Any] = {"axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True}
+_STYLE |= {"axes.grid": True, "grid.color": "#e5e7eb", "legend.frameon": False, "font.size": 9}
+_STYLE |= {"figure.constrained_layout.use": True, "savefig.dpi": 110}
 OURS, THEIRS, OTHER, LINE = "#0f766e", "#9ca3af", "#d97706", "#374151"
 
 
@@ -21,7 +22,11 @@ class Series(NamedTuple):
 
 def figure(result: Result, columns: int = 1, size: tuple[float, float] = (6.5, 3.6)) -> tuple[Any, list[Any]]:
     """A figure with axes side by side; the title says where the figures come from."""
-    drawn, axes = _pyplot().subplots(1, columns, figsize=size, squeeze=False)
+    import matplotlib.figure
+
+    matplotlib.rcParams.update(_STYLE)
+    drawn = matplotlib.figure.Figure(figsize=size)
+    axes = drawn.subplots(1, columns, squeeze=False)
     about = result["machine"]
     title = about["device"] if about["device"] != "cpu" else f"{about['cpu']}, {about['cores']} cores"
     drawn.suptitle(title, fontsize="medium")
@@ -68,21 +73,3 @@ def bars(
 def label(axes: Any, x: str, y: str, scale: str = "log") -> None:
     axes.set(xscale=scale, yscale=scale, xlabel=x, ylabel=y)
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
-
-
-def save(drawn: Any, path: Path) -> None:
-    drawn.savefig(path)
-    _pyplot().close(drawn)
-
-
-@cache
-def _pyplot() -> Any:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True})
-    plt.rcParams.update({"axes.grid": True, "grid.color": "#e5e7eb", "legend.frameon": False, "font.size": 9})
-    plt.rcParams.update({"figure.constrained_layout.use": True, "savefig.dpi": 110})
-    return plt
