@@ -25,13 +25,14 @@ from bench.harness import arguments, dram, machine, plots, records
 from bench.harness.case import EPS, Arguments, Case, check
 from bench.harness.records import Result, Row, Rows, Suite
 from bench.harness.timer import device_times, rotation, within
-from bench.harness.workloads import taken
+from bench.harness.workloads import restart_peak
 from fastdm import kernels
 from fastdm.augmentation import DSA_STRATEGY, Strategy
 from fastdm.kernels import dispatch
 from fastdm.kernels.augmentation import reference as augmentation
 from fastdm.kernels.numerics import class_means, working_dtype
 from fastdm.kernels.random import reference as random_numbers
+from fastdm.runs.recording import peak_memory
 
 Shape = tuple[int, ...]
 
@@ -310,7 +311,11 @@ def measure(case: Case, device: torch.device, copy_peak: float | None, smoke: bo
         except Exception as error:  # The baseline's own trouble must not cost the row.
             row["note"] = f"torch.compile failed: {records.failure(error).splitlines()[0]}"
     if device.type == "cuda":
-        row["peak_bytes"] = {name: taken(partial(f, *values), device)[1] for name, f in functions.items()}
+        row["peak_bytes"] = {}
+        for name, function in functions.items():
+            before = restart_peak(device)
+            function(*values)
+            row["peak_bytes"][name] = peak_memory(device) - before
     inputs = [case.make(seed, device) for seed in range(2 if smoke else rotation(case.bytes, device))]
     times = device_times(functions, inputs, device, seconds=0 if smoke else 0.5 * len(functions))
     row["seconds"] = records.spreads(times)
@@ -364,7 +369,6 @@ def _roofline(result: Result) -> Any:
 
 
 def _points(axes: Any, rows: Sequence[Row], place: Callable[[Row], tuple[float, float]]) -> None:
-    """A cloud for every op."""
     for op in dict.fromkeys(row["op"] for row in rows):
         axes.scatter(*zip(*(place(row) for row in rows if row["op"] == op), strict=True), s=18, label=op)
 

@@ -46,7 +46,6 @@ def measure(loop: str, aug_mode: str) -> Row:
     for classes in CLASSES:
         counter = count(loop, classes, aug_mode)
         row |= {f"ops_{classes}_classes": counter.calls.total(), f"bytes_{classes}_classes": counter.allocated}
-        row.setdefault("most_called", dict(counter.calls.most_common(8)))
     return row
 
 

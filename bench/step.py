@@ -28,12 +28,10 @@ from bench.harness import arguments, cells, machine, plots, records
 from bench.harness.loops import LOSS_TOLERANCE, ROUNDING, build, check, make
 from bench.harness.records import STEP, Result, Row, Rows, Suite
 from bench.harness.timer import apart, host_times, numbered, race, within
-from bench.harness.workloads import CIFAR10, CPU, CPU_SIZES, GPU_SIZES, Workload, taken
-from fastdm.condensation.plan import MemoryPlan
+from bench.harness.workloads import CIFAR10, CPU, CPU_SIZES, GPU_SIZES, Workload, restart_peak
 from fastdm.condensation.recipes import recipe_settings
-from fastdm.condensation.step import Step
 from fastdm.networks.architectures import network_names
-from fastdm.runs.recording import peak_resident
+from fastdm.runs.recording import peak_memory
 from fastdm.system.device import fastest_precision, precision_context
 
 Loop = Callable[[], object]
@@ -68,15 +66,11 @@ def ours(work: Workload, device: torch.device, precision: str) -> tuple[Loop, Ro
     flags = partial(precision_context, work.settings(precision=precision).precision, device)
     with flags() as dtype:
         build(tiny, tiny.dataset(device), device, dtype, precision)[0](0)  # loads what is loaded once
-
-        def first() -> tuple[Step, MemoryPlan]:
-            step, plan = build(work, dataset, device, dtype, precision)
-            step(0)
-            return step, plan
-
-        (step, plan), bytes_taken = taken(first, device)
+        before = restart_peak(device)
+        step, plan = build(work, dataset, device, dtype, precision)
+        step(0)
         about: Row = {
-            "peak_bytes": bytes_taken + plan.pool_bytes,  # The pool was there before.
+            "peak_bytes": peak_memory(device) - before + plan.pool_bytes,  # The pool was there before.
             "planned_bytes": plan.pool_bytes + plan.images_bytes + plan.real_bytes + plan.synthetic_bytes,
             "chunks": -(-work.classes // plan.chunk_classes),
         }
@@ -134,7 +128,7 @@ def cpu_peak(work: Workload, precision: str, name: str) -> int:
     run = loop(name, work, CPU, precision)[0]
     run()
     run()
-    return round(peak_resident() / 2**20)
+    return round(peak_memory(CPU) / 2**20)
 
 
 def measure(work: Workload, device: torch.device, precision: str, limit: float, baselines: Sequence[str]) -> Row:

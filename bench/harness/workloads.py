@@ -1,10 +1,9 @@
 """The shapes that are measured: random data sets of the size of known ones, and what an iteration on them must cost."""
 
 import dataclasses
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
@@ -15,24 +14,18 @@ from fastdm.condensation.build import build_networks
 from fastdm.condensation.work import count_work
 from fastdm.data import Dataset, Pool
 from fastdm.data.unread import unread_dataset
-from fastdm.runs.recording import peak_memory
 from fastdm.system.device import resident_memory
-
-T = TypeVar("T")
 
 CPU = torch.device("cpu")
 
 
-def taken(call: Callable[[], T], device: torch.device) -> tuple[T, int]:
-    """What a call returns, and the bytes that it takes at most besides those in use before: of tensors on a GPU, of the
-    process on a CPU."""
+def restart_peak(device: torch.device) -> int:
+    """Let `peak_memory` begin anew; returns the bytes in use, of tensors on a GPU and of the process on a CPU."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-    else:
-        Path("/proc/self/clear_refs").write_text("5")  # The peak begins anew.
-        before = resident_memory()
-    return call(), peak_memory(device) - before
+        return torch.cuda.memory_allocated(device)
+    Path("/proc/self/clear_refs").write_text("5")
+    return resident_memory()
 
 
 @dataclasses.dataclass(frozen=True)
