@@ -35,8 +35,9 @@ from fastdm.system.signals import deferred
 from fastdm.system.text import size_text
 
 SETTINGS, CONFIG, SET, PICTURE = "settings.json", "config.yaml", "synthetic.safetensors", "synthetic.png"
-EVALUATION, EVALUATIONS = "evaluation.json", "evaluations.jsonl"
-"""What was measured of the set, and of those on its way: written by whoever evaluates, and of no use to another run."""
+EVALUATION, EVALUATIONS, BASELINES = "evaluation.json", "evaluations.jsonl", "baselines.json"
+"""What was measured of the set, of those on its way, and of others to compare with: written by whoever evaluates, and
+of no use to another run."""
 
 LOCK = ".lock"
 MESSAGES = "messages.txt"
@@ -413,7 +414,7 @@ def _remove_run(folder: Path) -> None:
 
 def _files(folder: Path) -> Iterator[Path]:
     """The files of a run, of which not all need to be there; without its settings, which the next one replaces."""
-    names = (*NAMES, LOG, ABOUT, SET, PICTURE, MESSAGES, CONFIG, EVALUATION, EVALUATIONS)
+    names = (*NAMES, LOG, ABOUT, SET, PICTURE, MESSAGES, CONFIG, EVALUATION, EVALUATIONS, BASELINES)
     yield from (folder / name for name in names)
     for pattern in (SHARDS, "iteration_*.png", f"{EVENTS}/events.out.tfevents.*"):
         yield from folder.glob(pattern)

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 
 import torch
 
-from fastdm.applications.report.reading import BASELINES, RunRecord
+from fastdm.applications.report.reading import RunRecord
 from fastdm.data.pool import Dataset, Pool
 from fastdm.errors import FastDMError
 from fastdm.evaluation.measure import measure
 from fastdm.evaluation.protocol import Protocol
+from fastdm.runs.run import BASELINES
 from fastdm.synthetic.initial import random_selection, whole_set
 from fastdm.synthetic.synthetic_set import SyntheticSet, check_compatible
 from fastdm.system.files import writing

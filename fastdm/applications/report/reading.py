@@ -10,14 +10,11 @@ from fastdm.errors import FastDMError, whole_number
 from fastdm.evaluation.outcome import Evaluation
 from fastdm.runs.about import About
 from fastdm.runs.log import FILE as LOG
-from fastdm.runs.run import EVALUATION, SET, SETTINGS
+from fastdm.runs.run import BASELINES, EVALUATION, SET, SETTINGS
 from fastdm.runs.run import EVALUATIONS as DURING
 from fastdm.synthetic.synthetic_set import SyntheticSet
 from fastdm.system.checks import parse_json
 from fastdm.system.files import user_path
-
-BASELINES = "baselines.json"
-"""In a run folder: accuracies of random real images and of the whole set, by the protocol of its evaluation."""
 
 
 @dataclass(frozen=True)
