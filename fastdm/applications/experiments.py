@@ -3,9 +3,10 @@
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -51,8 +52,8 @@ def run_experiments(
     Writes under save_path a run folder per experiment, pictures of each set as the public code does, and `res_DM_….pt`:
     that one after each condensation and again after each evaluation, with all sets that there are and what was measured
     of them. With `resume`, an evaluation of the same set by the same protocol is not repeated. Returns the path of that
-    file. Raises FastDMError, before the first iteration, for an evaluation that cannot be done, and if another process
-    writes the same files.
+    file. Raises FastDMError, before the first iteration, for an evaluation that cannot be done, if another process
+    writes the same files, and for such a file that none of the run folders goes with, without `overwrite`.
     """
     if protocol is not None:
         protocol.check(dataset)
@@ -60,13 +61,15 @@ def run_experiments(
         raise FastDMError("eval_every needs networks to evaluate with: num_eval is 0")
     save_path = user_path(save_path)
     stem = f"DM_{file_name(name or dataset.name)}_{settings.network}_{settings.ipc}ipc"
-    experiments = _Experiments([save_path / f"{stem}_exp{e}" for e in range(num_exp)], save_path / f"res_{stem}.pt")
+    runs = {save_path / f"{stem}_exp{e}": dataclasses.replace(settings, seed=settings.seed + e) for e in range(num_exp)}
+    experiments = _Experiments([*runs], save_path / f"res_{stem}.pt")
     evaluations = []
     with shared() as ranks, experiments.kept(ranks, save_path, stem):
+        if ranks.first and not options.overwrite:
+            experiments.check_own()
         if options.resume:
-            experiments.load()
-        for experiment, folder in enumerate(experiments.folders):
-            seeded = dataclasses.replace(settings, seed=settings.seed + experiment)
+            experiments.load(dataset, runs)
+        for experiment, (folder, seeded) in enumerate(runs.items()):
             its_protocol = protocol and dataclasses.replace(protocol, seed=protocol.seed + experiment)
             picture = save_path / f"vis_{stem}_exp{experiment}_iter"
             watch = Watch(dataset, device, folder, picture, report, writes=ranks.first)
@@ -153,11 +156,21 @@ class _Experiments:
                 error.add_note(f"condensed sets are in {complete}")
             raise
 
-    def load(self) -> None:
-        """Read the sets of the run folders."""
-        for folder in self.folders:
+    def check_own(self) -> None:
+        """Raise FastDMError for a result file that is of none of the runs: the public code's has the same name."""
+        if self.path.exists() and not any(folder.exists() for folder in self.folders):
+            raise FastDMError(
+                f"{self.path} is there already, without the run folders that go with it: overwrite it, or choose "
+                "another folder (--overwrite, --save_path)"
+            )
+
+    def load(self, dataset: Dataset, runs: Mapping[Path, Settings]) -> None:
+        """Read the sets of the run folders, as far as they were made by the settings that their runs have now."""
+        for folder, settings in runs.items():
             with suppress(FastDMError):  # not there yet, or damaged: it will be written again
-                self.sets[folder] = SyntheticSet.load(folder / "synthetic.safetensors")
+                found = SyntheticSet.load(folder / "synthetic.safetensors")
+                if found.class_names == dataset.class_names and _key(found.settings) == settings.resume_key():
+                    self.sets[folder] = found
 
     def write(self) -> None:
         """Write the result file, with what was measured of each set."""
@@ -166,6 +179,12 @@ class _Experiments:
         ready = {folder: self.sets[folder] for folder in self.folders if folder in self.sets}
         kept = [read_evaluation(folder, synthetic) for folder, synthetic in ready.items()]
         save_public([*ready.values()], self.path, Evaluation.pooled(filter(None, kept)).accuracies)
+
+
+def _key(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """The `resume_key` of the settings that a set records; the first sets do not say that they were made unclamped."""
+    names = {field.name for field in dataclasses.fields(Settings)}
+    return Settings(**{"clamp": False, **{name: recorded[name] for name in names & recorded.keys()}}).resume_key()
 
 
 def write_evaluation(

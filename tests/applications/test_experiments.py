@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from fastdm.evaluation.outcome import Evaluation
 from fastdm.evaluation.protocol import Protocol
 from fastdm.runs.options import RunOptions
 from fastdm.synthetic.initial import random_selection
-from fastdm.synthetic.public_file import read_public
+from fastdm.synthetic.public_file import read_public, write_public
 from fastdm.synthetic.synthetic_set import SyntheticSet
 from tests.oracles import random_dataset
 
@@ -149,10 +150,12 @@ def test_what_was_measured_of_a_set_goes_with_it(
     run(dataset, tmp_path, PROTOCOL, num_exp=1)
     folder = tmp_path / "DM_random_ConvNetD1_1ipc_exp0"
     (folder / "evaluations.jsonl").write_text("")
+    (folder / "baselines.json").write_text("{}")
     assert summarise_run(folder)["accuracies"] == {"MLP": [0.25, 0.25]}
     run(dataset, tmp_path, None, num_exp=1, **how)
     assert "accuracies" not in summarise_run(folder)
-    assert (folder / "evaluations.jsonl").exists() == ("resume" in how)  # the set on the way is the same
+    for name in ("evaluations.jsonl", "baselines.json"):
+        assert (folder / name).exists() == ("resume" in how)  # the set on the way is the same, and the real images
 
 
 def test_a_resumed_run_that_stops_again_loses_no_set(
@@ -180,3 +183,25 @@ def test_a_damaged_evaluation_is_measured_anew(content: str, dataset: Dataset, t
     experiments.write_evaluation(tmp_path, synthetic, PROTOCOL, found, 1.5)
     assert read_evaluation(tmp_path, synthetic, PROTOCOL) == found
     assert read_evaluation(tmp_path, synthetic, dataclasses.replace(PROTOCOL, seed=9)) is None
+
+
+def test_a_set_of_other_settings_never_joins_the_others(dataset: Dataset, tmp_path: Path) -> None:
+    run(dataset, tmp_path, None)
+    shutil.rmtree(tmp_path / "DM_random_ConvNetD1_1ipc_exp0")
+    with pytest.raises(FastDMError, match="momentum"):
+        run(dataset, tmp_path, None, resume=True, momentum=0.9)
+    (only,) = read_public(tmp_path / RESULT).about["settings"]
+    assert (only["seed"], only["momentum"]) == (1, 0.9)
+
+
+def test_a_result_of_others_is_not_replaced_unasked(dataset: Dataset, tmp_path: Path) -> None:
+    """The public code, too, writes to a folder called result by default."""
+    write_public(tmp_path / RESULT, [(torch.zeros(2, 3, 8, 8), torch.arange(2))], {"ConvNet": [0.5]})
+    before = (tmp_path / RESULT).read_bytes()
+    for resume in (False, True):
+        with pytest.raises(FastDMError, match=rf"{RESULT} is there already, .*--overwrite"):
+            run(dataset, tmp_path, None, resume=resume)
+        assert (tmp_path / RESULT).read_bytes() == before
+        assert [path.name for path in tmp_path.iterdir()] == [RESULT]
+    run(dataset, tmp_path, None, overwrite=True)
+    assert len(read_public(tmp_path / RESULT).sets) == 2
