@@ -17,7 +17,7 @@ import torch
 
 from fastdm.applications.report.reading import read_log
 from fastdm.applications.result_file import ResultFile
-from fastdm.condensation.loop import condense_resolved, fingerprint
+from fastdm.condensation.loop import condense_resolved, fingerprint, normalised
 from fastdm.condensation.settings import Settings
 from fastdm.data.pool import Dataset, Pool
 from fastdm.errors import FastDMError, one_of, unknown, whole_number
@@ -121,6 +121,7 @@ class Search:
         """What results must have been found with to belong together; networks and proxies may become more."""
         return {
             **fingerprint(self.dataset),
+            **normalised(self.dataset),
             "settings": dataclasses.asdict(self.settings),
             "protocol": {**dataclasses.asdict(self.protocol), "networks": []},
             "whole_set_epochs": self.whole_set_epochs,
@@ -146,7 +147,14 @@ def run_search(
     """
     make_folder(save_path)
     with shared() as ranks, locked(save_path / ".search.lock", str(save_path)) if ranks.first else nullcontext():
-        results = ResultFile(save_path / RESULTS, what.key(), resume=resume, overwrite=overwrite, writes=ranks.first)
+        results = ResultFile(
+            save_path / RESULTS,
+            what.key(),
+            resume=resume,
+            overwrite=overwrite,
+            older=normalised(what.dataset),
+            writes=ranks.first,
+        )
         condensing = 0.0
         for proxy in (*what.proxies, WHOLE_SET):
             images: SyntheticSet | Pool = what.dataset.train

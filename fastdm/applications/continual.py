@@ -14,7 +14,7 @@ import torch
 from fastdm.applications.line_plot import check_matplotlib, write_lines
 from fastdm.applications.report.svg import Line
 from fastdm.applications.result_file import ResultFile
-from fastdm.condensation.loop import condense_resolved, fingerprint
+from fastdm.condensation.loop import condense_resolved, fingerprint, normalised
 from fastdm.condensation.settings import Settings
 from fastdm.data.pool import Dataset
 from fastdm.data.subset import of_classes
@@ -89,6 +89,7 @@ class Continual:
         """What results must have been found with to belong together; the methods and the orders may become more."""
         return {
             **fingerprint(self.dataset),
+            **normalised(self.dataset),
             "steps": self.steps,
             "herding_epochs": self.herding_epochs,
             "settings": dataclasses.asdict(self.settings),
@@ -116,7 +117,14 @@ def run_continual(
     check_matplotlib()
     make_folder(save_path)
     with shared() as ranks, locked(save_path / ".continual.lock", str(save_path)) if ranks.first else nullcontext():
-        results = ResultFile(save_path / RESULTS, what.key(), resume=resume, overwrite=overwrite, writes=ranks.first)
+        results = ResultFile(
+            save_path / RESULTS,
+            what.key(),
+            resume=resume,
+            overwrite=overwrite,
+            older=normalised(what.dataset),
+            writes=ranks.first,
+        )
         for method in what.methods:
             for order in range(what.orders):
                 maker = _Maker(what, method, order, device, save_path, resume, overwrite, progress, ranks)

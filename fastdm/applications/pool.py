@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fastdm.augmentation import default_strategy
-from fastdm.condensation.loop import fingerprint
+from fastdm.condensation.loop import fingerprint, normalised
 from fastdm.data.pool import Dataset
 from fastdm.data.sources import Source, open_dataset
 from fastdm.errors import FastDMError, one_of, whole_number
@@ -113,7 +113,11 @@ def train_pool(
     elif whole_number("states", states, 2) > steps + 1:
         raise FastDMError(f"states is {states}, but trainings of {steps} updates have {steps + 1}; use at most as many")
     settings = _settings(protocol, states, seed)
-    files = _Files(None if save_path is None else user_path(save_path), {**settings, **fingerprint(dataset)})
+    files = _Files(
+        None if save_path is None else user_path(save_path),
+        {**settings, **fingerprint(dataset), **normalised(dataset)},
+        older=normalised(dataset),
+    )
     kept = [steps * state // (states - 1) for state in range(states)]
     with shared() as ranks, files.locked() if ranks.first else nullcontext():
         complete = files.begin(resume, overwrite) if ranks.first else None
@@ -298,16 +302,18 @@ class _Training:
 class _Files:
     """The file of the pool, and until it is complete one for each network next to it; with `path` None none at all.
 
-    settings: what a training must have been started with to be resumed.
+    settings: what a training must have been started with to be resumed; older: those that the files of earlier versions
+    do not state.
     """
 
-    def __init__(self, path: Path | None, settings: dict[str, Any]) -> None:
+    def __init__(self, path: Path | None, settings: dict[str, Any], older: Mapping[str, Any] | None = None) -> None:
         if path is not None and path.suffix != ".safetensors":
             raise FastDMError(f"{path} must end in .safetensors")
         if path is not None:
             make_folder(path.parent)
         self.path = path
         self.settings = json.loads(json.dumps(settings))
+        self._older = dict(older or {})
 
     def locked(self) -> AbstractContextManager[None]:
         """Keep other processes from the files within the block."""
@@ -323,19 +329,24 @@ class _Files:
             return None
         if overwrite:
             self._remove_parts()
-        elif self.path.exists():
-            if not resume:
-                raise FastDMError(f"{self.path} already exists: resume it, overwrite it, or choose another file")
+        elif not resume and self.path.exists():
+            raise FastDMError(f"{self.path} already exists: resume it, overwrite it, or choose another file")
+        elif self.path.exists() and not self._is_overwritten():
             return self.complete()
-        elif not resume and any(self._part(number).exists() for number in range(self.settings["networks"])):
+        elif not resume and self._parts():
             raise FastDMError(f"a training for {self.path} was interrupted: resume it, overwrite it, or choose another")
         return None
+
+    def _is_overwritten(self) -> bool:
+        """Whether a training that will replace the pool was interrupted: the pool is there until then."""
+        assert self.path is not None
+        return bool(self._parts()) and bool(self._changes(NetworkPool.load(self.path).settings))
 
     def complete(self) -> NetworkPool:
         """The pool, which is there."""
         assert self.path is not None
         pool = NetworkPool.load(self.path)
-        self._check(self.path, dict(pool.settings))
+        self._check(self.path, pool.settings)
         return pool
 
     def finish(self, pool: NetworkPool) -> None:
@@ -369,13 +380,16 @@ class _Files:
         self._check(part, settings)
         return done, rows, momentum
 
-    def _check(self, path: Path, settings: dict[str, Any]) -> None:
-        changes = [
-            f"{name} was {settings.get(name)!r} and is {now!r}"
+    def _changes(self, settings: Mapping[str, Any]) -> list[str]:
+        """What differs from the settings of a file."""
+        return [
+            f"{name} was {was!r} and is {now!r}"
             for name, now in self.settings.items()
-            if settings.get(name) != now
+            if (was := settings.get(name, self._older.get(name))) != now
         ]
-        if changes:
+
+    def _check(self, path: Path, settings: Mapping[str, Any]) -> None:
+        if changes := self._changes(settings):
             raise FastDMError(
                 f"{path} was begun with different settings ({'; '.join(changes)}); use the same, or overwrite"
             )
@@ -384,9 +398,16 @@ class _Files:
         assert self.path is not None
         return self.path.with_name(f"{self.path.stem}-network-{number}.safetensors")
 
+    def _parts(self) -> list[Path]:
+        """The files of single networks that are there, also those of a training of more networks."""
+        assert self.path is not None
+        begin = f"{self.path.stem}-network-"
+        found = (each for each in self.path.parent.iterdir() if each.name.startswith(begin))
+        return [each for each in found if each.stem.removeprefix(begin).isdecimal() and each.suffix == ".safetensors"]
+
     def _remove_parts(self) -> None:
-        for number in range(self.settings["networks"]):
-            self._part(number).unlink(missing_ok=True)
+        for part in self._parts():
+            part.unlink(missing_ok=True)
 
 
 def _checksum(rows: Tensor, momentum: Tensor, about: Mapping[str, str]) -> str:

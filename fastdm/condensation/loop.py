@@ -201,7 +201,7 @@ def _run(
         lambda row: f"class {dataset.class_names[row // settings.ipc]!r}",
         lambda: step.is_whole,
     )
-    normalised = _normalised(dataset)
+    pixels_are = normalised(dataset)
     return Run(
         state,
         synthetic,
@@ -211,11 +211,11 @@ def _run(
         {
             **settings.resume_key(),
             **fingerprint(dataset),
-            **normalised,
+            **pixels_are,
             **({"pool_crc32": pool.crc32()} if pool else {}),
         },
         options,
-        resume_defaults={**Settings().resume_key(), **normalised},  # the first checkpoints do not say how
+        resume_defaults={**Settings().resume_key(), **pixels_are},  # the first checkpoints do not say how
         ranks=ranks,
     )
 
@@ -317,8 +317,10 @@ def _other_data(dataset: Dataset, pool: NetworkPool | None) -> Iterator[str]:
         return
     if pool.dataset != dataset.name:
         yield f"the networks of the pool were trained on {pool.dataset}, not on {dataset.name}"
-    elif any(pool.settings.get(name, value) != value for name, value in fingerprint(dataset).items()):
-        yield f"the networks of the pool were trained on a data set {dataset.name} of other images"
+        return
+    now = {**fingerprint(dataset), **normalised(dataset)}
+    if any(pool.settings.get(name, value) != value for name, value in now.items()):
+        yield f"the networks of the pool were trained on a data set {dataset.name} of other images or normalisation"
 
 
 def fingerprint(dataset: Dataset) -> dict[str, Any]:
@@ -333,7 +335,7 @@ def fingerprint(dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def _normalised(dataset: Dataset) -> dict[str, Any]:
+def normalised(dataset: Dataset) -> dict[str, Any]:
     """How pixels are normalised, which depends on every image where a data set has no standard; machines may round the
     last digits differently."""
     return {"mean": [round(each, 9) for each in dataset.mean], "std": [round(each, 9) for each in dataset.std]}

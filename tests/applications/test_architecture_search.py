@@ -1,5 +1,6 @@
 """Networks ranked by what they reach on proxies, compared with how they rank on the whole set."""
 
+import dataclasses
 import json
 import math
 from collections.abc import Mapping
@@ -130,6 +131,13 @@ def test_a_search_goes_on_with_further_networks(digits: Dataset, tmp_path: Path)
     assert len(records) == 8
     whole = run_search(job(digits, proxies=["random"]), CPU, save_path=tmp_path / "at once")
     assert {name: of["spearman"] for name, of in more.items()} == {name: of["spearman"] for name, of in whole.items()}
+
+
+def test_another_normalisation_is_another_search(digits: Dataset, tmp_path: Path) -> None:
+    run_search(job(digits, networks=FOUR[:2], proxies=["random"]), CPU, save_path=tmp_path)
+    other = dataclasses.replace(digits, mean=(0.5,), std=(0.25,))
+    with pytest.raises(FastDMError, match=r"mean was \[.*\] and is \[0\.5\]; std was"):
+        run_search(job(other, networks=FOUR[:2], proxies=["random"]), CPU, save_path=tmp_path, resume=True)
 
 
 def test_what_a_proxy_finds_is_worth_what_it_reaches_on_the_whole_set(digits: Dataset) -> None:

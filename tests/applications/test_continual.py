@@ -1,5 +1,6 @@
 """Classes that come in steps, and a memory of a few images of each."""
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -94,6 +95,54 @@ def test_what_is_resumed_ends_like_what_was_not_interrupted(
     with pytest.raises(KeyboardInterrupt):
         run_continual(what, CPU, save_path=tmp_path / "parts")
     assert run_continual(what, CPU, save_path=tmp_path / "parts", resume=True) == whole
+
+
+def test_another_normalisation_is_another_job(digits: Dataset, tmp_path: Path) -> None:
+    run_continual(job(digits, methods=("random",), steps=2), CPU, save_path=tmp_path)
+    other = dataclasses.replace(digits, mean=(0.5,), std=(0.25,))
+    with pytest.raises(FastDMError, match=r"mean was \[.*\] and is \[0\.5\]; std was"):
+        run_continual(job(other, methods=("random",), steps=2), CPU, save_path=tmp_path, resume=True)
+    file = tmp_path / "continual.json"  # of an earlier version, which did not say
+    content = json.loads(file.read_text())
+    content["settings"].pop("mean"), content["settings"].pop("std")
+    file.write_text(json.dumps(content))
+    run_continual(job(digits, methods=("random",), steps=2), CPU, save_path=tmp_path, resume=True)
+
+
+def test_what_an_interrupted_job_left_is_not_taken_for_that_of_another(
+    digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped before the first record, when only a set of the first step is there."""
+
+    def stop(*args: Any, **options: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(continual, "measure", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run_continual(job(digits, methods=("random",), steps=2), CPU, save_path=tmp_path)
+    other = job(digits, methods=("random",), steps=2)
+    other = dataclasses.replace(other, settings=dataclasses.replace(other.settings, ipc=5))
+    with pytest.raises(FastDMError, match="ipc was 2 and is 5"):
+        run_continual(other, CPU, save_path=tmp_path, resume=True)
+    whole = run_continual(other, CPU, save_path=tmp_path / "whole")
+    assert run_continual(other, CPU, save_path=tmp_path) == whole  # nothing was measured: there is nothing to lose
+
+
+def test_an_interrupted_overwriting_is_what_is_resumed(
+    digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_continual(job(digits, methods=("random",), steps=2), CPU, save_path=tmp_path)
+    other = dataclasses.replace(job(digits, methods=("random",), steps=2), herding_epochs=2)
+
+    def stop(*args: Any, **options: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(continual, "measure", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run_continual(other, CPU, save_path=tmp_path, overwrite=True)
+    assert len(run_continual(other, CPU, save_path=tmp_path, resume=True)) == 2
 
 
 def test_the_table_is_over_orders() -> None:

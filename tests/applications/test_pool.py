@@ -10,6 +10,7 @@ import torch
 
 import fastdm
 from fastdm.applications import pool as pool_room
+from fastdm.condensation import loop
 from fastdm.data.pool import Dataset
 from fastdm.errors import FastDMError
 from fastdm.networks.trained import NetworkPool, load_parameters
@@ -102,6 +103,62 @@ def test_an_interrupted_training_resumes_bit_for_bit(
     assert torch.equal(train(dataset, **options, save_path=path, resume=True).weights, whole.weights)
     with pytest.raises(FastDMError, match="already exists"):
         train(dataset, **options, save_path=path)
+
+
+def test_another_normalisation_is_another_training(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "pool.safetensors"
+    pool = train(dataset, save_path=path)
+    other = dataclasses.replace(dataset, mean=(0.25,), std=(0.5,))
+    with pytest.raises(FastDMError, match=r"mean was \[0\.5\] and is \[0\.25\]; std was"):
+        train(other, save_path=path, resume=True)
+    assert [*loop._other_data(dataset, pool)] == []
+    assert [*loop._other_data(other, pool)] == [
+        "the networks of the pool were trained on a data set random of other images or normalisation"
+    ]
+    settings = {name: value for name, value in pool.settings.items() if name not in ("mean", "std")}
+    older = dataclasses.replace(pool, settings=settings)  # of an earlier version, which did not say
+    older.save(path)
+    assert torch.equal(train(dataset, save_path=path, resume=True).weights, pool.weights)
+    assert [*loop._other_data(other, older)] == []
+
+
+def test_an_interrupted_overwriting_is_what_is_resumed(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "pool.safetensors"
+    train(dataset, save_path=path)
+    whole = train(dataset, seed=1)
+    after = pool_room._Training.after
+
+    def stopping(self: Any, done: int, momentum: Any) -> None:
+        after(self, done, momentum)
+        if done == 5:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pool_room._Training, "after", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            train(dataset, seed=1, save_path=path, overwrite=True)
+    assert NetworkPool.load(path).settings["seed"] == 0  # it is there until the other one is complete
+    with pytest.raises(FastDMError, match="seed was 1 and is 2"):
+        train(dataset, seed=2, save_path=path, resume=True)
+    assert torch.equal(train(dataset, seed=1, save_path=path, resume=True).weights, whole.weights)
+    assert [each.name for each in tmp_path.iterdir()] == [path.name]
+
+
+def test_starting_over_leaves_nothing_of_more_networks(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "pool.safetensors"
+    with monkeypatch.context() as patched:
+        patched.setattr(pool_room.NetworkPool, "save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            train(dataset, save_path=path)
+    (tmp_path / "pool-network-mine.safetensors").touch()
+    train(dataset, networks=1, save_path=path, overwrite=True)
+    assert {each.name for each in tmp_path.iterdir()} == {path.name, "pool-network-mine.safetensors"}
 
 
 def test_a_pool_survives_its_file_and_damage_is_noticed(dataset: Dataset, tmp_path: Path) -> None:

@@ -312,7 +312,7 @@ def test_a_disk_that_fills_up_is_a_sentence(dataset: Dataset, tmp_path: Path) ->
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "_normalised", lambda dataset: {})
+    monkeypatch.setattr(loop, "normalised", lambda dataset: {})
     fastdm.condense(dataset, **SMALL, save_path=tmp_path)
     before = (tmp_path / FILE).read_bytes()
     broken = dataclasses.replace(dataset, mean=(3e38,) * 3, std=(1e-5,) * 3)  # real images beyond float32
