@@ -3,7 +3,7 @@
 import math
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import TypeVar
 
 import torch
@@ -24,7 +24,7 @@ def side_by_side(
     """`run(job, after_step)` for all jobs: one after another on a GPU, on a CPU as many at once as it has threads.
 
     Small networks leave threads waiting for each other when they share the work of one layer; a thread that has a
-    network to itself never waits.
+    network to itself never waits. The first error of any of them ends all.
     """
     lock, stopping, done = threading.Lock(), threading.Event(), 0
 
@@ -41,10 +41,15 @@ def side_by_side(
     workers = max(1, min(threads, len(jobs))) if device.type == "cpu" else 1
     # The number of threads is a setting of the thread that works with them.
     with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads // workers,)) as pool:
+        started = [pool.submit(run, job, after_step) for job in jobs]
         try:
-            return list(pool.map(lambda job: run(job, after_step), jobs))
+            wait(started, return_when=FIRST_EXCEPTION)
+            ended = [each.result() for each in started if each.done()]  # raises what one has raised
+            assert len(ended) == len(jobs)
+            return ended
         finally:
             stopping.set()
+            pool.shutdown(wait=False, cancel_futures=True)
             torch.set_num_threads(threads)
 
 

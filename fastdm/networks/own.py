@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from fastdm.errors import FastDMError
 from fastdm.networks.fusing import fuse
@@ -49,6 +50,8 @@ def build_own(
             raise FastDMError(f"calling {name}() to build a network failed: {_first_line(error)}") from error
         if not isinstance(module, nn.Module):
             raise FastDMError(f"{name} gives a {type(module).__name__}; it must build a torch.nn.Module")
+        if any(map(is_lazy, (*module.parameters(), *module.buffers()))):
+            raise FastDMError(f"{name} gives lazy layers that are not initialised; let it send them some images first")
         module.to(device)
         fuse(module)
         _choose_format(module, image_shape, device)
@@ -92,16 +95,21 @@ def _contiguous(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ..
 
 def check_own(builder: Builder, image_shape: tuple[int, int, int], num_classes: int) -> None:
     """Raise FastDMError for a network that cannot classify such images, having sent it two, or cannot be trained."""
-    network = build_own(builder, 0, image_shape=image_shape).eval()
-    with torch.no_grad():
-        given = _of_two_images(network_name(builder), network, image_shape)
-    if not (isinstance(given, Tensor) and given.shape == (2, num_classes)):
-        shown = f"{list(given.shape)}" if isinstance(given, Tensor) else f"a {type(given).__name__}"
+    name, network = network_name(builder), build_own(builder, 0, image_shape=image_shape)
+    if build_own(builder, 0) is network:
         raise FastDMError(
-            f"{network_name(builder)} gives {shown} for 2 images; it must give logits, a tensor {[2, num_classes]}"
+            f"{name} gives the same module each time, which would be trained again; build a new one in it"
         )
+    for mode, when in ((False, ""), (True, " while it is trained")):
+        with torch.no_grad(), _generators(0):
+            given = _of_two_images(name, network.train(mode), image_shape)
+        if not (isinstance(given, Tensor) and given.shape == (2, num_classes)):
+            shown = f"{list(given.shape)}" if isinstance(given, Tensor) else f"a {type(given).__name__}"
+            raise FastDMError(
+                f"{name} gives {shown} for 2 images{when}; it must give logits, a tensor {[2, num_classes]}"
+            )
     if not any(parameter.requires_grad for parameter in network.parameters()):
-        raise FastDMError(f"{network_name(builder)} has no parameters that can be trained")
+        raise FastDMError(f"{name} has no parameters that can be trained")
 
 
 def build_own_frozen(

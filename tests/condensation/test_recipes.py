@@ -133,7 +133,9 @@ def test_a_pool_of_another_data_set_is_named(dataset: Dataset, pool: NetworkPool
             (other, [f"the networks of the pool were trained on {dataset.name}, not on other"]),
             (
                 dataclasses.replace(dataset, train=changed),
-                [f"the networks of the pool were trained on a data set {dataset.name} of other images or normalisation"],
+                [
+                    f"the networks of the pool were trained on a data set {dataset.name} of other images or normalisation"
+                ],
             ),
         ]
     ):

@@ -80,6 +80,21 @@ def test_a_set_of_an_own_network_asks_for_its_function(digits: Dataset) -> None:
     assert [*evaluate(made, digits, networks=[linear], num_eval=1, epochs=1, device="cpu").mean] == ["linear"]
 
 
+class WithAuxiliary(nn.Module):
+    """As torchvision's GoogLeNet: besides its logits it gives others, but only while it is trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = linear()
+
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        logits: Tensor = self.layers(images)
+        return (logits, logits) if self.training else logits
+
+
+ALWAYS_THE_SAME = linear()
+
+
 @pytest.mark.parametrize(
     ("networks", "message"),
     [
@@ -95,6 +110,9 @@ def test_a_set_of_an_own_network_asks_for_its_function(digits: Dataset) -> None:
             [lambda: nn.Sequential(nn.Flatten(), nn.AdaptiveAvgPool1d(10))],
             "<lambda> has no parameters that can be trained",
         ),
+        ([WithAuxiliary], r"WithAuxiliary gives a tuple for 2 images while it is trained; it must give logits"),
+        ([lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(10))], "<lambda> gives lazy layers that are not init"),
+        ([lambda: ALWAYS_THE_SAME], "<lambda> gives the same module each time, which would be trained again"),
     ],
 )
 def test_what_cannot_be_trained(networks: list[object], message: str, digits: Dataset) -> None:
