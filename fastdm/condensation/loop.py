@@ -320,7 +320,8 @@ def _other_data(dataset: Dataset, pool: NetworkPool | None) -> Iterator[str]:
         return
     now = {**fingerprint(dataset), **normalised(dataset)}
     if any(pool.settings.get(name, value) != value for name, value in now.items()):
-        yield f"the networks of the pool were trained on a data set {dataset.name} of other images or normalisation"
+        what = f"a data set {dataset.name} of other images, or normalised otherwise"
+        yield f"the networks of the pool were trained on {what}"
 
 
 def fingerprint(dataset: Dataset) -> dict[str, Any]:

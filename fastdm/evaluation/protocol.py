@@ -1,7 +1,7 @@
 """How an evaluation is done."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -61,8 +61,12 @@ class Protocol:
         object.__setattr__(self, "lr_net", real_number("lr_net", self.lr_net))
         if not 0 < self.lr_net < math.inf:
             raise FastDMError(f"lr_net is {self.lr_net}; it must be above 0, and finite")
-        if isinstance(self.networks, str) or callable(self.networks) or not self.networks:
+        several = isinstance(self.networks, Iterable) and not (
+            isinstance(self.networks, str) or callable(self.networks)
+        )
+        if not several or not (networks := [*self.networks]):  # of an iterator only what is kept is there again
             raise FastDMError(f"networks is {self.networks!r}; it must be a list of at least one name")
+        object.__setattr__(self, "networks", networks)
         for network in self.networks:
             if not (isinstance(network, str) or callable(network)):
                 raise FastDMError(

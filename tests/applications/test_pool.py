@@ -115,7 +115,7 @@ def test_another_normalisation_is_another_training(
         train(other, save_path=path, resume=True)
     assert [*loop._other_data(dataset, pool)] == []
     assert [*loop._other_data(other, pool)] == [
-        "the networks of the pool were trained on a data set random of other images or normalisation"
+        "the networks of the pool were trained on a data set random of other images, or normalised otherwise"
     ]
     settings = {name: value for name, value in pool.settings.items() if name not in ("mean", "std")}
     older = dataclasses.replace(pool, settings=settings)  # of an earlier version, which did not say

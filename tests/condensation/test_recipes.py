@@ -123,6 +123,9 @@ def test_what_does_not_go_together_is_refused(dataset: Dataset, options: dict[st
         fastdm.condense(dataset, 1, **{**RUN, **options})
 
 
+OTHERWISE = "of other images, or normalised otherwise"
+
+
 def test_a_pool_of_another_data_set_is_named(dataset: Dataset, pool: NetworkPool, tmp_path: Path) -> None:
     run = {**RUN, "networks": "trained", "iterations": 1}
     other = dataclasses.replace(dataset, name="other")
@@ -133,9 +136,7 @@ def test_a_pool_of_another_data_set_is_named(dataset: Dataset, pool: NetworkPool
             (other, [f"the networks of the pool were trained on {dataset.name}, not on other"]),
             (
                 dataclasses.replace(dataset, train=changed),
-                [
-                    f"the networks of the pool were trained on a data set {dataset.name} of other images or normalisation"
-                ],
+                [f"the networks of the pool were trained on a data set {dataset.name} {OTHERWISE}"],
             ),
         ]
     ):
