@@ -78,10 +78,10 @@ FLAGS = {
     "momentum chunk_memory compile deterministic small_classes profile resume overwrite save_every picture_every",
     "evaluate": "dataset model eval_mode num_eval epoch_eval_train lr_net batch_train dsa_strategy data_path "
     "image_size experiment baselines epoch_whole_set seed device",
-    "export": "experiment measure dataset data_path image_size num_eval epoch_eval_train lr_net batch_train seed "
-    "device",
+    "export": "experiment overwrite measure dataset data_path image_size num_eval epoch_eval_train lr_net batch_train "
+    "seed device",
     "inspect": "verify",
-    "pack": "size filter fit workers on_error resume name data_path",
+    "pack": "size filter fit workers on_error resume overwrite name data_path",
     "profile": "dataset model ipc batch_real iterations data_path save_path seed device precision backend chunk_memory",
     "report": "out dataset data_path image_size baselines epoch_whole_set png device",
 }

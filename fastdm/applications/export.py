@@ -1,20 +1,22 @@
 """Give a condensed set to others: as a folder of PNG files, as arrays, or as the public code's file."""
 
-import contextlib
 import json
+import os
 import shutil
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 
 from fastdm.data.normalisation import per_channel
 from fastdm.errors import FastDMError
-from fastdm.synthetic.synthetic_set import Format, SyntheticSet
+from fastdm.synthetic.public_file import labels_of
+from fastdm.synthetic.synthetic_set import Format, SyntheticSet, save_public
+from fastdm.system.checks import parse_json
 from fastdm.system.files import reason, user_path, writing
 
 ABOUT = "about.json"
@@ -38,7 +40,9 @@ class Exported:
         return f"{many} lie beyond black or white, where 8 bits clip them{soft}"
 
 
-def export(synthetic: SyntheticSet | str | Path, out: str | Path, *, format: Format | None = None) -> Exported:
+def export(
+    synthetic: SyntheticSet | str | Path, out: str | Path, *, format: Format | None = None, overwrite: bool = False
+) -> Exported:
     """Write a condensed set in a form that needs no fastdm; `open_dataset` reads each of them, as 8-bit pixels.
 
     synthetic: the set, or the file of one. out says by its suffix what is written:
@@ -48,13 +52,16 @@ def export(synthetic: SyntheticSet | str | Path, out: str | Path, *, format: For
       that sort in the order of the labels; else the label is put in front. Read back, images have 3 channels.
     - `.npz`: `x_train`, uint8 [N, H, W, C], and `y_train`, int64 [N];
     - `.safetensors`: fastdm's own file, which keeps everything;
-    - `.pt`: the public code's `{"data": [[images, labels]], "accs_all_exps": {}}`, normalised float32, and with them
-      `classes`, `images_train` (uint8 [N, C, H, W]) and `labels_train`, as its data set files have them.
+    - `.pt`: what `SyntheticSet.save` writes, the public code's `{"data": [[images, labels]], "accs_all_exps": {}}`,
+      normalised float32, and with them `classes`, `images_train` (uint8 [N, C, H, W]) and `labels_train`, as its data
+      set files have them.
 
     format: "public", "mtt", "idc" or "safetensors", in place of that: what `SyntheticSet.save` writes by this name.
 
+    overwrite: replace what is there already, a file or the folder of an earlier export.
+
     Images with a partition are decoded, and labels are hard. 8-bit pixels are de-normalised, clipped to [0, 1] and
-    rounded. Raises FastDMError for another suffix, a folder that is not empty, and what cannot be read or written.
+    rounded. Raises FastDMError for another suffix, for what is there already, and for what cannot be read or written.
 
     >>> import fastdm, tempfile
     >>> synthetic = fastdm.random_selection("digits", ipc=2)
@@ -65,11 +72,18 @@ def export(synthetic: SyntheticSet | str | Path, out: str | Path, *, format: For
     if not isinstance(synthetic, SyntheticSet):
         synthetic = SyntheticSet.load(synthetic)
     out = user_path(out)
+    for target in (out, labels_of(out)) if format == "mtt" else (out,):
+        if os.path.isfile(target) and not overwrite:  # a name that no file can have is no file
+            raise FastDMError(f"{target} is there already: overwrite it, or choose another (--overwrite)")
     if format is not None or out.suffix.lower() == ".safetensors":
         synthetic.save(out, format=format or "safetensors")
         return _exported(out, synthetic, keeps_soft_labels=format in (None, "safetensors"))
     synthetic = synthetic.expand()
-    writers = {"": _write_folder, ".npz": _write_npz, ".pt": _write_pt}
+    writers: dict[str, Callable[[SyntheticSet, Path], None]] = {
+        "": partial(_write_folder, overwrite=overwrite),
+        ".npz": _write_npz,
+        ".pt": _write_pt,
+    }
     if out.suffix.lower() not in writers:
         raise FastDMError(f"{out} ends in {out.suffix}; it must be a folder, or end in .npz, .pt or .safetensors")
     writers[out.suffix.lower()](synthetic, out)
@@ -113,15 +127,19 @@ def _as_file_name(name: str) -> str:
     return allowed.encode()[:200].decode(errors="ignore")
 
 
-def _write_folder(synthetic: SyntheticSet, out: Path) -> None:
+def _write_folder(synthetic: SyntheticSet, out: Path, overwrite: bool) -> None:
     try:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise FastDMError(f"{out} is there already and is not an empty folder; choose another")
+            if not _is_export(out):
+                raise FastDMError(f"{out} is there already and is not an empty folder; choose another")
+            if not overwrite:
+                raise FastDMError(f"{out} is there already: overwrite it, or choose another (--overwrite)")
         if out.exists() and out.samefile("."):  # the folder is replaced by one that is complete
             raise FastDMError(f"{out} is the current folder; name a new one in it")
+        out = Path(os.path.realpath(out))  # a link is followed, as to a file
     except OSError as error:
         raise FastDMError(f"{out} cannot be written: {reason(error)}") from error
-    unfinished = out.with_name(f".{out.name}.unfinished")
+    unfinished, replaced = (out.with_name(f".{out.name}.{what}") for what in ("unfinished", "replaced"))
     folders = class_folders(synthetic.class_names)
     pixels = synthetic.pixels()
     digits = len(str(synthetic.ipc - 1))
@@ -136,13 +154,24 @@ def _write_folder(synthetic: SyntheticSet, out: Path) -> None:
         text = json.dumps(about, indent=2, ensure_ascii=False) + "\n"
         # Names of folders that are not UTF-8, as JSON writes them.
         (unfinished / ABOUT).write_text(text, encoding="utf-8", errors="backslashreplace")
-        with contextlib.suppress(FileNotFoundError):
-            out.rmdir()
+        if out.exists():
+            shutil.rmtree(replaced, ignore_errors=True)
+            out.rename(replaced)
         unfinished.rename(out)
+        shutil.rmtree(replaced, ignore_errors=True)
     except OSError as error:
         raise FastDMError(f"{out} cannot be written: {reason(error)}") from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _is_export(folder: Path) -> bool:
+    """Whether a folder holds an exported set, and nothing else."""
+    try:
+        folders = parse_json((folder / ABOUT).read_bytes())["folders"]
+        return {each.name for each in folder.iterdir()} == {ABOUT, *folders}
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _write_npz(synthetic: SyntheticSet, out: Path) -> None:
@@ -152,12 +181,6 @@ def _write_npz(synthetic: SyntheticSet, out: Path) -> None:
 
 
 def _write_pt(synthetic: SyntheticSet, out: Path) -> None:
-    content = {
-        "data": [[synthetic.images.detach().cpu().clone(), synthetic.labels]],
-        "accs_all_exps": {},
-        "classes": [*synthetic.class_names],
-        "images_train": synthetic.pixels(),
-        "labels_train": synthetic.labels,
-    }
-    with writing(out) as temporary:
-        torch.save(content, temporary)
+    pixels, labels = synthetic.pixels(), synthetic.labels
+    more = {"classes": [*synthetic.class_names], "images_train": pixels, "labels_train": labels}
+    save_public([synthetic], out, more=more)

@@ -1,6 +1,7 @@
 """All sets of a file evaluated, with what to compare them with."""
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from fastdm.evaluation.protocol import Protocol
 from fastdm.networks.trained import NetworkPool
 from fastdm.synthetic.initial import random_selection, whole_set
 from fastdm.synthetic.synthetic_set import SyntheticSet
-from fastdm.system.files import make_folder, writing
+from fastdm.system.files import make_folder, reason, writing
 
 WHOLE_SET_EPOCHS = 200
 """As one trains on a whole set, whose epochs have far more updates than those of a condensed set."""
@@ -98,8 +99,26 @@ def write_measured(path: Path, dataset: Dataset, evaluations: Mapping[str, Evalu
         temporary.write_text(json.dumps(content) + "\n", encoding="utf-8")
 
 
-def check_writable(path: Path) -> None:
-    """Raise FastDMError now, before hours of training, for a file that could not be written then."""
+MARK = '"evaluations": {'
+"""What tells a file of `write_measured` from others."""
+
+_MARK_BYTES = 1 << 20
+
+
+def check_writable(path: Path, mark: str = MARK) -> None:
+    """Raise FastDMError now, before hours of training, for a file that could not be written then.
+
+    mark: what stands in the first part of a file that may be replaced, one that the same command wrote.
+    """
     if path.is_dir():
         raise FastDMError(f"{path} is a folder; name a file in it")
     make_folder(path.parent)
+    if not os.path.isfile(path):
+        return
+    try:
+        with path.open("rb") as file:
+            begin = file.read(_MARK_BYTES)
+    except OSError as error:
+        raise FastDMError(f"{path} cannot be replaced: {reason(error)}") from error
+    if begin and mark.encode() not in begin:
+        raise FastDMError(f"{path} is there already and was not written by this command; name another file")

@@ -183,7 +183,7 @@ def _loaded(pool: Path | None) -> "NetworkPool | None":
 def _print_measured(
     measure: Callable[[], Iterable[tuple[str, "Evaluation"]]], data: "OpenDataset", out: Path | None
 ) -> None:
-    """Print each evaluation as it is made, and write all of them to `out`; the ranks make them together."""
+    """Print each evaluation as it is made, and write all so far to `out`; the ranks make them together."""
     from fastdm.applications import measured_file
 
     measured = {}
@@ -191,8 +191,9 @@ def _print_measured(
         for title, evaluation in measure():
             measured[title] = evaluation
             print_evaluation(title, evaluation, dataset=data.name)
-        if out is not None and ranks.first:
-            measured_file.write_measured(out, data, measured)
+            if out is not None and ranks.first:
+                measured_file.write_measured(out, data, measured)  # the next takes long, and may be interrupted
+        if out is not None:
             print_saved(out)
 
 

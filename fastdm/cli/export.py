@@ -14,6 +14,7 @@ from fastdm.cli.flags import (
     ImageSize,
     LrNet,
     Normalised,
+    OverwriteFile,
     PartitionOfFile,
     Seed,
 )
@@ -47,6 +48,7 @@ def export(
         int | None,
         typer.Option("--experiment", help="Which set of a .pt file, counted from 0.  [default: its only one]"),
     ] = None,
+    overwrite: OverwriteFile = False,
     measure: Annotated[
         bool,
         typer.Option(
@@ -97,7 +99,7 @@ def export(
         protocol = Protocol([network], strategy, num_eval, epoch_eval_train, lr_net, batch_train, seed)
         protocol.check(data)
         check_compatible(str(file), synthetic.num_classes, synthetic.images.shape[1:], data)
-    exported = export_set(synthetic, out, format=cast(Any, format_name))
+    exported = export_set(synthetic, out, format=cast(Any, format_name), overwrite=overwrite)
     if on_terminal():
         typer.echo(f"saved {printable(out)}: {exported}")
     else:

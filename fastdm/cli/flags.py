@@ -280,6 +280,8 @@ Resume = Annotated[bool, typer.Option("--resume", help="Resume from what save_pa
 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start over where save_path already holds results.")]
 
+OverwriteFile = Annotated[bool, typer.Option("--overwrite", help="Replace OUT where it is there already.")]
+
 SaveEvery = Annotated[int, typer.Option("--save_every", min=1, help="Iterations between checkpoints.")]
 SaveMinutes = Annotated[
     float | None, typer.Option("--save_minutes", help="Also save a checkpoint every so many minutes.  [default: never]")

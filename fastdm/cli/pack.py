@@ -5,7 +5,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from fastdm.cli.flags import SOURCE, DataPath
+from fastdm.cli.flags import SOURCE, DataPath, OverwriteFile
 from fastdm.cli.output import print_saved
 from fastdm.system.files import user_path
 from fastdm.system.text import printable
@@ -39,6 +39,7 @@ def pack(
         ),
     ] = "raise",
     resume: Annotated[bool, typer.Option("--resume", help="Resume an interrupted pack.")] = False,
+    overwrite: OverwriteFile = False,
     name: Annotated[str | None, typer.Option("--name", help="Name of the data set.  [default: the folder's]")] = None,
     data_path: DataPath = Path("data"),
 ) -> None:
@@ -55,6 +56,7 @@ def pack(
             workers,
             cast(Any, on_error),
             resume=resume,
+            overwrite=overwrite,
             name=name,
             data_path=data_path,
             progress=True,

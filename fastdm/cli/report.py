@@ -55,12 +55,12 @@ def report(
     """
     from fastdm.applications.measured_file import check_writable
     from fastdm.applications.report.baselines import measure_baselines
-    from fastdm.applications.report.page import write_report
+    from fastdm.applications.report.page import MARK, write_report
     from fastdm.applications.report.reading import find_runs, read_run
     from fastdm.data.sources import open_dataset
     from fastdm.system.device import default_device
 
-    check_writable(out)
+    check_writable(out, MARK)
     if baselines:
         for folder in find_runs(runs):
             record = read_run(folder)

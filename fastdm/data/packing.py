@@ -32,6 +32,7 @@ def pack(
     on_error: OnError = "raise",
     *,
     resume: bool = False,
+    overwrite: bool = False,
     name: str | None = None,
     data_path: str | os.PathLike[str] = "data",
     progress: bool = False,
@@ -45,13 +46,14 @@ def pack(
     on_error: an image that cannot be decoded ends the packing ("raise"), or is left out and listed ("skip"). A class
         that would end without training images is an error in any case.
     resume: continue a packing that was stopped, if its source and settings are still the same.
+    overwrite: pack also where `out` is there already, which is replaced once the new one is complete.
     name: what the data set is called, by default as its folder.
     progress: show a bar on a terminal, JSON lines elsewhere.
 
     Until it is complete the file is called `out.partial`, with a journal next to it. A symbolic link there is followed.
     Returns the file, opened; its `skipped` lists the images that could not be decoded. What else is left out or
     converted is counted and named in one warning of the logger "fastdm". Raises FastDMError for a source that cannot be
-    packed and for a full disk.
+    packed, for a file that is there already, and for a full disk.
 
     >>> import fastdm, tempfile
     >>> packed = fastdm.pack("digits", tempfile.mkdtemp() + "/digits.fastdm")
@@ -68,8 +70,12 @@ def pack(
     workers = len(os.sched_getaffinity(0)) if workers is None else whole_number("workers", workers, 1)
     if isinstance(source, str) and not source:
         raise FastDMError("the name of the data set is empty; give a name or a path")
+    if resume and overwrite:
+        raise FastDMError("resume continues a packing, and overwrite starts over: ask for one of them")
     try:
         target = _target(out)
+        if target.exists() and not overwrite and not (resume and Path(f"{target}.partial").exists()):
+            raise FastDMError(f"{out} is there already: overwrite it, or choose another file (--overwrite)")
     except OSError as error:
         raise FastDMError(f"{out} cannot be written: {reason(error)}") from error
     try:

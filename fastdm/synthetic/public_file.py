@@ -57,11 +57,12 @@ def write_public(
     sets: Sequence[tuple[Tensor, Tensor]],
     accuracies: Mapping[str, Sequence[float]] | None = None,
     about: Mapping[str, Any] | None = None,
+    more: Mapping[str, Any] | None = None,
 ) -> None:
     """Write (images, labels) of every experiment as the public code's `res_DM_….pt`.
 
     `{"data": [[images, labels], …], "accs_all_exps": {network: [accuracies]}}`, CPU tensors, accuracies in [0, 1];
-    with `about`, its keys and a checksum as further keys, which the public code does not look at.
+    with `about`, its keys and a checksum as further keys, which the public code does not look at. more: other keys.
     """
     data = [[_whole(images), labels] for images, labels in sets]
     found = {network: [*map(float, values)] for network, values in (accuracies or {}).items()}
@@ -70,14 +71,14 @@ def write_public(
         known = json.loads(json.dumps({name: about[name] for name in (*_ABOUT, "partition") if name in about}))
         content |= known | {"crc32": _checksum(data, found, known)}
     with writing(path) as temporary:
-        torch.save(content, temporary)
+        torch.save({**content, **(more or {})}, temporary)
 
 
 def write_mtt(path: Path, images: Tensor, labels: Tensor) -> None:
     """Write normalised images and, next to them, their labels as MTT does: `images_best.pt` and `labels_best.pt`."""
     if "images" not in path.name:
         raise FastDMError(f"{path} must have 'images' in its name, such as images_best.pt: the labels lie next to it")
-    for target, tensor in ((path, images), (_labels_of(path), labels)):
+    for target, tensor in ((path, images), (labels_of(path), labels)):
         with writing(target) as temporary:
             torch.save(_whole(tensor), temporary)
 
@@ -102,7 +103,7 @@ def read_public(path: str | Path) -> PublicFile:
     path = Path(path)
     content = _load(path)
     if isinstance(content, Tensor):
-        labels = _labels_of(path)
+        labels = labels_of(path)
         read = _load(labels) if labels != path and labels.exists() else None
         found = PublicFile([_labelled(path, content, read)], "mtt")
     elif isinstance(content, list | tuple) and len(content) == 2:
@@ -131,7 +132,7 @@ def _load(path: Path) -> Any:
         ) from error
 
 
-def _labels_of(images: Path) -> Path:
+def labels_of(images: Path) -> Path:
     """The file that MTT writes the labels of `images_best.pt` or `images_zca_best.pt` to."""
     return images.with_name(images.name.replace("images_zca", "images").replace("images", "labels"))
 

@@ -308,11 +308,12 @@ def save_public(
     accuracies: Mapping[str, Sequence[float]] | None = None,
     *,
     canvases: bool = False,
+    more: Mapping[str, Any] | None = None,
 ) -> None:
     """Write one set per experiment, with accuracies in [0, 1] by network, as the public code's `res_DM_….pt`.
 
     Mean, std, class names, data set and settings are further keys, so that `SyntheticSet.load` needs nothing else. Sets
-    with a partition are decoded, unless their `canvases` are wanted.
+    with a partition are decoded, unless their `canvases` are wanted. more: keys for others, which are not read again.
     """
     written = [synthetic if canvases else synthetic.expand() for synthetic in sets]
     abouts = [synthetic._about() for synthetic in written]
@@ -323,7 +324,7 @@ def save_public(
     about = None
     if abouts:
         about = abouts[0] | {"settings": [each["settings"] for each in abouts]}
-    write_public(path, [(synthetic.images, synthetic.labels) for synthetic in written], accuracies, about)
+    write_public(path, [(synthetic.images, synthetic.labels) for synthetic in written], accuracies, about, more)
 
 
 def number_of_sets(sets: Sequence[SyntheticSet]) -> str:

@@ -69,6 +69,53 @@ def test_the_public_form_keeps_the_pixels_as_they_are(tmp_path: Path) -> None:
     assert torch.equal(fastdm.SyntheticSet.load(tmp_path / "set.pt", dataset=data).images, synthetic.images)
 
 
+def test_the_public_form_says_what_fastdm_knows(tmp_path: Path) -> None:
+    synthetic = a_set()
+    fastdm.export(synthetic, tmp_path / "set.pt")
+    loaded = fastdm.SyntheticSet.load(tmp_path / "set.pt")
+    assert loaded.summary() == synthetic.summary()
+    assert torch.equal(loaded.images, synthetic.images)
+
+
+def test_what_is_there_is_replaced_when_asked(tmp_path: Path) -> None:
+    first, second = a_set(), a_set(channels=1)
+    for name, format in (
+        ("set.npz", None),
+        ("set.pt", None),
+        ("set.safetensors", None),
+        ("images_best.pt", "mtt"),
+        ("folder", None),
+    ):
+        out = tmp_path / name
+        fastdm.export(first, out, format=format)
+        if format == "mtt":
+            out.unlink()  # its labels are there
+        before = contents(tmp_path)
+        with pytest.raises(FastDMError, match=r"is there already: overwrite it, or choose another \(--overwrite\)"):
+            fastdm.export(second, out, format=format)
+        assert contents(tmp_path) == before
+        fastdm.export(second, out, format=format, overwrite=True)
+        assert contents(tmp_path) != before
+    names = {"set.npz", "set.pt", "set.safetensors", "images_best.pt", "labels_best.pt", "folder"}
+    assert {path.name for path in tmp_path.iterdir()} == names
+    (tmp_path / "folder" / "mine.txt").touch()
+    with pytest.raises(FastDMError, match="is not an empty folder; choose another"):
+        fastdm.export(second, tmp_path / "folder", overwrite=True)
+    assert (tmp_path / "folder" / "mine.txt").exists()
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_link_to_a_folder_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    for overwrite in (False, True):
+        fastdm.export(a_set(), tmp_path / "link", overwrite=overwrite)
+        assert (tmp_path / "link").is_symlink()
+        assert len(fastdm.open_dataset(tmp_path / "disk").train) == 6
+
+
 def test_a_partition_is_decoded(tmp_path: Path) -> None:
     synthetic = fastdm.random_selection("digits", ipc=1, partition=2)
     exported = fastdm.export(synthetic, tmp_path / "set.npz")

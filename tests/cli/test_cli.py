@@ -314,8 +314,20 @@ def test_evaluate_writes_all_that_was_measured(tmp_path: Path) -> None:
     assert confusion.trace() / confusion.sum() == pytest.approx(found["mean"]["MLP"])
     assert line["per_class"] == found["per_class"]["MLP"]
     assert line["top5"] == found["top5"]["MLP"]
+    assert printed("evaluate", path, *QUICK, "--out", out) == [line, saved]  # again
     with pytest.raises(FastDMError, match="is a folder; name a file in it"):
         printed("evaluate", path, *QUICK, "--out", tmp_path)
+
+
+def test_what_was_measured_before_an_interruption_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, out = save_random("digits", tmp_path / "set.safetensors", network="MLP"), tmp_path / "found.json"
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fastdm.applications.measured_file.random_selection", stop)
+    CliRunner().invoke(cli.app, ["evaluate", str(path), *QUICK, "--out", str(out), "--baselines"])
+    assert [*json.loads(out.read_text())["evaluations"]] == [str(path)]
 
 
 @pytest.mark.parametrize(

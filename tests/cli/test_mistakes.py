@@ -34,6 +34,7 @@ MISTAKES: dict[str, list[tuple[str, str]]] = {
         ("set.safetensors --lr_net -1", "lr_net is -1.0; it must be above 0, and finite"),
         ("set.safetensors --pool absent", "absent is not a pool of trained networks, or is damaged: No such file"),
         ("set.safetensors --experiment 4", "set.safetensors holds 1 set, counted from 0; there is no set 4"),
+        ("set.safetensors -o set.safetensors", "set.safetensors is there already and was not written by this command"),
         ("set.safetensors -o junk.pt/x.json", "the folder junk.pt cannot be written (File exists); choose another"),
     ],
     "continual": [
@@ -54,6 +55,7 @@ MISTAKES: dict[str, list[tuple[str, str]]] = {
     "export": [
         ("absent.safetensors out", "absent.safetensors cannot be read: No such file or directory"),
         ("set.safetensors full", "full is there already and is not an empty folder; choose another"),
+        ("set.safetensors colours.npz", "colours.npz is there already: overwrite it, or choose another (--overwrite)"),
         ("set.safetensors out.zip", "out.zip ends in .zip; it must be a folder, or end in .npz, .pt or .safetensors"),
         ("set.safetensors out --measure --epoch_eval_train 0", "epochs is 0; it must be a whole number of at least 1"),
         ("set.safetensors out --measure --dataset colours.npz", "but data set colours has 2 classes of 3x8x8 images"),
@@ -66,6 +68,7 @@ MISTAKES: dict[str, list[tuple[str, str]]] = {
     "pack": [
         ("absent out.fastdm", "unknown data set 'absent'; choose one of MNIST,"),
         ("full out.fastdm", "full holds no class folders; it must hold one folder of images for each class"),
+        ("digits colours.npz", "colours.npz is there already: overwrite it, or choose another file (--overwrite)"),
         ("digits out.fastdm --size 0", "size is 0; it must be a whole number of at least 1"),
         ("digits out.fastdm --fit stretch", "fit 'stretch' is not one of squash, center_crop"),
     ],
@@ -96,6 +99,7 @@ MISTAKES: dict[str, list[tuple[str, str]]] = {
         ("absent", "absent is neither a run folder, which has a settings.json, nor a folder of run folders"),
         ("run --baselines", "run was not evaluated, so baselines have no protocol to follow"),
         ("run -o full", "full is a folder; name a file in it"),
+        ("run -o junk.pt", "junk.pt is there already and was not written by this command; name another file"),
         ("run --dataset colours.npz", "the run run has 10 classes of 1x8x8 images, but data set colours has 2 classes"),
         ("run --baselines -o junk.pt/page.html", "the folder junk.pt cannot be written (File exists)"),
     ],

@@ -90,7 +90,7 @@ def test_a_part_is_read_from_the_file_that_was_opened(tmp_path: Path, monkeypatc
     monkeypatch.chdir(tmp_path)
     pack((IMAGES, LABELS), "a.fdm")
     pool = open_packed("a.fdm", "direct").train
-    pack((255 - IMAGES, LABELS), "a.fdm")
+    pack((255 - IMAGES, LABELS), "a.fdm", overwrite=True)
     monkeypatch.chdir("/")
     np.testing.assert_array_equal(pool.classes(1, 3).read(torch.arange(4)), IMAGES[2:])
 

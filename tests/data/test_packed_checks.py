@@ -188,7 +188,7 @@ def test_a_link_is_followed(tmp_path: Path) -> None:
             with pytest.raises(FastDMError, match=r"it is a link into .*absent, which is not there"):
                 pack(SOURCE, link)
             continue
-        pack(SOURCE, link)
+        pack(SOURCE, link, overwrite=True)
         assert link.is_symlink()
         assert len(open_dataset(tmp_path / target).train) == 12
 

@@ -107,7 +107,7 @@ def test_progress_is_shown_with_the_rate_and_the_time_left(
     line = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (line["done"], line["total"], line["seconds_left"]) == (18, 18, 0.0)
     assert line["images_per_second"] > 0
-    pack(folder, tmp_path / "a.fdm", size=8)
+    pack(folder, tmp_path / "b.fdm", size=8)
     assert capsys.readouterr().out == ""
 
 
@@ -260,7 +260,7 @@ def test_blocks_that_are_gone_are_not_resumed(folder: Path, tmp_path: Path, monk
         with monkeypatch.context() as patch:
             stopped_at("train/ewe/1.png", patch)
             with pytest.raises(FastDMError, match="the memory that this process may use is not enough"):
-                pack(folder, out, size=8, workers=1)
+                pack(folder, out, size=8, workers=1, overwrite=True)
 
     def full(*_: int) -> None:
         raise OSError("full")
@@ -274,8 +274,26 @@ def test_blocks_that_are_gone_are_not_resumed(folder: Path, tmp_path: Path, monk
     stop()
     monkeypatch.setattr(writing.os, "posix_fallocate", full)
     with pytest.raises(FastDMError, match="cannot be written"):
-        pack(folder, out, size=8)
+        pack(folder, out, size=8, overwrite=True)
     assert not journal.exists()
+
+
+def test_a_packed_file_is_replaced_when_asked(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writing, "_BLOCK", 4)
+    out = tmp_path / "a.fdm"
+    out.write_text("of others")
+    for resume in (False, True):
+        with pytest.raises(FastDMError, match=r"a\.fdm is there already: overwrite it, or .* \(--overwrite\)"):
+            pack(folder, out, size=8, resume=resume)
+    with pytest.raises(FastDMError, match="ask for one of them"):
+        pack(folder, out, size=8, resume=True, overwrite=True)
+    with monkeypatch.context() as patch:
+        stopped_at("train/ewe/1.png", patch)
+        with pytest.raises(FastDMError, match="the memory that this process may use is not enough"):
+            pack(folder, out, size=8, workers=1, overwrite=True)
+    assert out.read_text() == "of others"
+    pack(folder, out, size=8, resume=True).verify()  # goes on with what will replace it
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.fdm", "animals"]
 
 
 def test_resuming_without_a_beginning_begins(folder: Path, tmp_path: Path) -> None:
@@ -312,7 +330,7 @@ def test_a_full_disk_is_told_before_anything_is_decoded(folder: Path, tmp_path: 
     resource.setrlimit(resource.RLIMIT_FSIZE, (6000, hard))
     try:
         with pytest.raises(FastDMError, match=r"a\.fdm cannot be written: .*it takes .* GB"):
-            pack(folder, out, size=64)
+            pack(folder, out, size=64, overwrite=True)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert out.read_bytes() == b"what was there before"

@@ -23,6 +23,9 @@ from fastdm.version import __version__
 PICTURE_BYTES = 11_000_000
 """The most bytes that the pictures of a page take. Base64 makes four bytes of three, so a page stays below 20 MB."""
 
+MARK = '<meta name="generator" content="fastdm '
+"""What tells a page from other files."""
+
 COLOURS = 6
 """Runs that a page can tell apart by colour and dash."""
 
