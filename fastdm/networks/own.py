@@ -160,7 +160,9 @@ class _Embedding(nn.Module):
 
 def _two_images(image_shape: tuple[int, int, int], device: torch.device | str) -> Tensor:
     """Two images, in the memory format that all have."""
-    return torch.zeros(2, *image_shape, device=device).contiguous(memory_format=torch.channels_last)
+    return torch.zeros(2, *image_shape, dtype=torch.float32, device=device).contiguous(
+        memory_format=torch.channels_last
+    )
 
 
 def _of_two_images(name: str, function: Callable[[Tensor], object], image_shape: tuple[int, int, int]) -> object:

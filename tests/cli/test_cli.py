@@ -319,17 +319,6 @@ def test_evaluate_writes_all_that_was_measured(tmp_path: Path) -> None:
         printed("evaluate", path, *QUICK, "--out", tmp_path)
 
 
-def test_what_was_measured_before_an_interruption_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, out = save_random("digits", tmp_path / "set.safetensors", network="MLP"), tmp_path / "found.json"
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("fastdm.applications.measured_file.random_selection", stop)
-    CliRunner().invoke(cli.app, ["evaluate", str(path), *QUICK, "--out", str(out), "--baselines"])
-    assert [*json.loads(out.read_text())["evaluations"]] == [str(path)]
-
-
 @pytest.mark.parametrize(
     ("flags", "epochs"),
     [

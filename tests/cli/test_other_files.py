@@ -91,3 +91,17 @@ def test_a_set_of_an_own_network_is_measured_in_one_that_is_named(tmp_path: Path
     with pytest.raises(FastDMError, match="fastdm does not know Mine; leave --measure out"):
         run("export", tmp_path / "own.safetensors", tmp_path / "out", "--measure", "--device", "cpu")
     assert accuracy(tmp_path / "own.safetensors") > 0
+
+
+def test_what_was_measured_before_an_interruption_is_written(
+    digits: fastdm.SyntheticSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, out = tmp_path / "own.safetensors", tmp_path / "found.json"
+    digits.save(path)
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fastdm.applications.measured_file.random_selection", stop)
+    CliRunner().invoke(cli.app, ["evaluate", str(path), *QUICK, "--out", str(out), "--baselines"])
+    assert [*json.loads(out.read_text())["evaluations"]] == [str(path)]

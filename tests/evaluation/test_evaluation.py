@@ -60,14 +60,6 @@ def weights(network: Network) -> Tensor:
     return torch.cat([parameter.detach().flatten() for name, parameter in named if not name.endswith("conv.bias")])
 
 
-def test_networks_may_come_from_any_iterable(blobs: Dataset) -> None:
-    options = {"num_eval": 1, "epochs": 1, "device": CPU}
-    found = evaluate(random_selection(blobs, 1), blobs, networks=(name for name in (TINY, "MLP")), **options)  # type: ignore[arg-type]
-    assert list(found.accuracies) == [TINY, "MLP"]
-    with pytest.raises(FastDMError, match="networks is 7; it must be a list"):
-        evaluate(random_selection(blobs, 1), blobs, networks=7, **options)  # type: ignore[arg-type]
-
-
 # --- what is trained on ----------------------------------------------------------------------------------------------
 
 

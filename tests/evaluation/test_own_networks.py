@@ -120,6 +120,17 @@ def test_what_cannot_be_trained(networks: list[object], message: str, digits: Da
         evaluate(random_selection(digits, 1), digits, networks=networks, device="cpu")  # type: ignore[arg-type]
 
 
+def test_weights_of_another_type_than_the_images_are_noticed_at_once(digits: Dataset) -> None:
+    """The default type decides what layers are made of; images are float32 all the same."""
+    images = random_selection(digits, 1)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with pytest.raises(FastDMError, match=r"linear cannot take 1x8x8 images: .*dtype"):
+            evaluate(images, digits, networks=[linear], device="cpu")
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 class Public(nn.Module):
     """A block, and the classifier on it as the public code has it: a `view` takes contiguous tensors only."""
 
