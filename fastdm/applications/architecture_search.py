@@ -78,7 +78,8 @@ class Search:
     """What is compared: how `networks` rank after a training on each proxy, with how they rank on the whole set.
 
     Proxies: "condensed", by `settings`, which are resolved; "random", as many real images; "early_stopped", the whole
-    set for about as many updates as a training on those takes, at least one epoch. On each, `protocol.num_eval`
+    set for about as many updates as a training on those takes, at least one epoch (two by the protocol dm, whose loop
+    has one more than it is asked for). On each, `protocol.num_eval`
     networks of each architecture are trained by `protocol`; on the whole set, for `whole_set_epochs` epochs.
 
     Raises FastDMError for what makes no sense, and networks that cannot take the images.
@@ -99,12 +100,21 @@ class Search:
             raise FastDMError(f"there is no proxy; name some of {', '.join(PROXIES)}")
         for proxy in self.proxies:
             one_of("proxy", proxy, PROXIES)
-        dataclasses.replace(self.protocol, networks=self.networks).check(self.dataset)
+        protocol = dataclasses.replace(self.protocol, networks=self.networks)
+        protocol.check(self.dataset)
+        for proxy in (*self.proxies, WHOLE_SET):
+            protocol.check_batches(self._training_images(proxy), self.dataset)
 
     @property
     def proxy_images(self) -> int:
         """Images that the condensed and the random proxy hold."""
         return self.dataset.num_classes * self.settings.ipc
+
+    def _training_images(self, proxy: str) -> int:
+        """Images of an epoch on a proxy, or on the whole set."""
+        if proxy in ("early_stopped", WHOLE_SET):
+            return len(self.dataset.train)
+        return self.proxy_images * self.settings.partition**2
 
     def protocol_on(self, proxy: str) -> Protocol:
         """How networks are trained on a proxy, or on the whole set."""
@@ -112,8 +122,8 @@ class Search:
             return dataclasses.replace(self.protocol, epochs=self.whole_set_epochs)
         if proxy != "early_stopped":
             return self.protocol
-        updates = self.protocol.steps(self.proxy_images * self.settings.partition**2)
-        per_epoch = -(-len(self.dataset.train) // self.protocol.batch)
+        updates = self.protocol.steps(self._training_images("condensed"))
+        per_epoch = -(-self._training_images(proxy) // self.protocol.batch)
         epochs = round(updates / per_epoch) - (self.protocol.name == "dm")
         return dataclasses.replace(self.protocol, epochs=max(1, epochs))
 

@@ -79,6 +79,9 @@ class Continual:
         if self.dataset.num_classes // self.steps < 2 and "herding" in self.methods:
             raise FastDMError("herding trains a network on the classes of a step: there must be at least two in each")
         self.protocol.check(self.dataset)
+        for step in range(1, self.steps + 1):
+            seen = self.dataset.num_classes // self.steps * step
+            self.protocol.check_batches(seen * self.settings.ipc, self.dataset)
 
     def step_classes(self, order: int) -> list[list[int]]:
         """The classes of each step."""
@@ -171,6 +174,7 @@ class _Maker:
         protocol = dataclasses.replace(
             self.what.protocol, epochs=self.what.herding_epochs, seed=self.what.protocol.seed + self.order
         )
+        protocol.check_batches(len(dataset.train), dataset)
         channels, height, width = dataset.image_shape
         assert settings.network is not None
         network = build_network(

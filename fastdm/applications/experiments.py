@@ -57,6 +57,7 @@ def run_experiments(
     """
     if protocol is not None:
         protocol.check(dataset)
+        protocol.check_batches(dataset.num_classes * settings.ipc * settings.partition**2, dataset)
     elif eval_every is not None:
         raise FastDMError("eval_every needs networks to evaluate with: num_eval is 0")
     save_path = user_path(save_path)

@@ -18,6 +18,9 @@ SIDE = 64
 PIXELS = 40_000_000
 """Size of the picture beyond which images are not enlarged."""
 
+LARGEST = 100_000_000
+"""Pixels of all images beyond which fewer of every class are shown: the picture is made in memory."""
+
 _GAP, _PAD, _ASPECT = 2, 12, 1.6
 _BACKGROUND, _TEXT = 255, 40
 
@@ -27,9 +30,9 @@ def picture(pixels: Tensor, class_names: Sequence[str], ipc: int) -> Image.Image
 
     pixels: uint8 [classes * ipc, C, H, W], class-sorted, C 1 or 3.
     """
-    shown = min(ipc, MOST)
-    across, down = min(shown, ACROSS), -(-shown // ACROSS)
     height, width = pixels.shape[2:]
+    shown = min(ipc, MOST, max(1, LARGEST // (len(class_names) * height * width)))
+    across, down = min(shown, ACROSS), -(-shown // ACROSS)
     zoom = max(1, -(-SIDE // min(height, width)))
     if len(class_names) * shown * height * width * zoom * zoom > PIXELS:
         zoom = 1

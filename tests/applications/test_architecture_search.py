@@ -179,6 +179,7 @@ def test_ranks_of_equal_values_are_their_mean() -> None:
         ({"networks": [FOUR[0], convnet_name(4, 32, "relu", "none", "avg")]}, "cannot take 8x8 images"),
         ({"proxies": ["DC"]}, "proxy is 'DC'; it must be one of 'condensed', 'random', 'early_stopped'"),
         ({"whole_set_epochs": 0}, "whole_set_epochs is 0"),
+        ({"networks": [*FOUR, "ResNet18BN"], "protocol": Protocol(FOUR, "none", 1, 2, batch_train=5)}, "single image"),
     ],
 )
 def test_what_makes_no_sense(options: dict[str, Any], message: str, digits: Dataset) -> None:

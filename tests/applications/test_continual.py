@@ -28,7 +28,7 @@ def digits() -> Dataset:
 
 def job(dataset: Dataset, **options: Any) -> Continual:
     settings = Settings(ipc=2, iterations=2, batch_real=8, network="ConvNetD1", seed=3).resolve(dataset, CPU)
-    protocol = Protocol(["ConvNetD1"], "none", num_eval=2, epochs=3, seed=3)
+    protocol = options.pop("protocol", Protocol(["ConvNetD1"], "none", num_eval=2, epochs=3, seed=3))
     return Continual(dataset, settings, protocol, **{"orders": 1, "herding_epochs": 1, **options})
 
 
@@ -164,6 +164,7 @@ def test_the_table_is_over_orders() -> None:
         ({"methods": ()}, "there is no method"),
         ({"methods": ("DC",)}, "method is 'DC'; it must be one of 'DM', 'random', 'herding'"),
         ({"steps": 10, "methods": ("herding",)}, "at least two in each"),
+        ({"protocol": Protocol(["ResNet18BN"], "none", batch_train=7)}, "cannot be trained on a single image"),
     ],
 )
 def test_what_makes_no_sense(options: dict[str, Any], message: str, digits: Dataset) -> None:

@@ -88,6 +88,7 @@ def test_seeds_files_and_reports(dataset: Dataset, tmp_path: Path, measured: lis
         ({"epochs": 0}, "epochs is 0"),
         ({"batch_train": 0}, "batch_train is 0"),
         ({"lr_net": -0.1}, "lr_net is -0.1"),
+        ({"networks": ["ResNet18BN"], "batch_train": 1}, "ResNet18BN cannot be trained on a single image"),
     ],
 )
 def test_an_evaluation_is_checked_before_the_first_iteration(

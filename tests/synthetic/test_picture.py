@@ -46,5 +46,16 @@ def test_what_is_left_out_is_said() -> None:
     assert more[1] > whole[1]  # by the caption
 
 
+def test_of_many_large_images_a_few_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of ImageNet's thousand classes: whole, 10 images of 224 by 224 pixels of each would take 1.5 GB."""
+    images = torch.zeros(20 * 10, 1, 64, 64, dtype=torch.uint8)
+    whole = picture(images, ["a"] * 20, 10).size
+    monkeypatch.setattr("fastdm.synthetic.picture.LARGEST", 20 * 2 * 64 * 64)
+    few = picture(images, ["a"] * 20, 10).size
+    assert few[0] * few[1] < 0.5 * whole[0] * whole[1]
+    monkeypatch.setattr("fastdm.synthetic.picture.LARGEST", 1)
+    assert picture(images, ["a"] * 20, 10).size < few
+
+
 def test_names_of_any_text_are_drawn_as_text() -> None:
     assert picture(torch.zeros(2, 1, 8, 8, dtype=torch.uint8), ["a\nb\x1b[31m", "x" * 1000], 1).size[0] < 1000
