@@ -29,6 +29,7 @@ def inspect(path: str | Path, *, verify: bool = False) -> dict[str, Any]:
     """
     path = user_path(path)
     if path.suffix == ".json":
+        _check_index(path)
         checkpoint = read_checkpoint(path)
         return {"kind": "checkpoint", "iteration": checkpoint.iteration, "settings": parse_json(checkpoint.settings)}
     if not is_safetensors(path):
@@ -50,6 +51,16 @@ def inspect(path: str | Path, *, verify: bool = False) -> dict[str, Any]:
     if metadata.get("format") == NETWORKS_FORMAT:
         return {"kind": "pool of trained networks", **NetworkPool.load(path).summary()}
     return {"kind": "condensed set", **SyntheticSet.load(path).summary()}
+
+
+def _check_index(path: Path) -> None:
+    """Raise FastDMError for JSON that is whole, but was never a checkpoint's index."""
+    try:
+        content = parse_json(path.read_bytes())
+    except (OSError, ValueError):
+        return  # which reading it as a checkpoint says
+    if not (isinstance(content, dict) and {"format", "shards", "iteration"} & content.keys()):
+        raise FastDMError(f"{path} is not a checkpoint; fastdm inspect knows no other JSON")
 
 
 def _public_facts(file: PublicFile) -> dict[str, Any]:

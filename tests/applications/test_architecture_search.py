@@ -24,6 +24,7 @@ from fastdm.condensation.settings import Settings
 from fastdm.data import Dataset, open_dataset
 from fastdm.data.subset import of_classes
 from fastdm.errors import FastDMError
+from fastdm.evaluation.outcome import Evaluation
 from fastdm.evaluation.protocol import Protocol
 from fastdm.networks.architectures import build_convnet, build_network, convnet_name, evaluation_pool
 
@@ -40,6 +41,7 @@ def digits() -> Dataset:
 def job(dataset: Dataset, **options: Any) -> Search:
     settings = Settings(ipc=2, iterations=2, batch_real=8, network="ConvNetD1").resolve(dataset, CPU)
     protocol = Protocol(FOUR, "none", num_eval=1, epochs=5, lr_net=0.05)
+    settings = options.pop("settings", settings)
     return Search(dataset, settings, **{"protocol": protocol, "networks": FOUR, "whole_set_epochs": 1, **options})
 
 
@@ -161,6 +163,24 @@ def test_early_stopping_takes_as_many_updates_in_whole_epochs(digits: Dataset) -
     assert what.protocol_on("early_stopped").steps(len(digits.train)) == 300  # 150 epochs of 2 batches
     short = job(digits, protocol=Protocol(FOUR, "none", 1, 1))
     assert short.protocol_on("early_stopped").epochs == 1
+
+
+def test_a_partition_counts(digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Canvases on the random proxy too, and as many updates as on what they hold."""
+    settings = Settings(ipc=100, batch_real=8, network="ConvNetD1", partition=2).resolve(digits, CPU)
+    what = job(digits, settings=settings, proxies=["random"], networks=FOUR[:2], whole_set_epochs=1)
+    assert what.protocol.steps(3 * 100 * 4) == 6 * 5  # epochs, batches
+    assert what.protocol_on("early_stopped").steps(len(digits.train)) == 30
+    trained = []
+
+    def measured(images: Any, dataset: Dataset, protocol: Protocol, *_: Any, **__: Any) -> Evaluation:
+        trained.append(images)
+        return Evaluation({name: [0.5] for name in protocol.by_name()})
+
+    monkeypatch.setattr("fastdm.applications.architecture_search.measure", measured)
+    few = dataclasses.replace(what, settings=dataclasses.replace(settings, ipc=2))
+    run_search(few, CPU, save_path=tmp_path)
+    assert trained[0].partition == 2
 
 
 def test_ranks_of_equal_values_are_their_mean() -> None:

@@ -58,6 +58,8 @@ def test_memory_and_tests_grow_by_the_classes_of_a_step(
         for step in range(5):
             classes = tuple(names[: 2 * step + 2])
             assert seen[5 * order + step] == (classes, classes, 36 * len(classes), 3 + order)
+        chosen = SyntheticSet.load(tmp_path / f"random_order{order}_step0.safetensors")
+        assert chosen.settings["seed"] == 3 + order
     assert records == reported
     assert [(record["order"], record["step"], record["classes"]) for record in records[:2]] == [(0, 0, 2), (0, 1, 4)]
     assert all(len(record["accuracies"]) == 2 for record in records)

@@ -42,6 +42,13 @@ def test_what_is_none_of_them(tmp_path: Path) -> None:
     for name in ("words.txt", "other.pt", "absent"):
         with pytest.raises(FastDMError, match=name):
             inspect(tmp_path / name)
+    for content in ('{"evaluations": {}}', "[1]"):  # such as `fastdm evaluate -o` writes
+        (tmp_path / "found.json").write_text(content)
+        with pytest.raises(FastDMError, match=r"found\.json is not a checkpoint; fastdm inspect knows no other JSON"):
+            inspect(tmp_path / "found.json")
+    (tmp_path / "found.json").write_text("{")
+    with pytest.raises(FastDMError, match=r"the checkpoint .*found\.json is damaged"):
+        inspect(tmp_path / "found.json")
 
 
 def test_a_damaged_packed_set_is_found_by_verify(tmp_path: Path) -> None:
