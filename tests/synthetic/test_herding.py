@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.nn import functional
 
 from fastdm.data import open_dataset
 from fastdm.errors import FastDMError
@@ -30,6 +31,24 @@ def test_real_images_of_every_class_are_selected() -> None:
         first, end = digits.train.class_offsets[label : label + 2].tolist()
         assert (digits.train.images[first:end] == pixels[row]).flatten(1).all(1).any()
     assert len(pixels.flatten(1).unique(dim=0)) == 30
+
+
+def test_features_count_by_their_direction() -> None:
+    """Brighter images have longer features in the same direction, which must not make them others."""
+    digits = open_dataset("digits")
+    shape = digits.image_shape
+    mean, std = digits.mean[0], digits.std[0]
+
+    def directions(images: torch.Tensor) -> torch.Tensor:
+        return functional.normalize((images * std + mean).view(-1, shape[1] * shape[2]))
+
+    lengths = torch.linspace(1, 9, len(digits.train))
+
+    def stretched(images: torch.Tensor) -> torch.Tensor:
+        return directions(images) * lengths[: len(images), None]
+
+    expected = herded_selection(digits, 3, directions).images
+    assert torch.equal(herded_selection(digits, 3, stretched).images, expected)
 
 
 def test_more_images_than_a_class_has() -> None:
