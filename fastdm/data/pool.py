@@ -1,6 +1,7 @@
 """The pool: every image of one split as uint8, sorted by class."""
 
 from collections.abc import Generator, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -112,11 +113,20 @@ class Pool:
         replace: draw every image from the whole class, so that images may repeat.
         Raises FastDMError if a class has fewer than n images, or with `replace` none.
         """
+        if classes is None:
+            classes = torch.arange(self.num_classes, device="cpu")
         if self.first_class:
-            chosen = torch.arange(self.num_classes, device="cpu") if classes is None else classes
-            classes = chosen + self.first_class
+            classes = classes + self.first_class
+        offsets = self.numbered_offsets
         try:
-            return draw(torch.tensor([seed, step], device="cpu"), self.numbered_offsets, n, classes, replace=replace)
+            if native() is not None and n >= 0:
+                # The op takes a key and looks at its arguments for longer than the core draws. It says what is wrong
+                # with those that the core does not take.
+                with suppress(TypeError):
+                    drawn = torch.empty(len(classes), n, dtype=torch.int64, device="cpu")
+                    call("draw", seed, step & 0xFFFFFFFF, offsets, classes, drawn, replace)
+                    return drawn
+            return draw(torch.tensor([seed, step], device="cpu"), offsets, n, classes, replace=replace)
         except ValueError as error:
             raise FastDMError(str(error)) from error
 

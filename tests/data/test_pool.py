@@ -30,7 +30,20 @@ def test_a_draw_is_that_of_the_kernels(pool: Pool) -> None:
     for seed, step in ((0, 0), (7, 1), (-3, 2**32 - 1), (2**63 - 1, 5)):
         expected = draw(torch.tensor([seed, step]), pool.class_offsets, 7)
         assert torch.equal(pool.draw(seed, step, 7), expected)
-        assert torch.equal(pool.draw(seed, step, 7, torch.tensor([2, 0])), expected[[2, 0]])
+        assert torch.equal(pool.draw(seed, step, 7, torch.tensor([2, 1, 0])[::2]), expected[[2, 0]])
+
+
+def test_a_draw_of_something_else_is_refused_as_by_the_kernels(pool: Pool) -> None:
+    for classes, error, message in (
+        (torch.tensor([0], dtype=torch.int32), TypeError, "classes is torch.int32; it must be torch.int64"),
+        (torch.tensor([3]), FastDMError, "classes holds 3 to 3; it must stay within 0 to 2"),
+        (torch.tensor([[0]]), FastDMError, "it must have 1 dimensions"),
+        ([0], TypeError, "classes is a list; it must be a tensor"),
+    ):
+        with pytest.raises(error, match=message):
+            pool.draw(0, 0, 2, classes)  # type: ignore[arg-type]
+    with pytest.raises(FastDMError, match="n is -1; it must not be negative"):
+        pool.draw(0, 0, -1)
 
 
 def test_more_than_a_class_has_cannot_be_drawn(pool: Pool) -> None:
