@@ -102,6 +102,9 @@ def times(work: Workload, device: torch.device, precision: str, names: Sequence[
     row: Row = {}
     found: dict[str, list[float]] = {}
     on_gpu = device.type == "cuda"
+    # A core that others slow down now and then does so to each sample of a loop that takes seconds: samples of a short
+    # one last as long, or they would be of quick or of slow moments.
+    sample = 0.02 if on_gpu else min(1.0, seconds / 50)
     for group in [[name] for name in names] if on_gpu else [names]:
         loops: dict[str, Loop] = {}
         for name in group:
@@ -115,7 +118,7 @@ def times(work: Workload, device: torch.device, precision: str, names: Sequence[
                     raise
                 loops.pop(name, None)
                 row["note"] = f"{name} failed: {records.failure(error).splitlines()[0]}"
-        found |= host_times(loops, device, rounds=7, seconds=seconds, warm_up=1)
+        found |= host_times(loops, device, rounds=7, seconds=seconds, warm_up=2, sample=sample)
         if on_gpu:
             loops.clear()
             gc.collect()  # A recorded step refers to itself.
