@@ -107,8 +107,8 @@ def condense(folder: Path, options: dict[str, Any]) -> None:
     chosen = {**SMALL, **options}
     dataset = random_dataset(SIZES, shape=(1, 8, 8))
     if std := chosen.pop("std", None):
-        normalised = loop._normalised(dataset)
-        vars(loop)["_normalised"] = lambda _: normalised  # else no other data set can be resumed with
+        normalised = loop.normalised(dataset)
+        vars(loop)["normalised"] = lambda _: normalised  # else no other data set can be resumed with
         dataset = dataclasses.replace(dataset, std=(std,))
     if pause := chosen.pop("pause", 0.0):
         chosen["callback"] = lambda *_: time.sleep(pause)

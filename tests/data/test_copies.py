@@ -97,7 +97,7 @@ def test_a_pickle_of_a_file_that_has_changed_is_refused(dataset: Dataset, packed
     opened = fastdm.open_dataset(path)
     pickled, kept = pickle.dumps(opened), copy.deepcopy(opened)
     images = dataset.train.images.flip(0)
-    fastdm.pack((images, dataset.train.labels), path)
+    fastdm.pack((images, dataset.train.labels), path, overwrite=True)
     with pytest.raises(fastdm.FastDMError, match="is not the file that was pickled"):
         pickle.loads(pickled)
     path.unlink()

@@ -252,8 +252,9 @@ def test_only_regular_files_are_read(tmp_path: Path) -> None:
         with pytest.raises(FastDMError, match=rf"x\.png is not a readable image: it is {kind}, not a regular file"):
             open_dataset(tmp_path / "set")
         with pytest.raises(FastDMError, match=rf"x\.png cannot be decoded \(it is {kind}"):
-            pack(tmp_path / "set", tmp_path / "a.fdm")
-        assert pack(tmp_path / "set", tmp_path / "a.fdm", on_error="skip").skipped[0][0] == "a/x.png"
+            pack(tmp_path / "set", tmp_path / "a.fdm", overwrite=True)
+        packed = pack(tmp_path / "set", tmp_path / "a.fdm", on_error="skip", overwrite=True)
+        assert packed.skipped[0][0] == "a/x.png"
         path.unlink()
     listener.close()
 

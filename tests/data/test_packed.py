@@ -190,7 +190,7 @@ def test_a_header_of_random_damage_is_refused_or_harmless(tmp_path_factory: pyte
     """Whatever the header says, opening raises FastDMError or gives tensors that lie in the file."""
     path = tmp_path_factory.getbasetemp() / "fuzzed.fdm"
     if not path.exists():
-        pack((np.zeros((4, 4, 4), np.uint8), [0, 0, 1, 1]), path)
+        pack((np.zeros((4, 4, 4), np.uint8), [0, 0, 1, 1]), path, overwrite=True)
         shutil.copy(path, path.with_suffix(".good"))
     whole = bytearray(path.with_suffix(".good").read_bytes())
     end = whole.rindex(b"}") + 1
@@ -254,7 +254,7 @@ def test_a_file_system_without_direct_reads_is_said(
 def test_a_file_that_is_replaced_or_removed_stays_usable(packed: Path, io: Any) -> None:
     pool = open_packed(packed, io).train
     expected = pool.images.clone()
-    pack((np.zeros((3, 9, 9, 3), np.uint8), [0, 1, 2]), packed)
+    pack((np.zeros((3, 9, 9, 3), np.uint8), [0, 1, 2]), packed, overwrite=True)
     assert torch.equal(pool.gather(torch.arange(30)), expected)
     packed.unlink()
     assert torch.equal(pool.gather(torch.arange(30)), expected)
