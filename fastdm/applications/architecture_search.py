@@ -77,10 +77,11 @@ def search_space(only: Mapping[str, Sequence[Any]] | None = None, count: int | N
 class Search:
     """What is compared: how `networks` rank after a training on each proxy, with how they rank on the whole set.
 
-    Proxies: "condensed", by `settings`, which are resolved; "random", as many real images; "early_stopped", the whole
-    set for about as many updates as a training on those takes, at least one epoch (two by the protocol dm, whose loop
-    has one more than it is asked for). On each, `protocol.num_eval`
-    networks of each architecture are trained by `protocol`; on the whole set, for `whole_set_epochs` epochs.
+    Proxies: "condensed", by `settings`, which are resolved; "random", as many real images (canvases where `settings`
+    have a partition: all proxies cost the same updates); "early_stopped", the whole set for about as many updates as a
+    training on those takes, at least one epoch (two by the protocol dm, whose loop has one more than it is asked for).
+    On each, `protocol.num_eval` networks of each architecture are trained by `protocol`; on the whole set, for
+    `whole_set_epochs` epochs.
 
     Raises FastDMError for what makes no sense, and networks that cannot take the images.
     """

@@ -20,7 +20,7 @@ from fastdm.errors import FastDMError
 from fastdm.runs.recording import COSTLIEST, Recording, synchronise
 from fastdm.runs.run import MESSAGES
 from fastdm.system.device import precision_context
-from fastdm.system.files import make_folder
+from fastdm.system.files import make_folder, writing
 from fastdm.system.ranks import shared
 
 FILE = "profile.json"
@@ -126,7 +126,8 @@ def profile(
         result = _result(recording, iterations, folder, device, writes=ranks.first)
         result = replace(result, graph=graph, seconds=seconds, waiting_seconds=waiting, ranks=ranks.size)
         if ranks.first:
-            (folder / FILE).write_text(json.dumps(result.summary(), indent=2) + "\n", encoding="utf-8")
+            with writing(folder / FILE) as temporary:
+                temporary.write_text(json.dumps(result.summary(), indent=2) + "\n", encoding="utf-8")
     return result
 
 

@@ -326,6 +326,17 @@ def test_baselines_are_measured_once_and_shown(run: Path, data: Dataset) -> None
     (run / "baselines.json").unlink()
 
 
+def test_random_images_are_whole_ones(run: Path, data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    record, sets = read_run(run), list[Any]()
+    monkeypatch.setattr(
+        "fastdm.applications.report.baselines.measure",
+        lambda images, *_, **__: sets.append(images) or record.evaluation,
+    )
+    measure_baselines(dataclasses.replace(record, settings={**record.settings, "partition": 2}), data, CPU)
+    (run / "baselines.json").unlink()
+    assert torch.equal(sets[0].expand().images, fastdm.random_selection(data, ipc=2, seed=0).images)
+
+
 def test_the_time_of_the_evaluation_is_shown(run: Path) -> None:
     record = read_run(run)
     assert record.evaluation_seconds is None

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -52,6 +53,24 @@ def test_a_teacher_with_batch_norm_sees_images_of_all_classes_at_once() -> None:
     labelled = relabel(fastdm.random_selection(dataset, 256), pool)
     assert labelled.soft_labels is not None
     assert (labelled.soft_labels.argmax(1) == labelled.labels).double().mean() > 0.95
+
+
+def test_labels_are_of_float32_whatever_pytorch_is_set_to(
+    digits: Dataset, pool: NetworkPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conv: Any = torch.backends.mkldnn.conv  # type: ignore[attr-defined]
+    while_computing, before = [], conv.fp32_precision
+    monkeypatch.setattr(
+        "fastdm.evaluation.soft_labels.load_parameters",
+        lambda *arguments: while_computing.append(conv.fp32_precision) or load_parameters(*arguments),
+    )
+    try:
+        conv.fp32_precision = "bf16"
+        relabel(fastdm.random_selection(digits, 1), pool)
+        assert while_computing == ["ieee", "ieee"]
+        assert conv.fp32_precision == "bf16"
+    finally:
+        conv.fp32_precision = before
 
 
 def test_soft_labels_are_trained_for_and_random_images_measured_too(digits: Dataset, pool: NetworkPool) -> None:

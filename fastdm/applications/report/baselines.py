@@ -26,6 +26,7 @@ def measure_baselines(
 ) -> None:
     """Evaluate random real images, those that the run's seed draws, and the whole set by the protocol of the run.
 
+    The images are whole ones, as many as the set has, whatever its partition: the baseline that papers print.
     epochs: those of the whole set, by default the protocol's and at most `WHOLE_SET_EPOCHS`. What the folder keeps
     already is not measured again, except the whole set if other epochs are asked for. Raises FastDMError for a run that
     was not evaluated, and for a data set with other classes or images than the run's.
@@ -44,12 +45,7 @@ def measure_baselines(
         raise FastDMError(f"the protocol in {record.folder} is damaged ({error})") from error
     few_epochs = epochs or min(WHOLE_SET_EPOCHS, protocol.epochs)
     candidates: Mapping[str, tuple[SyntheticSet | Pool, Protocol]] = {
-        RANDOM: (
-            random_selection(
-                dataset, record.ipc, int(record.settings["seed"]), partition=int(record.settings.get("partition", 1))
-            ),
-            protocol,
-        ),
+        RANDOM: (random_selection(dataset, record.ipc, int(record.settings["seed"])), protocol),
         WHOLE_SET: (whole_set(dataset), dataclasses.replace(protocol, epochs=few_epochs)),
     }
     measured = {
