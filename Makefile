@@ -22,17 +22,20 @@ PY := $(VENV)/bin/python
 demo: $(VENV)/installed
 	$(PY) -m examples.digits
 
+# Most tests compute on one core; more processes would take more memory than some machines have.
+PYTEST = $(PY) -m pytest -n auto --maxprocesses 4 --dist worksteal
+
 test: $(VENV)/installed
-	$(PY) -m pytest
+	$(PYTEST)
 	$(MAKE) test-lanes
 
 # test_core.py builds a program that goes through the instruction sets by itself.
 OPS := $(dir $(wildcard tests/kernels/*/__init__.py))
 ON_CPU := $(OPS) tests/csrc tests/compat --ignore tests/csrc/test_core.py
 test-lanes: $(VENV)/installed
-	TRITON_INTERPRET=1 $(PY) -m pytest $(OPS)
-	FASTDM_CPU=avx2 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PY) -m pytest $(ON_CPU)
-	FASTDM_CPU=plain ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 $(PY) -m pytest $(ON_CPU)
+	TRITON_INTERPRET=1 $(PYTEST) $(OPS)
+	FASTDM_CPU=avx2 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) $(ON_CPU)
+	FASTDM_CPU=plain ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 $(PYTEST) $(ON_CPU)
 
 browser-test: $(VENV)/installed
 	$(PY) -m pytest -m browser tests/applications
