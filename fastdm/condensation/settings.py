@@ -1,7 +1,6 @@
 """Settings of a condensation: the paper's names and defaults, and presets per data set."""
 
 import dataclasses
-import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -14,6 +13,8 @@ from fastdm.networks.architectures import default_network
 from fastdm.objectives import ObjectiveName
 from fastdm.synthetic.partition import check_partition
 from fastdm.system.device import Precision, fastest_precision
+
+_FLOAT32 = torch.finfo(torch.float32)
 
 
 @dataclass(frozen=True)
@@ -79,14 +80,14 @@ class Settings:
     clamp: bool | None = None
 
     def __post_init__(self) -> None:
-        # NumPy's numbers become Python's, which JSON can hold.
+        # NumPy's values become Python's, which JSON can hold.
         lowest_values = {"ipc": 1, "iterations": 0, "batch_real": 1, "seed": 0, "partition": 1, "ce_ahead": 0}
         for name, lowest in lowest_values.items():
             object.__setattr__(self, name, whole_number(name, getattr(self, name), lowest))
         if self.lr_img is not None:
             object.__setattr__(self, "lr_img", real_number("lr_img", self.lr_img))
-            if not 0 < self.lr_img < math.inf:
-                raise FastDMError(f"lr_img is {self.lr_img}; it must be above 0 and finite")
+            if not _FLOAT32.tiny <= self.lr_img <= _FLOAT32.max:
+                raise FastDMError(f"lr_img is {self.lr_img}; it must be above 0 and finite, as a number of 32 bits")
         object.__setattr__(self, "momentum", real_number("momentum", self.momentum))
         if not 0 <= self.momentum < 1:
             raise FastDMError(f"momentum is {self.momentum}; it must be at least 0 and below 1")
@@ -101,10 +102,14 @@ class Settings:
         one_of("objective", self.objective, get_args(ObjectiveName))
         one_of("networks", self.networks, ("random", "trained"))
         one_of("deterministic", self.deterministic, (False, True))
+        object.__setattr__(self, "deterministic", bool(self.deterministic))
         one_of("clamp", self.clamp, (None, True, False))
+        object.__setattr__(self, "clamp", None if self.clamp is None else bool(self.clamp))
         object.__setattr__(self, "ce_weight", real_number("ce_weight", self.ce_weight))
-        if not 0 <= self.ce_weight < math.inf:
-            raise FastDMError(f"ce_weight is {self.ce_weight}; it must be at least 0 and finite")
+        if not 0 <= self.ce_weight <= _FLOAT32.max:
+            raise FastDMError(
+                f"ce_weight is {self.ce_weight}; it must be at least 0 and finite, as a number of 32 bits"
+            )
         if self.ce_weight and self.networks != "trained":
             raise FastDMError(
                 f"ce_weight is {self.ce_weight}, but the networks are random and cannot tell classes apart; "

@@ -19,7 +19,8 @@ class Observer(Protocol):
     """Looks at the set during a run; it changes nothing."""
 
     def wants(self, iteration: int) -> bool:
-        """Whether to look after so many iterations."""
+        """Whether to look after so many iterations; a run that is resumed asks about those that it has done, too, since
+        it may have been stopped before the observer had seen them."""
         ...
 
     def look(self, iteration: int, synthetic: SyntheticSet) -> None:
@@ -59,7 +60,8 @@ class RunOptions:
             raise FastDMError(f"save_minutes is {self.save_minutes}; it must be above 0")
         if self.chunk_memory is not None and math.isnan(real_number("chunk_memory", self.chunk_memory)):
             raise FastDMError("chunk_memory is nan; it must be a number of bytes")
-        one_of("compile", self.compile, (False, True))
+        for name in ("compile", "resume", "overwrite", "progress", "verbose", "tensorboard"):
+            one_of(name, getattr(self, name), (False, True))
         if self.callback is not None and not callable(self.callback):
             raise FastDMError(f"callback is a {type(self.callback).__name__}; it must be a function, or None")
         if self.resume and self.overwrite:
