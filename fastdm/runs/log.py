@@ -1,4 +1,7 @@
-"""The log of a run: a line of JSON for every iteration, with its loss and the seconds since the start."""
+"""The log of a run: a line of JSON for every iteration, with its loss and the seconds since the start.
+
+What was measured on the way (`fastdm.runs.run.EVALUATIONS`) is kept in the same way.
+"""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -19,13 +22,14 @@ def append_losses(folder: Path, first: int, losses: Sequence[Mapping[str, float]
         log.writelines(lines)
 
 
-def cut_log(folder: Path, iterations: int, note: Callable[[str], None]) -> None:
-    """Leave the lines of the first iterations: a run that was killed has logged more than its checkpoint holds.
+def cut_log(path: Path, iterations: int, note: Callable[[str], None]) -> None:
+    """Leave the lines of iterations below this: a run that was killed has logged more than its checkpoint holds.
 
     Its last line may be cut short. A log that is damaged elsewhere is put aside, with a note: no run needs it.
     """
-    path = folder / FILE
-    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    if not path.exists():
+        return
+    lines = path.read_bytes().splitlines(keepends=True)
     kept: list[bytes] = []
     for number, line in enumerate(lines, 1):
         try:

@@ -39,6 +39,7 @@ EVALUATION, EVALUATIONS, BASELINES = "evaluation.json", "evaluations.jsonl", "ba
 """What was measured of the set, of those on its way, and of others to compare with: written by whoever evaluates, and
 of no use to another run."""
 
+PICTURES = "iteration_*.png"
 LOCK = ".lock"
 MESSAGES = "messages.txt"
 """What other libraries print while they compile or profile the run."""
@@ -148,7 +149,7 @@ class Run:
             _remove_run(folder)
         with atomic_write(folder / SETTINGS) as temporary:  # first, since they tell whose the others are
             temporary.write_text(json.dumps(self._settings, indent=2) + "\n", encoding="utf-8")
-        cut_log(folder, self.first_iteration, self._notes.append)
+        _remove_later(folder, self.first_iteration, self._notes.append)
         if self.options.config is not None:
             with atomic_write(folder / CONFIG) as temporary:
                 temporary.write_text(self.options.config, encoding="utf-8")
@@ -396,9 +397,12 @@ class Run:
 
 
 def _prepare(folder: Path, needed: int) -> None:
-    """Make the folder; find out now, not after the first checkpoint, whether the run can be written there."""
+    """Make the folder; find out now, not after the first checkpoint, whether the run can be written there.
+
+    needed: bytes, of which those that the run replaces are there already.
+    """
     make_folder(folder)
-    free = shutil.disk_usage(folder).free
+    free = shutil.disk_usage(folder).free + sum(path.stat().st_size for path in _files(folder) if path.exists())
     if free < needed:
         raise FastDMError(
             f"the disk of the run folder {folder} has {size_text(free)} left, but the run writes {size_text(needed)}; "
@@ -412,9 +416,20 @@ def _remove_run(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def _remove_later(folder: Path, done: int, note: Callable[[str], None]) -> None:
+    """Remove what tells of later iterations than those that are done: the run may not come so far again, and where sums
+    cannot be repeated it comes another way."""
+    cut_log(folder / LOG, done, note)
+    cut_log(folder / EVALUATIONS, done + 1, note)  # whose lines are of so many iterations that were done
+    for path in folder.glob(PICTURES):
+        number = path.stem.removeprefix("iteration_")
+        if number.isdecimal() and int(number) > done:
+            path.unlink(missing_ok=True)
+
+
 def _files(folder: Path) -> Iterator[Path]:
     """The files of a run, of which not all need to be there; without its settings, which the next one replaces."""
     names = (*NAMES, LOG, ABOUT, SET, PICTURE, MESSAGES, CONFIG, EVALUATION, EVALUATIONS, BASELINES)
     yield from (folder / name for name in names)
-    for pattern in (SHARDS, "iteration_*.png", f"{EVENTS}/events.out.tfevents.*"):
+    for pattern in (SHARDS, PICTURES, f"{EVENTS}/events.out.tfevents.*"):
         yield from folder.glob(pattern)

@@ -14,7 +14,6 @@ import torch
 
 import fastdm
 from fastdm.condensation import loop
-from fastdm.condensation.settings import Settings
 from fastdm.condensation.step import Step
 from fastdm.data.pool import Dataset, Pool
 from fastdm.errors import FastDMError
@@ -150,6 +149,14 @@ def test_a_run_folder_belongs_to_one_run_at_a_time(dataset: Dataset, tmp_path: P
     assert torch.equal(result.images, fastdm.condense(dataset, **SMALL).images)
     assert not (tmp_path / ".lock").exists()
     fastdm.condense(dataset, **SMALL, save_path=tmp_path, overwrite=True)
+
+
+def test_nothing_is_overwritten_by_a_word(dataset: Dataset, tmp_path: Path) -> None:
+    fastdm.condense(dataset, **SMALL, save_path=tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(FastDMError, match="overwrite is 'no'; it must be one of False, True"):
+        fastdm.condense(dataset, **SMALL, save_path=tmp_path, overwrite="no")
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_resume_and_overwrite_exclude_each_other(dataset: Dataset, tmp_path: Path) -> None:
@@ -351,80 +358,6 @@ def empty_class() -> Dataset:
     return dataclasses.replace(data, train=Pool(data.train.images, torch.tensor([0, 8, 8])))
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"ipc": 0}, "ipc is 0; it must be a whole number of at least 1"),
-        ({"ipc": 11}, "ipc is 11, but class 'class 1' of random has 10 images to start from"),
-        ({"batch_real": 11, "small_classes": "error"}, "use a batch_real of at most 10"),
-        ({"iterations": -1}, "iterations is -1"),
-        ({"lr_img": -1.0}, "lr_img is -1.0; it must be above 0"),
-        ({"lr_img": float("inf")}, "lr_img is inf; it must be above 0 and finite"),
-        ({"lr_img": "1"}, "lr_img is '1'; it must be a number"),
-        ({"momentum": 1.0}, "momentum is 1.0"),
-        ({"seed": 1.5}, "seed is 1.5; it must be a whole number of at least 0"),
-        ({"ipc": True}, "ipc is True; it must be a whole number"),
-        ({"save_every": 0}, "save_every is 0; it must be a whole number of at least 1"),
-        ({"picture_every": -1}, "picture_every is -1; it must be a whole number of at least 1"),
-        ({"save_every": "5"}, "save_every is '5'; it must be a whole number of at least 1"),
-        ({"save_minutes": "5"}, "save_minutes is '5'; it must be a number"),
-        ({"chunk_memory": "1G"}, "chunk_memory is '1G'; it must be a number"),
-        ({"chunk_memory": float("nan")}, "chunk_memory is nan; it must be a number of bytes"),
-        ({"compile": "no"}, "compile is 'no'; it must be one of False, True"),
-        ({"deterministic": "no"}, "deterministic is 'no'; it must be one of False, True"),
-        ({"profile": (0, 1), "save_path": "run"}, "profile is a tuple; it must be a range"),
-        ({"settings": {"ipc": 2}}, "settings is a dict; it must be fastdm.Settings"),
-        ({"device": []}, r"device \[\] is unknown; it must be cpu, cuda"),
-        ({"callback": 3}, "callback is a int; it must be a function, or None"),
-        ({"save_path": 3}, "a path is a int; it must be a str or a Path"),
-        ({"strategy": ["flip"]}, "the strategy is a list; it must be a str of families"),
-        ({"init": torch.zeros(2, 3, 8, 8)}, "init is a Tensor; it must be one of 'real', 'noise'"),
-        ({"init": np.zeros(3)}, r"init is array\(\[0., 0., 0.\]\); it must be one of 'real', 'noise'"),
-        ({"ipc": 2, "partition": 4}, "ipc is 2 with 16 images in each, .* use a smaller partition, or init 'noise'"),
-        ({"device": "meta"}, "device 'meta' is neither a CPU nor a CUDA device"),
-        ({"init": "zeros"}, "init is 'zeros'; it must be one of 'real', 'noise'"),
-        ({"precision": "fp8"}, "precision is 'fp8'; it must be one of"),
-        ({"precision": "tf32"}, "precision 'tf32' needs a GPU"),
-        ({"network": "ConvNeXt"}, "unknown network 'ConvNeXt'"),
-        ({"strategy": "blur"}, "unknown augmentation 'blur'"),
-        ({"device": "cuda:99"}, "device 'cuda:99' cannot be used here"),
-        ({"backend": "triton"}, "backend 'triton' is not available"),
-        ({"backend": "cutlass"}, "backend is 'cutlass'; it must be"),
-        ({"learning_rate": 3}, "unknown setting 'learning_rate'; choose one of ipc, iterations"),
-        ({"chunk_memory": 75_000, "precision": "bf16"}, "batch_real of at most [1-7] would fit"),
-        ({"chunk_memory": 1000}, "1 images per class do not fit"),
-    ],
-    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
-)
-def test_bad_settings(changes: dict[str, Any], message: str, dataset: Dataset) -> None:
-    with pytest.raises(FastDMError, match=message):
-        fastdm.condense(dataset, **{**SMALL, **changes})
-
-
-def test_numbers_of_numpy_are_numbers(dataset: Dataset, tmp_path: Path) -> None:
-    changes = {"ipc": np.int64(2), "lr_img": np.float32(0.5), "seed": np.uint8(3), "chunk_memory": np.int64(1 << 30)}
-    result = fastdm.condense(dataset, **{**SMALL, **changes}, save_path=tmp_path)
-    assert len(result.images) == 2 * 2
-    assert json.loads((tmp_path / "settings.json").read_text())["lr_img"] == 0.5
-
-
-def test_settings_hold_unless_an_argument_says_otherwise(dataset: Dataset) -> None:
-    settings = Settings(ipc=3, iterations=0, batch_real=8, network="ConvNetD1")
-    assert fastdm.condense(dataset, settings=settings).ipc == 3
-    assert fastdm.condense(dataset, 2, settings=settings).ipc == 2
-
-
-def test_an_empty_strategy_is_none(dataset: Dataset) -> None:
-    empty, none, default = (fastdm.condense(dataset, **SMALL, strategy=text).images for text in ("", "none", None))
-    assert torch.equal(empty, none)
-    assert not torch.equal(empty, default)
-
-
-def test_the_default_network_of_large_images() -> None:
-    large = random_dataset([2, 2], shape=(1, 600, 520))
-    assert Settings().resolve(large, torch.device("cpu")).network == "ConvNetD6"
-
-
 def test_a_class_smaller_than_its_batch_is_said(dataset: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
     fastdm.condense(dataset, **{**SMALL, "batch_real": 11}, progress=True)
     assert "less than batch_real = 11 images use all; one has 10" in capsys.readouterr().out
@@ -448,3 +381,13 @@ def test_no_space(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(100, 99, 1))
     with pytest.raises(FastDMError, match=r"has 1 byte left, but the run writes 1\d KiB; free some space"):
         fastdm.condense(dataset, **SMALL, save_path=tmp_path)
+
+
+def test_what_a_run_replaces_makes_room_for_it(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a run that just fitted could not be resumed."""
+    fastdm.condense(dataset, **SMALL, save_path=tmp_path, save_every=3)
+    usage = namedtuple("usage", ["total", "used", "free"])
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(100, 99, 6 << 10))
+    fastdm.condense(dataset, **{**SMALL, "iterations": 8}, save_path=tmp_path, resume=True)

@@ -1,5 +1,6 @@
 """What else lies in the folder that a run is given."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,19 @@ def test_a_run_that_ended_before_its_first_checkpoint_is_one(dataset: Dataset, t
     for path in (*tmp_path.glob("checkpoint*"), tmp_path / "synthetic.safetensors"):
         path.unlink()
     fastdm.condense(dataset, **SMALL, save_path=tmp_path)
+
+
+def test_nothing_is_left_of_iterations_that_the_checkpoint_does_not_hold(dataset: Dataset, tmp_path: Path) -> None:
+    """They may never come again, and where sums are not repeatable they come otherwise."""
+    fastdm.condense(dataset, **SMALL, save_path=tmp_path, picture_every=1)
+    lines = [json.dumps({"iteration": iteration}) + "\n" for iteration in (1, 2, 3)]
+    (tmp_path / "evaluations.jsonl").write_text("".join(lines) + '{"iter')
+    for name in ("iteration_000003.png", "iteration_1000000.png", "iteration_mine.png"):
+        (tmp_path / name).touch()
+    fastdm.condense(dataset, **SMALL, save_path=tmp_path, resume=True)
+    assert (tmp_path / "evaluations.jsonl").read_text() == "".join(lines[:2])
+    pictures = {path.name for path in tmp_path.glob("iteration_*")}
+    assert pictures == {"iteration_000001.png", "iteration_000002.png", "iteration_mine.png"}
 
 
 def test_only_what_an_atomic_write_leaves_is_removed(tmp_path: Path) -> None:
