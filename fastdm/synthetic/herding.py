@@ -42,16 +42,19 @@ def herding_order(features: Tensor, count: int) -> Tensor:
 def herded_selection(dataset: Dataset, ipc: int, embed: Callable[[Tensor], Tensor]) -> SyntheticSet:
     """`ipc` real images per class by herding on the features that `embed` gives of normalised images [N, C, H, W].
 
-    Features are brought to length 1, as iCaRL does. Raises FastDMError where a class has fewer images.
+    Features are brought to length 1, as iCaRL does. Raises FastDMError where a class has fewer images, and for features
+    that are not finite.
     """
     smallest = int(dataset.train.class_sizes.min())
     if not 1 <= ipc <= smallest:
         raise FastDMError(f"ipc is {ipc}; it must be at least 1 and at most {smallest}, the size of the smallest class")
     offsets = dataset.train.class_offsets.tolist()
     rows = []
-    for first, end in itertools.pairwise(offsets):
+    for name, (first, end) in zip(dataset.class_names, itertools.pairwise(offsets), strict=True):
         parts = torch.arange(first, end).split(_AT_ONCE)
         features = torch.cat([embed(_normalised(dataset, part)).flatten(1).float().cpu() for part in parts])
+        if not features.isfinite().all():
+            raise FastDMError(f"the features of class {name!r} are not finite: no image is nearest to their mean")
         rows.append(first + herding_order(functional.normalize(features), ipc))
     return SyntheticSet(
         images=_normalised(dataset, torch.cat(rows)),

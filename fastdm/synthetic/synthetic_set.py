@@ -127,6 +127,10 @@ class SyntheticSet:
             "fastdm": self.version,
         }
 
+    def _check_finite(self, what: str | Path) -> None:
+        if not self.images.isfinite().all():
+            raise FastDMError(f"{what} holds pixels that are not finite numbers")
+
     def _about(self) -> dict[str, Any]:
         about = {
             name: dict(value) if name == "settings" else value for name in ABOUT for value in [getattr(self, name)]
@@ -157,6 +161,7 @@ class SyntheticSet:
         own = ".safetensors" if chosen == "safetensors" else ".pt"
         if path.suffix in {".safetensors", ".pt", ".npz"} - {own}:
             raise FastDMError(f"{path} ends in {path.suffix}, but format {chosen!r} is that of a {own} file")
+        self._check_finite("the set")
         tally = Tally()
         if self.soft_labels is not None and chosen != "safetensors":
             tally.say("soft labels are left out, which only a .safetensors file holds")
@@ -228,8 +233,8 @@ class SyntheticSet:
             sets = _load_public(path, dataset, normalised, partition)
         if partition not in (None, sets[0].partition):
             raise FastDMError(f"partition is {partition}, but {path} says that its own is {sets[0].partition}")
-        if not all(loaded.images.isfinite().all() for loaded in sets):
-            raise FastDMError(f"{path} holds pixels that are not finite numbers")
+        for loaded in sets:
+            loaded._check_finite(path)
         return sets
 
     @classmethod
@@ -277,8 +282,7 @@ class SyntheticSet:
             result = replace(result, partition=partition)
         finally:
             tally.report("the set of tensors")
-        if not result.images.isfinite().all():
-            raise FastDMError("the set holds pixels that are not finite numbers")
+        result._check_finite("the set")
         return result
 
     def pixels(self) -> Tensor:

@@ -54,3 +54,11 @@ def test_features_count_by_their_direction() -> None:
 def test_more_images_than_a_class_has() -> None:
     with pytest.raises(FastDMError, match="ipc is 200; it must be at least 1 and at most 1"):
         herded_selection(open_dataset("digits"), 200, lambda images: images)
+
+
+def test_features_that_are_not_finite_pick_nothing() -> None:
+    """As a network gives them whose training diverged: every row would be as near as any other."""
+    digits = open_dataset("digits")
+    size = digits.train.class_sizes[0]
+    with pytest.raises(FastDMError, match="features of class '0' are not finite: no image is nearest to their mean"):
+        herded_selection(digits, 1, lambda images: images * (torch.nan if len(images) == size else 1))

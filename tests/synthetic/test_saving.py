@@ -61,6 +61,16 @@ def test_settings_that_could_not_be_read_again_are_refused(
     assert not [*tmp_path.iterdir()]
 
 
+@pytest.mark.parametrize("name", ["a.safetensors", "a.pt", "images_best.pt", "data.pt"])
+def test_a_set_that_could_not_be_loaded_is_not_saved(name: str, dataset: Dataset, tmp_path: Path) -> None:
+    images = random_selection(dataset, 1).images.clone()
+    images[1, 0, 0, 0] = torch.nan
+    kind = {"images_best.pt": "mtt", "data.pt": "idc"}.get(name)
+    with pytest.raises(FastDMError, match="holds pixels that are not finite numbers"):
+        replace(random_selection(dataset, 1), images=images).save(tmp_path / name, format=kind)  # type: ignore[arg-type]
+    assert not [*tmp_path.iterdir()]
+
+
 def test_the_current_folder_is_not_replaced(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FastDMError, match=r"\. is the current folder; name a new one in it"):
