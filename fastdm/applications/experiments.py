@@ -73,7 +73,7 @@ def run_experiments(
         for experiment, (folder, seeded) in enumerate(runs.items()):
             its_protocol = protocol and dataclasses.replace(protocol, seed=protocol.seed + experiment)
             picture = save_path / f"vis_{stem}_exp{experiment}_iter"
-            watch = Watch(dataset, device, folder, picture, report, writes=ranks.first)
+            watch = Watch(dataset, device, folder, picture, report, ranks=ranks)
             if its_protocol is not None and eval_every is not None:
                 watch.evaluate(
                     its_protocol, range(eval_every, settings.iterations, eval_every), f"experiment {experiment}"

@@ -14,7 +14,9 @@ from fastdm.runs.events import FOLDER as EVENTS
 from fastdm.runs.events import Events
 from fastdm.runs.run import EVALUATIONS as FILE
 from fastdm.synthetic.synthetic_set import SyntheticSet
+from fastdm.system.checks import parse_json
 from fastdm.system.files import writing
+from fastdm.system.ranks import ALONE, Ranks
 
 PICTURE_EVERY = 2000
 """Iterations between the pictures of the public code, the first of them of the initial images."""
@@ -23,7 +25,7 @@ PICTURE_EVERY = 2000
 class Watch:
     """Looks at a run: a picture called `picture`{iteration}.png every 2,000 iterations, and evaluations.
 
-    writes: whether this rank writes what it sees; all of them evaluate.
+    ranks: of which the first one writes what it sees; all of them evaluate.
     """
 
     def __init__(
@@ -34,14 +36,14 @@ class Watch:
         picture: Path,
         report: Callable[[str, Evaluation], None],
         *,
-        writes: bool = True,
+        ranks: Ranks = ALONE,
     ) -> None:
         self._dataset = dataset
         self._device = device
         self._folder = folder
         self._picture = picture
         self._report = report
-        self._writes = writes
+        self._ranks = ranks
         self._protocol: Protocol | None = None
         self._iterations = range(0)
         self._title = ""
@@ -51,17 +53,26 @@ class Watch:
         self._protocol, self._iterations, self._title = protocol, iterations, title
 
     def wants(self, iteration: int) -> bool:
-        return iteration % PICTURE_EVERY == 0 or iteration in self._iterations
+        return iteration % PICTURE_EVERY == 0 or self._is_due(iteration)
 
     def look(self, iteration: int, synthetic: SyntheticSet) -> None:
         if iteration % PICTURE_EVERY == 0:
             self.picture(iteration, synthetic)
-        if iteration in self._iterations and self._protocol is not None:
+        if self._protocol is not None and self._is_due(iteration):
             evaluation = measure(synthetic, self._dataset, self._protocol, self._device)
-            if self._writes:
+            if self._ranks.first:
                 self._record(iteration, evaluation)
             self._report(f"{self._title}, iteration {iteration}", evaluation)
             self.show(iteration, evaluation)
+
+    def _is_due(self, iteration: int) -> bool:
+        """Whether an evaluation is asked for, and not yet recorded, as the first rank knows."""
+        if iteration not in self._iterations:
+            return False
+        path = self._folder / FILE
+        lines = path.read_bytes().splitlines() if self._ranks.first and path.exists() else []
+        recorded = any(parse_json(line)["iteration"] == iteration for line in lines)
+        return not self._ranks.exchange(recorded)[0]
 
     def _record(self, iteration: int, evaluation: Evaluation) -> None:
         line = {"iteration": iteration, "mean": evaluation.mean, "accuracies": evaluation.accuracies}
@@ -73,12 +84,12 @@ class Watch:
 
     def picture(self, iteration: int, synthetic: SyntheticSet) -> None:
         """Write a picture of the set as it is after so many iterations."""
-        if self._writes:
+        if self._ranks.first:
             synthetic.save_grid(self._picture.with_name(f"{self._picture.name}{iteration}.png"))
 
     def show(self, iteration: int, evaluation: Evaluation) -> None:
         """Show what was measured in TensorBoard, if the run is shown there."""
-        if self._writes and (self._folder / EVENTS).exists():
+        if self._ranks.first and (self._folder / EVENTS).exists():
             events = Events(self._folder)
             events.accuracies(iteration, evaluation.mean)
             events.close()

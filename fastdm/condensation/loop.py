@@ -169,8 +169,7 @@ def condense_resolved(
             notes = [*_introduce(run, dataset, settings, device, plan, ranks, pool), *_prepare(run, step, device)]
             about = _about(dataset, device, plan, notes)
             run.describe(about)
-            if run.first_iteration == 0:
-                _look(options.observer, 0, synthetic)
+            _look(options.observer, run.first_iteration, synthetic)
             for iteration in _iterations(run, step, device, ranks):
                 with run.undivided():
                     loss = step(iteration)

@@ -89,6 +89,29 @@ def test_two_processes_cannot_write_the_same_results(dataset: Dataset, tmp_path:
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.parametrize("recorded", [False, True], ids=["before", "after"])
+def test_an_evaluation_that_was_stopped_is_made_when_the_run_goes_on(
+    recorded: bool, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes the longest, and is what a stop most likely meets: the checkpoint is of that very iteration."""
+    look = watch.Watch.look
+
+    def stop(self: watch.Watch, iteration: int, synthetic: SyntheticSet) -> None:
+        if recorded or iteration != 2:
+            look(self, iteration, synthetic)
+        if iteration == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(watch.Watch, "look", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(dataset, tmp_path, eval_every=2)
+    missed = [] if recorded else ["experiment 0, iteration 2"]
+    assert run(dataset, tmp_path, eval_every=2, resume=True) == [*missed, "experiment 0, iteration 4", "experiment 0"]
+    path = tmp_path / "DM_random_ConvNetD1_1ipc_exp0" / "evaluations.jsonl"
+    assert [json.loads(line)["iteration"] for line in path.read_text().splitlines()] == [2, 4]
+
+
 def test_a_stop_during_the_evaluation_says_what_is_there(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
