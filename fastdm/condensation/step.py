@@ -140,10 +140,18 @@ class Step:
         )
 
     def _cross_entropy(self, augmented: Tensor, features: Tensor, chunk: "_Chunk") -> Tensor:
-        """Σ_c mean_j CE(x_cj, c) in the expert; features: those of the network that is matched in."""
+        """Σ_c mean_j CE(x_cj, c) in the expert; features: those of the network that is matched in.
+
+        On a CPU the classifier takes one class after the other: a product of matrices is rounded by how many rows it
+        has, and so by how many classes the chunk has.
+        """
         network, expert = self._networks.network, self._networks.expert
         shared = features if expert is network else expert.embed(augmented)
-        return cross_entropy(expert.classifier(shared), chunk.labels, chunk.synthetic)
+        if shared.is_cuda:
+            logits = expert.classifier(shared)
+        else:
+            logits = torch.cat([*map(expert.classifier, shared.split(chunk.synthetic.most))])
+        return cross_entropy(logits, chunk.labels, chunk.synthetic)
 
     def _augment_real(self, tables: list[Tensor], batch: RealBatch, group: Tensor) -> Tensor:
         """A(B_c, ω_c): real images, normalised and augmented by the row of the tables that is their class's."""

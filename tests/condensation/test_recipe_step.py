@@ -10,6 +10,7 @@ from torch.nn import functional
 from fastdm.augmentation import Strategy
 from fastdm.condensation.build import build_step
 from fastdm.condensation.settings import Settings
+from fastdm.data.pool import Pool
 from fastdm.kernels import draw
 from fastdm.networks.drawn import TrainedNetworks
 from fastdm.networks.trained import NetworkPool, flatten_parameters, in_memory_order, one_buffer
@@ -108,9 +109,8 @@ def transcription(settings: Settings, pool: NetworkPool, dtype: torch.dtype) -> 
     return canvases.flatten(0, 1), losses
 
 
-@pytest.mark.parametrize(("ahead", "chunk_memory"), [(2, 1 << 30), (0, 1 << 30), (2, 3 << 20)])
-def test_a_step_of_the_recipe_equals_its_transcription(ahead: int, chunk_memory: int) -> None:
-    settings = Settings(
+def recipe(ahead: int) -> Settings:
+    return Settings(
         ipc=2,
         batch_real=16,
         partition=2,
@@ -124,6 +124,11 @@ def test_a_step_of_the_recipe_equals_its_transcription(ahead: int, chunk_memory:
         precision="fp32",
         seed=5,
     ).resolve(DATASET, CPU)
+
+
+@pytest.mark.parametrize(("ahead", "chunk_memory"), [(2, 1 << 30), (0, 1 << 30), (2, 3 << 20)])
+def test_a_step_of_the_recipe_equals_its_transcription(ahead: int, chunk_memory: int) -> None:
+    settings = recipe(ahead)
     assert settings.clamp
     pool = random_pool(2, 4)
     exact, losses = transcription(settings, pool, torch.float64)
@@ -143,6 +148,25 @@ def test_a_step_of_the_recipe_equals_its_transcription(ahead: int, chunk_memory:
     # What float32 makes of the transcription is the yardstick; a rewritten sum may lose a few times as much.
     assert (images - exact).abs().max() <= 8 * yardstick
     torch.testing.assert_close(torch.tensor(found), torch.tensor(losses), rtol=1e-4, atol=0)
+
+
+def test_a_class_does_not_depend_on_those_that_it_is_computed_with() -> None:
+    """To the last bit, the cross-entropy too, which is that of the class's number in the whole data set."""
+
+    def run(part: Pool | None, chunk_memory: int | None = None) -> tuple[Tensor, Tensor]:
+        step, _ = build_step(DATASET, recipe(2), CPU, torch.float32, chunk_memory, pool, part)
+        with closing(step):
+            for iteration in range(STEPS):
+                step(iteration)
+        return step.images, step.losses
+
+    pool = random_pool(2, 4)
+    whole, losses = run(None)
+    assert torch.equal(run(None, 3 << 20)[0], whole)
+    parts = [run(DATASET.train.classes(first, stop)) for first, stop in ((0, 1), (1, 3))]
+    assert torch.equal(torch.cat([images for images, _ in parts]), whole)
+    # A sum of three numbers, in another order.
+    torch.testing.assert_close(sum(part for _, part in parts), losses, rtol=4 * 2**-23, atol=0)
 
 
 def test_networks_and_states_are_drawn_uniformly_and_experts_later() -> None:
