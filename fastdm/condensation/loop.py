@@ -20,7 +20,7 @@ from fastdm.condensation.step import Step
 from fastdm.data.pool import Dataset
 from fastdm.data.sources import open_dataset
 from fastdm.errors import FastDMError, unknown, whole_number
-from fastdm.networks.own import Builder, network_name
+from fastdm.networks.own import Builder, layers_crc32, own_name
 from fastdm.networks.trained import NetworkPool, opened_pool
 from fastdm.runs.about import About
 from fastdm.runs.options import Observer, RunOptions
@@ -82,8 +82,9 @@ def condense(
     function without arguments that builds a `torch.nn.Module` with a method `embed`, from images [N, C, H, W] to their
     features. If only its Conv2d, Linear, BatchNorm2d, GroupNorm and LayerNorm layers have weights, these are drawn anew
     in each iteration, from PyTorch's default distributions; else the function is called in each iteration, which takes
-    longer and, on a GPU, rules out a CUDA graph. Dropout is refused. The set names the network by the function's name;
-    give `evaluate` the function as well.
+    longer and, on a GPU, rules out a CUDA graph. Dropout is refused. The set names the network by the function's name,
+    with "(own)" where fastdm has another network of that name; give `evaluate` the function as well. A run is resumed
+    with the same layers only.
     device: "cpu", "cuda", …; default: the GPU if there is one.
     backend: implementation of the ops: "auto", "triton" or "reference"; requesting an unavailable one is an error.
     chunk_memory: bytes that one chunk of classes may take; default: what is free. It changes the result by rounding
@@ -115,7 +116,7 @@ def condense(
         options["ipc"] = ipc
     own: Builder | None = options["network"] if callable(options.get("network")) else None
     if own is not None:
-        options["network"] = network_name(own)
+        options["network"] = own_name(own)
     dataset = open_dataset(data, data_path=data_path, image_size=image_size)
     settings = _settings(settings, recipe, dataset, options)
     networks = opened_pool(pool)
@@ -165,7 +166,7 @@ def condense_resolved(
         step, plan = build_step(dataset, settings, device, dtype, options.chunk_memory, pool, share.part, own)
         synthetic = partial(_synthetic_set, dataset, settings, step.images, share, ranks)
         grid = partial(_write_grid, dataset, step.images, share, ranks)
-        with closing(step), _run(dataset, settings, step, share, synthetic, grid, options, pool, ranks) as run:
+        with closing(step), _run(dataset, settings, step, share, synthetic, grid, options, pool, own, ranks) as run:
             notes = [*_introduce(run, dataset, settings, device, plan, ranks, pool), *_prepare(run, step, device)]
             about = _about(dataset, device, plan, notes)
             run.describe(about)
@@ -191,6 +192,7 @@ def _run(
     grid: Callable[[Path], None],
     options: RunOptions,
     pool: NetworkPool | None,
+    own: Builder | None,
     ranks: Ranks,
 ) -> Run:
     """The run on disk, at the checkpoint that it resumes from."""
@@ -200,7 +202,8 @@ def _run(
         lambda row: f"class {dataset.class_names[row // settings.ipc]!r}",
         lambda: step.is_whole,
     )
-    pixels_are = normalised(dataset)
+    # What the first checkpoints do not say.
+    later = {**normalised(dataset), **({"network_layers_crc32": layers_crc32(step.network)} if own else {})}
     return Run(
         state,
         synthetic,
@@ -210,11 +213,11 @@ def _run(
         {
             **settings.resume_key(),
             **fingerprint(dataset),
-            **pixels_are,
+            **later,
             **({"pool_crc32": pool.crc32()} if pool else {}),
         },
         options,
-        resume_defaults={**Settings().resume_key(), **pixels_are},  # the first checkpoints do not say how
+        resume_defaults={**Settings().resume_key(), **later},
         ranks=ranks,
     )
 

@@ -15,6 +15,7 @@ from fastdm.data.batches import RealBatch, StreamedImages, real_images
 from fastdm.data.pool import Dataset, Pool
 from fastdm.kernels import sgd_step
 from fastdm.networks.drawn import BuiltNetworks, DrawnNetworks
+from fastdm.networks.model import Network
 from fastdm.objectives import build_objective
 from fastdm.objectives.cross_entropy import cross_entropy
 from fastdm.objectives.objective import Segments
@@ -160,6 +161,11 @@ class Step:
     def parts(self) -> dict[str, Tensor]:
         """What the last loss consists of, by name, if of more than the objective: scalars on the device."""
         return {"matching": self.losses[1], "cross_entropy": self.losses[2]} if self._ce_weight else {}
+
+    @property
+    def network(self) -> Network:
+        """What images are matched in."""
+        return self._networks.network
 
     @property
     def waited(self) -> float:

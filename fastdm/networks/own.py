@@ -1,6 +1,7 @@
 """Networks of the user's own: any module that classifies, or that embeds, built by a function."""
 
 import threading
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from fastdm.errors import FastDMError
+from fastdm.networks.architectures import is_network
 from fastdm.networks.fusing import fuse
 from fastdm.networks.model import Network
 from fastdm.system.memory import is_exhausted
@@ -27,6 +29,12 @@ def network_name(network: str | Builder) -> str:
         return network
     network = getattr(network, "func", network)
     return str(getattr(network, "__name__", type(network).__name__))
+
+
+def own_name(builder: Builder) -> str:
+    """The name that settings have for a network of the user's: never one by which `build_network` knows another."""
+    name = network_name(builder)
+    return f"{name} (own)" if is_network(name) else name
 
 
 def build_own(
@@ -139,6 +147,13 @@ def build_own_frozen(
         raise FastDMError(f"the embed of {name} must give features that have a gradient to the images")
     network = Network(nn.Sequential(embed), features[0].numel(), num_classes, frozen=True)
     return network.to(device, dtype)
+
+
+def layers_crc32(network: nn.Module) -> int:
+    """Checksum of what a network consists of: its layers as they print themselves, and the shapes of what they hold. It
+    knows nothing of what is computed between the layers."""
+    held = [(name, list(tensor.shape)) for name, tensor in (*network.named_parameters(), *network.named_buffers())]
+    return zlib.crc32(f"{network} {held}".encode())
 
 
 def can_be_drawn(module: nn.Module) -> bool:

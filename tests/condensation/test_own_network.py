@@ -1,5 +1,8 @@
 """Images matched in a network of the user's own."""
 
+import dataclasses
+import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ import fastdm
 from fastdm.errors import FastDMError
 from fastdm.networks.drawn import BuiltNetworks
 from fastdm.networks.own import build_own_frozen
+from fastdm.runs.checkpoint import FILE, read_checkpoint, save_checkpoint
 
 QUICK = {"ipc": 1, "iterations": 3, "batch_real": 8, "device": "cpu", "precision": "fp32"}
 
@@ -133,6 +137,42 @@ class InPlace(Plain):
 def test_what_images_cannot_be_matched_in(build: object, message: str) -> None:
     with pytest.raises(FastDMError, match=message):
         fastdm.condense("digits", network=build, **QUICK)  # type: ignore[arg-type]
+
+
+def wide(channels: int) -> nn.Module:
+    network = Plain()
+    network.body[0] = nn.Conv2d(1, channels, 3, padding=3)
+    return network
+
+
+def test_a_run_is_not_resumed_in_another_network_of_the_same_name(tmp_path: Path) -> None:
+    """That of a partial is the inner function's."""
+    options = {**QUICK, "save_path": tmp_path / "run"}
+    fastdm.condense("digits", network=partial(wide, 4), **options)  # type: ignore[arg-type]
+    options |= {"iterations": 4, "resume": True}
+    with pytest.raises(FastDMError, match=r"network_layers_crc32 was \d+ and is \d+\); resume with the same ones"):
+        fastdm.condense("digits", network=partial(wide, 8), **options)  # type: ignore[arg-type]
+    fastdm.condense("digits", network=partial(wide, 4), **options)  # type: ignore[arg-type]
+
+
+def test_a_run_of_before_layers_were_compared_is_resumed(tmp_path: Path) -> None:
+    options = {**QUICK, "save_path": tmp_path}
+    fastdm.condense("digits", network=Plain, **options)  # type: ignore[arg-type]
+    saved = read_checkpoint(tmp_path / FILE)
+    settings = json.loads(saved.settings)
+    del settings["network_layers_crc32"]
+    save_checkpoint(tmp_path, dataclasses.replace(saved, settings=json.dumps(settings)))
+    fastdm.condense("digits", network=Plain, **options, resume=True)  # type: ignore[arg-type]
+
+
+def test_a_network_that_is_called_like_another_is_not_taken_for_it() -> None:
+    class ConvNet(Plain):
+        pass
+
+    found = fastdm.condense("digits", network=ConvNet, **QUICK)  # type: ignore[arg-type]
+    assert found.settings["network"] == "ConvNet (own)"
+    with pytest.raises(FastDMError, match=r"was condensed in ConvNet \(own\), which is not a network that fastdm"):
+        fastdm.evaluate(found, "digits", num_eval=1, epochs=1, device="cpu")
 
 
 def test_settings_hold_a_name() -> None:
