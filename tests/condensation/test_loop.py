@@ -14,10 +14,13 @@ import torch
 
 import fastdm
 from fastdm.condensation import loop
+from fastdm.condensation.settings import Settings
 from fastdm.condensation.step import Step
 from fastdm.data.pool import Dataset, Pool
 from fastdm.errors import FastDMError
 from fastdm.runs.checkpoint import FILE, PREVIOUS
+from fastdm.runs.options import RunOptions
+from fastdm.synthetic.synthetic_set import SyntheticSet
 from tests.oracles import random_dataset
 
 SMALL: dict[str, Any] = {"ipc": 1, "iterations": 6, "batch_real": 8, "network": "ConvNetD1", "device": "cpu"}
@@ -63,6 +66,43 @@ def test_run_folder(dataset: Dataset, tmp_path: Path) -> None:
     assert torch.equal(loaded.images, result.images)
     assert loaded.class_names == dataset.class_names
     assert loaded.settings == settings
+
+
+def test_the_most_memory_is_known_at_the_end(dataset: Dataset, tmp_path: Path) -> None:
+    def peak() -> int | None:
+        found = json.loads((tmp_path / "about.json").read_text())["peak_bytes"]
+        return None if found is None else int(found)
+
+    during = []
+    fastdm.condense(dataset, **SMALL, save_path=tmp_path, callback=lambda *_: during.append(peak()))
+    assert during == 6 * [None]
+    assert (peak() or 0) > dataset.train.images.nbytes
+
+
+class Seen:
+    """Looks at a set after an even number of iterations."""
+
+    def __init__(self) -> None:
+        self.images: dict[int, torch.Tensor] = {}
+
+    def wants(self, iteration: int) -> bool:
+        return iteration % 2 == 0
+
+    def look(self, iteration: int, synthetic: SyntheticSet) -> None:
+        self.images[iteration] = synthetic.images
+
+
+def test_an_observer_sees_the_set_as_it_is_after_so_many_iterations(dataset: Dataset, tmp_path: Path) -> None:
+    def run(iterations: int, **options: Any) -> dict[int, torch.Tensor]:
+        seen, cpu = Seen(), torch.device("cpu")
+        settings = Settings(ipc=1, iterations=iterations, batch_real=8, network="ConvNetD1").resolve(dataset, cpu)
+        loop.condense_resolved(dataset, settings, cpu, RunOptions(observer=seen, save_path=tmp_path, **options))
+        return seen.images
+
+    first, then = run(4), run(6, resume=True)
+    assert ([*first], [*then]) == ([0, 2, 4], [4, 6])
+    for iteration, images in (first | then).items():
+        assert torch.equal(images, fastdm.condense(dataset, **{**SMALL, "iterations": iteration}).images)
 
 
 def test_resumed_equals_uninterrupted(dataset: Dataset, tmp_path: Path) -> None:
@@ -256,6 +296,11 @@ def test_resume_refuses_other_pixels_and_fewer_iterations(dataset: Dataset, tmp_
     inverted = dataclasses.replace(dataset, train=Pool(255 - dataset.train.images, dataset.train.class_offsets))
     with pytest.raises(FastDMError, match="some_pixels_crc32 was"):
         fastdm.condense(inverted, **SMALL, save_path=tmp_path, resume=True)
+    moved = dataclasses.replace(dataset, train=Pool(dataset.train.images, torch.tensor([0, 11, 22])))
+    with pytest.raises(FastDMError, match="class_sizes_crc32 was"):
+        fastdm.condense(moved, **SMALL, save_path=tmp_path, resume=True)
+    with pytest.raises(FastDMError, match="dataset was 'random' and is 'another'"):
+        fastdm.condense(dataclasses.replace(dataset, name="another"), **SMALL, save_path=tmp_path, resume=True)
     with pytest.raises(FastDMError, match="has done 6 iterations already, more than 5; resume it with at least"):
         fastdm.condense(dataset, **{**SMALL, "iterations": 5}, save_path=tmp_path, resume=True)
 
