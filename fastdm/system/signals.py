@@ -23,11 +23,20 @@ def deferred() -> Iterator[Sequence[tuple[int, FrameType | None]]]:
         yield arrived
         return
     before = {number: handler for number in STOPPING if callable(handler := signal.getsignal(number))}
+    holding = True
+
+    def hold(number: int, frame: FrameType | None) -> None:
+        if holding:
+            arrived.append((number, frame))
+        else:  # another signal has come while the handlers before were being set again, and this one stayed
+            before[signal.Signals(number)](number, frame)
+
     try:
         for number in before:
-            signal.signal(number, lambda number, frame: arrived.append((number, frame)))
+            signal.signal(number, hold)
         yield arrived
     finally:
+        holding = False
         for number, handler in before.items():
             signal.signal(number, handler)
     if arrived:

@@ -29,6 +29,27 @@ def test_signals_are_heeded_once_after_the_block(count: int) -> None:
         signal.signal(signal.SIGINT, before)
 
 
+def test_a_signal_that_comes_as_the_block_ends_leaves_no_signal_unheeded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may come when some of the handlers are back in their places, and the others are not."""
+    heeded: list[int] = []
+    set_handler = signal.signal
+    before = set_handler(signal.SIGTERM, lambda number, frame: heeded.append(number))
+
+    def interrupted(number: int, handler: object) -> object:
+        replaced = set_handler(number, handler)  # type: ignore[arg-type]
+        if handler is signal.default_int_handler:
+            signal.raise_signal(signal.SIGINT)
+        return replaced
+
+    try:
+        with pytest.raises(KeyboardInterrupt), deferred():
+            monkeypatch.setattr(signal, "signal", interrupted)
+        signal.raise_signal(signal.SIGTERM)
+        assert heeded == [signal.SIGTERM]
+    finally:
+        set_handler(signal.SIGTERM, before)
+
+
 def test_an_error_of_the_block_comes_first() -> None:
     def fail() -> None:
         with deferred():
