@@ -369,6 +369,15 @@ def test_accuracies_of_another_set_are_not_those_of_the_run(data: Dataset, tmp_p
     assert read_run(run).evaluation.accuracies == {}
 
 
+def test_the_set_of_fewer_iterations_is_said_to_be_one(data: Dataset, tmp_path: Path) -> None:
+    make_run(tmp_path, data, iterations=2)
+    assert read_run(tmp_path).warnings == []
+    with pytest.raises(ZeroDivisionError):
+        make_run(tmp_path, data, iterations=9, resume=True, callback=lambda iteration, *_: 1 / (4 - iteration))
+    expected = "the run has not ended: 5 of 9 iterations are logged, and the set is that of 2"
+    assert read_run(tmp_path).warnings == [expected]
+
+
 def test_accuracies_on_the_way_are_a_curve(run: Path, data: Dataset) -> None:
     lines = [{"iteration": i, "accuracies": {"ConvNetD1": [0.1 * i, 0.2]}} for i in (2, 4)]
     (run / "evaluations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

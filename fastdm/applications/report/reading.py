@@ -92,8 +92,10 @@ class RunRecord:
         """What a reader should know before trusting the run."""
         notes = [*self.about.notes]
         wanted = int(self.settings.get("iterations", 0))
-        if self.synthetic is None:
-            notes.append(f"the run has not ended: {self.iterations} of {wanted} iterations are logged")
+        made = None if self.synthetic is None else self.synthetic.settings.get("iterations", wanted)
+        if made != wanted:
+            its_set = "" if made is None else f", and the set is that of {made}"
+            notes.append(f"the run has not ended: {self.iterations} of {wanted} iterations are logged{its_set}")
         return notes
 
     def mean_loss(self, *, first: bool, of: int = 25) -> float | None:
