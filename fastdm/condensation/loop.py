@@ -217,7 +217,7 @@ def _run(
             **({"pool_crc32": pool.crc32()} if pool else {}),
         },
         options,
-        resume_defaults={**Settings().resume_key(), **later},
+        resume_defaults={**dataclasses.asdict(Settings(clamp=False)), **later},
         ranks=ranks,
     )
 

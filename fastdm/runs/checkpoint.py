@@ -132,8 +132,8 @@ def load_checkpoint(
 
     rows: those that are wanted, by default all. Each rank checks the shards that hold its own, and all take the same
     checkpoint. A damaged one is put aside, with a note, if the one before it can take its place. defaults: the values
-    of settings that older checkpoints do not state. Raises FastDMError where only damaged ones are left, naming them,
-    and for a checkpoint of other settings, naming those that differ.
+    of settings that are not stated, as by older checkpoints. Raises FastDMError where only damaged ones are left,
+    naming them, and for a checkpoint of other settings, naming those that differ.
     """
     names: list[str] = ranks.exchange([name for name in NAMES if (folder / name).exists()])[0]
     damages: list[tuple[list[str], str]] = []
@@ -246,8 +246,7 @@ def _read_single(path: Path) -> Checkpoint:
 
 
 def _check_settings(path: Path, saved: str, settings: str, defaults: Mapping[str, Any]) -> None:
-    now = json.loads(settings)
-    before = {**{name: value for name, value in defaults.items() if name in now}, **json.loads(saved)}
+    before, now = ({**defaults, **json.loads(text)} for text in (saved, settings))
     changes = [
         f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
         for name in {**before, **now}

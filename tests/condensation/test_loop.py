@@ -289,6 +289,8 @@ def test_resume_with_other_settings_names_them(dataset: Dataset, tmp_path: Path)
     fastdm.condense(dataset, **SMALL, save_path=tmp_path)
     with pytest.raises(FastDMError, match=r"batch_real was 8 and is 4\); resume with the same ones"):
         fastdm.condense(dataset, **{**SMALL, "batch_real": 4}, save_path=tmp_path, resume=True)
+    with pytest.raises(FastDMError, match=r"objective was 'mean' and is 'mmd'; clamp was False and is True\)"):
+        fastdm.condense(dataset, **SMALL, objective="mmd", clamp=True, lr_img=1, save_path=tmp_path, resume=True)
 
 
 def test_resume_refuses_other_pixels_and_fewer_iterations(dataset: Dataset, tmp_path: Path) -> None:
