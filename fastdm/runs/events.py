@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 from fastdm.errors import FastDMError
 
@@ -35,8 +35,8 @@ class Events:
             self._writer.add_scalar(f"accuracy/{network}", mean, iteration)
 
     def picture(self, iteration: int, path: Path) -> None:
-        """A picture from a file."""
-        with Image.open(path) as picture:
+        """A picture from a PNG file."""
+        with PngImageFile(path) as picture:  # Image.open refuses large ones
             pixels = np.asarray(picture)
         self._writer.add_image("synthetic images", pixels, iteration, dataformats="HW" if pixels.ndim == 2 else "HWC")
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 import fastdm
 from fastdm.data.pool import Dataset
@@ -59,6 +60,21 @@ def test_nothing_is_left_of_iterations_that_the_checkpoint_does_not_hold(dataset
     assert (tmp_path / "evaluations.jsonl").read_text() == "".join(lines[:2])
     pictures = {path.name for path in tmp_path.glob("iteration_*")}
     assert pictures == {"iteration_000001.png", "iteration_000002.png", "iteration_mine.png"}
+
+
+def test_a_picture_of_any_size_is_shown_in_tensorboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow opens no file of more than twice so many pixels: 50 images of 1,000 classes of 64x64 are too many."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)
+    dataset = random_dataset([4, 4], shape=(3, 64, 64))
+    fastdm.condense(dataset, **SMALL, save_path=tmp_path, tensorboard=True, picture_every=1)
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [(event.step, event.width, event.height) for event in events.Images("synthetic images")] == [
+        (1, 68, 134),
+        (2, 68, 134),
+    ]
 
 
 def test_only_what_an_atomic_write_leaves_is_removed(tmp_path: Path) -> None:
