@@ -14,7 +14,7 @@ from fastdm.applications.export import export
 from fastdm.data import Dataset, open_dataset
 from fastdm.errors import FastDMError
 from fastdm.synthetic.initial import random_selection
-from fastdm.synthetic.synthetic_set import SyntheticSet
+from fastdm.synthetic.synthetic_set import SyntheticSet, save_public
 
 
 @pytest.fixture
@@ -69,6 +69,39 @@ def test_a_set_that_could_not_be_loaded_is_not_saved(name: str, dataset: Dataset
     with pytest.raises(FastDMError, match="holds pixels that are not finite numbers"):
         replace(random_selection(dataset, 1), images=images).save(tmp_path / name, format=kind)  # type: ignore[arg-type]
     assert not [*tmp_path.iterdir()]
+
+
+def test_a_part_of_a_larger_tensor_is_written_alone(dataset: Dataset, tmp_path: Path) -> None:
+    whole = torch.zeros(1000, *dataset.image_shape)
+    for name, kind in (("a.safetensors", None), ("a.pt", None), ("images.pt", "mtt"), ("data.pt", "idc")):
+        replace(random_selection(dataset, 1), images=whole[:3]).save(tmp_path / name, format=kind)  # type: ignore[arg-type]
+        assert (tmp_path / name).stat().st_size < whole.nbytes / 10
+
+
+def test_the_sets_of_one_file_have_one_partition(dataset: Dataset, tmp_path: Path) -> None:
+    one = random_selection(dataset, 1)
+    other = replace(one, partition=2)
+    with pytest.raises(FastDMError, match="the sets of one file must have one partition"):
+        save_public([one, other], tmp_path / "a.pt", canvases=True)
+
+
+def test_the_file_name_tells_the_network_that_the_settings_leave_out(dataset: Dataset, tmp_path: Path) -> None:
+    path = tmp_path / "res_DM_some_ConvNetD2_1ipc.pt"
+    random_selection(dataset, 1).save(path)
+    assert SyntheticSet.load(path).settings["network"] == "ConvNetD2"
+    replace(random_selection(dataset, 1), settings={"network": "LeNet"}).save(path)
+    assert SyntheticSet.load(path).settings["network"] == "LeNet"
+
+
+def test_pixels_may_leave_their_range_by_rounding_only(dataset: Dataset) -> None:
+    images = random_selection(dataset, 1).images * 0
+    for value in (1 + 5e-4, -5e-4):
+        images[0, 0, 0, 0] = value
+        fastdm.SyntheticSet.from_tensors(images, range(3), dataset=dataset, normalised=False)
+    for value in (1.01, -0.01):
+        images[0, 0, 0, 0] = value
+        with pytest.raises(FastDMError, match=r"though its layout has them in \[0, 1\]"):
+            fastdm.SyntheticSet.from_tensors(images, range(3), dataset=dataset, normalised=False)
 
 
 def test_the_current_folder_is_not_replaced(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
