@@ -77,6 +77,13 @@ def test_a_picture_of_any_size_is_shown_in_tensorboard(tmp_path: Path, monkeypat
     ]
 
 
+def test_pixels_that_are_not_finite_are_not_saved(dataset: Dataset, tmp_path: Path) -> None:
+    """The loss of the iteration that spoils them is finite still."""
+    with pytest.raises(FastDMError, match="a smaller lr_img keeps"):
+        fastdm.condense(dataset, **SMALL, lr_img=1e38, save_path=tmp_path, save_every=1)
+    assert not list(tmp_path.glob("checkpoint*"))
+
+
 def test_only_what_an_atomic_write_leaves_is_removed(tmp_path: Path) -> None:
     for name in (".log.jsonl.123.tmp", ".mine.tmp", ".cache.1a.tmp"):
         (tmp_path / name).touch()
