@@ -1,5 +1,6 @@
 """What a checkpoint says is what was saved, or it is refused; and a full disk costs nothing that was there."""
 
+import errno
 import json
 from pathlib import Path
 
@@ -191,6 +192,27 @@ def test_a_disk_that_fills_at_any_byte_costs_no_checkpoint(tmp_path: Path) -> No
     with files_of_at_most(size):
         save_checkpoint(tmp_path, checkpoint(3))
     assert same(read_checkpoint(tmp_path / FILE), checkpoint(3))
+
+
+@pytest.mark.parametrize("fails", [0, 1], ids=["shard", "index"])
+def test_a_disk_that_is_found_full_late_costs_no_checkpoint(
+    fails: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """File systems may take every byte, and say only when asked that not all had room."""
+    save_checkpoint(tmp_path, checkpoint(1))
+    save_checkpoint(tmp_path, checkpoint(2))
+    calls: list[int] = []
+
+    def sync(file: int) -> None:
+        calls.append(file)
+        if len(calls) > fails:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", sync)
+    with pytest.raises(OSError, match="No space left"):
+        save_checkpoint(tmp_path, checkpoint(3))
+    assert same(read_checkpoint(tmp_path / FILE), checkpoint(2))
+    assert same(read_checkpoint(tmp_path / PREVIOUS), checkpoint(1))
 
 
 def test_a_disk_that_fills_at_any_byte_of_a_run_is_a_sentence_and_can_be_resumed(tmp_path: Path) -> None:
