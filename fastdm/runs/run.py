@@ -428,8 +428,11 @@ def _remove_later(folder: Path, done: int, note: Callable[[str], None]) -> None:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """The files of a run, of which not all need to be there; without its settings, which the next one replaces."""
-    names = (*NAMES, LOG, ABOUT, SET, PICTURE, MESSAGES, CONFIG, EVALUATION, EVALUATIONS, BASELINES)
+    """The files of a run, of which not all need to be there; without its settings, which the next one replaces.
+
+    The set first, so that whoever removes them and is stopped leaves a run that can be resumed or begun again.
+    """
+    names = (SET, *NAMES, LOG, ABOUT, PICTURE, MESSAGES, CONFIG, EVALUATION, EVALUATIONS, BASELINES)
     yield from (folder / name for name in names)
     for pattern in (SHARDS, PICTURES, f"{EVENTS}/events.out.tfevents.*"):
         yield from folder.glob(pattern)

@@ -1,15 +1,20 @@
 """What else lies in the folder that a run is given."""
 
+import itertools
 import json
+import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 import fastdm
 from fastdm.data.pool import Dataset
 from fastdm.errors import FastDMError
+from fastdm.runs.run import _files
 from fastdm.system.files import remove_unfinished
 from tests.oracles import random_dataset
 
@@ -75,6 +80,31 @@ def test_a_picture_of_any_size_is_shown_in_tensorboard(tmp_path: Path, monkeypat
         (1, 68, 134),
         (2, 68, 134),
     ]
+
+
+def test_a_run_whose_removal_is_cut_short_can_be_resumed(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever has been removed by then."""
+    whole = fastdm.condense(dataset, **SMALL, save_path=tmp_path / "whole", save_every=1)
+    for count in range(len([*_files(tmp_path / "whole")])):
+        folder = tmp_path / f"{count}"
+        shutil.copytree(tmp_path / "whole", folder)
+
+        def remove_some(folder: Path, count: int = count) -> None:
+            for path in itertools.islice(_files(folder), count):
+                path.unlink(missing_ok=True)
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr("fastdm.runs.run._remove_run", remove_some)
+            with pytest.raises(KeyboardInterrupt):
+                fastdm.condense(dataset, **SMALL, save_path=folder, overwrite=True)
+        # What is left of its checkpoints may be the one before, which a note says.
+        with warnings.catch_warnings(action="ignore"):
+            resumed = fastdm.condense(dataset, **SMALL, save_path=folder, resume=True)
+        assert torch.equal(resumed.images, whole.images)
+        assert (folder / "synthetic.safetensors").exists()
 
 
 def test_pixels_that_are_not_finite_are_not_saved(dataset: Dataset, tmp_path: Path) -> None:
