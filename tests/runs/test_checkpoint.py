@@ -1,8 +1,11 @@
 """What a checkpoint says is what was saved, or it is refused; and a full disk costs nothing that was there."""
 
+import dataclasses
 import errno
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -122,6 +125,26 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(damage: str, 
     save_checkpoint(tmp_path, checkpoint(6))
     assert same(read_checkpoint(tmp_path / FILE), checkpoint(6))
     assert same(read_checkpoint(tmp_path / PREVIOUS), checkpoint(5))
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"first": 1}, "its shards do not follow each other"),
+        ({"file": "../checkpoint-00000005-0of1.safetensors"}, "a shard lies elsewhere"),
+        ({"stop": 3}, "it has other rows than the index says"),
+    ],
+    ids=["gap", "elsewhere", "rows"],
+)
+def test_an_index_that_makes_no_sense_is_refused_whatever_its_checksum(
+    changes: dict[str, Any], why: str, tmp_path: Path
+) -> None:
+    (tmp_path / "run").mkdir()
+    shard = write_shard(tmp_path / "run", 5, checkpoint(5).tensors, range(2), (0, 1))
+    shutil.copy(tmp_path / "run" / shard.file, tmp_path)
+    write_index(tmp_path / "run", 5, SETTINGS, [dataclasses.replace(shard, **changes)])
+    with pytest.raises(FastDMError, match=rf"is damaged \({why}\)"):
+        read_checkpoint(tmp_path / "run" / FILE)
 
 
 def test_shards_without_any_index_are_said_to_be_of_no_use(tmp_path: Path) -> None:
