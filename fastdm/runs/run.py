@@ -190,11 +190,6 @@ class Run:
         """The iteration of the newest checkpoint that is whole."""
         return None if self._saving is None else self._saving.saved
 
-    @property
-    def notes(self) -> list[str]:
-        """What was found amiss in the folder when the run began."""
-        return self._notes
-
     def describe(self, about: About) -> None:
         """Keep in the folder what the run is made of, and later what it took."""
         if self._folder is not None and self._writes:
