@@ -8,8 +8,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from fastdm.augmentation import Strategy
-from fastdm.condensation.build import build_step
+from fastdm.condensation.build import build_networks, build_step
 from fastdm.condensation.settings import Settings
+from fastdm.condensation.work import count_work, flops_of
 from fastdm.data.pool import Pool
 from fastdm.kernels import draw
 from fastdm.networks.drawn import TrainedNetworks
@@ -167,6 +168,15 @@ def test_a_class_does_not_depend_on_those_that_it_is_computed_with() -> None:
     assert torch.equal(torch.cat([images for images, _ in parts]), whole)
     # A sum of three numbers, in another order.
     torch.testing.assert_close(sum(part for _, part in parts), losses, rtol=4 * 2**-23, atol=0)
+
+
+@pytest.mark.parametrize(("ahead", "passed"), [(2, 2), (0, 1)])
+def test_decoded_images_are_counted_in_each_network_that_they_pass(ahead: int, passed: int) -> None:
+    networks = build_networks(DATASET, recipe(ahead), torch.device("meta"), torch.float32, random_pool(1, 3))
+    work = count_work(networks, DATASET.train, recipe(ahead), torch.float32)
+    real, decoded = 3 * 16, 3 * 2 * 4
+    assert work.flops == (real + 2 * passed * decoded) * flops_of(networks.network, DATASET.image_shape)
+    assert work.read == real * 3 * 16 * 16
 
 
 def test_networks_and_states_are_drawn_uniformly_and_experts_later() -> None:

@@ -3,6 +3,7 @@
 import itertools
 import json
 import shutil
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,17 @@ def test_pixels_that_are_not_finite_are_not_saved(dataset: Dataset, tmp_path: Pa
     with pytest.raises(FastDMError, match="a smaller lr_img keeps"):
         fastdm.condense(dataset, **SMALL, lr_img=1e38, save_path=tmp_path, save_every=1)
     assert not list(tmp_path.glob("checkpoint*"))
+
+
+def test_a_run_is_not_overwritten_for_one_that_cannot_begin(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fastdm.condense(dataset, **SMALL, save_path=tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(FastDMError, match="TensorBoard is not installed"):
+        fastdm.condense(dataset, **SMALL, save_path=tmp_path, overwrite=True, tensorboard=True)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_only_what_an_atomic_write_leaves_is_removed(tmp_path: Path) -> None:
