@@ -1,6 +1,9 @@
 """Packed files when something else happens meanwhile: another name, another process, another file in their place."""
 
 import fcntl
+import json
+import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ from torch.utils.data import Dataset as MapStyle
 
 from fastdm.data import open_dataset, packing
 from fastdm.data.packed import writing
+from fastdm.data.packed.format import header_bytes
 from fastdm.data.packed.reading import open_packed
 from fastdm.data.packing import pack
 from fastdm.errors import FastDMError
@@ -132,3 +136,41 @@ def test_items_of_a_dataset_are_brought_to_size_like_files(tmp_path: Path, fit: 
     assert torch.equal(of_items.tensor("images"), of_files.tensor("images"))
     for setting in ("size", "filter", "fit"):
         assert of_items.metadata[setting] == of_files.metadata[setting]
+
+
+@pytest.mark.parametrize("use", ["verify", "summary", "skipped"])
+def test_a_file_cut_short_meanwhile_is_refused_and_not_read(tmp_path: Path, use: str) -> None:
+    """Reading a page of the mapping that is no longer in the file would end the process."""
+    file = pack((IMAGES, LABELS), tmp_path / "a.fdm")
+    os.truncate(tmp_path / "a.fdm", 4096)
+    with pytest.raises(FastDMError, match=r"a\.fdm was changed after it was opened; open it again"):
+        _ = getattr(file, use) if use == "skipped" else getattr(file, use)()
+
+
+@pytest.mark.parametrize(
+    ("offsets", "images", "message"),
+    [
+        ([0, 3, 3, 6], (6, 1, 8, 8), "it has no classes, or one without training images"),
+        ([0], (0, 1, 8, 8), "it has no classes, or one without training images"),
+        ([0, 3, 6], (6, 1, 0, 8), r"images of shape \[1, 0, 8\] do not go with"),
+    ],
+    ids=["an empty class", "no classes", "no pixels"],
+)
+def test_what_packing_refuses_is_refused_in_files_of_others(
+    tmp_path: Path, offsets: list[int], images: tuple[int, ...], message: str
+) -> None:
+    """A file of version 1.0, which has no checksum."""
+    classes, count = len(offsets) - 1, images[0]
+    metadata = {"format": "fastdm.packed", "version": "1.0", "name": "a", "mean": "[0.5]", "std": "[1]"}
+    metadata["classes"] = json.dumps([str(label) for label in range(classes)])
+    tensors: dict[str, tuple[str, tuple[int, ...]]] = {
+        "images": ("U8", images),
+        "skipped": ("U8", (8,)),
+        "class_offsets": ("I64", (classes + 1,)),
+        "class_crc32": ("I64", (classes,)),
+        "source_index": ("I64", (count,)),
+    }
+    content = bytes(math.prod(images)) + b"[]      " + np.array(offsets).tobytes() + bytes(8 * (classes + count))
+    (tmp_path / "a.fdm").write_bytes(header_bytes(metadata, tensors, 4096) + content)
+    with pytest.raises(FastDMError, match=message):
+        open_packed(tmp_path / "a.fdm")

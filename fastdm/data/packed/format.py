@@ -95,7 +95,8 @@ class PackedFile:
     # --- what is in it
 
     def tensor(self, name: str) -> Tensor:
-        """A tensor of the file, mapped."""
+        """A tensor of the file, mapped. Raises FastDMError if the file was changed since it was opened."""
+        self.check_unchanged()
         entry = self.entries[name]
         if entry.bytes == 0:
             return torch.empty(entry.shape, dtype=entry.dtype)
@@ -105,8 +106,9 @@ class PackedFile:
     @property
     def skipped(self) -> list[tuple[str, str]]:
         """The files that could not be packed, and why."""
+        listed = self.tensor("skipped").numpy().tobytes()
         try:
-            entries = [(file, error) for file, error in parse_json(self.tensor("skipped").numpy().tobytes())]
+            entries = [(file, error) for file, error in parse_json(listed)]
         except (ValueError, TypeError):
             entries = [(0, 0)]
         if not all(isinstance(text, str) for entry in entries for text in entry):
@@ -230,7 +232,7 @@ class PackedFile:
         if skipped.dtype != torch.uint8 or len(skipped.shape) != 1 or skipped.bytes > _SKIPPED_LIMIT:
             self._refuse("is damaged: its list of skipped files cannot be read")
         shape = self.entries["images"].shape[1:]
-        if len(shape) != 3 or shape[0] not in (1, 3) or len(self._mean) != shape[0] or len(self._std) != shape[0]:
+        if len(shape) != 3 or shape[0] not in (1, 3) or 0 in shape or {len(self._mean), len(self._std)} != {shape[0]}:
             self._refuse(f"is damaged: images of shape {list(shape)} do not go with mean and std of its metadata")
         try:
             normalisation = check_normalisation(self._mean, self._std, shape[0])
@@ -242,6 +244,8 @@ class PackedFile:
                 self._refuse(f"is damaged: {prefix}images must be uint8 images of shape {list(shape)}")
             if offsets[0] != 0 or offsets[-1] != images.shape[0] or (offsets.diff() < 0).any():
                 self._refuse(f"is damaged: {prefix}class_offsets must rise from 0 to {images.shape[0]}")
+            if part == "train" and (len(offsets) == 1 or (offsets.diff() == 0).any()):
+                self._refuse("is damaged: it has no classes, or one without training images")
             lengths = {"class_crc32": len(offsets) - 1, "source_index": images.shape[0]}
             for name, length in ((prefix + name, length) for name, length in lengths.items()):
                 found = self.entries.get(name)
