@@ -13,6 +13,7 @@ from fastdm.data.prefetch import Batch, prefetch
 from fastdm.errors import FastDMError
 from fastdm.kernels import draw
 from fastdm.kernels.extension import call
+from fastdm.system.checks import check_normalisation
 from fastdm.system.device import indexed_device
 from fastdm.system.native import native
 
@@ -152,8 +153,7 @@ class Pool:
             raise FastDMError(f"the images are on {self.images.device}: index them there")
         if dtype not in (torch.uint8, torch.float32, torch.bfloat16):
             raise FastDMError(f"images cannot be gathered as {dtype}; uint8, float32 and bfloat16 are possible")
-        if dtype != torch.uint8 and not len(mean) == len(std) == self.images.shape[1]:
-            raise FastDMError(f"mean and std must have one number for each of the {self.images.shape[1]} channels")
+        scale, shift = ([], []) if dtype == torch.uint8 else self._scale_and_shift(mean, std)
         if index.dtype != torch.int64 or index.device.type != "cpu":
             raise FastDMError(f"the index is {index.dtype} on {index.device}; it must be int64 on the CPU")
         flat = index.reshape(-1).contiguous()
@@ -168,8 +168,6 @@ class Pool:
         if flat.numel() and not 0 <= int(flat.min()) <= int(flat.max()) < len(self):
             raise FastDMError(f"the index reaches from {flat.min()} to {flat.max()}; there are {len(self)} images")
         into = out.view(-1, *shape[index.ndim :])
-        scale = [1 / (255 * s) for s in std]
-        shift = [-m / s for m, s in zip(mean, std, strict=True)]
         if self.backing is None or self.backing.ready():
             _gather(self.images, flat, into, layout, scale, shift)
         elif dtype == torch.uint8 and layout == "planar":
@@ -179,6 +177,14 @@ class Pool:
             self.backing.gather(flat, read)
             _gather(read, torch.arange(len(flat), device="cpu"), into, layout, scale, shift)
         return out
+
+    def _scale_and_shift(self, mean: Sequence[float], std: Sequence[float]) -> tuple[list[float], list[float]]:
+        """What normalised pixels are x times and plus."""
+        try:
+            mean, std = check_normalisation(mean, std, self.images.shape[1])
+        except ValueError as error:
+            raise FastDMError(str(error)) from error
+        return [1 / (255 * s) for s in std], [-m / s for m, s in zip(mean, std, strict=True)]
 
     def read(self, index: Tensor) -> Tensor:
         """The images of a CPU index, int64 [n]: uint8 [n, C, H, W] on the CPU, wherever the pool is."""

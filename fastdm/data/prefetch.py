@@ -156,7 +156,7 @@ class _Ring:
         rows = max(1, len(index))
         if self._most_bytes is not None:
             rows = max(1, self._most_bytes // max(1, math.prod((*index.shape[1:], *self._image_shape))))
-        for start in range(0, len(index), rows):
+        for start in range(0, max(1, len(index)), rows):  # of an empty index, one empty batch
             yield slice(start, min(start + rows, len(index)))
 
     def _fill(self, buffer: _Buffer, index: Tensor, copies: "torch.cuda.Stream | None") -> Tensor:

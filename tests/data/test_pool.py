@@ -87,10 +87,20 @@ def test_impossible_conversions_are_refused(pool: Pool) -> None:
     index = torch.tensor([0])
     with pytest.raises(FastDMError, match=r"cannot be gathered as torch\.float16"):
         pool.gather(index, dtype=torch.float16, mean=MEAN, std=STD)
-    with pytest.raises(FastDMError, match="one number for each of the 3 channels"):
-        pool.gather(index, dtype=torch.float32, mean=MEAN[:1], std=STD[:1])
+    for mean, std, message in (
+        (MEAN[:1], STD[:1], "must have 3 values, one per channel"),
+        (MEAN, (0.2, 0.0, 0.2), "std is 0 in a channel; it must be above 0"),
+        (MEAN, (0.2, float("nan"), 0.2), "nan is not a finite number"),
+        ((float("inf"), 0.0, 0.0), STD, "inf is not a finite number"),
+    ):
+        with pytest.raises(FastDMError, match=message):
+            pool.gather(index, dtype=torch.bfloat16, mean=mean, std=std)
     with pytest.raises(FastDMError, match="images are on meta: index them there"):
         pool.to("meta").gather(index)
+
+
+def test_what_bytes_would_be_normalised_by_does_not_matter(pool: Pool) -> None:
+    assert torch.equal(pool.gather(torch.tensor([4]), mean=MEAN, std=(0.0, 1.0, 1.0)), pool.images[4:5])
 
 
 @pytest.mark.parametrize("index", [[-1], [57], [0, 57]])

@@ -48,6 +48,13 @@ def test_chunks_are_the_rows_of_the_plan(pool: Pool, chunk_bytes: int, rows: int
     assert not threads()
 
 
+def test_an_empty_index_has_an_empty_batch(pool: Pool) -> None:
+    """Whoever asks for a batch per index would get the next one's."""
+    indices = [torch.tensor(rows, dtype=torch.int64) for rows in ([1], [], [2, 3])]
+    found = [(batch.item, len(batch.images)) for batch in pool.stream(indices, None)]
+    assert found == [(0, 1), (1, 0), (2, 2)]
+
+
 def test_the_buffers_are_depth_many_and_used_again(pool: Pool) -> None:
     addresses = [chunk.images.data_ptr() for chunk in pool.stream(plan(pool, 12), 10**6, depth=3)]
     assert len(addresses) == 12
