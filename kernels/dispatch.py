@@ -161,11 +161,8 @@ def _form(name: str, args: tuple[Any, ...]) -> tuple[Form, Callable[..., Any]]:
     if _backend.get() == "triton" and not _can_launch(device):
         raise RuntimeError(f"backend 'triton' was chosen, but the tensors are on {device}; move them to a CUDA device")
     form = first_form(name, device)
-    if form == "native":
-        if _takes(name, args):
-            extension.load().use_threads(torch.get_num_threads())
-        else:
-            form = "reference"
+    if form == "native" and not _takes(name, args):
+        form = "reference"
     function = _function(name, form)
     if function is None:
         raise NotImplementedError(f"the op {name} has no form in {form}.py")

@@ -25,12 +25,14 @@ def load() -> Any:
 
 
 def call(name: str, *args: Any) -> None:
-    """Call a function of the extension, which must be there.
+    """Call a function of the extension, which must be there, on at most as many threads as PyTorch uses.
 
     It gets tensors as DLPack's capsules: for one it would call `Tensor.__dlpack__`, whose Python takes five times as
     long, longer than a small batch.
     """
-    getattr(load(), name)(*[to_dlpack(arg) if isinstance(arg, Tensor) else arg for arg in args])
+    core = load()
+    core.use_threads(torch.get_num_threads())
+    getattr(core, name)(*[to_dlpack(arg) if isinstance(arg, Tensor) else arg for arg in args])
 
 
 def in_memory_order(x: Tensor) -> tuple[Tensor, bool]:

@@ -4,6 +4,8 @@ import dataclasses
 import json
 import os
 import shutil
+import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -74,6 +76,31 @@ def test_a_part_that_fits_into_memory_is_mapped_where_the_whole_is_not(
     assert type(open_packed(packed, "direct").train.classes(0, 1).backing) is module._Direct
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1000")
     assert type(open_packed(packed).train.classes(0, 1).backing) is module._Direct
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_fork_reads_what_another_thread_was_bringing_into_memory(
+    packed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = open_packed(packed, "mmap").train
+    begun, forked = threading.Event(), threading.Event()
+
+    def populate(*_: Any) -> None:
+        begun.set()
+        forked.wait()
+
+    monkeypatch.setattr(PackedFile, "populate", populate)
+    reader = threading.Thread(target=lambda: pool.gather(torch.tensor([0])))
+    reader.start()
+    begun.wait()
+    child = os.fork()
+    if child == 0:  # nothing of pytest may run on in here
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(10)
+        os._exit(0 if (pool.gather(torch.tensor([5])).numpy() == pool.images[5:6].numpy()).all() else 1)
+    forked.set()
+    reader.join()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_the_file_cannot_be_changed_through_its_mapping(packed: Path) -> None:

@@ -1,10 +1,14 @@
 """Pool.draw, gather and to."""
 
 import logging
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
 import torch
+from torch import Tensor
 
 from fastdm.data.pool import Pool
 from fastdm.errors import FastDMError
@@ -99,6 +103,14 @@ def test_impossible_conversions_are_refused(pool: Pool) -> None:
         pool.to("meta").gather(index)
 
 
+@pytest.mark.parametrize(
+    "images", [torch.zeros(9, 3, 6, 10, dtype=torch.uint8)[..., ::2], torch.zeros(9, 3, 6, 5)], ids=["gaps", "float32"]
+)
+def test_images_with_gaps_or_of_another_dtype_are_refused(pool: Pool, images: Tensor) -> None:
+    with pytest.raises(FastDMError, match="must be uint8, one after the other in memory"):
+        Pool(images, torch.tensor([0, 9])).gather(torch.tensor([0]))
+
+
 def test_what_bytes_would_be_normalised_by_does_not_matter(pool: Pool) -> None:
     assert torch.equal(pool.gather(torch.tensor([4]), mean=MEAN, std=(0.0, 1.0, 1.0)), pool.images[4:5])
 
@@ -185,3 +197,28 @@ def test_waiting_for_a_slow_file_is_counted(pool: Pool) -> None:
         assert images.waited >= least
         assert images.waited == 0 or residence == "streamed"
         images.close()
+
+
+def test_no_more_threads_than_pytorch_uses() -> None:
+    """3,000 images are work for many threads; a process that may use one has none besides it."""
+    pytest.importorskip("fastdm._native")
+    code = """
+import os, torch
+from fastdm.data.pool import Pool
+
+torch.set_num_threads(1)
+pool = Pool(torch.zeros(3000, 3, 32, 32, dtype=torch.uint8), torch.tensor([0, 3000]))
+index = pool.draw(0, 0, 3000).flatten()
+
+def times():
+    tasks = sorted(os.listdir("/proc/self/task"))
+    return {task: open(f"/proc/self/task/{task}/schedstat").read().split()[0] for task in tasks}
+
+pool.gather(index)
+before = times()
+pool.gather(index)
+print(sum(before[task] != time for task, time in times().items()))
+"""
+    environment = {**os.environ, "FASTDM_THREADS": "4"}
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "1"

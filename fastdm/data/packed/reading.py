@@ -2,7 +2,6 @@
 
 import math
 import os
-import threading
 from typing import Any, Literal, Self
 
 import torch
@@ -106,14 +105,14 @@ class _Mapped(_Backing):
         super().__init__(file, name, rows)
         self._images = self.images
         self._populated = False
-        self._populating = threading.Lock()
 
     def ready(self) -> bool:
         self._file.check_unchanged()
-        with self._populating:
-            if not self._populated and self._images.numel() <= free_memory():
-                self._file.populate(self._name, self._rows)
+        # Without a lock: another thread may as well read meanwhile, and a fork would find the lock held for ever.
+        if not self._populated:
             self._populated = True
+            if self._images.numel() <= free_memory():
+                self._file.populate(self._name, self._rows)
         return True
 
     def gather(self, index: Tensor, out: Tensor) -> None:
