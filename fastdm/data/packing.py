@@ -83,7 +83,7 @@ def pack(
     except OSError as error:
         raise FastDMError(f"{source} cannot be read: {error}") from error
     try:
-        with Partial(target, images, resume) as partial:
+        with Partial(target, images, resume, overwrite) as partial:
             partial.fill(workers, on_error, progress)
             partial.finish(workers)
         images.tally.report(images.name)

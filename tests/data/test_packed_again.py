@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 from torch.utils.data import Dataset as MapStyle
 
 from fastdm.data import open_dataset, packing
@@ -86,7 +87,7 @@ def test_a_file_that_another_process_completes_while_it_is_opened_stays_whole(
     fills = iter([real_fill, killed])
     monkeypatch.setattr(writing.Partial, "fill", lambda *arguments: next(fills)(*arguments))
     with pytest.raises(KeyboardInterrupt):
-        pack((255 - IMAGES, LABELS), out)
+        pack((255 - IMAGES, LABELS), out, overwrite=True)
     np.testing.assert_array_equal(open_packed(out).train.images, IMAGES)
 
 
@@ -174,3 +175,41 @@ def test_what_packing_refuses_is_refused_in_files_of_others(
     (tmp_path / "a.fdm").write_bytes(header_bytes(metadata, tensors, 4096) + content)
     with pytest.raises(FastDMError, match=message):
         open_packed(tmp_path / "a.fdm")
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_what_another_process_has_packed_meanwhile_is_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resume: bool
+) -> None:
+    """It may end while this one looks through a large folder."""
+    find = packing.find_source
+
+    def found_late(*arguments: Any) -> Any:
+        (tmp_path / "a.fdm").write_text("of others")
+        return find(*arguments)
+
+    monkeypatch.setattr(packing, "find_source", found_late)
+    with pytest.raises(FastDMError, match=r"a\.fdm is there already: another process has packed it meanwhile"):
+        pack((IMAGES, LABELS), tmp_path / "a.fdm", resume=resume)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.fdm"]
+    assert (tmp_path / "a.fdm").read_text() == "of others"
+    pack((IMAGES, LABELS), tmp_path / "a.fdm", overwrite=True).verify()
+
+
+def test_more_bytes_than_any_file_can_have_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(FastDMError, match=r"a\.fdm cannot be written: .* \(it takes 6e\+09 GB\)"):
+        pack((IMAGES, LABELS), tmp_path / "a.fdm", size=10**9)
+    with pytest.raises(FastDMError, match=r"a\.fdm cannot be written: .* \(it takes 6e\+13 GB\)"):
+        pack((IMAGES, LABELS), tmp_path / "a.fdm", size=10**11)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_name_that_is_not_unicode_leaves_a_file_that_any_reader_opens(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    for label in (os.fsdecode(b"gr\xfcn"), "rot"):
+        (folder / label).mkdir(parents=True)
+        Image.fromarray(IMAGES[0, 0]).save(folder / label / "a.png")
+    assert pack(folder, tmp_path / "a.fdm", 8).class_names == (os.fsdecode(b"gr\xfcn"), "rot")
+    assert open_packed(tmp_path / "a.fdm").name == r"caf\udce9"
+    with safe_open(tmp_path / "a.fdm", "pt") as file:
+        assert file.metadata()["name"] == r"caf\udce9"

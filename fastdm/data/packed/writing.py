@@ -87,7 +87,7 @@ def fingerprint(settings: dict[str, str], counts: dict[str, list[int]], states: 
 class Partial:
     """`out.partial`, in which every image has its place from the start, and the journal of the finished blocks."""
 
-    def __init__(self, out: Path, images: PackSource, resume: bool) -> None:
+    def __init__(self, out: Path, images: PackSource, resume: bool, overwrite: bool) -> None:
         self.out, self.images = out, images
         self.path = Path(f"{out}.partial")
         self.journal_path = Path(f"{out}.partial.journal")
@@ -99,6 +99,11 @@ class Partial:
         except BlockingIOError:
             raise FastDMError(f"{self.path} is being written by another process") from None
         try:
+            is_begun = os.fstat(self.file).st_size > 0
+            if out.exists() and not overwrite and not (resume and is_begun):  # now that no other process writes it
+                if not is_begun:
+                    self.path.unlink()
+                raise FastDMError(f"{out} is there already: another process has packed it meanwhile")
             self._begin(resume)
         except BaseException:
             os.close(self.file)
@@ -189,7 +194,7 @@ class Partial:
         self.journal_path.unlink(missing_ok=True)  # before the blocks that it lists
         os.ftruncate(self.file, 0)
         try:
-            os.posix_fallocate(self.file, 0, whole)
+            os.posix_fallocate(self.file, 0, min(whole, 2**63 - 1))  # too large for any disk is no OverflowError
         except OSError:
             self.path.unlink()
             raise
@@ -226,7 +231,8 @@ class Partial:
         metadata = {
             "format": FORMAT,
             "version": ".".join(map(str, VERSION)),
-            "name": self.images.name,
+            # Readers of safetensors refuse what is not Unicode, as a folder's name need not be.
+            "name": self.images.name.encode(errors="backslashreplace").decode(),
             "classes": json.dumps(self.images.class_names),
             "mean": json.dumps(list(mean)),
             "std": json.dumps(list(std)),
