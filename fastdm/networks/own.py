@@ -60,6 +60,8 @@ def build_own(
             raise FastDMError(f"{name} gives a {type(module).__name__}; it must build a torch.nn.Module")
         if any(map(is_lazy, (*module.parameters(), *module.buffers()))):
             raise FastDMError(f"{name} gives lazy layers that are not initialised; let it send them some images first")
+        if any(each.is_meta for each in (*module.parameters(), *module.buffers())):
+            raise FastDMError(f"{name} gives a module on the device meta, which has no weights; build it on the CPU")
         module.to(device)
         fuse(module)
         _choose_format(module, image_shape, device)
@@ -104,10 +106,7 @@ def _contiguous(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ..
 def check_own(builder: Builder, image_shape: tuple[int, int, int], num_classes: int) -> None:
     """Raise FastDMError for a network that cannot classify such images, having sent it two, or cannot be trained."""
     name, network = network_name(builder), build_own(builder, 0, image_shape=image_shape)
-    if build_own(builder, 0) is network:
-        raise FastDMError(
-            f"{name} gives the same module each time, which would be trained again; build a new one in it"
-        )
+    _check_new(name, builder, network)
     for mode, when in ((False, ""), (True, " while it is trained")):
         with torch.no_grad(), _generators(0):
             given = _of_two_images(name, network.train(mode), image_shape)
@@ -120,15 +119,22 @@ def check_own(builder: Builder, image_shape: tuple[int, int, int], num_classes: 
         raise FastDMError(f"{name} has no parameters that can be trained")
 
 
+def _check_new(name: str, builder: Builder, module: nn.Module) -> None:
+    """Raise FastDMError for a builder that gives the module again, whose weights are changed."""
+    if build_own(builder, 0) is module:
+        raise FastDMError(f"{name} gives the same module each time, whose weights are changed; build a new one in it")
+
+
 def build_own_frozen(
     builder: Builder, image_shape: tuple[int, int, int], num_classes: int, device: torch.device, dtype: torch.dtype
 ) -> Network:
     """A network to match images in whose features are those that the module's `embed` gives; nothing in it is trained.
 
-    Raises FastDMError for a module without `embed`, for one that cannot take the images, and for layers that draw
-    numbers themselves.
+    Raises FastDMError for a module without `embed`, for one that cannot take the images or send a gradient back to
+    them, and for layers that draw numbers themselves.
     """
     name, module = network_name(builder), build_own(builder, 0)
+    _check_new(name, builder, module)
     if not callable(getattr(module, "embed", None)):
         raise FastDMError(f"{name} has no method embed, which gives the features that are matched; add one")
     for layer in module.modules():
@@ -140,8 +146,8 @@ def build_own_frozen(
     with _generators(0):
         _choose_format(embed, image_shape, "cpu")
     with torch.enable_grad():
-        features = _of_two_images(name, embed, image_shape)
-    if not (isinstance(features, Tensor) and features.ndim > 1 and len(features) == 2):
+        features = _of_two_images(name, embed.and_back, image_shape)
+    if not (isinstance(features, Tensor) and features.ndim > 1 and len(features) == 2 and features.numel()):
         raise FastDMError(f"the embed of {name} must give a tensor of features for each image")
     if not features.requires_grad:
         raise FastDMError(f"the embed of {name} must give features that have a gradient to the images")
@@ -157,8 +163,15 @@ def layers_crc32(network: nn.Module) -> int:
 
 
 def can_be_drawn(module: nn.Module) -> bool:
-    """Whether `initialise` draws all parameters of a module anew: it holds none but those of the layers it knows."""
-    return all(isinstance(layer, _DRAWN) or not [*layer.parameters(recurse=False)] for layer in module.modules())
+    """Whether `initialise` draws all parameters of a module anew: it holds none but those of the layers it knows.
+
+    Others that such a layer may have, such as what `torch.nn.utils.weight_norm` makes of its weight, are not known.
+    """
+    return all(
+        own <= {"weight", "bias"} if isinstance(layer, _DRAWN) else not own
+        for layer in module.modules()
+        for own in [{name for name, _ in layer.named_parameters(recurse=False)}]
+    )
 
 
 class _Embedding(nn.Module):
@@ -170,6 +183,13 @@ class _Embedding(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         features: Tensor = self.module.embed(images)  # type: ignore[operator]
+        return features
+
+    def and_back(self, images: Tensor) -> Tensor:
+        """The features, after sending a gradient back to the images, if they have one."""
+        features = self(images)
+        if isinstance(features, Tensor) and features.requires_grad:
+            torch.autograd.grad(features.sum(), images)
         return features
 
 

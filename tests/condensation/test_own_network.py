@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import warnings
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 import fastdm
 from fastdm.errors import FastDMError
 from fastdm.networks.drawn import BuiltNetworks
-from fastdm.networks.own import build_own_frozen
+from fastdm.networks.own import build_own_frozen, can_be_drawn
 from fastdm.runs.checkpoint import FILE, read_checkpoint, save_checkpoint
 
 QUICK = {"ipc": 1, "iterations": 3, "batch_real": 8, "device": "cpu", "precision": "fp32"}
@@ -32,6 +33,23 @@ class Plain(nn.Module):
 class Detached(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.detach()
+
+
+class Overwritten(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.sigmoid()
+        y.mul_(2)  # the gradient of sigmoid is computed from what it gave
+        return y
+
+
+class Empty(Plain):
+    """Has no features."""
+
+    def embed(self, images: Tensor) -> Tensor:
+        return super().embed(images)[:, :0]
+
+
+ONE = Plain()
 
 
 def test_the_same_layers_give_the_same_images() -> None:
@@ -115,6 +133,20 @@ def test_the_weights_are_those_that_the_module_draws_itself() -> None:
     assert not any(parameter.requires_grad for parameter in network.parameters())
 
 
+def test_weights_that_are_made_of_others_are_not_drawn_as_weights() -> None:
+    """Lengths drawn as weights are would be below 0 or far too small."""
+
+    def weight_normed() -> nn.Module:
+        network = Plain()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch has another way to say it by now
+            torch.nn.utils.weight_norm(network.body[0])
+        return network
+
+    assert can_be_drawn(Plain())
+    assert not can_be_drawn(weight_normed())
+
+
 class InPlace(Plain):
     """Changes the images that are condensed."""
 
@@ -132,6 +164,10 @@ class InPlace(Plain):
         (Plain(), "the network is a Plain itself; give a function without arguments that builds one anew"),
         (lambda: 1 / 0, r"calling <lambda>\(\) to build a network failed: division by zero"),
         (lambda: Plain(Detached()), "the embed of <lambda> must give features that have a gradient"),
+        (lambda: Plain(Overwritten()), "<lambda> cannot take 1x8x8 images: one of the variables needed for gradient"),
+        (lambda: Empty(), "the embed of <lambda> must give a tensor of features"),
+        (lambda: Plain().to("meta"), "<lambda> gives a module on the device meta"),
+        (lambda: ONE, "<lambda> gives the same module each time, whose weights are changed; build a new one in it"),
     ],
 )
 def test_what_images_cannot_be_matched_in(build: object, message: str) -> None:

@@ -112,7 +112,7 @@ ALWAYS_THE_SAME = linear()
         ),
         ([WithAuxiliary], r"WithAuxiliary gives a tuple for 2 images while it is trained; it must give logits"),
         ([lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(10))], "<lambda> gives lazy layers that are not init"),
-        ([lambda: ALWAYS_THE_SAME], "<lambda> gives the same module each time, which would be trained again"),
+        ([lambda: ALWAYS_THE_SAME], "<lambda> gives the same module each time, whose weights are changed"),
     ],
 )
 def test_what_cannot_be_trained(networks: list[object], message: str, digits: Dataset) -> None:
