@@ -13,6 +13,7 @@ import torch
 from fastdm.data.arrays import Split, as_images, as_labels, make_dataset, make_pool
 from fastdm.data.pool import Dataset
 from fastdm.errors import FastDMError
+from fastdm.system.memory import is_exhausted
 
 # The files that torchvision reads, or unpacks: what to fetch by hand where nothing can be downloaded.
 _MNIST_FILES = ", ".join(
@@ -47,10 +48,16 @@ def open_torchvision(source: str, data_path: Path, name: str | None) -> Dataset:
     try:
         train, test = _load(getattr(datasets, source), source, data_path)
     except Exception as error:  # torchvision passes on those of urllib, tarfile, pickle, scipy, …
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if is_exhausted(error):
+            raise
+        if isinstance(error, _Damaged):
+            raise FastDMError(
+                f"the files of {source} in {data_path} are damaged ({error}); remove them, and put "
+                f"{_TORCHVISION_FILES[source]} into {data_path}, unless they can be downloaded"
+            ) from error
         raise FastDMError(
-            f"{source} is not in {data_path} as its makers distribute it, and downloading it failed ({reason}); put "
-            f"{_TORCHVISION_FILES[source]} into {data_path}"
+            f"{source} is not in {data_path} as its makers distribute it, and downloading it failed "
+            f"({_reason(error)}); put {_TORCHVISION_FILES[source]} into {data_path}"
         ) from error
 
     def split(part: Any) -> Split:
@@ -58,6 +65,14 @@ def open_torchvision(source: str, data_path: Path, name: str | None) -> Dataset:
 
     class_names = [str(digit) for digit in range(10)] if source == "SVHN" else train.classes
     return make_dataset(name or source, split(train), split(test), class_names)
+
+
+class _Damaged(Exception):
+    """What is unpacked cannot be read. torchvision neither unpacks nor downloads anything in its place."""
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def _load(kind: Any, source: str, data_path: Path) -> list[Any]:
@@ -69,8 +84,9 @@ def _load(kind: Any, source: str, data_path: Path) -> list[Any]:
 
     try:
         return load(data_path, False)
-    except RuntimeError:  # not found, not unpacked, or corrupted
-        pass
+    except Exception as error:  # torchvision passes on those of pickle, scipy, …
+        if not (isinstance(error, RuntimeError) and "download=True" in str(error)):  # not found, or not unpacked
+            raise _Damaged(_reason(error)) from error
     if not data_path.is_dir():
         return _downloaded(load, data_path)
     if os.access(data_path, os.W_OK):

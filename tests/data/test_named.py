@@ -130,6 +130,30 @@ def test_a_folder_that_is_not_there_is_made_once_a_download_has_worked(
     assert len(fashion.train) == 20
 
 
+@pytest.mark.parametrize("length", [0, 1000])
+def test_what_was_half_unpacked_is_said_to_be_damaged(
+    length: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, downloads: list[str]
+) -> None:
+    """It is not unpacked again, whatever lies next to it."""
+    fashion_mnist(tmp_path, monkeypatch)
+    open_dataset("FashionMNIST", data_path=tmp_path)
+    os.truncate(tmp_path / "FashionMNIST/raw/train-images-idx3-ubyte", length)
+    with pytest.raises(FastDMError, match=r"files of FashionMNIST in .* are damaged \(.+\); remove them, and put"):
+        open_dataset("FashionMNIST", data_path=tmp_path)
+    assert downloads == []
+
+
+def test_too_little_memory_is_not_taken_for_a_data_set_that_is_absent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhausted(*_: Any, **__: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(datasets, "CIFAR10", exhausted)
+    with pytest.raises(FastDMError, match="the memory that this process may use is not enough"):
+        open_dataset("CIFAR10", data_path=tmp_path)
+
+
 def test_a_data_path_that_is_a_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(FastDMError, match=r"data_path .*file is not a folder"):
