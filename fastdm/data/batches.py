@@ -143,7 +143,8 @@ class StreamedImages:
         self.counts = self._sampler.counts
         self._device = device
         self._ahead: Generator[Batch, None, None] | None = None
-        self._iteration = self._next = 0
+        self._iteration = 0
+        self._next: int | None = None  # the iteration that is read ahead, once all of the one before it was used
         self._waits = _Waits(device)
 
     @property
@@ -155,7 +156,7 @@ class StreamedImages:
         """The next batches are those of this iteration; what was read ahead of another is dropped."""
         if iteration != self._next:
             self.close()
-        self._iteration, self._next = iteration, iteration + 1
+        self._iteration, self._next = iteration, None
 
     def batches(self, parts: Sequence[slice]) -> Iterator[RealBatch]:
         """As in `ResidentImages`; the images are valid until the next part is requested."""
@@ -166,6 +167,7 @@ class StreamedImages:
             with self._waits:
                 images = next(self._ahead).images
             yield RealBatch(images)
+        self._next = self._iteration + 1
 
     def _indices(self, parts: Sequence[slice], first: int) -> Iterator[Tensor]:
         for iteration in count(first):

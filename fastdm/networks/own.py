@@ -187,7 +187,7 @@ class _Embedding(nn.Module):
 
     def and_back(self, images: Tensor) -> Tensor:
         """The features, after sending a gradient back to the images, if they have one."""
-        features = self(images)
+        features: Tensor = self(images)
         if isinstance(features, Tensor) and features.requires_grad:
             torch.autograd.grad(features.sum(), images)
         return features

@@ -165,6 +165,26 @@ def test_batches_of_a_part_are_those_of_the_whole(pool: Pool) -> None:
         images.close()
 
 
+def test_every_iteration_has_its_own_images_in_whatever_order(pool: Pool) -> None:
+    """Also after one of which only a part was used; those of the next are read ahead meanwhile."""
+    from fastdm.data.batches import real_images
+
+    key = torch.tensor([1, 0])
+    there = real_images(pool, "in place", 10, 1, key)
+    streamed = real_images(pool, "streamed", 10, 1, key)
+    parts = [slice(0, 10), slice(10, 27)]
+    for iteration, used in ((2, 2), (3, 2), (7, 2), (2, 1), (3, 2), (3, 1), (4, 2)):
+        key[1] = iteration
+        streamed.begin(iteration)
+        batches = streamed.batches(parts)
+        for _, batch, expected in zip(range(used), batches, there.batches(parts), strict=False):
+            assert torch.equal(batch.images, expected.images[expected.index])
+        if used == 2:
+            assert next(batches, None) is None
+        batches.close()
+    streamed.close()
+
+
 @pytest.mark.parametrize(("first", "stop"), [(-1, 2), (2, 2), (0, 4)])
 def test_classes_that_are_not_there_are_refused(pool: Pool, first: int, stop: int) -> None:
     with pytest.raises(FastDMError, match=f"classes {first} to {stop} are not a part of 3 classes"):
