@@ -78,6 +78,14 @@ def test_imagenet_with_kaggles_list(tmp_path: Path, inside: str) -> None:
     assert names(find_images(tmp_path / inside).test) == expected
 
 
+def test_a_list_among_the_images_is_not_one_that_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    imagenet(tmp_path)
+    rows = "".join(f"ILSVRC2012_val_0000000{number},n{1 + number % 2}\n" for number in (1, 2, 3))
+    (tmp_path / "val" / "LOC_val_solution.csv").write_text(f"ImageId,PredictionString\n{rows}")
+    assert sum(map(len, (find_images(tmp_path).test or {}).values())) == 3
+    assert "LOC_val_solution.csv" not in caplog.text
+
+
 def test_imagenet_with_its_devkit(tmp_path: Path) -> None:
     io = pytest.importorskip("scipy.io")
     imagenet(tmp_path)

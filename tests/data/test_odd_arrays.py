@@ -36,6 +36,13 @@ def test_an_array_with_nothing_masked_is_one_of_numbers() -> None:
     assert torch.equal(opened.train.images, fastdm.open_dataset((IMAGES, LABELS)).train.images)
 
 
+def test_many_floating_point_images_are_all_converted() -> None:
+    """They are in pieces of 4,096."""
+    pixels = np.random.default_rng(0).integers(0, 256, (9000, 1, 1, 2), dtype=np.uint8)
+    opened = fastdm.open_dataset((pixels / 255, np.sort(np.arange(9000) % 2)))
+    np.testing.assert_array_equal(opened.train.images, pixels)
+
+
 def test_one_class_and_one_pixel_are_enough(tmp_path: Path) -> None:
     one = fastdm.open_dataset((IMAGES, LABELS * 0, IMAGES, LABELS * 0))
     assert len(fastdm.condense(one, **CONDENSE)) == 1

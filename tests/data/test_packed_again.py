@@ -213,3 +213,26 @@ def test_a_name_that_is_not_unicode_leaves_a_file_that_any_reader_opens(tmp_path
     assert open_packed(tmp_path / "a.fdm").name == r"caf\udce9"
     with safe_open(tmp_path / "a.fdm", "pt") as file:
         assert file.metadata()["name"] == r"caf\udce9"
+
+
+def test_images_behind_a_gap_are_moved_piece_by_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writing, "_PIECE", 100)  # bytes: neither a whole image of 192 nor a part that fits in one
+    for number, label in enumerate("aaabbb"):
+        (tmp_path / "zoo" / label).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(IMAGES[number, 0]).save(tmp_path / "zoo" / label / f"{number}.png")
+    (tmp_path / "zoo" / "a" / "1.png").write_bytes(b"")
+    (tmp_path / "zoo" / "b" / "3.png").write_bytes(b"")
+    file = pack(tmp_path / "zoo", tmp_path / "a.fdm", 8, on_error="skip")
+    file.verify()
+    expected = np.broadcast_to(IMAGES[[0, 2, 4, 5]], (4, 3, 8, 8))
+    np.testing.assert_array_equal(open_packed(tmp_path / "a.fdm").train.images, expected)
+
+
+def test_a_file_written_over_in_place_is_refused_though_it_is_as_long(tmp_path: Path) -> None:
+    pack((IMAGES, LABELS), tmp_path / "a.fdm")
+    pool = open_packed(tmp_path / "a.fdm").train
+    status = (tmp_path / "a.fdm").stat()
+    (tmp_path / "a.fdm").write_bytes(bytes(status.st_size))
+    os.utime(tmp_path / "a.fdm", ns=(status.st_atime_ns, status.st_mtime_ns + 1))  # clocks of file systems are coarse
+    with pytest.raises(FastDMError, match=r"a\.fdm was changed after it was opened"):
+        pool.gather(torch.tensor([0]))

@@ -43,6 +43,7 @@ from fastdm.system.progress import Progress
 OnError = Literal["raise", "skip"]
 _BLOCK = 2048  # images between two entries of the journal
 _TASK = 32  # images that a worker takes at a time
+_PIECE = 8 << 20  # bytes that are moved at a time
 
 
 @dataclass(frozen=True)
@@ -319,8 +320,8 @@ class Partial:
         to = self.images_at + gaps[0] * size
         for gap, following in pairwise(gaps):
             begin, end = self.images_at + (gap + 1) * size, self.images_at + following * size
-            for at in range(begin, end, 8 << 20):
-                moved = os.pread(self.file, min(8 << 20, end - at), at)
+            for at in range(begin, end, _PIECE):
+                moved = os.pread(self.file, min(_PIECE, end - at), at)
                 _write(self.file, moved, to)
                 to += len(moved)
 
