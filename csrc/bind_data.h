@@ -29,10 +29,12 @@ inline void bind_draw(int64_t seed, uint32_t step, const Index& offsets, const I
                            "; it must stay within 0 to " + std::to_string(count - 1));
     }
     for (int64_t row = 0; row < rows; ++row) {
-        const int64_t id = ids[row], first = offsets.data()[id], size = offsets.data()[id + 1] - first;
-        if (0 <= first && (replace ? std::min<int64_t>(n, 1) : n) <= size && size < int64_t{1} << 32) continue;
+        const int64_t id = ids[row], first = offsets.data()[id], next = offsets.data()[id + 1];
+        const bool rises = 0 <= first && first <= next;  // else the difference may overflow
+        const int64_t size = rises ? next - first : 0;
+        if (rises && (replace ? std::min<int64_t>(n, 1) : n) <= size && size < int64_t{1} << 32) continue;
         const std::string name = "class " + std::to_string(id);
-        require(0 <= first && 0 <= size, "class_offsets does not rise at " + name);
+        require(rises, "class_offsets does not rise at " + name);
         require(size < int64_t{1} << 32, name + " has 2^32 images or more");
         require(false, name + " has " + std::to_string(size) + " images, but " + std::to_string(n) +
                            " are to be drawn: " +
@@ -110,7 +112,9 @@ inline void bind_read(RecordFile& file, int64_t first, const Index& index, const
                                       " records and should have it for " + std::to_string(n) + ".");
     const int64_t bytes = n == 0 ? 0 : static_cast<int64_t>(out.size()) / n;
     require(0 <= first, "first is negative.");
-    require_in_range("Record", index, bytes == 0 ? INT64_MAX : (INT64_MAX - first) / bytes - 1);
+    // So many that the end of the last one, rounded up, is a number of 64 bits.
+    const int64_t room = std::max<int64_t>(0, INT64_MAX - kMostAlignment - first);
+    require_in_range("Record", index, room / std::max<int64_t>(1, bytes));
     nb::gil_scoped_release unlocked;
     file.read(first, bytes, index.data(), n, out.data());
 }

@@ -20,6 +20,7 @@
 namespace fastdm {
 
 constexpr int kReadsInFlight = 32;
+constexpr int64_t kMostAlignment = 4096;  // of direct reads
 
 // Threads that mostly wait for reads; all files share them.
 inline ThreadPool& reading_pool() {
@@ -34,7 +35,7 @@ struct ReadError : std::runtime_error {
 class RecordFile {
 public:
     explicit RecordFile(std::string path) : path_(std::move(path)) {
-        for (const int64_t alignment : {512, 4096}) {
+        for (const int64_t alignment : {int64_t{512}, kMostAlignment}) {
             if (open_direct(alignment)) return;
         }
         file_ = open(path_.c_str(), O_RDONLY | O_CLOEXEC);
@@ -75,7 +76,7 @@ private:
 
     static AlignedBytes aligned_bytes(int64_t bytes) {
         void* memory = nullptr;
-        if (posix_memalign(&memory, 4096, static_cast<size_t>(bytes)) != 0) throw std::bad_alloc();
+        if (posix_memalign(&memory, kMostAlignment, static_cast<size_t>(bytes)) != 0) throw std::bad_alloc();
         return AlignedBytes(static_cast<uint8_t*>(memory));
     }
 

@@ -134,6 +134,7 @@ def test_from_an_empty_class_nothing_is_drawn() -> None:
         ([0, 5], [-1], (1, 2), "classes holds -1 to -1; it must stay within 0 to 0"),
         ([5, 0], [0], (1, 2), "does not rise at class 0"),
         ([-9, 0], [0], (1, 2), "does not rise at class 0"),
+        ([5, -(2**63)], [0], (1, 2), "does not rise at class 0"),
         ([0, 5], [0, 0], (1, 2), r"out has the shape \[1, 2\] and should have \[2, 2\]"),
         ([], [0], (1, 2), "class_offsets is empty"),
         ([0, 2**32], [0], (1, 2), "2\\^32 images"),

@@ -18,6 +18,7 @@ native = pytest.importorskip("fastdm._native")
 REFUSED = (ValueError, TypeError, OSError, MemoryError)
 DTYPES = st.sampled_from([np.uint8, np.int32, np.int64, np.float32, np.float64])
 SMALL = st.integers(-2, 9)
+EXTREME = st.sampled_from([2**63 - 1, -(2**63)])
 ANY = SMALL | st.sampled_from([2**31, 2**32, 2**62, 2**63 - 1, -(2**63), 2**64])
 ODD: Any = st.none() | st.text(max_size=3) | st.binary(max_size=9) | st.floats()
 
@@ -32,7 +33,7 @@ def arrays(dims: int, dtype: Any = None) -> st.SearchStrategy[Any]:
             array.flags.writeable = False
         return array.T if how == 2 else array[::2] if how == 3 else array
 
-    good = hnp.arrays(right, shapes, elements=None if dtype != np.int64 else SMALL | st.integers(0, 40))
+    good = hnp.arrays(right, shapes, elements=None if dtype != np.int64 else SMALL | st.integers(0, 40) | EXTREME)
     return st.builds(twist, good, st.sampled_from([0] * 9 + [1, 2, 3]))
 
 

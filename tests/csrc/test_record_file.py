@@ -48,6 +48,10 @@ def test_what_cannot_be_read_is_an_error(file: tuple[Path, np.ndarray]) -> None:
         records.read(FIRST, np.array([-1]), out)
     with pytest.raises(ValueError, match=r"Record .* does not exist"):
         records.read(FIRST, np.array([2**62]), out)
+    byte = np.zeros((1, 1, 1, 1), dtype=np.uint8)
+    for first, last in ((2**63 - 11, 3), (0, 2**63 - 5)):  # its end, rounded up, is not a number of 64 bits
+        with pytest.raises(ValueError, match=rf"Record {last} at position 0 does not exist: there are \d+\."):
+            records.read(first, np.array([last]), byte)
     with pytest.raises(ValueError, match="room for 1 records and should have it for 2"):
         records.read(FIRST, np.array([0, 1]), out)
     with pytest.raises(ValueError, match="first is negative"):
