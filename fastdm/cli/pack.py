@@ -46,25 +46,20 @@ def pack(
     """Pack a data set into one file that opens in milliseconds: class-sorted uint8 images in safetensors layout."""
     from fastdm.data.packing import pack as pack_set
 
-    try:
-        packed = pack_set(
-            source,
-            out,
-            size,
-            cast(Any, filter),
-            cast(Any, fit),
-            workers,
-            cast(Any, on_error),
-            resume=resume,
-            overwrite=overwrite,
-            name=name,
-            data_path=data_path,
-            progress=True,
-        )
-    except BaseException as error:
-        if (partial := Path(f"{out}.partial")).exists():
-            error.add_note(f"what is packed so far is in {partial}")
-        raise
+    packed = pack_set(
+        source,
+        out,
+        size,
+        cast(Any, filter),
+        cast(Any, fit),
+        workers,
+        cast(Any, on_error),
+        resume=resume,
+        overwrite=overwrite,
+        name=name,
+        data_path=data_path,
+        progress=True,
+    )
     for file, why in packed.skipped:
         typer.echo(printable(f"skipped {file}: {why}"), err=True)
     print_saved(out)

@@ -90,9 +90,12 @@ def pack(
     except OSError as error:
         if is_exhausted(error):
             raise
-        raise FastDMError(
+        failed = FastDMError(
             f"{out} cannot be written: {error.strerror or error} (it takes {images.bytes / 1e9:.3g} GB)"
-        ) from error
+        )
+        for note in getattr(error, "__notes__", ()):  # what is packed so far
+            failed.add_note(note)
+        raise failed from error
     return PackedFile(out)
 
 

@@ -236,3 +236,22 @@ def test_a_file_written_over_in_place_is_refused_though_it_is_as_long(tmp_path: 
     os.utime(tmp_path / "a.fdm", ns=(status.st_atime_ns, status.st_mtime_ns + 1))  # clocks of file systems are coarse
     with pytest.raises(FastDMError, match=r"a\.fdm was changed after it was opened"):
         pool.gather(torch.tensor([0]))
+
+
+def test_what_a_stopped_packing_has_left_is_said_and_of_another_process_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By notes, which the command line shows with how to go on."""
+    (tmp_path / "link").symlink_to("a.fdm")
+    left = [f"what is packed so far is in {tmp_path / 'a.fdm.partial'}"]
+
+    def full(*_: Any) -> None:
+        with pytest.raises(FastDMError, match="is being written by another process") as held:
+            pack((IMAGES, LABELS), tmp_path / "link")
+        assert not hasattr(held.value, "__notes__")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(writing.Partial, "finish", full)
+    with pytest.raises(FastDMError, match="link cannot be written: No space left on device") as stopped:
+        pack((IMAGES, LABELS), tmp_path / "link")
+    assert stopped.value.__notes__ == left

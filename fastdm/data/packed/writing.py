@@ -113,9 +113,11 @@ class Partial:
     def __enter__(self) -> "Partial":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self.journal.close()
         os.close(self.file)
+        if error is not None and self.path.exists():
+            error.add_note(f"what is packed so far is in {self.path}")
 
     def fill(self, workers: int, on_error: OnError, progress: bool) -> None:
         """Decode every image into its place."""
