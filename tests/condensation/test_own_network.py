@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import fastdm
 from fastdm.errors import FastDMError
 from fastdm.networks.drawn import BuiltNetworks
-from fastdm.networks.own import build_own_frozen, can_be_drawn
+from fastdm.networks.own import build_own_frozen, can_be_drawn, layers_crc32
 from fastdm.runs.checkpoint import FILE, read_checkpoint, save_checkpoint
 
 QUICK = {"ipc": 1, "iterations": 3, "batch_real": 8, "device": "cpu", "precision": "fp32"}
@@ -189,6 +189,21 @@ def test_a_run_is_not_resumed_in_another_network_of_the_same_name(tmp_path: Path
     with pytest.raises(FastDMError, match=r"network_layers_crc32 was \d+ and is \d+\); resume with the same ones"):
         fastdm.condense("digits", network=partial(wide, 8), **options)  # type: ignore[arg-type]
     fastdm.condense("digits", network=partial(wide, 4), **options)  # type: ignore[arg-type]
+
+
+def test_layers_are_the_same_wherever_their_functions_are_in_memory() -> None:
+    class Applied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.function = lambda x: x
+
+        def extra_repr(self) -> str:
+            return repr(self.function)
+
+    first, second = Applied(), Applied()
+    assert str(first) != str(second)
+    assert layers_crc32(first) == layers_crc32(second)
+    assert layers_crc32(first) != layers_crc32(nn.Sequential(first))
 
 
 def test_a_run_of_before_layers_were_compared_is_resumed(tmp_path: Path) -> None:
