@@ -151,8 +151,6 @@ class Pool:
         """
         if self.images.device.type != "cpu":
             raise FastDMError(f"the images are on {self.images.device}: index them there")
-        if self.images.dtype != torch.uint8 or not self.images.is_contiguous():
-            raise FastDMError("the images of a pool must be uint8, one after the other in memory")
         if dtype not in (torch.uint8, torch.float32, torch.bfloat16):
             raise FastDMError(f"images cannot be gathered as {dtype}; uint8, float32 and bfloat16 are possible")
         scale, shift = ([], []) if dtype == torch.uint8 else self._scale_and_shift(mean, std)
@@ -169,6 +167,8 @@ class Pool:
             )
         if flat.numel() and not 0 <= int(flat.min()) <= int(flat.max()) < len(self):
             raise FastDMError(f"the index reaches from {flat.min()} to {flat.max()}; there are {len(self)} images")
+        if self.images.dtype != torch.uint8 or not self.images.is_contiguous():
+            raise FastDMError("the images of a pool must be uint8, one after the other in memory")
         into = out.view(-1, *shape[index.ndim :])
         if self.backing is None or self.backing.ready():
             _gather(self.images, flat, into, layout, scale, shift)
