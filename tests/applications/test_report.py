@@ -22,7 +22,7 @@ from fastdm.applications.report.command import repeating_command
 from fastdm.applications.report.figures import compared, loss_lines
 from fastdm.applications.report.page import render, write_report
 from fastdm.applications.report.published import published_accuracy
-from fastdm.applications.report.reading import RunRecord, read_log, read_run
+from fastdm.applications.report.reading import RunRecord, read_run
 from fastdm.applications.report.sheets import FRAMES, PIXELS, Layout, synthetic_frames
 from fastdm.applications.report.svg import number_text
 from fastdm.cli import app
@@ -291,17 +291,6 @@ def test_the_loss_curve_is_the_mean_of_its_bins(run: Path) -> None:
     assert line.mean[:2] == pytest.approx([0.4, 0.6])
     # Nine bins of five: 22 or 23 ones of 45.
     assert line.high[100] - line.mean[100] == pytest.approx(0.5, abs=0.001)
-
-
-def test_the_log_counts_the_seconds_of_all_sessions(tmp_path: Path) -> None:
-    log = tmp_path / "log.jsonl"
-    seconds = [1.0, 2.0, 0.5, 1.5]
-    lines = [json.dumps({"iteration": i, "loss": 2.0 * i, "seconds": s}) for i, s in enumerate(seconds)]
-    log.write_text("\n".join([*lines, '{"iteration": 4, "lo']))
-    assert read_log(log) == ([(0, 0.0), (1, 2.0), (2, 4.0), (3, 6.0)], 3.5)
-    log.write_text("\n".join(["{", *lines]))
-    with pytest.raises(FastDMError, match="line 1 of"):
-        read_log(log)
 
 
 def test_baselines_are_measured_once_and_shown(run: Path, data: Dataset) -> None:
