@@ -25,6 +25,7 @@ from fastdm.networks.own import Builder
 from fastdm.networks.trained import NetworkPool, opened_pool
 from fastdm.synthetic.initial import random_selection
 from fastdm.synthetic.synthetic_set import SyntheticSet, check_compatible
+from fastdm.system.checks import all_finite
 from fastdm.system.device import Precision, default_device, precision_context, undisturbed
 from fastdm.system.memory import within_memory
 from fastdm.system.notes import Tally
@@ -254,7 +255,7 @@ def _check_fit(train: SyntheticSet | Pool, dataset: Dataset) -> None:
     check_compatible(what, train.num_classes, train.images.shape[1:], dataset)
     if isinstance(train, SyntheticSet):
         _check_order(what, train.class_names, dataset)
-    if train.images.is_floating_point() and not train.images.isfinite().all():
+    if train.images.is_floating_point() and not all_finite(train.images):
         raise FastDMError("some pixels of the training images are not finite numbers")
 
 

@@ -15,7 +15,7 @@ from torch.nn import functional
 from fastdm.errors import FastDMError
 from fastdm.networks.architectures import build_network
 from fastdm.networks.model import Network, aligned
-from fastdm.system.checks import parse_json
+from fastdm.system.checks import all_finite, parse_json
 from fastdm.system.files import crc32, user_path, writing
 
 FORMAT = "fastdm-networks-1"
@@ -122,7 +122,7 @@ class NetworkPool:
                 expected["checksum"] = str(crc32(weights, text=text))
             if any(metadata.get(name) != value for name, value in expected.items()):
                 raise FastDMError("its checksum does not match")
-            if not weights.isfinite().all():
+            if not all_finite(weights):
                 raise FastDMError("it has weights that are not finite numbers")
             about = parse_json(text)
             about["image_shape"] = tuple(about["image_shape"])

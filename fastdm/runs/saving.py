@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fastdm.errors import FastDMError
 from fastdm.runs.checkpoint import Shard, write_index, write_shard
+from fastdm.system.checks import all_finite
 from fastdm.system.files import reason
 from fastdm.system.ranks import Ranks
 
@@ -44,7 +45,7 @@ class State:
     def spoilt(self) -> str:
         """What the first row is that holds a number that is not finite; "" if there is none."""
         for tensor in self.tensors.values():
-            if not all(end.isfinite() for end in tensor.detach().aminmax()):  # which take no memory, unlike isfinite
+            if not all_finite(tensor):
                 rows = tensor.isfinite().flatten(1).all(1)
                 return self.name(self.rows[int((~rows).nonzero()[0])])
         return ""

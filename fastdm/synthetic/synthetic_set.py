@@ -21,7 +21,7 @@ from fastdm.synthetic.partition import check_partition, expand
 from fastdm.synthetic.picture import picture
 from fastdm.synthetic.public_file import PublicFile, parse_file_name, read_public, write_idc, write_mtt, write_public
 from fastdm.synthetic.set_file import ABOUT, check_about, check_writable, is_safetensors, read_set, write_set
-from fastdm.system.checks import check_normalisation
+from fastdm.system.checks import all_finite, check_normalisation
 from fastdm.system.files import crc32, user_path, writing
 from fastdm.system.notes import Tally
 from fastdm.version import __version__
@@ -128,7 +128,7 @@ class SyntheticSet:
         }
 
     def _check_finite(self, what: str | Path) -> None:
-        if not all(end.isfinite() for end in self.images.detach().aminmax()):  # take no memory, unlike isfinite of all
+        if not all_finite(self.images):
             raise FastDMError(f"{what} holds pixels that are not finite numbers")
 
     def _about(self) -> dict[str, Any]:
